@@ -1,0 +1,44 @@
+"""The job: its models, loading with overrides, JSON Schema. Imports only pydantic and yaml."""
+
+from batchinfer.config.generation import (
+    EngineSettings,
+    ModelSettings,
+    SamplingSettings,
+    StructuredSettings,
+)
+from batchinfer.config.job import (
+    CheckpointSettings,
+    InputSettings,
+    Job,
+    LimitSettings,
+    Message,
+    OutputSettings,
+    PackingSettings,
+    PromptSettings,
+    S3Settings,
+)
+from batchinfer.config.load import LoadedJob, explain, load_job
+from batchinfer.config.schema import job_schema, job_schema_text
+from batchinfer.config.values import thaw
+
+__all__ = [
+    "CheckpointSettings",
+    "EngineSettings",
+    "InputSettings",
+    "Job",
+    "LimitSettings",
+    "LoadedJob",
+    "Message",
+    "ModelSettings",
+    "OutputSettings",
+    "PackingSettings",
+    "PromptSettings",
+    "S3Settings",
+    "SamplingSettings",
+    "StructuredSettings",
+    "explain",
+    "job_schema",
+    "job_schema_text",
+    "load_job",
+    "thaw",
+]

@@ -1,0 +1,263 @@
+"""Settings that decide what a prompt's completion is and how the engine computes it.
+
+Must not know: engines themselves (the ranges are vLLM's, its package is not imported), rows, files.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.values import (
+    FrozenMapping,
+    LocalOrHub,
+    OneOrMoreTexts,
+    PositiveOrAuto,
+    Text,
+    Texts,
+    Tuple,
+)
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+Quantization = Literal["auto", "none", "fp32", "fp16", "bf16"]
+
+_DTYPE_NAMES: dict[object, Dtype] = {
+    "float": "float32",
+    "fp32": "float32",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+_DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+_NOT_YET = ("awq", "gptq", "int8", "int4", "fp8", "fp4", "nf4", "qtip", "exl3", "gguf")
+_CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
+
+
+def _is_supported(name: object) -> object:
+    if isinstance(name, str) and name.lower() in _NOT_YET:
+        raise ValueError(
+            f"{name} is not supported by this version; auto runs a checkpoint that is already "
+            "quantized"
+        )
+    return name
+
+
+class ModelSettings(Section):
+    """Which model, and in which precision."""
+
+    path: LocalOrHub = Field(description="Model folder, or a hub name where there is network.")
+    tokenizer: LocalOrHub | None = Field(
+        default=None, description="Tokenizer folder or hub name; null means the model's."
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="Branch, tag or commit of a hub model; null means its default branch.",
+    )
+    quantization: Annotated[Quantization, BeforeValidator(_is_supported)] = Field(
+        default="auto",
+        description="auto: as the checkpoint says; none: unquantized; fp32, fp16, bf16: "
+        "unquantized in that precision.",
+    )
+    dtype: Annotated[
+        Dtype,
+        BeforeValidator(
+            lambda name: _DTYPE_NAMES.get(name, name) if isinstance(name, str) else name
+        ),
+        WithJsonSchema({"enum": ["auto", "float32", "float16", "bfloat16", *_DTYPE_NAMES]}),
+    ] = Field(
+        default="auto", description="Precision of weights and activations; auto: the model's."
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest prompt + completion in tokens; null means the model's.",
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="Number of GPUs that share the model."
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with the model. Only for models you trust.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        wanted = _DTYPE_OF_QUANTIZATION.get(self.quantization)
+        if wanted is not None and self.dtype not in ("auto", wanted):
+            raise key_error(
+                "dtype", f"{self.dtype} contradicts quantization {self.quantization}; give only one"
+            )
+        return self
+
+    @property
+    def resolved_dtype(self) -> Dtype:
+        """The dtype asked for by `dtype` or by a `quantization` that names one; else auto."""
+        return _DTYPE_OF_QUANTIZATION.get(self.quantization, self.dtype)
+
+
+class StructuredSettings(Section):
+    """What form every completion must have."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(_CONSTRAINTS))
+
+    json_schema: FrozenMapping | None = Field(
+        default=None, description="JSON Schema; the completion is a JSON document that fits it."
+    )
+    regex: Text | None = Field(
+        default=None, description="Regular expression that the whole completion matches."
+    )
+    choice: Texts | None = Field(
+        default=None, description="The completion is one of these texts.", min_length=1
+    )
+    grammar: Text | None = Field(
+        default=None, description="Context-free grammar in EBNF that derives the completion."
+    )
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, regex: str | None) -> str | None:
+        if regex is not None:
+            try:
+                re.compile(regex)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"is not a valid regular expression: {error}") from None
+        return regex
+
+    @model_validator(mode="after")
+    def _check(self) -> StructuredSettings:
+        require_exactly_one(self, _CONSTRAINTS)
+        return self
+
+
+class SamplingSettings(Section):
+    """How tokens are chosen. Ranges are vLLM's; the defaults do not depend on the model."""
+
+    max_tokens: int = Field(default=256, ge=1, description="Longest completion, in tokens.")
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, description="Randomness; 0 is greedy, else from 0.01 to 2."
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Smallest set of tokens with this probability; 1 is off.",
+    )
+    top_k: int = Field(
+        default=0, ge=-1, description="Number of likeliest tokens to choose from; 0 is off."
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Least probability relative to the likeliest token; 0 is off.",
+    )
+    presence_penalty: float = Field(
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Penalty for tokens that the completion already has; 0 is off.",
+    )
+    frequency_penalty: float = Field(
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Penalty for each earlier use in the completion; 0 is off.",
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        gt=0,
+        description="Factor against tokens in prompt and completion so far; 1 is off.",
+    )
+    stop: OneOrMoreTexts = Field(
+        default=(), description="Texts that end the completion (not included)."
+    )
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Tuple] = Field(
+        default=(), description="Token ids that end the completion, besides the model's own."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="Makes sampling repeatable: each row gets a seed derived from it; null: random",
+    )
+    n: int = Field(default=1, ge=1, le=16384, description="Number of completions for each row.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Number of likeliest tokens with logprobs at each position; 0: only the chosen "
+        "token's; null: none.",
+    )
+    prompt_logprobs: bool = Field(
+        default=False, description="Also the logprob of each prompt token."
+    )
+    ignore_eos: bool = Field(
+        default=False, description="Go on to max_tokens past the end-of-text token (benchmarks)."
+    )
+    structured: StructuredSettings | None = Field(
+        default=None, description="Constrain the form of the completion; null is free text."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplingSettings:
+        if self.n > 1 and self.is_greedy:
+            raise key_error(
+                "n", f"{self.n} samples need temperature > 0 (greedy samples would be equal)"
+            )
+        if 0 < self.temperature < 0.01:
+            raise key_error(
+                "temperature",
+                f"must be 0 or at least 0.01, got {self.temperature} (vLLM would raise it to 0.01)",
+            )
+        return self
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken: equal prompts have equal completions."""
+        return self.temperature == 0
+
+
+class EngineSettings(Section):
+    """How the engine is sized. Texts do not depend on it, beyond rounding."""
+
+    name: Literal["vllm"] = Field(default="vllm", description="Which engine.")
+    max_num_seqs: PositiveOrAuto = Field(
+        default="auto", description="Most sequences that run at once; auto: by the device."
+    )
+    max_num_batched_tokens: PositiveOrAuto = Field(
+        default="auto", description="Most tokens in one engine step; auto: by the device."
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may use."
+    )
+    options: FrozenMapping = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Other vLLM engine arguments by name, such as enforce_eager: true.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSettings:
+        own = {"model": "model.path"}
+        own |= {key: f"model.{key}" for key in ModelSettings.model_fields if key != "path"}
+        own |= {key: f"engine.{key}" for key in EngineSettings.model_fields if key != "options"}
+        for option in self.options:
+            if option in own:
+                raise key_error(f"options.{option}", f"has its own setting: use {own[option]}")
+            if option == "hf_token":
+                raise key_error("options.hf_token", "is a secret; set HF_TOKEN in the environment")
+        return self

@@ -1,0 +1,229 @@
+"""The job: every setting with its meaning, its range and its only default.
+
+Must not know: engines, what is in files, where a value came from (YAML, environment, --set).
+Invariants: a Job is immutable and complete, unknown keys do not exist, and
+`Job.model_validate(job.model_dump(mode="json")) == job`. Descriptions are editors' hover text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from batchinfer.config.generation import EngineSettings, ModelSettings, SamplingSettings
+from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.values import (
+    Endpoint,
+    FixedLocation,
+    FrozenMapping,
+    OneOrMoreLocations,
+    Slug,
+    Text,
+    Texts,
+    Tuple,
+)
+
+_PROMPT_KINDS = ("column", "template", "messages", "messages_column", "token_ids_column")
+
+
+class S3Settings(Section):
+    """How to reach an S3 store. Credentials come from the environment or a profile."""
+
+    endpoint_url: Endpoint | None = Field(
+        default=None, description="URL of an S3-compatible server; null means AWS."
+    )
+    profile: Text | None = Field(
+        default=None,
+        description="Profile name in the AWS configuration files; null means the default chain.",
+    )
+    region: Text | None = Field(
+        default=None,
+        description="Region name, such as eu-central-1; null means from the environment.",
+    )
+    anonymous: bool = Field(default=False, description="Send unsigned requests (public buckets).")
+
+    @model_validator(mode="after")
+    def _check(self) -> S3Settings:
+        if self.anonymous and self.profile is not None:
+            raise key_error(
+                "anonymous", "contradicts profile: unsigned requests use no credentials"
+            )
+        return self
+
+
+class InputSettings(Section):
+    """Which rows are read."""
+
+    path: OneOrMoreLocations = Field(
+        description="Parquet input: a glob, a folder or a list of them; local or s3://bucket/…",
+        min_length=1,
+    )
+    id_column: Text | None = Field(
+        default=None,
+        description="Column with the row's id; null means that shard and row number are the id.",
+    )
+    keep_columns: Texts = Field(
+        default=(), description="Input columns that are carried to the output."
+    )
+    filter: Text | None = Field(
+        default=None,
+        description="Row-wise polars SQL expression; only rows where it is true are computed.",
+    )
+    s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the input.")
+
+
+class Message(Section):
+    """One chat message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="Who speaks."
+    )
+    content: str = Field(description="Jinja2 template of the text; variables are input columns.")
+
+
+class PromptSettings(Section):
+    """How a row becomes a prompt."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(_PROMPT_KINDS))
+
+    column: Text | None = Field(
+        default=None, description="Column whose text is the prompt, as it is."
+    )
+    template: Text | None = Field(
+        default=None, description="Jinja2 template of a plain prompt; variables are input columns."
+    )
+    messages: Annotated[tuple[Message, ...], Tuple] | None = Field(
+        default=None, description="Chat messages; rendered with the chat template.", min_length=1
+    )
+    messages_column: Text | None = Field(
+        default=None,
+        description="Column with a list of {role, content}; rendered with the chat template.",
+    )
+    token_ids_column: Text | None = Field(
+        default=None, description="Column with a list of token ids; used as they are."
+    )
+    on_too_long: Literal["error", "truncate_left", "truncate_right"] = Field(
+        default="error",
+        description="When prompt + max_tokens exceed max_model_len: an error in the row's result, "
+        "or cut the start (left) or the end (right) of the row's text.",
+    )
+    chat_template: Text | None = Field(
+        default=None, description="Jinja2 text of a chat template; null means the tokenizer's own."
+    )
+    chat_template_kwargs: FrozenMapping = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Extra variables of the chat template, such as enable_thinking.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PromptSettings:
+        require_exactly_one(self, _PROMPT_KINDS)
+        if self.messages is None and self.messages_column is None:
+            for key in ("chat_template", "chat_template_kwargs"):
+                if getattr(self, key):
+                    raise key_error(key, "only applies to messages and messages_column")
+        return self
+
+
+class PackingSettings(Section):
+    """In which order and portions rows reach the engine. No setting changes what is computed."""
+
+    order: Literal["length", "input"] = Field(
+        default="length",
+        description="length: longest expected work of a chunk first; input: as in the file.",
+    )
+    window_rows: int = Field(
+        default=16384, ge=1, description="Rows of a window; fixed for the life of an output."
+    )
+    buffer_tokens: int = Field(
+        default=16_000_000,
+        ge=1,
+        description="Most prompt tokens that are tokenized and sorted together.",
+    )
+    batch_rows: int = Field(default=256, ge=1, description="Rows that are admitted together.")
+    deduplicate: bool = Field(
+        default=True,
+        description="Compute identical prompts of a chunk once (only under greedy decoding).",
+    )
+
+
+class CheckpointSettings(Section):
+    """When finished rows become durable: whichever comes first."""
+
+    every_rows: int = Field(default=512, ge=1, description="Write when so many finished rows wait.")
+    every_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="Write when the oldest finished row has waited so many seconds.",
+    )
+
+
+class OutputSettings(Section):
+    """Where results go."""
+
+    path: FixedLocation = Field(
+        description="Folder of the results; local or s3://bucket/…; one job for each folder."
+    )
+    s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the output.")
+    single_writer: bool = Field(
+        default=False,
+        description="For a store without conditional create: I promise that only one run at a time "
+        "works on this output.",
+    )
+
+
+class LimitSettings(Section):
+    """When a run gives up or stops."""
+
+    max_failed_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Fraction of failed rows (0 to 1) above which the exit code is 3.",
+    )
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="Stop cleanly after so many seconds, to be continued; null is never.",
+    )
+
+
+class Job(Section):
+    """A batch inference job."""
+
+    version: Literal[1] = Field(description="Version of this file format: 1.")
+    name: Slug = Field(
+        description="Short name of the job: letters, digits, dots, dashes, underscores."
+    )
+    input: InputSettings = Field(description="Which rows are read.")
+    prompt: PromptSettings = Field(description="How a row becomes a prompt.")
+    model: ModelSettings = Field(description="Which model, and in which precision.")
+    sampling: SamplingSettings = Field(
+        default_factory=SamplingSettings, description="How tokens are chosen."
+    )
+    packing: PackingSettings = Field(
+        default_factory=PackingSettings, description="In which order rows reach the engine."
+    )
+    checkpoint: CheckpointSettings = Field(
+        default_factory=CheckpointSettings, description="When finished rows become durable."
+    )
+    engine: EngineSettings = Field(
+        default_factory=EngineSettings, description="How the engine is sized."
+    )
+    output: OutputSettings = Field(description="Where results go.")
+    limits: LimitSettings = Field(
+        default_factory=LimitSettings, description="When a run gives up or stops."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Job:
+        max_model_len = self.model.max_model_len
+        if max_model_len is not None and self.sampling.max_tokens >= max_model_len:
+            raise key_error(
+                "sampling.max_tokens",
+                f"{self.sampling.max_tokens} leaves no room for a prompt in model.max_model_len "
+                f"{max_model_len}",
+            )
+        return self

@@ -1,0 +1,237 @@
+"""YAML + environment + --set -> Job, and where each value came from.
+
+Precedence: --set a.b=value > environment BATCHINFER__A__B > YAML > defaults. Must not know:
+engines, what is in data files. Invariants: nothing unknown is ignored, and one ConfigError names
+every problem found, one a line, each with its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from batchinfer.config.job import Job
+from batchinfer.config.problems import nearest_keys, settings, submodel, translate, unknown_key
+from batchinfer.config.values import shown
+from batchinfer.config.yaml12 import Document, load_yaml
+from batchinfer.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "BATCHINFER__"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """A job and each setting's origin: "jobs/x.yaml:7", "--set", a variable's name or "default"."""
+
+    job: Job
+    origins: Mapping[str, str]  # dotted key -> origin
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Override:
+    key: tuple[str, ...]
+    text: str
+    origin: str  # "--set" or the variable's name
+
+    @property
+    def value(self) -> Any:
+        try:
+            return json.loads(self.text)
+        except ValueError:
+            return self.text
+
+    def spell(self, key: str, depth: int) -> str:
+        """`key`, meant by the part at `depth`, as the user writes it, with the parts after it."""
+        whole = ".".join([key, *self.key[depth + 1 :]])
+        key = whole if whole in settings() else key
+        return key if self.origin == "--set" else _variable(key)
+
+
+def load_job(
+    path: str | os.PathLike[str],
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> LoadedJob:
+    """Load the job file at `path` with its overrides. `environ` None: this process's environment.
+
+    Raises ConfigError naming every problem.
+    """
+    name = os.fspath(path)
+    document = _read(name)
+    problems = list(document.problems)
+    origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
+    overrides = [*_from_environment(os.environ if environ is None else environ, problems)]
+    overrides += _from_sets(sets, problems)
+    data: dict[str, Any] = document.data
+    applied = [override for override in overrides if _apply(data, override, origins, problems)]
+    try:
+        job = _validate(data, applied)
+    except ValidationError as error:
+        problems += (_placed(key, sentence, origins, name) for key, sentence in translate(error))
+        raise ConfigError("\n".join(problems)) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    leaves = {key: origins.get(key, "default") for key, _ in _leaves(job)}
+    return LoadedJob(job, MappingProxyType(leaves), name)
+
+
+def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
+    """(dotted key, value as one line of JSON, origin) for every setting, in the models' order."""
+    return [
+        (key, json.dumps(value, ensure_ascii=False), loaded.origins[key])
+        for key, value in _leaves(loaded.job)
+    ]
+
+
+def _read(name: str) -> Document:
+    try:
+        text = Path(name).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: there is no such job file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read the job file: {error.strerror}") from None
+    document = load_yaml(text, name)
+    if document.data is None and not document.problems:
+        raise ConfigError(f"{name}: the job file is empty")
+    if not isinstance(document.data, dict):
+        problem = f"{name}: must be a mapping (keys with values) at the top"
+        raise ConfigError("\n".join([*document.problems, problem]))
+    return document
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Override]:
+    for variable in sorted(environ):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            key = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
+            override = _Override(key, environ[variable], variable)
+            if _is_known(override, problems):
+                yield override
+
+
+def _from_sets(sets: Iterable[str], problems: list[str]) -> Iterator[_Override]:
+    for assignment in sets:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            problems.append(f"--set {shown(assignment)}: must look like section.key=value")
+            continue
+        override = _Override(tuple(key.strip().split(".")), text, "--set")
+        if _is_known(override, problems):
+            yield override
+
+
+def _is_known(override: _Override, problems: list[str]) -> bool:
+    """Whether the key exists in the models; below a free mapping (engine.options) any key does."""
+    model: type[BaseModel] = Job
+    for depth, part in enumerate(override.key):
+        field = model.model_fields.get(part)
+        if field is None:
+            near = nearest_keys(model, ".".join(override.key[:depth]), part)
+            sentence = unknown_key(model, [override.spell(key, depth) for key in near])
+            key = ".".join(override.key)
+            place = f"--set {key}" if override.origin == "--set" else override.origin
+            problems.append(f"{place}: {sentence}")
+            return False
+        inner = submodel(field.annotation)
+        if inner is None:
+            return True
+        model = inner
+    return True
+
+
+def _apply(
+    data: dict[str, Any], override: _Override, origins: dict[str, str], problems: list[str]
+) -> bool:
+    """Put the value in its place; whatever was at or below that key is gone, with its origins."""
+    section = data
+    for depth, part in enumerate(override.key[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+        if not isinstance(section[part], dict):
+            parent = ".".join(override.key[:depth])
+            problems.append(
+                f"{override.origin}: {'.'.join(override.key)}: {parent} is no mapping; set it as a "
+                "whole (JSON is understood)"
+            )
+            return False
+        section = section[part]
+    section[override.key[-1]] = override.value
+    key = ".".join(override.key)
+    for below in [known for known in origins if known.startswith(f"{key}.")]:
+        del origins[below]
+    origins.update({written: override.origin for written in _keys(override.value, key)})
+    return True
+
+
+def _keys(value: Any, key: str) -> Iterator[str]:
+    """`key` and the keys of the mappings below it."""
+    yield key
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _keys(below, f"{key}.{name}")
+
+
+def _validate(data: dict[str, Any], overrides: Sequence[_Override]) -> Job:
+    """Build the job. A number in an override is text where text is wanted (a revision)."""
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        text_wanted = {
+            tuple(map(str, details["loc"]))
+            for details in error.errors(include_url=False)
+            if details["type"] in ("string_type", "tuple_type")
+        }
+        mistaken = [
+            override
+            for override in overrides
+            if override.key in text_wanted and isinstance(override.value, int | float)
+        ]
+        if not mistaken:
+            raise
+    for override in mistaken:
+        section = data
+        for part in override.key[:-1]:
+            section = section[part]
+        section[override.key[-1]] = override.text
+    return Job.model_validate(data)
+
+
+def _placed(key: str, sentence: str, origins: Mapping[str, str], name: str) -> str:
+    """The problem with the place where `key`, else the nearest section around it, was written."""
+    parent, _, last = key.rpartition(".")
+    if last.isdigit() and key not in origins:
+        key = parent  # one text where a list may stand: the user wrote no index
+    written = key
+    while written and written not in origins:
+        written = written.rpartition(".")[0]
+    origin = origins[written] if written else name
+    return f"{origin}: {key}: {sentence}" if key else f"{origin}: {sentence}"
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+
+
+def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
+    """Every setting with its plain value; a free mapping is split into its keys, a list is not."""
+
+    def walk(
+        model: type[BaseModel] | None, values: Mapping[str, Any], prefix: str
+    ) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if model is not None and isinstance(value, dict) and value:
+                inner = submodel(model.model_fields[name].annotation)
+                yield from walk(inner, value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    return walk(Job, job.model_dump(mode="json"), "")

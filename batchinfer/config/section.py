@@ -1,0 +1,36 @@
+"""What every section of a job file shares: strictness, and errors that know their key.
+
+Must not know: any setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """What all parts of a job share: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def key_error(key: str, sentence: str) -> PydanticCustomError:
+    """The error a section's validator raises about its own `key`, so that its line is reported."""
+    return PydanticCustomError("key_error", "{key}: {sentence}", {"key": key, "sentence": sentence})
+
+
+def exactly_one(keys: Iterable[str]) -> JsonDict:
+    """The same rule for the JSON Schema."""
+    return {"oneOf": [{"required": [key]} for key in keys]}
+
+
+def require_exactly_one(section: Section, keys: tuple[str, ...]) -> None:
+    """Raise ValueError unless one of `keys` is given (is not None)."""
+    given = [key for key in keys if getattr(section, key) is not None]
+    if len(given) != 1:
+        names = f"{', '.join(keys[:-1])} or {keys[-1]}"
+        raise ValueError(f"needs exactly one of {names}, got {' and '.join(given) or 'none'}")

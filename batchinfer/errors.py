@@ -1,0 +1,110 @@
+"""The error tree. Each class carries its exit code and whether a scheduler should try again.
+
+    BatchInferError
+    ├── ConfigError        2   the job file, an argument, the model or the machine cannot do this
+    │   └── InputError     2   the input is not what the job says (missing, torn, changed, wrong schema)
+    ├── TooManyFailedRows  3   the output is complete, but too many of its rows are errors
+    ├── RepeatedDeath      1   two starts in a row died on the same rows without one durable row
+    ├── TransientError    75   try again later: store down, disk full, lease held, engine process died
+    │   ├── LeaseHeld     75
+    │   └── EngineDied    75
+    ├── Stopped      130/143/75   asked to stop; everything finished is durable
+    └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
+
+Anything else that reaches the CLI is a bug and exits 1. Must not know: anything else of the package.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BatchInferError(Exception):
+    """Base of every error the program raises on purpose. The message names what, where and what to do."""
+
+    exit_code: ClassVar[int] = 1
+    is_retryable: ClassVar[bool] = False
+
+
+class ConfigError(BatchInferError):
+    """The job, an argument, the model folder or this machine cannot do what was asked."""
+
+    exit_code = 2
+
+
+class InputError(ConfigError):
+    """The input is missing, unreadable, changed since the first run, or has another schema."""
+
+
+class TooManyFailedRows(BatchInferError):
+    """The output is complete, but more rows failed than `limits.max_failed_fraction` allows."""
+
+    exit_code = 3
+
+
+class RepeatedDeath(BatchInferError):
+    """Two starts in a row died without one new durable row; the message names what was in flight."""
+
+    exit_code = 1
+
+
+class TransientError(BatchInferError):
+    """Outside circumstances: storage down past the retries, disk full. The same start may work later."""
+
+    exit_code = 75
+    is_retryable = True
+
+
+class LeaseHeld(TransientError):
+    """Another live run works on this output."""
+
+
+class EngineDied(TransientError):
+    """The engine or one of its processes died; finished rows are kept."""
+
+
+class Stopped(BatchInferError):
+    """A signal or `limits.max_seconds` ended the run; finished rows are durable.
+
+    `code` is 130 (SIGINT), 143 (SIGTERM, SIGUSR1) or 75 (max_seconds).
+    """
+
+    is_retryable = True
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RowError(Exception):
+    """One row cannot be computed. Becomes output (`error_type`, `error_message`), never an exit.
+
+    `kind` is one of ROW_ERROR_KINDS.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        assert kind in ROW_ERROR_KINDS, kind
+        self.kind = kind
+        self.message = message
+
+
+#: Every value `error_type` can have in an output file, with what it means (docs and schemas use it).
+ROW_ERROR_KINDS: dict[str, str] = {
+    "missing_value": "a column the prompt needs is null in this row",
+    "invalid_prompt": "the value is not a prompt: wrong type, bad message structure, token id outside the vocabulary",
+    "template_error": "the template failed on this row's values",
+    "empty_prompt": "the prompt has no tokens",
+    "prompt_too_long": "prompt tokens + max_tokens exceed max_model_len",
+    "engine_rejected": "the engine refused the request",
+    "engine_error": "the engine ended the request without a result",
+}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The process exit code for `error`: the class's own, 1 for anything unforeseen."""
+    if isinstance(error, Stopped):
+        return error.code
+    if isinstance(error, BatchInferError):
+        return error.exit_code
+    return 1
