@@ -1,0 +1,146 @@
+"""What an engine is to the rest of the program: requests in, completions out, a step at a time.
+
+Must not know: files, checkpoints, shards. A request's `key` is the caller's and means nothing here.
+Token data is flat numpy arrays; no Python object for a token survives a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation. `key` is unique among the requests in flight."""
+
+    key: int
+    token_ids: Int32Array  # [num_prompt_tokens]
+    seed: int | None = None  # None: the engine's own random state (or greedy)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds, from the engine's monotonic clock; None where the engine did not say."""
+
+    queued_s: float | None = None  # added -> first scheduled
+    prefill_s: float | None = None  # first scheduled -> first token
+    decode_s: float | None = None  # first token -> last token
+    total_s: float | None = None  # added -> last token
+
+
+@dataclass(slots=True)
+class Completion:
+    """What came of one request. Either a result (`error_type` None) or an error without tokens.
+
+    `text` is None unless the engine had to detokenize (stop strings); the sink detokenizes in bulk.
+    `num_text_tokens` is how many of `token_ids` belong to the text (a stop token at the end does
+    not).
+    Top lists are flat: the k entries of position i are at [top_offsets[i], top_offsets[i + 1]).
+    `finish_reason`: "stop" or "length". `stop_reason`: None for EOS and length, else the stop
+    string or the stop token's id in decimal.
+    """
+
+    key: int
+    # [num_completion_tokens]
+    token_ids: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
+    num_text_tokens: int = 0
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: str | None = None
+    num_cached_tokens: int = 0
+    token_logprobs: Float32Array | None = None  # [num_completion_tokens], natural log
+    top_offsets: Int32Array | None = None  # [num_completion_tokens + 1]
+    top_token_ids: Int32Array | None = None  # [top_offsets[-1]]
+    top_logprobs: Float32Array | None = None  # [top_offsets[-1]]
+    prompt_token_logprobs: Float32Array | None = None  # [num_prompt_tokens], NaN for the first
+    timing: Timing = field(default_factory=Timing)
+    error_type: str | None = None  # a key of errors.ROW_ERROR_KINDS
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What really runs, for the log, the footer and `runs/NNNN.json`."""
+
+    name: str  # "vllm"
+    version: str
+    device: str  # "cpu", "NVIDIA H200"
+    dtype: str
+    quantization: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_tokens: int | None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A running engine. Not thread-safe: one thread calls it.
+
+    Errors: `add` raises RowError for a request this engine refuses (the engine stays usable);
+    `step` raises EngineDied if the engine or one of its processes is gone.
+    """
+
+    facts: EngineFacts
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises RowError if the engine refuses it."""
+
+    def step(self) -> list[Completion]:
+        """Run one step and return what finished in it, in any order."""
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests added and not yet returned by `step`."""
+
+    def close(self) -> None:
+        """Free the device and end the engine's processes. Idempotent; never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How every request of a job is sampled. Defaults are neutral values, not a job's defaults."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None  # 0: the sampled token's; k: and those of the k likeliest tokens
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+    # ("json_schema" | "regex" | "choice" | "grammar", its value)
+    structured: tuple[str, Any] | None = None
+    uses_seeds: bool = False  # whether requests carry a seed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is built from. `None` sizes are chosen for the hardware."""
+
+    model_path: str
+    tokenizer_path: str
+    dtype: str
+    max_model_len: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    sampling: SamplingSettings
+    tensor_parallel_size: int = 1
+    trust_remote_code: bool = False
+    quantization: str | None = None  # the engine's own name for it; None: as the checkpoint says
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float = 0.9
+    options: dict[str, Any] = field(default_factory=dict)  # engine arguments by the engine's names

@@ -1,0 +1,35 @@
+"""`open_store(url)` gives a local folder or a bucket prefix behind one contract, `base.Store`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from batchinfer.storage.base import FileInfo, Store
+from batchinfer.storage.local import LocalStore
+from batchinfer.storage.retry import RetryPolicy
+from batchinfer.storage.s3 import S3Store
+from batchinfer.storage.s3_client import S3Client, S3Options
+from batchinfer.storage.urls import check_url, is_s3, join_url, split_url
+
+__all__ = ["FileInfo", "S3Options", "Store", "is_s3", "join_url", "open_store", "split_url"]
+
+
+def _never() -> bool:
+    return False
+
+
+def open_store(
+    url: str,
+    *,
+    s3: S3Options | None = None,
+    should_stop: Callable[[], bool] = _never,
+    retry_s: float = 120.0,
+) -> Store:
+    """The store at `url`. No request is made yet; a root that is not there is an empty one.
+
+    A failing request is tried again for `retry_s`; once `should_stop` is true it is not waited for.
+    """
+    check_url(url)
+    if not is_s3(url):
+        return LocalStore(url)
+    return S3Store(url, S3Client(s3 or S3Options(), RetryPolicy(should_stop, retry_s)))

@@ -1,0 +1,49 @@
+"""Advisory locks on local files. The kernel frees them when the process dies, however it dies.
+
+Must not know: what is locked. The file is never replaced (a lock belongs to an inode), only rewritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from batchinfer.errors import ConfigError
+
+
+class FileLock:
+    """A `flock` on `path`, which is created with its folders. Closed on exec, so children do not hold it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock without waiting; False if somebody else holds it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot create the lock file {self.path}: {error.strerror}. "
+                "Make the output folder writable or choose another output.path"
+            ) from error
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def write(self, content: bytes) -> None:
+        """Say who holds the lock. Only while holding it exclusively."""
+        assert self._fd is not None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, content, 0)
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

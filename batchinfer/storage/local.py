@@ -1,0 +1,257 @@
+"""A folder as a Store: temporary file, fsync, rename, fsync of the folder.
+
+Must not know: Parquet, rows, S3. Invariant: a key's file is complete from the moment it is visible,
+and stays after a power cut once `publish`, `put` or `create` has returned.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import BinaryIO
+
+from batchinfer.errors import InputError
+from batchinfer.storage.base import FileInfo
+from batchinfer.storage.local_errors import CheckedFile, os_errors
+from batchinfer.storage.urls import join_url
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_WRITE_BUFFER_BYTES = 1024 * 1024
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # some FUSE and CIFS mounts
+
+# For annotations inside the class, where `list` is the method.
+Found = tuple[str, "os.DirEntry[str]"]
+
+
+class LocalStore:
+    """Keys are paths below the root. Links on the way to it and inside keys are followed."""
+
+    is_local = True
+
+    def __init__(self, root: str) -> None:
+        path = Path(root).expanduser().absolute()
+        # `link/..` is the parent of the link's target: only resolving gives the folder meant.
+        self._root = path.resolve() if ".." in path.parts else path
+        self.url = str(self._root)
+
+    def url_of(self, key: str) -> str:
+        return join_url(self.url, key)
+
+    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
+        for key, entry in self._walk(prefix, recursive=recursive):
+            if _TEMPORARY.fullmatch(entry.name):
+                continue
+            with os_errors("read", entry.path):
+                try:
+                    found = entry.stat()
+                except FileNotFoundError:
+                    if entry.is_symlink():
+                        raise InputError(f"{entry.path} is a link to nothing") from None
+                    continue  # deleted or renamed since the folder was read
+            if stat.S_ISREG(found.st_mode):
+                yield _file_info(key, found)
+
+    def stat(self, key: str) -> FileInfo | None:
+        path = self._path(key)
+        with os_errors("read", path):
+            try:
+                found = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return _file_info(key, found) if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, key: str) -> bytes:
+        with self.open(key) as file:
+            return file.read()
+
+    def open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        with os_errors("read", path):
+            try:
+                return BufferedReader(CheckedFile(path, "rb"))
+            except (NotADirectoryError, IsADirectoryError) as error:
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from error
+
+    def put(self, key: str, content: bytes) -> None:
+        def write(file: BinaryIO) -> None:
+            file.write(content)
+
+        self.publish(key, write)
+
+    def create(self, key: str, content: bytes) -> bool:
+        path = self._path(key)
+        with _temporary(path) as temporary:
+            with _new_file(temporary) as file:
+                file.write(content)
+                _fsync(file)
+            with os_errors("write", path):
+                try:
+                    os.link(temporary, path)
+                    is_ours = True
+                except FileExistsError:
+                    is_ours = self._holds(key, content)
+                except OSError as error:
+                    if error.errno not in _NO_HARD_LINKS:
+                        raise
+                    is_ours = self._create_without_links(key, content)
+            _fsync_folder(path.parent)
+        return is_ours
+
+    def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
+        path = self._path(key)
+        with _temporary(path) as temporary:
+            with _new_file(temporary) as file:
+                write(file)
+                _fsync(file)
+            with os_errors("write", path):
+                temporary.replace(path)
+            _fsync_folder(path.parent)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        folders = set()
+        for key in keys:
+            path = self._path(key)
+            with os_errors("delete", path):
+                try:
+                    path.unlink()
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+            folders.add(path.parent)
+        for folder in folders:
+            _fsync_folder(folder)
+
+    def sweep(self, owns: Callable[[str], bool]) -> int:
+        num_removed = 0
+        for key, entry in self._walk("", recursive=True):
+            temporary = _TEMPORARY.fullmatch(entry.name)
+            if temporary and owns(key.removesuffix(entry.name) + temporary["name"]):
+                with os_errors("delete", entry.path):
+                    Path(entry.path).unlink(missing_ok=True)
+                num_removed += 1
+        return num_removed
+
+    def supports_create(self, key: str) -> bool:
+        self.create(key, secrets.token_bytes(16))
+        is_refused = not self.create(key, secrets.token_bytes(16))
+        self.delete([key])
+        return is_refused
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _path(self, key: str) -> Path:
+        assert key and not key.startswith("/") and ".." not in key.split("/"), key
+        return self._root / key
+
+    def _walk(self, prefix: str, *, recursive: bool) -> Iterator[Found]:
+        """Every file whose key starts with `prefix`, temporary ones too, in key order."""
+        folder_key, _, name_prefix = prefix.rpartition("/")
+        key_prefix = f"{folder_key}/" if folder_key else ""
+        folder = self._root / folder_key
+        return _walk_folder(folder, key_prefix, name_prefix, recursive, frozenset())
+
+    def _holds(self, key: str, content: bytes) -> bool:
+        try:
+            return self.read(key) == content
+        except FileNotFoundError:  # taken and deleted again: in any case not ours
+            return False
+
+    def _create_without_links(self, key: str, content: bytes) -> bool:
+        """One winner too, but a reader may see the file half written, and a crash leaves it so."""
+        try:
+            file = _new_file(self._path(key))
+        except FileExistsError:
+            return self._holds(key, content)
+        with file:
+            file.write(content)
+            _fsync(file)
+        return True
+
+
+def _file_info(key: str, found: os.stat_result) -> FileInfo:
+    return FileInfo(key, found.st_size, str(found.st_mtime_ns))
+
+
+def _walk_folder(
+    folder: Path,
+    key_prefix: str,
+    name_prefix: str,
+    recursive: bool,
+    ancestors: frozenset[tuple[int, int]],
+) -> Iterator[Found]:
+    """In the order of whole keys: a folder sorts as `name/`, so `a-b/x` precedes `a/x`."""
+    with os_errors("read", folder):
+        try:
+            found = folder.stat()
+            with os.scandir(folder) as scan:
+                entries = [(f"{e.name}/" if e.is_dir() else e.name, e) for e in scan]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    this = (found.st_dev, found.st_ino)
+    if this in ancestors:  # a link back up the tree
+        return
+    for name, entry in sorted(entries, key=lambda named: named[0]):
+        if not name.startswith(name_prefix):
+            continue
+        if not name.endswith("/"):
+            yield key_prefix + name, entry
+        elif recursive:
+            below = Path(entry.path)
+            yield from _walk_folder(below, key_prefix + name, "", True, ancestors | {this})
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A fresh name beside `path`, in a folder that exists; what is left there goes at the end."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with os_errors("write", path):
+        _make_folder(path.parent)
+    try:
+        yield temporary
+    finally:
+        with suppress(OSError):  # after a rename there is none; else the real error is on its way
+            temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    """Create missing folders from the top, each durable before the next."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
+    _fsync_folder(folder.parent)
+
+
+def _new_file(path: Path) -> BufferedWriter:
+    with os_errors("write", path):
+        return BufferedWriter(CheckedFile(path, "xb"), _WRITE_BUFFER_BYTES)
+
+
+def _fsync(file: BufferedWriter) -> None:
+    file.flush()
+    with os_errors("write", file.name):
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(folder: Path) -> None:
+    with os_errors("write", folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER_FSYNC:
+                raise
+        finally:
+            os.close(descriptor)

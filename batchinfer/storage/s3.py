@@ -1,0 +1,221 @@
+"""A bucket prefix as a Store.
+
+Must not know: Parquet, rows, local paths, how a request is sent. Of S3's conditions only
+`If-None-Match: *` on a single PUT is relied on: Ceph RGW ignores it on a multipart complete, and
+compares If-Match with other quotes than those it returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO, cast
+
+from batchinfer.errors import ConfigError, TransientError
+from batchinfer.storage.base import FileInfo
+from batchinfer.storage.retry import RetryableFailure
+from batchinfer.storage.s3_client import S3Client
+from batchinfer.storage.s3_errors import RETRYABLE_CODES, S3Refusal
+from batchinfer.storage.s3_files import RangeReader
+from batchinfer.storage.s3_upload import upload
+from batchinfer.storage.urls import S3_SCHEME, join_url
+
+logger = logging.getLogger(__name__)
+
+DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
+
+
+class S3Store:
+    """Keys are object names below `s3://bucket/prefix/`."""
+
+    is_local = False
+
+    def __init__(self, url: str, client: S3Client) -> None:
+        self.url = url.rstrip("/")
+        self._bucket, _, prefix = self.url.removeprefix(S3_SCHEME).partition("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = client
+
+    def url_of(self, key: str) -> str:
+        return join_url(self.url, key)
+
+    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
+        arguments = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if not recursive:
+            arguments["Delimiter"] = "/"
+        while True:
+            page = self._client.call("list_objects_v2", "list", self.url_of(prefix), **arguments)
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):  # a folder marker that some consoles leave
+                    yield self._file_info(entry["Key"], entry["Size"], entry["ETag"])
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def stat(self, key: str) -> FileInfo | None:
+        try:
+            found = self._client.call("head_object", "read", self.url_of(key), **self._at(key))
+        except FileNotFoundError:
+            return None
+        return self._file_info(self._prefix + key, found["ContentLength"], found["ETag"])
+
+    def read(self, key: str) -> bytes:
+        found = self._client.call("get_object", "read", self.url_of(key), **self._at(key))
+        return bytes(found["Body"])
+
+    def open(self, key: str) -> BinaryIO:
+        url = self.url_of(key)
+        opened = self.stat(key)
+        if opened is None:
+            raise FileNotFoundError(f"{url} is not there")
+
+        def fetch(start: int, stop: int) -> bytes:
+            byte_range = f"bytes={start}-{stop - 1}"
+            found = self._client.call("get_object", "read", url, Range=byte_range, **self._at(key))
+            # Compared here and not by If-Match, which Ceph RGW refuses for the ETag that it sent.
+            if _unquoted(found["ETag"]) != opened.version:
+                raise TransientError(f"{url} was replaced while it was read. Start again")
+            return bytes(found["Body"])
+
+        return cast(BinaryIO, RangeReader(opened.size_bytes, fetch))
+
+    def put(self, key: str, content: bytes) -> None:
+        url = self.url_of(key)
+        self._client.call("put_object", "write", url, Body=content, **self._at(key))
+
+    def create(self, key: str, content: bytes) -> bool:
+        is_ours = self._create(key, content)
+        if is_ours is None:
+            raise ConfigError(
+                f"cannot create {self.url_of(key)}: this store does not know `If-None-Match: *`. "
+                "See to it that one run at a time works on this output, and set "
+                "output.single_writer: true"
+            )
+        return is_ours
+
+    def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
+        upload(self._client, self.url_of(key), self._at(key), write)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        names = [self._at(key)["Key"] for key in keys]
+        for start in range(0, len(names), DELETE_BATCH):
+            self._delete_batch(names[start : start + DELETE_BATCH])
+
+    def sweep(self, owns: Callable[[str], bool]) -> int:
+        num_aborted = 0
+        try:
+            for name, upload_id in self._unfinished_uploads():
+                key = name.removeprefix(self._prefix)
+                if owns(key):
+                    self._abort(key, upload_id)
+                    num_aborted += 1
+        except ConfigError as error:
+            # Listing and aborting is often not granted, and leftovers only cost their storage.
+            logger.warning("incomplete uploads are left as they are: %s", error)
+        return num_aborted
+
+    def supports_create(self, key: str) -> bool:
+        self._create(key, secrets.token_bytes(16))
+        is_refused = self._create(key, secrets.token_bytes(16)) is False
+        self.delete([key])
+        return is_refused
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _at(self, key: str) -> dict[str, str]:
+        assert key and not key.startswith("/"), key
+        return {"Bucket": self._bucket, "Key": self._prefix + key}
+
+    def _file_info(self, name: str, size_bytes: int, etag: str) -> FileInfo:
+        return FileInfo(name.removeprefix(self._prefix), size_bytes, _unquoted(etag))
+
+    def _create(self, key: str, content: bytes) -> bool | None:
+        """None: the store cannot create-if-absent."""
+        url = self.url_of(key)
+
+        def attempt() -> bool | None:
+            try:
+                self._client.once(
+                    "put_object", "create", url, Body=content, IfNoneMatch="*", **self._at(key)
+                )
+            except S3Refusal as refusal:
+                if refusal.is_not_implemented:
+                    return None
+                if refusal.status != 412:
+                    raise
+            else:
+                return True
+            try:
+                found = self._client.once("get_object", "read", url, **self._at(key))
+            except S3Refusal as refusal:
+                if refusal.status != 404:
+                    raise
+                return False  # taken and deleted again: in any case not ours
+            return bool(found["Body"] == content)
+
+        return self._client.retried(attempt, "create", url)
+
+    def _delete_batch(self, names: Sequence[str]) -> None:
+        """One answer speaks for many keys: what failed for a passing reason is asked for again."""
+        pending = names
+
+        def attempt() -> None:
+            nonlocal pending
+            objects = [{"Key": name} for name in pending]
+            answer = self._client.once(
+                "delete_objects",
+                "delete below",
+                self.url,
+                Bucket=self._bucket,
+                Delete={"Objects": objects, "Quiet": True},
+            )
+            failed = [error for error in answer.get("Errors", ()) if error["Code"] != "NoSuchKey"]
+            if not failed:
+                return
+            first = failed[0]
+            reason = f"{len(failed)} keys, first {first['Key']}: {first.get('Message', '')}"
+            if any(error["Code"] not in RETRYABLE_CODES for error in failed):
+                status = 403 if first["Code"] == "AccessDenied" else 400
+                raise S3Refusal(status, first["Code"], reason)
+            pending = [error["Key"] for error in failed]
+            raise RetryableFailure(f"{first['Code']} for {reason}")
+
+        self._client.retried(attempt, "delete below", self.url)
+
+    def _unfinished_uploads(self) -> Iterator[tuple[str, str]]:
+        """(object name, upload id) of each upload below the prefix that was begun and not ended."""
+        arguments = {"Bucket": self._bucket, "Prefix": self._prefix}
+        while True:
+            page = self._client.call(
+                "list_multipart_uploads", "list the uploads of", self.url, **arguments
+            )
+            for begun in page.get("Uploads", ()):
+                yield begun["Key"], begun["UploadId"]
+            if not page.get("IsTruncated"):
+                return
+            arguments["KeyMarker"] = page["NextKeyMarker"]
+            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
+
+    def _abort(self, key: str, upload_id: str) -> None:
+        def attempt() -> None:
+            try:
+                self._client.once(
+                    "abort_multipart_upload",
+                    "abort the upload of",
+                    self.url_of(key),
+                    UploadId=upload_id,
+                    **self._at(key),
+                )
+            except S3Refusal as refusal:
+                if (
+                    refusal.code != "NoSuchUpload"
+                ):  # ended meanwhile, or an abort whose reply was lost
+                    raise
+
+        self._client.retried(attempt, "abort the upload of", self.url_of(key))
+
+
+def _unquoted(etag: str) -> str:
+    return etag.strip('"')

@@ -1,0 +1,395 @@
+"""What an S3 store does when requests are lost, refused, slow or cut short."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchinfer.errors import ConfigError, TransientError
+from batchinfer.storage import S3Options, Store, open_store, retry
+from batchinfer.storage.s3_files import FIRST_READ_BYTES, MAX_READ_AHEAD_BYTES, part_bytes
+from tests.support.fault_proxy import Action, FaultProxy, Rule, fault_proxy
+from tests.support.s3_server import S3Server, s3_server
+
+pytestmark = pytest.mark.s3
+
+MIB = 1024 * 1024
+
+BOUNDED_PUBLISHER = """
+import resource, sys
+from batchinfer.storage import open_store
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def write(file):
+    for _ in range(96):
+        file.write(bytes(1024 * 1024))
+
+store = open_store(sys.argv[1])
+store.put("warm", bytes(1024 * 1024))
+before = peak_bytes()
+store.publish("shard.parquet", write)
+print(peak_bytes() - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared_proxy(server: S3Server) -> Iterator[FaultProxy]:
+    with fault_proxy(server.url) as started:
+        yield started
+
+
+@pytest.fixture
+def proxy(
+    server: S3Server, shared_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> FaultProxy:
+    """A proxy without rules, which is what the AWS environment leads to."""
+    for name, value in server.environment(shared_proxy.url).items():
+        monkeypatch.setenv(name, value)
+    shared_proxy.reset()
+    return shared_proxy
+
+
+@pytest.fixture
+def store(server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+    opened = open_store(f"s3://{server.create_bucket()}/prefix", retry_s=5)
+    yield opened
+    opened.close()
+
+
+def write_20_mib(file: BinaryIO) -> None:
+    for _ in range(20):
+        file.write(bytes(MIB))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Rule("lose_reply"),
+        Rule("refuse"),
+        Rule("status", status=503, code="SlowDown"),
+        Rule("status", status=500, code="InternalError"),
+        Rule("status", status=429, code="TooManyRequests"),
+    ],
+    ids=lambda rule: f"{rule.action} {rule.code}",
+)
+def test_each_request_survives_a_passing_fault(
+    store: Store, proxy: FaultProxy, fault: Rule
+) -> None:
+    def survives(call: Callable[[], object]) -> object:
+        # Twice, because aiohttp itself tries a request again on a connection found closed.
+        proxy.reset(Rule(fault.action, status=fault.status, code=fault.code, times=2))
+        result = call()
+        assert proxy.rules[0].times == 0
+        return result
+
+    assert survives(lambda: store.create("lease", b"mine")) is True
+    survives(lambda: store.put("a", b"content"))
+    assert survives(lambda: store.read("a")) == b"content"
+    assert survives(lambda: [found.key for found in store.list()]) == ["a", "lease"]
+    assert survives(lambda: store.stat("a")) == next(store.list("a"))
+    survives(lambda: store.delete(["a", "lease"]))
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("fault", ["lose_reply", "refuse", "status"])
+def test_every_request_of_an_upload_survives_a_passing_fault(
+    store: Store, proxy: FaultProxy, fault: Action
+) -> None:
+    begin, part = Rule(fault, "POST", query="uploads"), Rule(fault, "PUT", query="partNumber=1")
+    proxy.reset(begin, part, Rule(fault, "POST", query="uploadId"))
+    store.publish("shard.parquet", write_20_mib)
+    assert [rule.times for rule in proxy.rules] == [0, 0, 0]
+    assert store.read("shard.parquet") == bytes(20 * MIB)
+
+
+def test_an_upload_completed_with_its_reply_lost_is_recognised(
+    store: Store, proxy: FaultProxy
+) -> None:
+    proxy.reset(
+        Rule("lose_reply", "POST", query="uploadId"),
+        Rule("status", "POST", query="uploadId", status=404, code="NoSuchUpload"),
+    )
+    store.publish("shard.parquet", write_20_mib)
+    assert proxy.num_seen("HEAD", "shard.parquet") == 1
+    assert proxy.num_seen("DELETE") == 0
+
+
+def test_an_upload_that_somebody_aborted_is_not_taken_for_done(
+    store: Store, proxy: FaultProxy
+) -> None:
+    store.publish("shard.parquet", write_20_mib)  # the same bytes, from somebody else
+    proxy.reset(Rule("status", "POST", query="uploadId", status=404, code="NoSuchUpload"))
+    with pytest.raises(TransientError, match="its upload was aborted"):
+        store.publish("shard.parquet", write_20_mib)
+
+
+def test_a_failed_upload_is_aborted_or_swept(store: Store, proxy: FaultProxy) -> None:
+    proxy.reset(Rule("status", "PUT", status=403, code="AccessDenied"))
+    with pytest.raises(ConfigError):
+        store.publish("shard.parquet", write_20_mib)
+    assert store.sweep(lambda key: True) == 0
+    proxy.reset(
+        Rule("status", "PUT", status=403, code="AccessDenied"), Rule("status", "DELETE", times=1)
+    )
+    with pytest.raises(ConfigError):
+        store.publish("shard.parquet", write_20_mib)
+    assert store.sweep(lambda key: key == "shard.parquet") == 1
+    assert list(store.list()) == []
+
+
+def test_a_sweep_that_is_not_permitted_does_not_end_the_run(
+    store: Store, proxy: FaultProxy
+) -> None:
+    proxy.reset(Rule("status", "GET", query="uploads", status=403, code="AccessDenied"))
+    assert store.sweep(lambda key: True) == 0
+
+
+def test_a_small_file_is_one_request(store: Store, proxy: FaultProxy) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(bytes(16 * MIB))
+
+    store.publish("part", write)
+    assert [request.method for request in proxy.seen] == ["PUT"]
+    store.publish("empty", lambda file: None)
+    assert store.read("empty") == b""
+
+
+def test_ten_thousand_parts_hold_the_largest_object() -> None:
+    assert sum(map(part_bytes, range(10_000))) > 5 * 1024**4
+    assert max(part_bytes(number) for number in range(8_500)) <= 5 * 1024**3
+
+
+def test_publishing_holds_two_parts_and_not_the_file(server: S3Server, proxy: FaultProxy) -> None:
+    url = f"s3://{server.create_bucket()}"
+    publisher = [sys.executable, "-c", BOUNDED_PUBLISHER, url]
+    grown_bytes = int(subprocess.run(publisher, stdout=subprocess.PIPE, check=True).stdout)
+    assert grown_bytes < 60 * MIB
+    found = open_store(url).stat("shard.parquet")
+    assert found and found.size_bytes == 96 * MIB
+
+
+def test_a_conflict_is_tried_again_and_a_lost_race_is_not(store: Store, proxy: FaultProxy) -> None:
+    conflict = Rule("status", "PUT", status=409, code="ConditionalRequestConflict")
+    proxy.reset(conflict, Rule("status", "PUT", status=400, code="RequestTimeout"))
+    assert store.create("lease", b"mine")
+    assert proxy.num_seen("PUT") == 3
+    proxy.reset()
+    assert not store.create("lease", b"theirs")
+    assert [request.method for request in proxy.seen] == ["PUT", "GET"]
+
+
+def test_a_key_that_was_taken_and_deleted_again_is_not_ours(
+    store: Store, proxy: FaultProxy
+) -> None:
+    proxy.reset(Rule("status", "PUT", status=412, code="PreconditionFailed"))
+    assert not store.create("lease", b"mine")
+
+
+@pytest.mark.parametrize("status", [501, 400])
+def test_a_store_without_conditional_create_is_found_out(
+    store: Store, proxy: FaultProxy, status: int
+) -> None:
+    code = "NotImplemented" if status == 501 else "InvalidArgument"
+    proxy.reset(Rule("status", "PUT", status=status, code=code, times=None))
+    with pytest.raises(ConfigError, match=r"output\.single_writer"):
+        store.create("lease", b"mine")
+    assert not store.supports_create("probe")
+
+
+def test_a_truncated_answer_is_read_again(store: Store, proxy: FaultProxy) -> None:
+    content = bytes(range(256)) * 4096
+    store.put("shard.parquet", content)
+    proxy.reset(Rule("truncate", "GET", "shard"))
+    assert store.read("shard.parquet") == content
+    proxy.reset(Rule("truncate", "GET", "shard"))
+    with store.open("shard.parquet") as file:
+        assert file.read() == content
+    assert proxy.num_seen("GET", "shard") == 2
+
+
+def test_sequential_reading_takes_few_requests_and_a_jump_a_small_one(
+    store: Store, proxy: FaultProxy
+) -> None:
+    content = b"".join(number.to_bytes(4, "little") for number in range(3 * MIB))
+    store.put("x", content)
+    proxy.reset()
+    with store.open("x") as file:
+        read = bytearray()
+        while piece := file.read(50_000):
+            read += piece
+    assert read == content
+    num_largest = len(content) // MAX_READ_AHEAD_BYTES
+    assert proxy.num_seen("GET") <= num_largest + 4
+    proxy.reset()
+    with store.open("x") as file:
+        file.seek(-FIRST_READ_BYTES, 2)
+        assert file.read(FIRST_READ_BYTES) == content[-FIRST_READ_BYTES:]
+        file.seek(5 * MIB)
+        assert file.read(100) + file.read(100) == content[5 * MIB : 5 * MIB + 200]
+    assert proxy.num_seen("GET") == 2
+
+
+def test_a_parquet_footer_costs_one_request(store: Store, proxy: FaultProxy) -> None:
+    table = pa.table({"row": range(200_000)})
+    store.publish("x", lambda file: pq.write_table(table, file))
+    proxy.reset()
+    with store.open("x") as file:
+        assert pq.read_metadata(file).num_rows == 200_000
+    assert [request.method for request in proxy.seen] == ["HEAD", "GET"]
+
+
+def test_a_file_replaced_under_its_reader_is_not_mixed(store: Store) -> None:
+    store.put("x", b"a" * MIB)
+    with store.open("x") as file:
+        file.read(10)
+        store.put("x", b"b" * MIB)
+        with pytest.raises(TransientError, match="was replaced while it was read"):
+            file.read()
+    store.put("x", b"c" * MIB)
+    with store.open("x") as file:
+        store.delete(["x"])
+        with pytest.raises(FileNotFoundError):
+            file.read()
+
+
+def test_a_listing_goes_over_pages(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    for number in range(5):
+        store.put(f"a/{number}", b"")
+    store.put("folder marker/", b"")
+    proxy.reset(Rule("status", "GET", skip=1))
+    assert [found.key for found in store.list()] == [f"a/{number}" for number in range(5)]
+    assert proxy.num_seen("GET") >= 4
+
+
+def test_deleting_goes_in_batches_and_asks_again_for_what_failed(
+    store: Store, proxy: FaultProxy
+) -> None:
+    store.put("x", b"")
+    proxy.reset()
+    store.delete([f"absent/{number}" for number in range(1500)] + ["x"])
+    assert proxy.num_seen("POST", query="delete") == 2
+    assert store.stat("x") is None
+
+
+def test_a_store_that_is_down_is_given_up_within_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    store = open_store(
+        "s3://bucket/x", s3=S3Options(endpoint_url=endpoint, anonymous=True), retry_s=1
+    )
+    started_s = time.monotonic()
+    with pytest.raises(TransientError, match=r"write s3://bucket/x/k failed \d+ times in"):
+        store.put("k", b"")
+    assert time.monotonic() - started_s < 2
+
+
+def test_a_stop_request_ends_the_waiting_at_once(server: S3Server, proxy: FaultProxy) -> None:
+    stop = threading.Event()
+    store = open_store("s3://bucket/x", should_stop=stop.is_set, retry_s=60)
+    proxy.reset(Rule("status", times=None))
+    threading.Timer(0.5, stop.set).start()
+    started_s = time.monotonic()
+    with pytest.raises(TransientError, match="asked to stop"):
+        store.put("k", b"")
+    assert time.monotonic() - started_s < 2
+    proxy.reset()
+    with pytest.raises(ConfigError):  # an answer: the first try is made even now
+        store.put("k", b"")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AccessDenied"),
+        (403, "InvalidAccessKeyId"),
+        (403, "SignatureDoesNotMatch"),
+        (400, "ExpiredToken"),
+    ],
+)
+def test_refused_credentials_are_named_and_not_tried_again(
+    store: Store, proxy: FaultProxy, status: int, code: str
+) -> None:
+    proxy.reset(Rule("status", status=status, code=code, times=None))
+    calls: list[Callable[[], object]] = [
+        lambda: store.put("k", b""),
+        lambda: list(store.list()),
+        lambda: store.read("k"),
+        lambda: store.create("k", b""),
+        lambda: store.delete(["k"]),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match=f"s3://.*credentials refused.*{code}.*AWS_PROFILE"):
+            call()
+    assert len(proxy.seen) == len(calls)
+
+
+def test_a_head_without_permission_is_not_taken_for_absence(
+    store: Store, proxy: FaultProxy
+) -> None:
+    proxy.reset(Rule("status", "HEAD", status=403, times=None))
+    with pytest.raises(ConfigError, match="credentials refused"):
+        store.stat("k")
+
+
+def test_missing_credentials_and_profiles_are_named(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"credentials missing .*nobody"):
+        open_store("s3://bucket", s3=S3Options(profile="nobody")).put("k", b"")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(ConfigError, match=r"credentials missing .*AWS_PROFILE"):
+        open_store("s3://bucket").put("k", b"")
+
+
+def test_anonymous_requests_are_sent_without_credentials(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    open_store(store.url, s3=S3Options(anonymous=True)).put("k", b"public")
+    with pytest.raises(ConfigError, match="credentials missing"):
+        open_store(store.url).put("k", b"signed")
+
+
+def test_a_missing_bucket_is_named(proxy: FaultProxy) -> None:
+    store = open_store("s3://no-such-bucket/x")
+    for call in (lambda: list(store.list()), lambda: store.put("k", b""), lambda: store.read("k")):
+        with pytest.raises(ConfigError, match=r"s3://no-such-bucket/x.*no such bucket"):
+            call()
+    assert store.stat("k") is None
+
+
+def test_rules_can_be_set_from_another_process(store: Store, proxy: FaultProxy) -> None:
+    rules = json.dumps([{"action": "status", "method": "PUT", "status": 403, "code": "Denied"}])
+    control = f"{proxy.url}/__faults__"
+    with urllib.request.urlopen(control, data=rules.encode(), timeout=5):
+        pass
+    with pytest.raises(ConfigError, match="Denied"):
+        store.put("k", b"")
+    with urllib.request.urlopen(control, timeout=5) as answer:
+        assert [request["method"] for request in json.load(answer)] == ["PUT"]
