@@ -1,0 +1,27 @@
+"""What people and machines see of a run: counters, logs, progress, the status record.
+
+Must not know: who calls it.
+"""
+
+from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
+from batchinfer.telemetry.counters import Counters, Snapshot
+from batchinfer.telemetry.logs import Logs, log_event
+from batchinfer.telemetry.progress import Progress, choose_display
+from batchinfer.telemetry.status import STATUS_PERIOD_S, describe, status_record
+from batchinfer.telemetry.stdio import Stdio
+
+__all__ = [
+    "STATUS_PERIOD_S",
+    "Clock",
+    "Counters",
+    "Logs",
+    "Progress",
+    "Snapshot",
+    "Stdio",
+    "choose_display",
+    "describe",
+    "log_event",
+    "status_record",
+    "utc_seconds",
+    "utc_text",
+]

@@ -1,0 +1,179 @@
+"""What a run has done so far: many threads add, `snapshot` reads.
+
+Must not know: what a row holds, how anything is shown. Rows here are results: one for each (row,
+sample). Invariant: a snapshot is one consistent moment, and taking it costs the adding threads next
+to nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from batchinfer.telemetry.clock import Clock
+
+#: The recent rate looks back this far, in samples of at least `_SAMPLE_S`.
+WINDOW_S = 30.0
+_SAMPLE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One moment of a run. `rows_total` is an estimate until all input is read."""
+
+    phase: str
+    rows_total: int | None
+    rows_done_at_start: int  # found finished by earlier runs, as far as the input is read
+    rows_computed: int  # by this run, errors and reused duplicates included
+    rows_durable: int  # by this run; never more than computed
+    rows_failed: int  # of rows_durable
+    shards_total: int
+    shards_finished: int
+    prompt_tokens: int
+    completion_tokens: int
+    num_in_flight: int
+    elapsed_s: float  # since the counters were made
+    generation_s: float  # first admission to last finish, idle included
+    tokens_per_s: float  # completion tokens, over the last WINDOW_S
+    mean_tokens_per_s: float  # completion tokens over generation_s
+    eta_s: float | None
+
+    @property
+    def rows_done(self) -> int:
+        """Durable rows of this and earlier runs."""
+        return self.rows_done_at_start + self.rows_durable
+
+
+class Counters:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._started_s = clock.monotonic()
+        self._phase = "starting"
+        self._rows_input: int | None = None  # input rows x samples, before the filter
+        self._rows_read = 0  # of these, read
+        self._rows_expected = 0  # of these, past the filter
+        self._rows_done_at_start = 0
+        self._rows_computed = 0
+        self._rows_durable = 0
+        self._rows_failed = 0
+        self._shards_total = 0
+        self._shards_finished = 0
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+        self._num_in_flight = 0
+        self._first_admission_s: float | None = None
+        self._last_finish_s = self._started_s
+        self._samples: deque[tuple[float, int]] = (
+            deque()
+        )  # (monotonic s, completion tokens by then)
+
+    def set_phase(self, phase: str) -> None:
+        """What the run is busy with, for people: "reading", "loading the model", "generating"."""
+        with self._lock:
+            self._phase = phase
+
+    def set_total(self, num_rows: int | None, num_shards: int) -> None:
+        """What this run is to bring to an end: input rows x samples (None: not known), shards."""
+        with self._lock:
+            self._rows_input = num_rows
+            self._shards_total = num_shards
+
+    def add_read(self, num_rows: int, num_done: int, num_expected: int | None = None) -> None:
+        """Rows read (x samples); how many of them are done, and pass the filter (None: all)."""
+        with self._lock:
+            self._rows_read += num_rows
+            self._rows_expected += num_rows if num_expected is None else num_expected
+            self._rows_done_at_start += num_done
+
+    def set_in_flight(self, num_in_flight: int) -> None:
+        with self._lock:
+            self._num_in_flight = num_in_flight
+            if self._first_admission_s is None and num_in_flight:
+                self._first_admission_s = self._clock.monotonic()
+                self._samples.append((self._first_admission_s, 0))
+
+    def add_computed(self, num_rows: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Rows that got their result. Rows refused before the engine bring no tokens."""
+        with self._lock:
+            self._rows_computed += num_rows
+            self._prompt_tokens += prompt_tokens
+            self._completion_tokens += completion_tokens
+            if prompt_tokens or completion_tokens:
+                self._last_finish_s = self._clock.monotonic()
+                self._add_sample(self._last_finish_s)
+
+    def add_durable(self, num_rows: int, num_failed: int) -> None:
+        with self._lock:
+            self._rows_durable += num_rows
+            self._rows_failed += num_failed
+
+    def add_shard_finished(self) -> None:
+        with self._lock:
+            self._shards_finished += 1
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            now_s = self._clock.monotonic()
+            tokens_per_s = self._recent_tokens_per_s(now_s)
+            generation_s = self._generation_s()
+            mean = self._completion_tokens / generation_s if generation_s > 0 else 0.0
+            rows_total = self._rows_total()
+            return Snapshot(
+                phase=self._phase,
+                rows_total=rows_total,
+                rows_done_at_start=self._rows_done_at_start,
+                rows_computed=self._rows_computed,
+                rows_durable=self._rows_durable,
+                rows_failed=self._rows_failed,
+                shards_total=self._shards_total,
+                shards_finished=self._shards_finished,
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=self._completion_tokens,
+                num_in_flight=self._num_in_flight,
+                elapsed_s=now_s - self._started_s,
+                generation_s=generation_s,
+                tokens_per_s=tokens_per_s,
+                mean_tokens_per_s=mean,
+                eta_s=self._eta_s(rows_total, tokens_per_s or mean),
+            )
+
+    def _generation_s(self) -> float:
+        if self._first_admission_s is None:
+            return 0.0
+        return max(0.0, self._last_finish_s - self._first_admission_s)
+
+    def _add_sample(self, now_s: float) -> None:
+        # The last sample moves until it is _SAMPLE_S past its neighbour: a step is milliseconds,
+        # and a window of steps would be thousands of samples.
+        if len(self._samples) > 1 and now_s - self._samples[-2][0] < _SAMPLE_S:
+            self._samples.pop()
+        self._samples.append((now_s, self._completion_tokens))
+        self._forget_older(now_s)
+
+    def _forget_older(self, now_s: float) -> None:
+        while len(self._samples) > 1 and self._samples[1][0] <= now_s - WINDOW_S:
+            self._samples.popleft()
+
+    def _recent_tokens_per_s(self, now_s: float) -> float:
+        self._forget_older(now_s)
+        if not self._samples:
+            return 0.0
+        since_s, tokens = self._samples[0]
+        return (self._completion_tokens - tokens) / max(now_s - since_s, _SAMPLE_S)
+
+    def _rows_total(self) -> int | None:
+        """Rows past the filter: known for what is read, extrapolated for the rest."""
+        if self._rows_input is None:
+            return None
+        kept = self._rows_expected / self._rows_read if self._rows_read else 1.0
+        return self._rows_expected + round(max(0, self._rows_input - self._rows_read) * kept)
+
+    def _eta_s(self, rows_total: int | None, tokens_per_s: float) -> float | None:
+        """Remaining rows x mean tokens of a row so far / rate; long rows come first."""
+        if rows_total is None or not self._rows_computed or tokens_per_s <= 0:
+            return None
+        remaining = max(0, rows_total - self._rows_done_at_start - self._rows_computed)
+        tokens_per_row = self._completion_tokens / self._rows_computed
+        return remaining * tokens_per_row / tokens_per_s

@@ -1,0 +1,130 @@
+"""Logging for one process: our events on stderr, for people or machines; everything in a log file.
+
+Events are names with fields (`log_event`); plain messages of any logger work too. Loggers of
+libraries reach the log file alone. Must not know: who logs, or what. Prompts and completions are
+never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from batchinfer.telemetry.clock import utc_text
+
+LOGGER_NAME: Final = "batchinfer"
+
+
+def log_event(logger: logging.Logger, level: int, event: str, /, **fields: object) -> None:
+    """Log `event` with its fields: `event key=value …` for people, one JSON object for machines."""
+    logger.log(level, event, extra={"fields": fields}, stacklevel=2)
+
+
+class Logs:
+    """The handlers of this process; call `open_file` when the run's log file is known."""
+
+    def __init__(self, err: TextIO, *, json_lines: bool = False, level: int = logging.INFO) -> None:
+        """`level` is the terminal's (logging.ERROR: quiet); the file always gets INFO and above."""
+        self._context = _RunContext()
+        self.terminal = logging.StreamHandler(err)
+        self.terminal.setLevel(level)
+        self.terminal.setFormatter(JsonFormatter() if json_lines else HumanFormatter())
+        self.terminal.addFilter(self._context)
+        self._file: logging.FileHandler | None = None
+        # Without any handler the root logger would print warnings of libraries to stderr itself.
+        self._silence = logging.NullHandler()
+        self._root = logging.getLogger()
+        self._ours = logging.getLogger(LOGGER_NAME)
+        self._before = (self._root.level, self._ours.level, self._ours.propagate)
+        self._root.addHandler(self._silence)
+        self._ours.addHandler(self.terminal)
+        self._ours.setLevel(min(level, logging.INFO))
+        self._ours.propagate = False
+
+    def open_file(self, path: Path, run: int) -> None:
+        """Let every logger of the process append to `path`; records carry `run` from now on."""
+        self._context.run = run
+        self._file = logging.FileHandler(path, mode="a", encoding="utf-8")
+        self._file.setLevel(logging.INFO)
+        self._file.setFormatter(HumanFormatter(with_logger=True))
+        self._root.addHandler(self._file)
+        self._root.setLevel(logging.INFO)
+        self._ours.addHandler(self._file)
+
+    def flush(self) -> None:
+        for handler in (self.terminal, self._file):
+            if handler is not None:
+                handler.flush()
+
+    def close(self) -> None:
+        """Take the handlers off again and close the log file. Idempotent."""
+        self.flush()
+        self._ours.removeHandler(self.terminal)
+        self._root.removeHandler(self._silence)
+        if self._file is not None:
+            self._root.removeHandler(self._file)
+            self._ours.removeHandler(self._file)
+            self._file.close()
+            self._file = None
+        self._root.setLevel(self._before[0])
+        self._ours.setLevel(self._before[1])
+        self._ours.propagate = self._before[2]
+
+
+class _RunContext(logging.Filter):
+    run: int | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.run = self.run
+        return True
+
+
+class HumanFormatter(logging.Formatter):
+    """`2026-11-21 12:30:01Z warning shard_finished rows=512`; tracebacks on lines of their own."""
+
+    def __init__(self, *, with_logger: bool = False) -> None:
+        name = "%(name)s " if with_logger else ""
+        super().__init__(f"%(asctime)s {name}%(message)s", "%Y-%m-%d %H:%M:%SZ")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        words = [record.message.replace("\n", " ")]
+        if record.levelno != logging.INFO:
+            words.insert(0, record.levelname.lower())
+        words += [f"{key}={_human_value(value)}" for key, value in fields_of(record).items()]
+        record.message = " ".join(words)
+        return super().formatMessage(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, event, run, then the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": utc_text(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "run": getattr(record, "run", None),
+        }
+        line |= {key: value for key, value in fields_of(record).items() if key not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _human_value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+    text = str(value)
+    if text and not any(c.isspace() or c in '="' for c in text):
+        return text
+    return json.dumps(text, ensure_ascii=False)

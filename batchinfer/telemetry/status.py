@@ -1,0 +1,104 @@
+"""The status record that a run rewrites while it goes on, and how to tell people what it says.
+
+Must not know: where the record is kept, how a process is identified. A record without an exit code
+whose process is gone, or that is a minute old, belongs to a run that died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from batchinfer.telemetry.clock import Clock, utc_seconds
+from batchinfer.telemetry.counters import Snapshot
+
+#: A run rewrites its record this often, and is taken for dead after so long a silence.
+STATUS_PERIOD_S = 10.0
+DEAD_AFTER_S = 60.0
+#: Rows in flight that a record names: enough to find a poison row, small enough to rewrite often.
+MAX_IN_FLIGHT_NAMES = 2048
+
+
+def status_record(
+    snapshot: Snapshot,
+    *,
+    run: int,
+    slice_name: str,
+    holder: Mapping[str, Any],
+    started_at: str,
+    clock: Clock,
+    in_flight: Sequence[str],
+    exit_code: int | None = None,
+) -> dict[str, Any]:
+    """JSON-ready. `in_flight`: "shard:row" of what the engine holds; `exit_code` ends the run."""
+    counts = asdict(snapshot)
+    for name in ("elapsed_s", "generation_s", "tokens_per_s", "mean_tokens_per_s", "eta_s"):
+        counts[name] = None if counts[name] is None else round(counts[name], 3)
+    return {
+        "state": "running" if exit_code is None else "ended",
+        "exit_code": exit_code,
+        "run": run,
+        "slice": slice_name,
+        "holder": dict(holder),
+        "started_at": started_at,
+        "updated_at": clock.utc(),
+        **counts,
+        "in_flight": list(in_flight[:MAX_IN_FLIGHT_NAMES]),
+    }
+
+
+def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> str:
+    """One line for people. `now_s`: seconds since the epoch.
+
+    `is_dead_here`: whether the run's process is gone, None where this machine cannot tell.
+    """
+    words = [f"run {record['run']}"]
+    if record["slice"] != "all":
+        words.append(f"(slice {record['slice']})")
+    words += [_liveness(record, now_s, is_dead_here) + ",", _rows(record)]
+    if record["state"] == "running" and is_dead_here is not True:
+        words += _speed(record)
+    return " ".join(words)
+
+
+def is_probably_dead(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> bool:
+    """Whether a record that says "running" belongs to a run that is not."""
+    if record["state"] != "running":
+        return False
+    if is_dead_here is not None:
+        return is_dead_here
+    return now_s - utc_seconds(record["updated_at"]) > DEAD_AFTER_S
+
+
+def _liveness(record: Mapping[str, Any], now_s: float, is_dead_here: bool | None) -> str:
+    if record["state"] == "ended":
+        return f"ended {record['updated_at']} with exit code {record['exit_code']}"
+    holder = record["holder"]
+    where = f"host {holder['host']}, pid {holder['pid']}"
+    age_s = max(0.0, now_s - utc_seconds(record["updated_at"]))
+    if is_dead_here:
+        return f"died in phase '{record['phase']}' ({where} is gone)"
+    if is_probably_dead(record, now_s, is_dead_here=is_dead_here):
+        silence = timedelta(seconds=round(age_s))
+        return (
+            f"probably died in phase '{record['phase']}' ({where}; no sign of life for {silence})"
+        )
+    return f"running: {record['phase']} ({where}, updated {age_s:.0f} s ago)"
+
+
+def _rows(record: Mapping[str, Any]) -> str:
+    rows_done = record["rows_done_at_start"] + record["rows_durable"]
+    total = "" if record["rows_total"] is None else f" of {record['rows_total']:,}"
+    failed = f" ({record['rows_failed']:,} failed)" if record["rows_failed"] else ""
+    return f"{rows_done:,}{total} rows durable{failed}"
+
+
+def _speed(record: Mapping[str, Any]) -> list[str]:
+    words = []
+    if record["tokens_per_s"]:
+        words.append(f"at {record['tokens_per_s']:,.0f} tokens/s")
+    if record["eta_s"] is not None:
+        words.append(f"ETA {timedelta(seconds=round(record['eta_s']))}")
+    return words

@@ -1,0 +1,121 @@
+"""The process's real stdout and stderr, kept for ourselves while all else writes to a log file.
+
+Engines and their libraries print from Python, C++ and child processes. File descriptors 1 and 2
+therefore lead to the log; only `err` and `write_result` reach whoever started us. Invariant: no
+write here raises, as a reader that went away (a scheduler's runner that was killed) must not stop a
+flush.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_STDOUT, _STDERR = 1, 2
+_FULL_PIPE_WAIT_MS = 5000
+
+
+class Stdio:
+    """Keeps the real streams from the start; `redirect` takes descriptors 1 and 2 away."""
+
+    def __init__(self) -> None:
+        _open_missing_descriptors()
+        self._stdout_fd = os.dup(_STDOUT)
+        self._stderr_fd = os.dup(_STDERR)
+        self.err: TextIO = _text_stream(self._stderr_fd)
+
+    def redirect(self, log_path: Path) -> None:
+        """Let descriptors 1 and 2 append to `log_path`; may be called again with another file."""
+        _flush_python_streams()
+        log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.dup2(log_fd, _STDOUT)
+            os.dup2(log_fd, _STDERR)
+        finally:
+            os.close(log_fd)
+
+    def write_result(self, line: str) -> bool:
+        """Write one line to the real stdout. False if nobody could take it."""
+        return _write_all(self._stdout_fd, (line + "\n").encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        """Lead descriptors 1 and 2 where they led before. Idempotent."""
+        if self.err.closed:
+            return
+        _flush_python_streams()
+        self.err.flush()
+        os.dup2(self._stdout_fd, _STDOUT)
+        os.dup2(self._stderr_fd, _STDERR)
+        self.err.close()
+        os.close(self._stdout_fd)
+        os.close(self._stderr_fd)
+
+
+class _PatientRaw(io.RawIOBase):
+    """Raw bytes to a descriptor it does not own; what cannot be written is dropped."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        view = memoryview(content).cast("B")
+        _write_all(self._fd, view)
+        return len(view)
+
+
+def _text_stream(fd: int) -> TextIO:
+    buffered = io.BufferedWriter(_PatientRaw(fd))
+    return io.TextIOWrapper(
+        buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True
+    )
+
+
+def _write_all(fd: int, content: bytes | memoryview) -> bool:
+    view = memoryview(content)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # some parents hand over non-blocking pipes
+            if not poll.poll(_FULL_PIPE_WAIT_MS):
+                return False
+        except OSError:  # broken pipe, terminal gone, disk full: nobody is left to tell
+            return False
+    return True
+
+
+def _open_missing_descriptors() -> None:
+    """Open what of 0 to 2 was closed at start, or the next file opened would become stdout."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    # Python leaves these None then; a library that prints or flushes would fail on it.
+    if sys.stdout is None:
+        sys.stdout = _text_stream(_STDOUT)
+    if sys.stderr is None:
+        sys.stderr = _text_stream(_STDERR)
+
+
+def _flush_python_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # broken pipe, or closed by somebody
+            continue
