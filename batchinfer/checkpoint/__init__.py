@@ -1,0 +1,18 @@
+"""What is done, leases, resume, finished files. Must not know: engines."""
+
+from batchinfer.checkpoint.layout import PartId
+from batchinfer.checkpoint.lease import Holder, Lease, acquire_lease
+from batchinfer.checkpoint.ledger import IncompleteShard, Keys, Ledger, Survey
+from batchinfer.checkpoint.records import Totals
+
+__all__ = [
+    "Holder",
+    "IncompleteShard",
+    "Keys",
+    "Lease",
+    "Ledger",
+    "PartId",
+    "Survey",
+    "Totals",
+    "acquire_lease",
+]

@@ -1,0 +1,362 @@
+"""What is done in an output, read from the parts and finished files themselves, and how a shard is finished.
+
+Must not know: engines, prompts, threads (its methods may be called from several). Keeps the four rules
+of docs/architecture.md: see `finish_shard` for rules 1 and 3, `publish_part` for rule 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchinfer.checkpoint.fold import Cursor, UnreadableSource, fold_window
+from batchinfer.checkpoint.layout import (
+    META,
+    PARTS_PREFIX,
+    UNREADABLE_PREFIX,
+    PartId,
+    parse_part_key,
+    part_key,
+    parts_prefix,
+)
+from batchinfer.checkpoint.records import Totals
+from batchinfer.errors import TransientError
+from batchinfer.sink import FACTS_KEY, file_facts, part_writer, write_table
+from batchinfer.storage import Store
+
+logger = logging.getLogger("batchinfer.checkpoint")
+
+_KEY_COLUMNS = ["row", "sample", "error_type"]
+_MAX_FOLD_TRIES = 5
+
+
+@dataclass(slots=True)
+class Survey:
+    """One listing of an output: which shards have a finished file, which have parts."""
+
+    finished: set[str] = field(default_factory=set)
+    with_parts: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys of results. [n] each"""
+
+    row: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int32]
+    is_error: npt.NDArray[np.bool_]
+
+    def slice(self, low: int, high: int) -> Keys:
+        return Keys(self.row[low:high], self.sample[low:high], self.is_error[low:high])
+
+
+class IncompleteShard(TransientError):
+    """A fold found fewer or more results than the shard has rows: nothing was published."""
+
+
+class Ledger:
+    """The parts and finished files of one output.
+
+    `facts` go into every footer; among them `digest`, by which a part of another job is told.
+    """
+
+    def __init__(self, store: Store, facts: Mapping[str, Any], window_rows: int) -> None:
+        self._store = store
+        self._facts = dict(facts)
+        self._window_rows = window_rows
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def add_facts(self, **facts: Any) -> None:
+        """Facts known only later (the engine's). Call before the first part is published."""
+        self._facts.update(facts)
+
+    def survey(self) -> Survey:
+        """List the output once. Memory: a name for each shard, nothing for each part."""
+        survey = Survey()
+        for info in self._store.list():
+            if info.key.startswith(PARTS_PREFIX):
+                if (parsed := parse_part_key(info.key)) is not None:
+                    survey.with_parts.add(parsed[0])
+            elif info.key.endswith(".parquet") and not info.key.startswith(f"{META}/"):
+                survey.finished.add(info.key)
+        return survey
+
+    def parts_of(self, shard: str) -> list[PartId]:
+        """The shard's parts in fold order, listed afresh."""
+        parsed = (parse_part_key(info.key) for info in self._store.list(parts_prefix(shard)))
+        return sorted(part for found in parsed if found is not None for _, part in [found])
+
+    def keys_of_parts(self, shard: str, parts: Iterable[PartId]) -> Keys:
+        """Keys held by parts of the shard. An unreadable or foreign part is set aside with a warning."""
+        tables = []
+        for part in parts:
+            try:
+                with self._open(part_key(shard, part)) as source:
+                    file = pq.ParquetFile(source)
+                    if self._is_ours(file_facts(file.metadata)):
+                        tables.append(file.read(columns=_KEY_COLUMNS))
+                        continue
+                    problem = "it belongs to another job"
+            except FileNotFoundError:
+                continue  # its run, or another, has just folded it; the finished file tells
+            except (pa.ArrowInvalid, OSError) as error:
+                problem = str(error).splitlines()[0]
+            self.set_aside(shard, part, problem)
+        return _keys(tables)
+
+    def num_rows_of_parts(self, shard: str) -> int:
+        """Results in the shard's parts, from their footers (a result in two parts counts twice)."""
+        num_rows = 0
+        for part in self.parts_of(shard):
+            with (
+                contextlib.suppress(FileNotFoundError, pa.ArrowInvalid),
+                self._open(part_key(shard, part)) as source,
+            ):
+                num_rows += pq.read_metadata(source).num_rows
+        return num_rows
+
+    def keys_of_finished(self, shard: str) -> Keys:
+        """Keys in the shard's finished file. Raises FileNotFoundError."""
+        with self._open(shard) as source:
+            return _keys([pq.ParquetFile(source).read(columns=_KEY_COLUMNS)])
+
+    def facts_of(self, key: str) -> dict[str, Any] | None:
+        """Our facts in a Parquet file's footer, None if it is not ours. Raises FileNotFoundError."""
+        with self._open(key) as source:
+            try:
+                return file_facts(pq.read_metadata(source))
+            except pa.ArrowInvalid:
+                return None
+
+    def totals_of(self, shard: str) -> Totals | None:
+        """Totals in the finished file's footer, None if it is not ours."""
+        facts = self.facts_of(shard)
+        return Totals.from_facts(facts) if facts is not None and "rows_failed" in facts else None
+
+    def set_aside(self, shard: str, part: PartId, problem: str) -> None:
+        """Move a part out of the way (and keep it): its rows count as not done."""
+        key = part_key(shard, part)
+        aside = UNREADABLE_PREFIX + key.removeprefix(PARTS_PREFIX)
+        logger.warning(
+            "part %s cannot be used (%s): moved to %s, its rows are computed again",
+            self._store.url_of(key),
+            problem,
+            aside,
+        )
+        try:
+            self._store.put(aside, self._store.read(key))
+        except FileNotFoundError:
+            return
+        self._store.delete([key])
+
+    def publish_part(self, shard: str, part: PartId, table: pa.Table) -> None:
+        """Make finished rows of one window durable. `table` is sorted by (row, sample)."""
+        facts = {**self._facts, "shard": shard, "window": part.window, "run": part.run}
+        self._store.publish(part_key(shard, part), lambda sink: write_table(sink, table, facts))
+
+    def finish_directly(
+        self,
+        shard: str,
+        schema: pa.Schema,
+        table: pa.Table | None,
+        num_expected: int,
+        recheck: Callable[[], None],
+    ) -> Totals:
+        """Publish the finished file of a shard whose results are all in `table` (None: it has no rows)."""
+
+        def tables() -> Iterator[pa.Table]:
+            have = 0 if table is None else table.num_rows
+            if have != num_expected:
+                raise IncompleteShard(f"{shard}: {have} results for {num_expected} expected")
+            if table is not None:
+                yield table
+
+        return self._publish_finished(shard, schema, tables, {}, recheck)
+
+    def finish_shard(
+        self,
+        shard: str,
+        schema: pa.Schema,
+        num_expected: Sequence[int],
+        recheck: Callable[[], None],
+    ) -> Totals:
+        """Fold the shard's finished file (if any) and parts into its finished file, then delete the parts.
+
+        `num_expected[w]`: results that window w must have. `recheck` runs before the file appears and
+        raises if the shard changed meanwhile. Raises IncompleteShard, publishing nothing, if the counts
+        do not fit.
+        """
+        for _ in range(_MAX_FOLD_TRIES):
+            parts = self.parts_of(shard)
+            try:
+                totals = self._fold(shard, schema, parts, num_expected, recheck)
+            except FileNotFoundError:
+                continue  # a part vanished: somebody else finished this shard. Look again.
+            except _UnreadablePart as error:
+                self.set_aside(shard, error.part, str(error))
+                continue
+            self._store.delete([part_key(shard, part) for part in parts])
+            return totals
+        raise TransientError(
+            f"{self._store.url_of(shard)}: its parts kept vanishing while they were folded. "
+            "Another run seems to work on this output; start again when it has ended"
+        )
+
+    def settle(self, shard: str) -> None:
+        """A finished file with parts beside it: fold in what they add, then delete them.
+
+        They are what a run killed between publishing and deleting left (they add nothing), or retries
+        of failed rows that were not folded yet (they may turn errors into results).
+        """
+        parts = self.parts_of(shard)
+        finished = self.keys_of_finished(shard)
+        failed = set(zip(finished.row[finished.is_error].tolist(), finished.sample[finished.is_error].tolist(), strict=True))  # fmt: skip
+        is_adding = False
+        if failed:
+            keys = self.keys_of_parts(shard, parts)
+            succeeded = zip(keys.row[~keys.is_error].tolist(), keys.sample[~keys.is_error].tolist(), strict=True)  # fmt: skip
+            is_adding = any(key in failed for key in succeeded)
+        if not is_adding:
+            self._store.delete([part_key(shard, part) for part in parts])
+            return
+        with self._open(shard) as source:
+            schema = pq.read_schema(source).remove_metadata()
+        counts = np.bincount(finished.row // self._window_rows)
+        self.finish_shard(shard, schema, counts.tolist(), lambda: None)
+
+    def _fold(
+        self,
+        shard: str,
+        schema: pa.Schema,
+        parts: Sequence[PartId],
+        num_expected: Sequence[int],
+        recheck: Callable[[], None],
+    ) -> Totals:
+        inherited: dict[str, Any] = {}
+        if "engine" not in self._facts and parts:
+            # Nothing was computed in this run: say which engine the last part came from.
+            with self._open(part_key(shard, parts[-1])) as source:
+                inherited = {"engine": (file_facts(pq.read_metadata(source)) or {}).get("engine")}
+        parts_of_window = {w: list(group) for w, group in groupby(parts, key=lambda p: p.window)}
+
+        def tables() -> Iterator[pa.Table]:
+            with ExitStack() as files:
+                finished = self._finished_cursor(shard, files)
+                num_windows = max([len(num_expected), *(w + 1 for w in parts_of_window)])
+                for window in range(num_windows):
+                    expected = num_expected[window] if window < len(num_expected) else 0
+                    have = 0
+                    for table in self._fold_one_window(
+                        shard, window, parts_of_window.get(window, []), finished
+                    ):
+                        have += table.num_rows
+                        yield table
+                    if have != expected:
+                        raise IncompleteShard(
+                            f"{self._store.url_of(shard)}: window {window} has {have} results where "
+                            f"{expected} are due, so the finished file was not written. "
+                            "Start again: what is missing is computed"
+                        )
+
+        return self._publish_finished(shard, schema, tables, inherited, recheck)
+
+    def _fold_one_window(
+        self, shard: str, window: int, parts: Sequence[PartId], finished: Cursor | None
+    ) -> Iterator[pa.Table]:
+        with ExitStack() as files:
+            cursors = [finished] if finished is not None else []
+            try:
+                for rank, part in enumerate(parts, start=1):
+                    source = self._open(part_key(shard, part))
+                    files.callback(source.close)
+                    cursors.append(Cursor(source, rank=rank))
+                    if not self._is_ours(cursors[-1].facts):
+                        raise UnreadableSource(rank, "it belongs to another job")
+                start = window * self._window_rows
+                yield from fold_window(cursors, start, start + self._window_rows)
+            except UnreadableSource as error:
+                if error.rank == 0:
+                    raise TransientError(
+                        f"{self._store.url_of(shard)}: the finished file cannot be read ({error}). "
+                        "Remove it and start again: its rows are computed anew"
+                    ) from error
+                raise _UnreadablePart(parts[error.rank - 1], str(error)) from error
+
+    def _finished_cursor(self, shard: str, files: ExitStack) -> Cursor | None:
+        try:
+            cursor = Cursor(self._open(shard), rank=0)
+        except FileNotFoundError:
+            return None
+        files.callback(cursor.close)
+        return cursor
+
+    def _publish_finished(
+        self,
+        shard: str,
+        schema: pa.Schema,
+        tables: Callable[[], Iterator[pa.Table]],
+        inherited: Mapping[str, Any],
+        recheck: Callable[[], None],
+    ) -> Totals:
+        totals = Totals()
+
+        def write(sink: BinaryIO) -> None:
+            nonlocal totals
+            totals = Totals()
+            with part_writer(sink, schema) as writer:
+                for table in tables():
+                    totals += _count(table)
+                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+                facts = {**self._facts, **inherited, "shard": shard, **totals.as_dict()}
+                writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
+            recheck()
+
+        self._store.publish(shard, write)
+        return totals
+
+    def _open(self, key: str) -> BinaryIO:
+        return self._store.open(key)
+
+    def _is_ours(self, facts: Mapping[str, Any] | None) -> bool:
+        return facts is not None and facts.get("digest") == self._facts["digest"]
+
+
+class _UnreadablePart(Exception):
+    def __init__(self, part: PartId, problem: str) -> None:
+        super().__init__(problem)
+        self.part = part
+
+
+def _keys(tables: list[pa.Table]) -> Keys:
+    if not tables:
+        return Keys(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.bool_))
+    table = pa.concat_tables([t.select(_KEY_COLUMNS).replace_schema_metadata(None) for t in tables])
+    return Keys(
+        table.column("row").to_numpy(),
+        table.column("sample").to_numpy(),
+        pc.is_valid(table.column("error_type")).to_numpy(),
+    )
+
+
+def _count(table: pa.Table) -> Totals:
+    return Totals(
+        rows=table.num_rows,
+        rows_failed=table.num_rows - table.column("error_type").null_count,
+        prompt_tokens=pc.sum(table.column("num_prompt_tokens")).as_py() or 0,
+        completion_tokens=pc.sum(table.column("num_completion_tokens")).as_py() or 0,
+    )

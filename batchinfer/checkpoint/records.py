@@ -1,0 +1,110 @@
+"""The small JSON records of an output: job.json, runs/NNNN.json, _SUCCESS, and the digests in them.
+
+Must not know: engines, threads. Each record has one writer and is created once, except `_SUCCESS`, which
+is deleted before anything of a complete output may change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from batchinfer.errors import ConfigError
+from batchinfer.source import Fingerprint
+from batchinfer.storage import Store
+
+
+def to_json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(store: Store, key: str) -> dict[str, Any] | None:
+    """A record, None if it is not there. Raises ConfigError if it is not JSON of ours."""
+    try:
+        raw = store.read(key)
+    except FileNotFoundError:
+        return None
+    try:
+        record = json.loads(raw)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigError(
+            f"{store.url_of(key)}: not a record of batchinfer (no JSON object). If the file was damaged, "
+            "remove it and start with --restart, or choose another output.path"
+        )
+    return record
+
+
+def digest_of(ingredients: Mapping[str, Any]) -> str:
+    """sha256 over canonical JSON."""
+    canonical = json.dumps(ingredients, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def listing_digest(shards: Iterable[tuple[str, int, str]]) -> str:
+    """sha256 over (name, size, version) of every shard of the input, in order of name."""
+    digest = hashlib.sha256()
+    for name, size_bytes, version in shards:
+        digest.update(f"{name}\0{size_bytes}\0{version}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a finished file, or all of them, hold."""
+
+    rows: int = 0  # results: rows x samples
+    rows_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.rows + other.rows,
+            self.rows_failed + other.rows_failed,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Totals:
+        return cls(*(int(facts[name]) for name in cls.__slots__))
+
+
+def changed_ingredients(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted names at which two nested mappings differ, each with both values shortened."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            change
+            for name in names
+            for change in changed_ingredients(
+                old.get(name), new.get(name), f"{path}.{name}" if path else name
+            )
+        ]
+    if old == new:
+        return []
+    return [f"{path}: was {_short(old)}, is {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fingerprint_record(fingerprint: Fingerprint) -> list[Any]:
+    """Compact form in runs/NNNN.json: [name, size, version, rows, footer hash]."""
+    return [
+        fingerprint.name,
+        fingerprint.size_bytes,
+        fingerprint.version,
+        fingerprint.num_rows,
+        fingerprint.footer_sha256,
+    ]

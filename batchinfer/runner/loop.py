@@ -1,0 +1,117 @@
+"""The loop: admit, step, route what finished. It drives the engine and nothing else.
+
+The engine is kept full across batches, windows and shards: draining it between batches costs 2.0x to 2.6x
+with skewed output lengths. Must not know: files, Parquet. Runs in the main thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from batchinfer.config import Job
+from batchinfer.engine.base import Completion, Engine, Request
+from batchinfer.errors import RowError
+from batchinfer.plan import WorkItem, seed_of
+from batchinfer.runner.ready import ReadyWork
+from batchinfer.sink import Result
+from batchinfer.telemetry import Clock, Counters
+
+_IDLE_WAIT_S = 0.2
+
+
+def backlog_of(max_num_seqs: int) -> int:
+    """Requests kept waiting in the engine beyond those it can run, so that no step runs short.
+
+    A quarter, as measured on an H200 (1,280 in flight for 1,024 running equals one call with everything).
+    """
+    return max(16, max_num_seqs // 4)
+
+
+class Loop:
+    """Generates until the work is exhausted or `should_stop` says so."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ready: ReadyWork,
+        emit: Callable[[list[Result]], None],
+        counters: Counters,
+        clock: Clock,
+        *,
+        job: Job,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self._ready = ready
+        self._emit = emit
+        self._counters = counters
+        self._clock = clock
+        self._should_stop = should_stop
+        sampling = job.sampling
+        self._job_seed = sampling.seed if sampling.temperature > 0 else None
+        self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
+        self._max_admitted = job.packing.batch_rows
+        self._next_key = 0
+        self._in_flight: dict[int, WorkItem] = {}
+
+    def in_flight(self, max_rows: int = 10_000) -> list[str]:
+        """What the engine has at the moment, as "shard:row", oldest first. May be called from any thread."""
+        items = list(self._in_flight.values())[:max_rows]
+        return list(dict.fromkeys(f"{i.chunk.shard}:{int(i.chunk.rows[i.index])}" for i in items))
+
+    def admit(self) -> None:
+        """Admit a batch: what is ready and fits. A request the engine refuses is a result at once."""
+        room = self._max_in_flight - len(self._in_flight)
+        for _ in range(min(room, self._max_admitted)):
+            item = self._ready.take()
+            if item is None:
+                break
+            request = self._request(item)
+            self._in_flight[request.key] = item
+            try:
+                self._engine.add(request)
+            except RowError as error:
+                self._finish(
+                    [Completion(request.key, error_type=error.kind, error_message=error.message)]
+                )
+        self._counters.set_in_flight(len(self._in_flight))
+
+    def run(self) -> None:
+        """Admit, step, route, until nothing is left to do. Raises EngineDied."""
+        while not self._should_stop():
+            self.admit()
+            if self._in_flight:
+                self._finish(self._engine.step())
+            elif self._ready.is_exhausted:
+                return
+            else:
+                self._ready.wait(_IDLE_WAIT_S)
+
+    def _request(self, item: WorkItem) -> Request:
+        key, self._next_key = self._next_key, self._next_key + 1
+        seed = None
+        if self._job_seed is not None:
+            row = int(item.chunk.rows[item.index])
+            seed = seed_of(self._job_seed, item.chunk.shard, row, item.sample)
+        return Request(key, item.chunk.prompt(item.index), seed)
+
+    def _finish(self, completions: list[Completion]) -> None:
+        if not completions:
+            return
+        finished_at_us = self._clock.wall_us()
+        results = []
+        for completion in completions:
+            chunk, index, sample = self._in_flight.pop(completion.key)
+            results.append(Result(chunk, index, sample, completion, finished_at_us))
+            leader_row = int(chunk.rows[index])
+            results.extend(
+                Result(chunk, follower, sample, completion, finished_at_us, duplicate_of=leader_row)
+                for follower in chunk.followers.get(index, ())
+            )
+        self._counters.add_computed(
+            len(results),
+            sum(r.chunk.num_prompt_tokens(r.index) for r in results if r.duplicate_of is None),
+            sum(len(c.token_ids) for c in completions),
+        )
+        self._counters.set_in_flight(len(self._in_flight))
+        self._emit(results)

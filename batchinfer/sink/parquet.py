@@ -1,0 +1,52 @@
+"""How our Parquet files are written and what their footer says.
+
+Must not know: names of files, when they are published. Parts and finished files are written alike, so a
+reader of one can read the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+#: Key of our JSON in the footer's key-value metadata; a file without it is not ours.
+FACTS_KEY = b"batchinfer"
+
+# Dictionary encoding pays for columns of few values; on token ids and logprobs it only costs time.
+_DICTIONARY_COLUMNS = ("shard", "sample", "finish_reason", "stop_reason", "attempt", "error_type")
+
+
+def part_writer(sink: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer with our settings. The caller writes row groups and closes it."""
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=[n for n in _DICTIONARY_COLUMNS if n in schema.names],
+        write_page_index=True,
+    )
+
+
+def write_table(sink: BinaryIO, table: pa.Table, facts: Mapping[str, Any]) -> None:
+    """A whole file of one row group (none if the table is empty), with `facts` in the footer."""
+    with part_writer(sink, table.schema) as writer:
+        if table.num_rows:
+            writer.write_table(table, row_group_size=table.num_rows)
+        writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
+
+
+def file_facts(metadata: pq.FileMetaData) -> dict[str, Any] | None:
+    """Our facts in a file's footer, None if the file is not ours."""
+    raw = (metadata.metadata or {}).get(FACTS_KEY)
+    if raw is None:
+        return None
+    try:
+        facts = json.loads(raw)
+    except ValueError:
+        return None
+    return facts if isinstance(facts, dict) else None

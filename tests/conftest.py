@@ -1,0 +1,41 @@
+"""What tests share: no settings of whoever runs them, and the places where inputs and outputs are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import Place
+from tests.support.s3_server import S3Server, s3_server
+
+
+@pytest.fixture(autouse=True)
+def _no_foreign_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("BATCHINFER_", "AWS_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[S3Server]:
+    """One S3 server over HTTP for all tests; each takes a bucket of its own."""
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where a test's files are: a folder, and once more a bucket."""
+    if request.param == "local":
+        return Place(str(tmp_path / "data"))
+    server: S3Server = request.getfixturevalue("server")
+    return Place(f"s3://{server.create_bucket()}", server.environment())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Place:
+    """A local place, for what does not depend on the store."""
+    return Place(str(tmp_path / "data"))

@@ -1,0 +1,139 @@
+"""A deterministic engine without a model: a test double, never reachable from the program.
+
+A completion depends on the prompt's token ids and the seed alone, so a resumed run must equal an
+uninterrupted one. Faults are asked for by `FakePlan`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import signal
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
+from batchinfer.errors import EngineDied, RowError
+
+VOCAB_SIZE = 4096
+EOS_TOKEN_ID = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FakePlan:
+    """How the fake behaves. Read from the environment variable FAKE_ENGINE (JSON) in subprocesses."""
+
+    max_num_seqs: int = 64
+    step_s: float = 0.0  # sleep in each step
+    build_s: float = 0.0  # sleep while "loading"
+    die_at_step: int | None = None  # raise EngineDied
+    kill_at_step: int | None = None  # SIGKILL our own process
+    hang_at_step: int | None = None  # sleep for an hour in a step
+    reject_every: int = 0  # refuse every n-th request
+    fail_build: str | None = None  # raise ConfigError with this message
+    log_file: str | None = None  # append one line a request: the crc of its prompt
+
+    @classmethod
+    def from_environment(cls) -> FakePlan:
+        return cls(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
+
+
+class FakeEngine:
+    def __init__(
+        self, plan: FakePlan, *, max_tokens: int, num_logprobs: int | None, max_model_len: int
+    ) -> None:
+        time.sleep(plan.build_s)
+        self._plan = plan
+        self._max_tokens = max_tokens
+        self._num_logprobs = num_logprobs
+        self._waiting: deque[Request] = deque()
+        self._running: list[tuple[int, int, Request]] = []  # (last step, key, request)
+        self._step = 0
+        self.num_added = 0
+        self.is_closed = False
+        self.facts = EngineFacts(
+            name="fake",
+            version="0",
+            device="none",
+            dtype="float32",
+            quantization="none",
+            max_model_len=max_model_len,
+            max_num_seqs=plan.max_num_seqs,
+            max_num_batched_tokens=8192,
+            kv_cache_tokens=None,
+        )
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def add(self, request: Request) -> None:
+        self.num_added += 1
+        if self._plan.log_file:
+            with open(self._plan.log_file, "a") as log:  # noqa: PTH123
+                log.write(f"{zlib.crc32(request.token_ids.tobytes())}\n")
+        if self._plan.reject_every and self.num_added % self._plan.reject_every == 0:
+            raise RowError("engine_rejected", "the fake engine refuses this request")
+        self._waiting.append(request)
+
+    def step(self) -> list[Completion]:
+        self._step += 1
+        if self._step == self._plan.kill_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._step == self._plan.die_at_step:
+            raise EngineDied("the fake engine died as it was told to")
+        if self._step == self._plan.hang_at_step:
+            time.sleep(3600)
+        if self._plan.step_s:
+            time.sleep(self._plan.step_s)
+        while self._waiting and len(self._running) < self._plan.max_num_seqs:
+            request = self._waiting.popleft()
+            length = 1 + _hash(request) % self._max_tokens
+            heapq.heappush(self._running, (self._step + length - 1, request.key, request))
+        done = []
+        while self._running and self._running[0][0] <= self._step:
+            done.append(self._complete(heapq.heappop(self._running)[2]))
+        return done
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _complete(self, request: Request) -> Completion:
+        seed = _hash(request)
+        length = 1 + seed % self._max_tokens
+        token_ids = ((np.arange(length, dtype=np.int64) * 7919 + seed) % 4000 + 10).astype(np.int32)
+        is_stop = length < self._max_tokens
+        if is_stop:
+            token_ids[-1] = EOS_TOKEN_ID
+        fields: dict[str, Any] = {}
+        if self._num_logprobs is not None:
+            fields["token_logprobs"] = (-(token_ids % 100) / 100).astype(np.float32)
+        if self._num_logprobs:
+            k = self._num_logprobs
+            fields["top_offsets"] = np.arange(0, length * k + 1, k, dtype=np.int32)
+            fields["top_token_ids"] = np.repeat(token_ids, k)
+            fields["top_logprobs"] = np.repeat(fields["token_logprobs"], k)
+        return Completion(
+            key=request.key,
+            token_ids=token_ids,
+            num_text_tokens=length - is_stop,
+            finish_reason="stop" if is_stop else "length",
+            timing=Timing(0.0, 0.001, 0.002, 0.003),
+            **fields,
+        )
+
+
+def _hash(request: Request) -> int:
+    return (
+        zlib.crc32(request.token_ids.tobytes(), request.seed or 0)
+        if request.seed is None
+        else (
+            zlib.crc32(request.seed.to_bytes(8, "little"), zlib.crc32(request.token_ids.tobytes()))
+        )
+    )

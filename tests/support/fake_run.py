@@ -1,0 +1,105 @@
+"""`batchinfer run` on the fake engine, with crashes at named steps. A test double for subprocesses.
+
+CRASH (JSON): {"op": "publish" | "put" | "create" | "delete", "key": regex, "when": "before" | "written" |
+"after", "nth": n}: SIGKILL ourselves at the n-th such step. "written": a publish whose content is
+written, but which is not visible yet. A delete of several keys counts one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+from batchinfer.cli import main
+from batchinfer.cli import run as cli_run
+from batchinfer.runner import EngineFactory, session
+from batchinfer.storage.local import LocalStore
+from batchinfer.storage.s3 import S3Store
+from tests.support.fake_engine import FakeEngine, FakePlan
+
+
+def fake_factory(plan: FakePlan) -> EngineFactory:
+    def build(job: Any, model: Any) -> FakeEngine:
+        if plan.fail_build:
+            from batchinfer.errors import ConfigError
+
+            raise ConfigError(plan.fail_build)
+        return FakeEngine(
+            plan,
+            max_tokens=job.sampling.max_tokens,
+            num_logprobs=job.sampling.logprobs,
+            max_model_len=model.max_model_len,
+        )
+
+    return EngineFactory(prepare=lambda job, model: None, build=build)
+
+
+class NoLease:
+    """A lease that holds nobody off: what a lost or stolen one comes to."""
+
+    def beat(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class Crash:
+    """Counts matching steps and kills at the n-th."""
+
+    def __init__(self, op: str, key: str, when: str, nth: int = 1) -> None:
+        self.op, self.pattern, self.when, self.left = op, re.compile(key), when, nth
+
+    def reached(self, op: str, key: str, when: str) -> None:
+        if (op, when) == (self.op, self.when) and self.pattern.search(key):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def install(crash: Crash, store: type) -> None:
+    publish, put, create, delete = store.publish, store.put, store.create, store.delete
+
+    def publish_(self: Any, key: str, write: Callable[[BinaryIO], None]) -> None:
+        def written(sink: BinaryIO) -> None:
+            write(sink)
+            sink.flush()
+            crash.reached("publish", key, "written")
+
+        crash.reached("publish", key, "before")
+        publish(self, key, written)
+        crash.reached("publish", key, "after")
+
+    def put_(self: Any, key: str, content: bytes) -> None:
+        crash.reached("put", key, "before")
+        put(self, key, content)
+        crash.reached("put", key, "after")
+
+    def create_(self: Any, key: str, content: bytes) -> bool:
+        crash.reached("create", key, "before")
+        is_created = create(self, key, content)
+        crash.reached("create", key, "after")
+        return is_created
+
+    def delete_(self: Any, keys: Iterable[str]) -> None:
+        for key in keys:
+            crash.reached("delete", key, "before")
+            delete(self, [key])
+            crash.reached("delete", key, "after")
+
+    store.publish, store.put, store.create, store.delete = publish_, put_, create_, delete_
+
+
+if __name__ == "__main__":
+    if spec := os.environ.get("CRASH"):
+        for store in (LocalStore, S3Store):
+            install(Crash(**json.loads(spec)), store)
+    if os.environ.get("FAKE_NO_LEASE"):
+        session.acquire_lease = lambda *_, **__: NoLease()
+    plan = FakePlan.from_environment()
+    cli_run.vllm_factory = lambda: fake_factory(plan)
+    sys.argv[0] = "batchinfer"
+    main()

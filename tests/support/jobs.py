@@ -1,0 +1,195 @@
+"""Inputs, job files and runs for tests that go through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import polars as pl
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "jobs" / "demo" / "model"
+
+#: Columns of an output that may differ between two runs with the same results.
+CHANGING_COLUMNS = ("queued_s", "prefill_s", "decode_s", "total_s", "finished_at", "attempt", "num_cached_tokens", "duplicate_of")  # fmt: skip
+
+
+@dataclass
+class Ended:
+    """A `batchinfer run` that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The JSON object in the last line of stdout."""
+        return json.loads(self.stdout.splitlines()[-1])
+
+
+@dataclass
+class Place:
+    """Where inputs and outputs of a test are: a folder, or a bucket with the variables to reach it."""
+
+    root: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def url(self, *names: str) -> str:
+        return "/".join([self.root, *names])
+
+    @property
+    def is_s3(self) -> bool:
+        return self.root.startswith("s3://")
+
+    @property
+    def fs(self) -> Any:
+        if not self.is_s3:
+            return fsspec.filesystem("file")
+        return fsspec.filesystem(
+            "s3",
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            endpoint_url=self.environ["AWS_ENDPOINT_URL"],
+            key=self.environ["AWS_ACCESS_KEY_ID"],
+            secret=self.environ["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def write_parquet(self, name: str, frame: pl.DataFrame, **options: Any) -> None:
+        path = self.url(name)
+        if not self.is_s3:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with self.fs.open(path, "wb") as sink:
+            frame.write_parquet(sink, **options)
+
+    def read_parquet(self, name: str) -> pl.DataFrame:
+        with self.fs.open(self.url(name), "rb") as source:
+            return pl.read_parquet(source.read())
+
+    def names(self, folder: str) -> list[str]:
+        """All files below a folder, relative to it."""
+        prefix = self.url(folder).removeprefix("s3://")
+        if not self.fs.exists(prefix):
+            return []
+        return sorted(found.removeprefix(prefix).lstrip("/") for found in self.fs.find(prefix))
+
+
+def rows(num_rows: int, *, start: int = 0) -> pl.DataFrame:
+    """Rows with an id and a text of varying length."""
+    numbers = range(start, start + num_rows)
+    return pl.DataFrame(
+        {
+            "id": [f"row-{n}" for n in numbers],
+            "text": [f"{n} " + "word " * (1 + n * 7919 % 23) for n in numbers],
+        }
+    )
+
+
+def job(place: Place, output: str = "out", **sections: Any) -> dict[str, Any]:
+    """A job over `<place>/in/*.parquet`; sections are merged over the defaults of the tests."""
+    settings: dict[str, Any] = {
+        "version": 1,
+        "name": "test",
+        "input": {"path": place.url("in", "*.parquet"), "id_column": "id"},
+        "prompt": {"template": "{{ text }}"},
+        "model": {"path": str(MODEL)},
+        "sampling": {"max_tokens": 16, "logprobs": 1},
+        "packing": {"window_rows": 64},
+        "checkpoint": {"every_rows": 16, "every_s": 0.2},
+        "output": {"path": place.url(output)},
+    }
+    for name, section in sections.items():
+        if isinstance(section, dict) and name not in ("prompt",):
+            settings[name] = settings.get(name, {}) | section
+        else:
+            settings[name] = section
+    return settings
+
+
+def write_job(folder: Path, settings: dict[str, Any], name: str = "job.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(
+    path: Path | str,
+    *arguments: str,
+    place: Place | None = None,
+    fake: Mapping[str, Any] | None = None,
+    crash: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("run",),
+    engine: str = "fake",
+    stdout: Any = subprocess.PIPE,
+) -> subprocess.Popen[str]:
+    """Start the command line in a process group of its own. engine: "fake" or "real"."""
+    module = "tests.support.fake_run" if engine == "fake" else "batchinfer"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHINFER", "AWS_"))}
+    environment |= {"PYTHONPATH": str(ROOT), "FAKE_ENGINE": json.dumps(dict(fake or {}))}
+    environment |= dict(place.environ) if place else {}
+    if crash:
+        environment["CRASH"] = json.dumps(dict(crash))
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *command, str(path), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | dict(environ or {}),
+        start_new_session=True,
+        cwd=ROOT,
+    )
+
+
+def run(path: Path | str, *arguments: str, timeout_s: float = 60, **options: Any) -> Ended:
+    """Start and wait."""
+    return wait(start(path, *arguments, **options), timeout_s)
+
+
+def wait(process: subprocess.Popen[str], timeout_s: float = 60) -> Ended:
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        stdout, stderr = process.communicate()
+        raise AssertionError(f"did not end within {timeout_s} s\n{stdout}\n{stderr}") from None
+    return Ended(process.returncode, stdout or "", stderr)
+
+
+def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+    """Signal the whole process group, as schedulers do."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def results(place: Place, output: str = "out") -> pl.DataFrame:
+    """All finished rows, in order of (shard, row, sample)."""
+    names = [n for n in place.names(output) if n.endswith(".parquet")]
+    frames = [place.read_parquet(f"{output}/{name}") for name in names]
+    return pl.concat(frames) if frames else pl.DataFrame()
+
+
+def stable(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without the columns that may differ between two runs."""
+    return frame.drop([c for c in CHANGING_COLUMNS if c in frame.columns])
+
+
+def wait_until(condition: Any, timeout_s: float = 20, what: str = "condition") -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {timeout_s} s")
+        time.sleep(0.02)
