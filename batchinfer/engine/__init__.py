@@ -1,0 +1,1 @@
+"""Engines: `base` is the contract, `vllm` the only implementation. See docs/architecture.md."""

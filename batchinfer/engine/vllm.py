@@ -1,0 +1,272 @@
+"""vLLM as an Engine: its `LLMEngine`, driven a step at a time in our process.
+
+Must not know: files, checkpoints, what a key means. All requests share one set of sampling
+parameters; only the seed differs. What vLLM refuses for one request is that row's error; what it
+would refuse for every request is found when the engine is built, and is the job's error.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+import multiprocessing
+import multiprocessing.connection
+import threading
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from batchinfer.engine.base import (
+    Completion,
+    EngineFacts,
+    EngineSettings,
+    Request,
+    SamplingSettings,
+)
+from batchinfer.engine.vllm_output import completion_of
+from batchinfer.engine.vllm_setup import engine_arguments, prepare_platform
+from batchinfer.errors import ConfigError, EngineDied, RowError
+
+log = logging.getLogger(__name__)
+
+_STRUCTURED_FIELDS = {
+    "json_schema": "json",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+
+
+def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
+    """Load the model and check the sampling parameters on it.
+
+    Raises ConfigError for what another start cannot mend, EngineDied for what it may (a driver or
+    a worker process lost). Call it in a thread that outlives the engine (see vllm_plugin).
+    """
+    prepare_platform(settings)
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    arguments = engine_arguments(settings)
+    params = shared_params(settings.sampling)
+    others = multiprocessing.active_children()
+    try:
+        core = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except Exception as error:
+        raise _construction_error(error, arguments) from error
+    core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
+    _watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
+    engine = VllmEngine(core, params, settings)
+    try:
+        engine.check_sampling(settings.sampling)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+class VllmEngine:
+    """A loaded vLLM engine. See `Engine` for the contract; one thread calls it."""
+
+    def __init__(self, core: Any, params: Any, settings: EngineSettings) -> None:
+        self._core = core
+        self._params = params
+        self._has_text = bool(settings.sampling.stop)
+        self._uses_seeds = settings.sampling.uses_seeds
+        self._num_in_flight = 0
+        self._rejections = _rejections()
+        self.facts = _facts(core, settings)
+
+    @property
+    def num_in_flight(self) -> int:
+        return self._num_in_flight
+
+    def add(self, request: Request) -> None:
+        assert request.seed is None or self._uses_seeds, "the engine was not built for seeds"
+        params = copy.copy(self._params)
+        params.seed = request.seed
+        self._add(str(request.key), request.token_ids.tolist(), params)
+        self._num_in_flight += 1
+
+    def step(self) -> list[Completion]:
+        outputs = self._step()
+        completions = [completion_of(o, has_text=self._has_text) for o in outputs if o.finished]
+        self._num_in_flight -= len(completions)
+        return completions
+
+    def close(self) -> None:
+        core, self._core = self._core, None
+        self._num_in_flight = 0
+        if core is None:
+            return
+        try:
+            core.engine_core.shutdown()
+        except Exception:
+            log.warning("vLLM did not shut down cleanly", exc_info=True)
+        del core
+        gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
+
+    def check_sampling(self, sampling: SamplingSettings) -> None:
+        """Send one request as every row will be sent; ConfigError if vLLM refuses it.
+
+        A grammar is compiled after its request was accepted, so that request has to run.
+        """
+        params = copy.copy(self._params)
+        params.max_tokens = 1
+        try:
+            self._add("check", [0], params)
+        except RowError as error:
+            raise ConfigError(f"vLLM refuses the sampling settings: {error.message}") from error
+        if sampling.structured is None:
+            self._core.abort_request(["check"])
+            return
+        kind, value = sampling.structured
+        finish_reason = None
+        while finish_reason is None:
+            for output in self._step():
+                finish_reason = output.outputs[0].finish_reason
+        if finish_reason not in ("stop", "length"):
+            raise ConfigError(f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}")
+
+    def _add(self, request_id: str, token_ids: list[int], params: Any) -> None:
+        if self._core is None:
+            raise EngineDied("the vLLM engine is closed")
+        try:
+            self._core.add_request(request_id, {"prompt_token_ids": token_ids}, params)
+        except self._rejections as error:
+            self._core.abort_request([request_id])  # in case it was refused half-way
+            raise RowError("engine_rejected", _first_line(error)) from error
+        except Exception as error:
+            raise self._died(error) from error
+
+    def _step(self) -> list[Any]:
+        if self._core is None:
+            raise EngineDied("the vLLM engine is closed")
+        try:
+            return list(self._core.step())
+        except Exception as error:
+            raise self._died(error) from error
+
+    def _died(self, error: Exception) -> EngineDied:
+        # No model_executor here: the engine core has a process of its own, and names its cause.
+        executor = getattr(self._core, "model_executor", None)
+        if getattr(executor, "is_failed", False):
+            return EngineDied(
+                "a worker process of the vLLM engine died; the run's log has what it said last"
+            )
+        return EngineDied(f"the vLLM engine died: {type(error).__name__}: {_first_line(error)}")
+
+
+def _watch_core_process(core: Any, processes: list[BaseProcess]) -> None:
+    """Wake a step that waits for an engine core in a process of its own when that process dies.
+
+    vLLM's synchronous client reads a queue without a timeout, and its own monitor puts nothing into
+    it: after a kill -9 (the OOM killer) `step` would wait for ever. In our process is no queue.
+    """
+    outputs = getattr(core.engine_core, "outputs_queue", None)
+    if outputs is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([process.sentinel for process in processes])
+        outputs.put(RuntimeError("its process ended"))
+
+    threading.Thread(target=wait, name="vllm-core-watch", daemon=True).start()
+
+
+def shared_params(sampling: SamplingSettings) -> Any:
+    """The parameters all requests share. ConfigError for a value that vLLM does not accept."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    try:
+        structured = None
+        if sampling.structured is not None:
+            kind, value = sampling.structured
+            structured = StructuredOutputsParams(**{_STRUCTURED_FIELDS[kind]: value})
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            logprobs=sampling.logprobs,
+            prompt_logprobs=0 if sampling.prompt_logprobs else None,
+            flat_logprobs=True,
+            ignore_eos=sampling.ignore_eos,
+            structured_outputs=structured,
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
+        )
+    except _rejections() as error:
+        raise ConfigError(f"vLLM refuses the sampling settings: {_first_line(error)}") from error
+
+
+def _rejections() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a bad request: a ValueError up to 0.26, a family of its own later."""
+    from vllm import exceptions
+
+    return (ValueError, getattr(exceptions, "VLLMClientError", ValueError))
+
+
+def _construction_error(error: Exception, arguments: dict[str, Any]) -> ConfigError | EngineDied:
+    """What a failed start means: wrong values are the job's; a lost driver may come back."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ConfigError(
+            f"{arguments['model']} does not fit the device's memory ({_first_line(error)}): end "
+            f"what else runs there, lower engine.gpu_memory_utilization (now "
+            f"{arguments['gpu_memory_utilization']}) or engine.max_num_seqs (now "
+            f"{arguments['max_num_seqs']}), or raise model.tensor_parallel_size"
+        )
+    if isinstance(error, (*_rejections(), OSError, NotImplementedError, ImportError, TypeError)):
+        return ConfigError(
+            f"vLLM cannot run {arguments['model']} with these settings: {_first_line(error)}"
+        )
+    return EngineDied(
+        f"the vLLM engine did not start: {_first_line(error)}; the run's log has the whole story"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The line that says it; of a pydantic ValidationError that is its first message."""
+    from pydantic import ValidationError
+
+    text = str(error)
+    if isinstance(error, ValidationError):
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line or type(error).__name__
+
+
+def _facts(core: Any, settings: EngineSettings) -> EngineFacts:
+    import vllm
+    from vllm.platforms import current_platform
+
+    config = core.vllm_config
+    cache = config.cache_config
+    num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
+    return EngineFacts(
+        name="vllm",
+        version=str(vllm.__version__),
+        device=str(current_platform.get_device_name()),
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        quantization=config.model_config.quantization or "none",
+        max_model_len=config.model_config.max_model_len,
+        max_num_seqs=config.scheduler_config.max_num_seqs,
+        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+        kv_cache_tokens=num_blocks * block_size if num_blocks and block_size else None,
+        extra={
+            "tensor_parallel_size": settings.tensor_parallel_size,
+            "enforce_eager": bool(config.model_config.enforce_eager),
+            "enable_prefix_caching": bool(cache.enable_prefix_caching),
+            "kv_cache_dtype": str(cache.cache_dtype),
+            "options": dict(settings.options),
+        },
+    )

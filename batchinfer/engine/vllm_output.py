@@ -1,0 +1,85 @@
+"""vLLM's request outputs -> completions: flat numpy arrays, our reasons and times.
+
+Must not know: how an engine is built or driven. Imports nothing of vLLM: it reads attributes that
+are the same from 0.26 to 0.33.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from batchinfer.engine.base import Completion, Float32Array, Timing
+
+
+def completion_of(output: Any, *, has_text: bool) -> Completion:
+    """One finished `RequestOutput` with one sequence as a completion."""
+    key = int(output.request_id)
+    sequence = output.outputs[0]
+    if sequence.finish_reason not in ("stop", "length"):
+        return Completion(
+            key=key,
+            error_type="engine_error",
+            error_message=f"vLLM ended the request with finish_reason {sequence.finish_reason!r}",
+        )
+    token_ids = np.asarray(sequence.token_ids, np.int32)
+    ended_by_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
+    completion = Completion(
+        key=key,
+        token_ids=token_ids,
+        num_text_tokens=len(token_ids) - ended_by_token,
+        text=sequence.text if has_text else None,
+        finish_reason=sequence.finish_reason,
+        stop_reason=None if sequence.stop_reason is None else str(sequence.stop_reason),
+        num_cached_tokens=output.num_cached_tokens or 0,
+        timing=_timing(output.metrics),
+    )
+    if sequence.logprobs is not None:
+        _set_logprobs(completion, sequence.logprobs)
+    if output.prompt_logprobs is not None:
+        completion.prompt_token_logprobs = _prompt_token_logprobs(output.prompt_logprobs)
+    return completion
+
+
+def _set_logprobs(completion: Completion, flat: Any) -> None:
+    """Split vLLM's flat form: at each position first the sampled token, then the top k in order.
+
+    The sampled token is there twice when it is one of the top k, so the top lists lose nothing.
+    """
+    starts = np.asarray(flat.start_indices, np.int32)
+    logprobs = np.asarray(flat.logprobs, np.float32)
+    completion.token_logprobs = logprobs[starts]
+    if len(logprobs) == len(starts):
+        return  # logprobs: 0, the sampled tokens alone
+    is_top = np.ones(len(logprobs), bool)
+    is_top[starts] = False
+    num_top = np.asarray(flat.end_indices, np.int32) - starts - 1
+    completion.top_offsets = np.concatenate(([0], np.cumsum(num_top))).astype(np.int32)
+    completion.top_token_ids = np.asarray(flat.token_ids, np.int32)[is_top]
+    completion.top_logprobs = logprobs[is_top]
+
+
+def _prompt_token_logprobs(flat: Any) -> Float32Array:
+    """The logprob of each prompt token; the first one has none, since nothing precedes it."""
+    starts = np.asarray(flat.start_indices, np.int32)
+    has_logprob = np.asarray(flat.end_indices, np.int32) > starts
+    prompt_logprobs = np.full(len(starts), np.nan, np.float32)
+    prompt_logprobs[has_logprob] = np.asarray(flat.logprobs, np.float32)[starts[has_logprob]]
+    return prompt_logprobs
+
+
+def _timing(stats: Any) -> Timing:
+    """Differences of the engine core's monotonic stamps (`arrival_time` is wall clock)."""
+    if stats is None:
+        return Timing()
+
+    def between(start: float, end: float) -> float | None:
+        return end - start if start and end else None  # 0.0: never stamped
+
+    return Timing(
+        queued_s=between(stats.queued_ts, stats.scheduled_ts),
+        prefill_s=between(stats.scheduled_ts, stats.first_token_ts),
+        decode_s=between(stats.first_token_ts, stats.last_token_ts),
+        total_s=between(stats.queued_ts, stats.last_token_ts),
+    )

@@ -1,0 +1,42 @@
+"""What runs in vLLM's own processes: they outlive a scheduler's signal, and never outlive us.
+
+Loaded by vLLM itself (entry point `vllm.general_plugins`), after its worker set its own handlers.
+Does nothing except in processes below an engine of ours, so other users of the same environment
+never notice it. Must not know: the rest of the package beyond the name of one variable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+
+from batchinfer.engine.vllm_setup import OWNER_PID_VARIABLE
+
+PR_SET_PDEATHSIG = 1
+
+
+def register() -> None:
+    """Tie this process to its parent's life and make it deaf to the signals meant for the run.
+
+    A scheduler signals the whole process group, and the engine has to outlive the flush. The kernel
+    sends the death signal when the thread that spawned this process ends, so engines are built in a
+    thread that stays (the main one).
+    """
+    owner_pid = os.environ.get(OWNER_PID_VARIABLE)
+    if owner_pid is None or int(owner_pid) == os.getpid():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before the line above
+
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import torch
+
+        torch.cpu._init_amx()  # without it the first small bf16 batch dies of SIGILL

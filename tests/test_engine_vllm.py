@@ -1,0 +1,440 @@
+"""The real engine on the demo model: what comes out of a request, what is refused, what dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
+from batchinfer.engine.vllm_setup import (
+    OWNER_PID_VARIABLE,
+    available_memory_bytes,
+    check_options,
+    describe_devices,
+    engine_arguments,
+    prepare_environment,
+)
+from batchinfer.errors import ConfigError, EngineDied, RowError
+
+pytestmark = [
+    pytest.mark.real_engine,
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
+]
+
+REPOSITORY = Path(__file__).parent.parent
+MODEL = str(REPOSITORY / "jobs" / "demo" / "model")
+EOS = 2
+SCORED = SamplingSettings(max_tokens=24, logprobs=2, prompt_logprobs=True)
+SETTINGS = EngineSettings(
+    model_path=MODEL,
+    tokenizer_path=MODEL,
+    dtype="float32",  # on the CPU bit-equal whatever shares a batch
+    max_model_len=256,
+    weights_bytes=13_906_376,
+    kv_bytes_per_token=6 * 2 * 2 * 64 * 4,
+    sampling=SCORED,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    prepare_environment(weights_bytes=SETTINGS.weights_bytes, is_local_model=True)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def with_sampling(**changes: Any) -> EngineSettings:
+    return dataclasses.replace(SETTINGS, sampling=SamplingSettings(**changes))
+
+
+def prompt(text: str) -> np.ndarray:
+    chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    return np.array(tokenizer().encode(chat).ids, np.int32)
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(f"{MODEL}/tokenizer.json")
+
+
+def text_of(completion: Completion) -> str:
+    ids = completion.token_ids[: completion.num_text_tokens]
+    return str(tokenizer().decode(ids.tolist()))
+
+
+def run(engine: Any, *requests: Request) -> dict[int, Completion]:
+    for request in requests:
+        engine.add(request)
+    completions = []
+    while engine.num_in_flight:
+        completions += engine.step()
+    return {c.key: c for c in completions}
+
+
+PROMPTS = [
+    prompt(f"Summarize this software package in one line.\n\n{description}")
+    for description in (
+        "This package installs the shared library of a program that streams music.",
+        "A tool that fetches configuration files and keeps them up to date on many hosts.",
+        "Documentation for a Python module that parses dates.",
+    )
+]
+
+
+# Engines of their own come before the shared one: vLLM allows one at a time in a process.
+
+
+def test_dummy_weights_without_a_tokenizer_run_and_close_frees_the_process_for_another() -> None:
+    from batchinfer.engine.vllm import build_vllm_engine
+
+    options = {"load_format": "dummy", "skip_tokenizer_init": True}
+    settings = dataclasses.replace(
+        with_sampling(max_tokens=5, ignore_eos=True), options=options, max_num_seqs=7
+    )
+    engine = build_vllm_engine(settings)
+    completion = run(engine, Request(1, PROMPTS[0]))[1]
+    assert (completion.finish_reason, len(completion.token_ids)) == ("length", 5)
+    assert engine.facts.max_num_seqs == 7
+    assert engine.facts.max_num_batched_tokens == 4096
+    assert (engine.facts.dtype, engine.facts.device) == ("float32", "cpu")
+    assert engine.facts.kv_cache_tokens is not None and engine.facts.kv_cache_tokens >= 7 * 256
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineDied):
+        engine.step()
+    with pytest.raises(EngineDied):
+        engine.add(Request(2, PROMPTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization": "awq"}, "awq"),
+        ({"max_model_len": 5000}, "5000"),
+        ({"options": {"block_size": 16}}, "block size"),
+    ],
+)
+def test_what_vllm_refuses_to_build_is_a_config_error(changes: dict[str, Any], words: str) -> None:
+    from batchinfer.engine.vllm import build_vllm_engine
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_vllm_engine(dataclasses.replace(SETTINGS, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[Any]:
+    """A loaded LLMEngine that fits seeds; each test puts its own sampling on it."""
+    from batchinfer.engine.vllm import build_vllm_engine
+
+    engine = build_vllm_engine(
+        dataclasses.replace(SETTINGS, sampling=dataclasses.replace(SCORED, uses_seeds=True))
+    )
+    yield engine._core
+    engine.close()
+    gc.collect()
+
+
+def engine_on(core: Any, settings: EngineSettings) -> Any:
+    from batchinfer.engine.vllm import VllmEngine, shared_params
+
+    return VllmEngine(core, shared_params(settings.sampling), settings)
+
+
+def test_greedy_completions_read_sensibly_and_end_before_eos(core: Any) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=48))
+    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    for completion in done.values():
+        assert completion.finish_reason == "stop" and completion.stop_reason is None
+        assert completion.token_ids.dtype == np.int32
+        assert completion.token_ids[-1] == EOS
+        assert completion.num_text_tokens == len(completion.token_ids) - 1
+        assert completion.text is None and completion.token_logprobs is None
+        assert len(text_of(completion).split()) >= 2
+    assert "Python" in text_of(done[2])
+
+
+def test_a_row_cut_by_max_tokens_keeps_all_its_tokens_as_text(core: Any) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=3))
+    completion = run(engine, Request(0, PROMPTS[0]))[0]
+    assert completion.finish_reason == "length" and completion.stop_reason is None
+    assert completion.num_text_tokens == len(completion.token_ids) == 3
+
+
+def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: Any) -> None:
+    completion = run(engine_on(core, SETTINGS), Request(0, PROMPTS[0]))[0]
+    num_tokens = len(completion.token_ids)
+    assert completion.token_logprobs is not None and completion.top_logprobs is not None
+    assert completion.top_token_ids is not None and completion.top_offsets is not None
+    assert completion.token_logprobs.shape == (num_tokens,)
+    assert completion.token_logprobs.dtype == np.float32 and (completion.token_logprobs <= 0).all()
+    assert completion.top_offsets.tolist() == list(range(0, 2 * num_tokens + 1, 2))
+    top_ids = completion.top_token_ids.reshape(num_tokens, 2)
+    top = completion.top_logprobs.reshape(num_tokens, 2)
+    assert (top_ids[:, 0] == completion.token_ids).all()  # greedy: the likeliest was taken
+    assert (top[:, 0] == completion.token_logprobs).all() and (top[:, 0] >= top[:, 1]).all()
+    assert (np.exp(top).sum(axis=1) <= 1.0001).all()
+
+
+def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
+    from batchinfer.engine.vllm import shared_params
+    from batchinfer.engine.vllm_output import completion_of
+
+    core.add_request("7", {"prompt_token_ids": PROMPTS[1].tolist()}, shared_params(SCORED))
+    outputs: list[Any] = []
+    while not outputs:
+        outputs = core.step()
+    completion = completion_of(outputs[0], has_text=False)
+    assert completion.token_logprobs is not None
+    cumulative = outputs[0].outputs[0].cumulative_logprob
+    assert completion.token_logprobs.sum() == pytest.approx(cumulative, rel=1e-5)
+
+
+def test_logprobs_zero_gives_the_sampled_tokens_only(core: Any) -> None:
+    completion = run(
+        engine_on(core, with_sampling(max_tokens=4, logprobs=0)), Request(0, PROMPTS[0])
+    )
+    assert completion[0].token_logprobs is not None and completion[0].top_logprobs is None
+    assert completion[0].prompt_token_logprobs is None
+
+
+def test_prompt_logprobs_have_one_value_a_token_and_none_for_the_first(core: Any) -> None:
+    engine = engine_on(core, SETTINGS)
+    for _ in range(2):  # the second time the prompt is in the prefix cache
+        scores = run(engine, Request(0, PROMPTS[0]))[0].prompt_token_logprobs
+        assert scores is not None and scores.shape == PROMPTS[0].shape
+        assert np.isnan(scores[0]) and (scores[1:] <= 0).all()
+
+
+def test_a_seed_fixes_a_row_whatever_runs_beside_it_and_in_which_order(core: Any) -> None:
+    settings = with_sampling(max_tokens=16, temperature=1.0, uses_seeds=True)
+    requests = [Request(i, PROMPTS[i % 3], seed=(1 << 62) + i) for i in range(6)]
+    first = run(engine_on(core, settings), *requests)
+    alone = run(engine_on(core, settings), requests[4])
+    backwards = run(engine_on(core, settings), *reversed(requests))
+    assert alone[4].token_ids.tolist() == first[4].token_ids.tolist()
+    for key, completion in first.items():
+        assert backwards[key].token_ids.tolist() == completion.token_ids.tolist()
+    assert first[0].token_ids.tolist() != first[3].token_ids.tolist()  # same prompt, other seed
+
+
+def test_a_stop_string_ends_the_row_and_stays_out_of_the_text(core: Any) -> None:
+    plain = text_of(run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0])
+    stop = plain.split()[1]
+    settings = with_sampling(max_tokens=48, stop=(stop,))
+    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+    assert completion.text is not None and completion.text == plain[: plain.index(stop)]
+    assert completion.num_text_tokens == len(completion.token_ids)
+
+
+def test_a_stop_token_is_named_and_is_not_text(core: Any) -> None:
+    plain = run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0]
+    stop_id = int(plain.token_ids[2])
+    settings = with_sampling(max_tokens=48, stop_token_ids=(stop_id,))
+    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", str(stop_id))
+    assert completion.token_ids[-1] == stop_id
+    assert completion.num_text_tokens == len(completion.token_ids) - 1
+
+
+def test_a_choice_is_one_of_the_choices(core: Any) -> None:
+    settings = with_sampling(max_tokens=12, structured=("choice", ["library", "program"]))
+    engine = engine_on(core, settings)
+    engine.check_sampling(settings.sampling)
+    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    assert {text_of(c) for c in done.values()} <= {"library", "program"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"structured": ("json_schema", {"type": "nonsense"})},
+        {"structured": ("regex", "(unclosed")},
+        {"structured": ("grammar", "root ::= oops(")},
+        {"structured": ("choice", [])},
+        {"stop_token_ids": (99_999,)},
+        {"temperature": 3.0},
+    ],
+)
+def test_sampling_that_every_row_would_fail_with_fails_the_job(
+    core: Any, changes: dict[str, Any]
+) -> None:
+    settings = with_sampling(max_tokens=8, **changes)
+    with pytest.raises(ConfigError, match="vLLM refuses the sampling settings"):
+        engine_on(core, settings).check_sampling(settings.sampling)
+    assert not core.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("token_ids", [[5000], [-1], [], [5] * 256, [5] * 300])
+def test_a_refused_request_is_that_rows_error_and_the_engine_goes_on(
+    core: Any, token_ids: list[int]
+) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=2))
+    engine.add(Request(0, PROMPTS[0]))
+    with pytest.raises(RowError) as caught:
+        engine.add(Request(1, np.array(token_ids, np.int32)))
+    assert caught.value.kind == "engine_rejected" and caught.value.message
+    assert engine.num_in_flight == 1
+    assert run(engine, Request(2, PROMPTS[1])).keys() == {0, 2}
+
+
+def test_timing_is_filled_and_adds_up(core: Any) -> None:
+    timing = run(engine_on(core, with_sampling(max_tokens=8)), Request(0, PROMPTS[0]))[0].timing
+    assert timing.queued_s is not None and timing.prefill_s is not None
+    assert timing.decode_s is not None and timing.total_s is not None
+    assert timing.prefill_s > 0 and timing.decode_s > 0
+    parts = timing.queued_s + timing.prefill_s + timing.decode_s
+    assert timing.total_s == pytest.approx(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("enfore_eager", "did you mean enforce_eager"),
+        ("max_num_seq", r"did you mean max_num_seqs\? \(set engine.max_num_seqs\)"),
+        ("seed", "set sampling.seed"),
+        ("model", "set model.path"),
+        ("disable_log_stats", "always on"),
+    ],
+)
+def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
+    name: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_options({name: 1})
+
+
+def test_seeds_on_a_cpu_read_prompts_whole() -> None:
+    seeded = with_sampling(max_tokens=8, temperature=1.0, uses_seeds=True)
+    arguments = engine_arguments(dataclasses.replace(seeded, max_model_len=9000))
+    assert arguments["enable_chunked_prefill"] is False
+    assert arguments["max_num_batched_tokens"] == 9000
+    with pytest.raises(ConfigError, match="enable_chunked_prefill"):
+        engine_arguments(dataclasses.replace(seeded, options={"enable_chunked_prefill": True}))
+    with pytest.raises(ConfigError, match="max_num_batched_tokens is 100"):
+        engine_arguments(dataclasses.replace(seeded, max_num_batched_tokens=100))
+
+
+def test_the_kv_cache_on_a_cpu_is_bounded_and_holds_a_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    sequence_bytes = (256 + 128) * SETTINGS.kv_bytes_per_token
+    one = dataclasses.replace(SETTINGS, max_num_seqs=1)
+    assert engine_arguments(one)["kv_cache_memory_bytes"] == sequence_bytes
+    huge = dataclasses.replace(SETTINGS, kv_bytes_per_token=1 << 40)
+    assert engine_arguments(huge)["kv_cache_memory_bytes"] == (256 + 128) << 40
+    many = engine_arguments(dataclasses.replace(SETTINGS, weights_bytes=1 << 60, max_num_seqs=9**9))
+    assert sequence_bytes < many["kv_cache_memory_bytes"] < available_memory_bytes()
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "kv_cache_memory_bytes" not in engine_arguments(SETTINGS)
+
+
+def test_a_machine_without_a_gpu_is_described_as_its_cpu() -> None:
+    [line] = describe_devices()
+    assert line.startswith("cpu, ") and "GiB" in line
+
+
+def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts back what was there
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    prepare_environment(weights_bytes=10**10, is_local_model=False)
+    assert os.environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    prepare_environment(weights_bytes=1, is_local_model=True)
+    assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from batchinfer.engine.vllm_plugin import register
+
+    before = signal.getsignal(signal.SIGTERM)
+    register()
+    monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))  # the owner itself
+    register()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+WORKER_SCRIPT = """
+import multiprocessing, os, signal, sys, time
+from tests.test_engine_vllm import PROMPTS, with_sampling
+
+def main():
+    import dataclasses
+    from batchinfer.engine.base import Request
+    from batchinfer.engine.vllm import build_vllm_engine
+    from batchinfer.errors import EngineDied
+    settings = with_sampling(max_tokens=150, ignore_eos=True)
+    in_processes = {"distributed_executor_backend": sys.argv[1]}
+    engine = build_vllm_engine(dataclasses.replace(settings, options=in_processes))
+    [worker] = multiprocessing.active_children()
+    for key in range(8):
+        engine.add(Request(key, PROMPTS[0]))
+    engine.step()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+    for _ in range(10):
+        engine.step()
+    assert worker.is_alive(), "the worker obeyed a scheduler's signal"
+    os.kill(worker.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        while engine.num_in_flight:
+            engine.step()
+    except EngineDied as error:
+        engine.close()
+        print("DIED", time.monotonic() - killed, error, flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_path: Path) -> None:
+    entry_point = tmp_path / "worker_plugin-0.dist-info"  # as the installed package has it
+    entry_point.mkdir()
+    (entry_point / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: worker-plugin\nVersion: 0\n"
+    )
+    (entry_point / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nbatchinfer = batchinfer.engine.vllm_plugin:register\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(WORKER_SCRIPT)
+    path = {"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), backend],
+            cwd=REPOSITORY,
+            env=os.environ | path | {"VLLM_ENABLE_V1_MULTIPROCESSING": has_core_process},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for backend, has_core_process in (("mp", "0"), ("uni", "1"))
+    ]
+    for run_ in runs:
+        stdout, stderr = run_.communicate(timeout=110)
+        [line] = [x for x in stdout.splitlines() if x.startswith("DIED")] or [stderr[-3000:]]
+        assert "the vLLM engine died" in line
+        assert float(line.split()[1]) < 15
