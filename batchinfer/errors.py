@@ -2,16 +2,16 @@
 
     BatchInferError
     ├── ConfigError        2   the job file, an argument, the model or the machine cannot do this
-    │   └── InputError     2   the input is not what the job says (missing, torn, changed, wrong schema)
-    ├── TooManyFailedRows  3   the output is complete, but too many of its rows are errors
-    ├── RepeatedDeath      1   two starts in a row died on the same rows without one durable row
-    ├── TransientError    75   try again later: store down, disk full, lease held, engine process died
+    │   └── InputError     2   the input is missing, torn, changed, or has another schema
+    ├── TooManyFailedRows  3   the output is complete, but too many rows are errors
+    ├── RepeatedDeath      1   two starts in a row died without one new durable row
+    ├── TransientError    75   try again later: store down, disk full, lease held, engine died
     │   ├── LeaseHeld     75
     │   └── EngineDied    75
     ├── Stopped      130/143/75   asked to stop; everything finished is durable
     └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
 
-Anything else that reaches the CLI is a bug and exits 1. Must not know: anything else of the package.
+Anything else that reaches the CLI is a bug and exits 1. Must not know: the rest of the package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import ClassVar
 
 
 class BatchInferError(Exception):
-    """Base of every error the program raises on purpose. The message names what, where and what to do."""
+    """Base of every error raised on purpose. The message says what, where and what to do."""
 
     exit_code: ClassVar[int] = 1
     is_retryable: ClassVar[bool] = False
@@ -43,13 +43,13 @@ class TooManyFailedRows(BatchInferError):
 
 
 class RepeatedDeath(BatchInferError):
-    """Two starts in a row died without one new durable row; the message names what was in flight."""
+    """Two starts in a row died without one new durable row; names what was in flight."""
 
     exit_code = 1
 
 
 class TransientError(BatchInferError):
-    """Outside circumstances: storage down past the retries, disk full. The same start may work later."""
+    """Storage down past the retries, disk full: the same start may work later."""
 
     exit_code = 75
     is_retryable = True
@@ -89,10 +89,10 @@ class RowError(Exception):
         self.message = message
 
 
-#: Every value `error_type` can have in an output file, with what it means (docs and schemas use it).
+#: Every value of `error_type` in an output file, with its meaning (docs and schemas use it).
 ROW_ERROR_KINDS: dict[str, str] = {
     "missing_value": "a column the prompt needs is null in this row",
-    "invalid_prompt": "the value is not a prompt: wrong type, bad message structure, token id outside the vocabulary",
+    "invalid_prompt": "the value is no prompt: wrong type, bad messages, token id out of range",
     "template_error": "the template failed on this row's values",
     "empty_prompt": "the prompt has no tokens",
     "prompt_too_long": "prompt tokens + max_tokens exceed max_model_len",

@@ -68,13 +68,13 @@ def must_kill(ended: Ended) -> None:
     assert ended.code == -9, f"the crash step was not reached: {ended.code}\n{ended.stderr}"
 
 
-def must_be_whole(place: Place, output: str = "out", reference: str = "reference") -> pl.DataFrame:
+def must_be_whole(place: Place, reference: pl.DataFrame) -> pl.DataFrame:
     """Each row once, in input order, equal to an uninterrupted run; nothing else left behind."""
-    have = results(place, output)
+    have = results(place)
     assert have.group_by("shard", "row", "sample").len()["len"].max() == 1
     assert have.height == sum(NUM_ROWS)
-    assert stable(have).equals(stable(results(place, reference)))
-    names = place.names(output)
+    assert stable(have).equals(reference)
+    names = place.names("out")
     assert [n for n in names if n.endswith(".parquet")] == [
         f"s{i}.parquet" for i in range(len(NUM_ROWS))
     ]
@@ -84,40 +84,50 @@ def must_be_whole(place: Place, output: str = "out", reference: str = "reference
     return have
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """What an uninterrupted run gives."""
+    folder = tmp_path_factory.mktemp("reference")
+    place = Place(str(folder / "data"))
+    write_input(place)
+    ended = run(write_job(folder, job(place)))
+    assert ended.code == 0, ended.stderr
+    return stable(results(place))
+
+
 @pytest.fixture
 def prepared(place: Place, tmp_path: Path) -> Path:
-    """The input, and the uninterrupted run's output in `reference`."""
+    """The input, and a job over it."""
     write_input(place)
-    reference = write_job(tmp_path, job(place, "reference"), "reference.yaml")
-    ended = run(reference, place=place)
-    assert ended.code == 0, ended.stderr
     return write_job(tmp_path, job(place))
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_run_killed_at_a_step_is_finished_by_the_next_start(
-    step: str, place: Place, prepared: Path
+    step: str, place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     must_kill(run(prepared, place=place, crash=STEPS[step], fake={"step_s": 0.005}))
     ended = run(prepared, place=place)
     assert ended.code == 0, ended.stderr
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
 @pytest.mark.parametrize("step", RESTART_STEPS)
 def test_a_restart_killed_at_a_step_is_finished_by_the_next_start_without_the_flag(
-    step: str, place: Place, prepared: Path
+    step: str, place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     assert run(prepared, place=place).code == 0
     must_kill(run(prepared, "--restart", place=place, crash=RESTART_STEPS[step]))
     ended = run(prepared, place=place)
     assert ended.code == 0, ended.stderr
-    have = must_be_whole(place)
+    have = must_be_whole(place, reference)
     assert have["attempt"].min() >= 2, "results from before the restart were kept"
 
 
 @pytest.mark.parametrize("step", RETRY_STEPS)
-def test_a_retry_killed_at_a_step_loses_no_result(step: str, place: Place, prepared: Path) -> None:
+def test_a_retry_killed_at_a_step_loses_no_result(
+    step: str, place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     failing = run(prepared, place=place, fake={"reject_every": 5})
     assert failing.code == 3, failing.stderr
     num_failed = failing.result["rows_failed"]
@@ -127,11 +137,13 @@ def test_a_retry_killed_at_a_step_loses_no_result(step: str, place: Place, prepa
     assert again.code in (0, 3), again.stderr
     last = run(prepared, "--retry-failed", place=place)
     assert last.code == 0, last.stderr
-    have = must_be_whole(place)
+    have = must_be_whole(place, reference)
     assert have.filter(pl.col("attempt") == 1).height >= sum(NUM_ROWS) - num_failed
 
 
-def test_rows_of_published_parts_are_never_computed_again(place: Place, prepared: Path) -> None:
+def test_rows_of_published_parts_are_never_computed_again(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     must_kill(
         run(
             prepared,
@@ -144,13 +156,13 @@ def test_rows_of_published_parts_are_never_computed_again(place: Place, prepared
     assert parts
     before = pl.concat([place.read_parquet(f"out/{n}") for n in parts])
     assert run(prepared, place=place).code == 0
-    after = must_be_whole(place)
+    after = must_be_whole(place, reference)
     key = ["shard", "row", "sample"]
     assert before.sort(key).equals(after.join(before.select(key), on=key, how="semi").sort(key))
 
 
 def test_twenty_kills_at_random_times_leave_each_row_exactly_once(
-    place: Place, prepared: Path
+    place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     moments = random.Random(7)
     for _ in range(20):
@@ -165,19 +177,23 @@ def test_twenty_kills_at_random_times_leave_each_row_exactly_once(
         if ended.code != 1:  # 1: the last two were killed before their first durable row
             break
     assert ended.code == 0, ended.stderr
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
-def test_two_runners_at_once_do_the_work_once(place: Place, prepared: Path) -> None:
+def test_two_runners_at_once_do_the_work_once(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     processes = [start(prepared, place=place, fake={"step_s": 0.01}) for _ in range(2)]
     codes = sorted(p.wait(60) for p in processes)
     errors = [p.communicate()[1] for p in processes]
     assert codes == [0, 75], errors
     assert any("another run works on" in e for e in errors)
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
-def test_a_second_runner_that_ignores_the_lease_does_no_harm(place: Place, prepared: Path) -> None:
+def test_a_second_runner_that_ignores_the_lease_does_no_harm(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     """What a lost or stolen lease comes to: both compute, both fold, every row is there once."""
     environ = {"FAKE_NO_LEASE": "1"}
     processes = [
@@ -187,19 +203,21 @@ def test_a_second_runner_that_ignores_the_lease_does_no_harm(place: Place, prepa
     errors = [p.communicate()[1] for p in processes]
     assert 0 in ended, errors
     assert run(prepared, place=place).code == 0
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
-def test_a_killed_run_leaves_the_lease_to_the_next_at_once(place: Place, prepared: Path) -> None:
-    must_kill(
-        run(prepared, place=place, crash={"op": "publish", "key": "parts/", "when": "after"})
-    )
+def test_a_killed_run_leaves_the_lease_to_the_next_at_once(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
+    must_kill(run(prepared, place=place, crash={"op": "publish", "key": "parts/", "when": "after"}))
     begun = time.monotonic()
     assert run(prepared, place=place).code == 0
     assert time.monotonic() - begun < 20
 
 
-def test_two_deaths_without_progress_name_the_rows_in_flight(place: Place, prepared: Path) -> None:
+def test_two_deaths_without_progress_name_the_rows_in_flight(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     for _ in range(2):
         must_kill(run(prepared, place=place, fake={"kill_at_step": 1}))
     refused = run(prepared, place=place)
@@ -207,10 +225,12 @@ def test_two_deaths_without_progress_name_the_rows_in_flight(place: Place, prepa
     assert re.search(r"s0\.parquet:\d+", refused.stderr)
     ended = run(prepared, place=place)
     assert ended.code == 0, "the start after the refusal tries once more"
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
-def test_an_engine_that_dies_keeps_what_is_finished(place: Place, prepared: Path) -> None:
+def test_an_engine_that_dies_keeps_what_is_finished(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     died = run(prepared, place=place, fake={"die_at_step": 20, "step_s": 0.01})
     assert died.code == 75, died.stderr
     num_durable = died.result["rows"]
@@ -218,15 +238,15 @@ def test_an_engine_that_dies_keeps_what_is_finished(place: Place, prepared: Path
     ended = run(prepared, place=place)
     assert ended.code == 0
     assert ended.result["rows_computed"] == sum(NUM_ROWS) - num_durable
-    must_be_whole(place)
+    must_be_whole(place, reference)
 
 
-def test_the_pipe_of_a_dead_scheduler_does_not_stop_the_run(place: Place, prepared: Path) -> None:
+def test_the_pipe_of_a_dead_scheduler_does_not_stop_the_run(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
     process = start(prepared, place=place, fake={"step_s": 0.01})
     assert process.stdout and process.stderr
     process.stdout.close()
     process.stderr.close()
     assert process.wait(60) == 0
-    must_be_whole(place)
-
-
+    must_be_whole(place, reference)

@@ -1,7 +1,7 @@
 """The fold: (finished file, parts) -> finished file, streaming in row order, in bounded memory.
 
-For each (row, sample): success beats error, then what the finished file has, then the earliest part by
-(run, sequence). Pure: it reads its sources and hands out tables; publishing and deleting are the
+For each (row, sample): success beats error, then what the finished file has, then the earliest part
+by (run, sequence). Pure: it reads its sources and hands out tables; publishing and deleting are the
 caller's. Must not know: stores, leases, where the sources came from.
 """
 
@@ -86,7 +86,8 @@ class Cursor:
 
 
 def fold_window(cursors: Sequence[Cursor], start_row: int, stop_row: int) -> Iterator[pa.Table]:
-    """Winners among the cursors' rows in [start_row, stop_row), as tables of bounded size, in row order.
+    """Winners among the cursors' rows in [start_row, stop_row), as tables of bounded size, in row
+    order.
 
     Every cursor must stand at or before start_row and is left at stop_row.
     """
@@ -106,7 +107,10 @@ def fold_window(cursors: Sequence[Cursor], start_row: int, stop_row: int) -> Ite
 
 
 def winners(table: pa.Table, rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Indices of the winning rows of `table`, in (row, sample) order. `rank`: lower is preferred. [n]"""
+    """Indices of the winning rows of `table`, in (row, sample) order.
+
+    `rank`: lower is preferred. [n]
+    """
     row = table.column("row").to_numpy()
     sample = table.column("sample").to_numpy()
     is_error = pc.is_valid(table.column("error_type")).to_numpy()
@@ -114,4 +118,5 @@ def winners(table: pa.Table, rank: npt.NDArray[np.int64]) -> npt.NDArray[np.int6
     row, sample = row[order], sample[order]
     is_first = np.ones(len(order), dtype=np.bool_)
     is_first[1:] = (row[1:] != row[:-1]) | (sample[1:] != sample[:-1])
-    return order[is_first]
+    winning: npt.NDArray[np.int64] = order[is_first]
+    return winning

@@ -1,7 +1,7 @@
 """Where everything of an output stands. Names only: no reading, no writing.
 
-Invariant: a part's name is unique to its writer (window, run number, sequence in the run), because run
-numbers are created once; nothing under `_batchinfer/` ends in `.parquet`.
+Invariant: a part's name is unique to its writer (window, run number, sequence in the run), because
+run numbers are created once; nothing under `_batchinfer/` ends in `.parquet`.
 """
 
 from __future__ import annotations

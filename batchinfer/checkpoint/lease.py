@@ -1,8 +1,9 @@
-"""One live run on an output (or on one slice of it). Saves work; correctness rests on the four rules.
+"""One live run on an output (or on one slice of it). Saves work; correctness rests on the four
+rules.
 
-Local: `flock`. Elsewhere numbered objects `<name>-000007.json`: the highest number holds the lease; taking
-over is creating the next number, which one contender wins. Each object has one writer, its holder.
-Must not know: what the lease protects.
+Local: `flock`. Elsewhere numbered objects `<name>-000007.json`: the highest number holds the lease;
+taking over is creating the next number, which one contender wins. Each object has one writer, its
+holder. Must not know: what the lease protects.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def _local_holder(folder: Path, is_whole: bool) -> Holder | None:
     paths = sorted(folder.glob("*.lock")) if is_whole else [folder / f"{WHOLE}.lock"]
     holders = [h for p in paths if (h := _read_holder(p)) is not None]
     alive = [h for h in holders if h.is_dead_here() is not True]
-    return (alive or holders or [None])[0]
+    return next(iter(alive or holders), None)
 
 
 def _read_holder(path: Path) -> Holder | None:

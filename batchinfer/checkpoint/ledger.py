@@ -1,7 +1,8 @@
-"""What is done in an output, read from the parts and finished files themselves, and how a shard is finished.
+"""What is done in an output, read from the parts and finished files themselves, and how a shard is
+finished.
 
-Must not know: engines, prompts, threads (its methods may be called from several). Keeps the four rules
-of docs/architecture.md: see `finish_shard` for rules 1 and 3, `publish_part` for rule 2.
+Must not know: engines, prompts, threads (its methods may be called from several). Keeps the four
+rules of docs/architecture.md: see `finish_shard` for rules 1 and 3, `publish_part` for rule 2.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ class Keys:
     sample: npt.NDArray[np.int32]
     is_error: npt.NDArray[np.bool_]
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
+        """The (row, sample) pairs that `mask` selects. [n]"""
+        return set(zip(self.row[mask].tolist(), self.sample[mask].tolist(), strict=True))
+
     def slice(self, low: int, high: int) -> Keys:
         return Keys(self.row[low:high], self.sample[low:high], self.is_error[low:high])
 
@@ -102,7 +107,10 @@ class Ledger:
         return sorted(part for found in parsed if found is not None for _, part in [found])
 
     def keys_of_parts(self, shard: str, parts: Iterable[PartId]) -> Keys:
-        """Keys held by parts of the shard. An unreadable or foreign part is set aside with a warning."""
+        """Keys held by parts of the shard.
+
+        An unreadable or foreign part is set aside with a warning.
+        """
         tables = []
         for part in parts:
             try:
@@ -136,7 +144,10 @@ class Ledger:
             return _keys([pq.ParquetFile(source).read(columns=_KEY_COLUMNS)])
 
     def facts_of(self, key: str) -> dict[str, Any] | None:
-        """Our facts in a Parquet file's footer, None if it is not ours. Raises FileNotFoundError."""
+        """Our facts in a Parquet file's footer, None if it is not ours.
+
+        Raises FileNotFoundError.
+        """
         with self._open(key) as source:
             try:
                 return file_facts(pq.read_metadata(source))
@@ -177,7 +188,9 @@ class Ledger:
         num_expected: int,
         recheck: Callable[[], None],
     ) -> Totals:
-        """Publish the finished file of a shard whose results are all in `table` (None: it has no rows)."""
+        """Publish the finished file of a shard whose results are all in `table` (None: it has no
+        rows).
+        """
 
         def tables() -> Iterator[pa.Table]:
             have = 0 if table is None else table.num_rows
@@ -195,11 +208,12 @@ class Ledger:
         num_expected: Sequence[int],
         recheck: Callable[[], None],
     ) -> Totals:
-        """Fold the shard's finished file (if any) and parts into its finished file, then delete the parts.
+        """Fold the shard's finished file (if any) and parts into its finished file, then delete the
+        parts.
 
-        `num_expected[w]`: results that window w must have. `recheck` runs before the file appears and
-        raises if the shard changed meanwhile. Raises IncompleteShard, publishing nothing, if the counts
-        do not fit.
+        `num_expected[w]`: results that window w must have. `recheck` runs before the file appears
+        and raises if the shard changed meanwhile. Raises IncompleteShard, publishing nothing, if
+        the counts do not fit.
         """
         for _ in range(_MAX_FOLD_TRIES):
             parts = self.parts_of(shard)
@@ -220,17 +234,16 @@ class Ledger:
     def settle(self, shard: str) -> None:
         """A finished file with parts beside it: fold in what they add, then delete them.
 
-        They are what a run killed between publishing and deleting left (they add nothing), or retries
-        of failed rows that were not folded yet (they may turn errors into results).
+        They are what a run killed between publishing and deleting left (they add nothing), or
+        retries of failed rows that were not folded yet (they may turn errors into results).
         """
         parts = self.parts_of(shard)
         finished = self.keys_of_finished(shard)
-        failed = set(zip(finished.row[finished.is_error].tolist(), finished.sample[finished.is_error].tolist(), strict=True))  # fmt: skip
+        failed = finished.where(finished.is_error)
         is_adding = False
         if failed:
             keys = self.keys_of_parts(shard, parts)
-            succeeded = zip(keys.row[~keys.is_error].tolist(), keys.sample[~keys.is_error].tolist(), strict=True)  # fmt: skip
-            is_adding = any(key in failed for key in succeeded)
+            is_adding = bool(failed & keys.where(~keys.is_error))
         if not is_adding:
             self._store.delete([part_key(shard, part) for part in parts])
             return
@@ -268,8 +281,8 @@ class Ledger:
                         yield table
                     if have != expected:
                         raise IncompleteShard(
-                            f"{self._store.url_of(shard)}: window {window} has {have} results where "
-                            f"{expected} are due, so the finished file was not written. "
+                            f"{self._store.url_of(shard)}: window {window} has {have} results "
+                            f"where {expected} are due, so the finished file was not written. "
                             "Start again: what is missing is computed"
                         )
 

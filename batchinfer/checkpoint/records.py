@@ -1,7 +1,7 @@
 """The small JSON records of an output: job.json, runs/NNNN.json, _SUCCESS, and the digests in them.
 
-Must not know: engines, threads. Each record has one writer and is created once, except `_SUCCESS`, which
-is deleted before anything of a complete output may change.
+Must not know: engines, threads. Each record has one writer and is created once, except `_SUCCESS`,
+which is deleted before anything of a complete output may change.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
         record = None
     if not isinstance(record, dict):
         raise ConfigError(
-            f"{store.url_of(key)}: not a record of batchinfer (no JSON object). If the file was damaged, "
-            "remove it and start with --restart, or choose another output.path"
+            f"{store.url_of(key)}: not a record of batchinfer (no JSON object). If the file "
+            "was damaged, remove it and start with --restart, or choose another output.path"
         )
     return record
 

@@ -1,4 +1,5 @@
-"""Commands and their options. Each command's work is in a module of its own, imported when it is called.
+"""Commands and their options. Each command's work is in a module of its own, imported when it is
+called.
 
 Must not know: how anything is done. Starting stays cheap: nothing heavy is imported here.
 """
@@ -17,8 +18,9 @@ from batchinfer.errors import BatchInferError, exit_code_of
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _EXIT_CODES = """\b
-Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row, 2 bad job, model or
-input, 3 too many failed rows, 75 try again later, 130 / 143 stopped by a signal.
+Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row,
+2 bad job, model or input, 3 too many failed rows, 75 try again later,
+130 / 143 stopped by a signal.
 """
 
 
@@ -76,8 +78,8 @@ def run(
 ) -> None:
     """Compute every row of JOB that has no result yet.
 
-    Start it again after any interruption: it goes on where it stopped. The last line on stdout is one
-    JSON object that says how it ended.
+    Start it again after any interruption: it goes on where it stopped. The last line on stdout is
+    one JSON object that says how it ended.
     """
     from batchinfer.cli.run import Start
     from batchinfer.runner.session import RunOptions
@@ -177,6 +179,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(exit_code_of(error))
     except BrokenPipeError:
-        # Whoever read our output went away (`| head`): nothing is left to say, and nobody to say it to.
+        # Whoever read our output went away (`| head`): nothing is left to say, and nobody to say it
+        # to.
         sys.stderr.close()
         sys.exit(0)

@@ -1,4 +1,6 @@
-"""`validate` and `explain`: what can be said of a job without a model in memory and without writing."""
+"""`validate` and `explain`: what can be said of a job without a model in memory and without
+writing.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     num_rows = sum(footer.num_rows for footer in looked.footers)
     click.echo(f"job      {path}: ok")
     click.echo(
-        f"model    {looked.model.path}: {looked.model.dtype}, quantization {looked.model.quantization}, "
-        f"max_model_len {looked.model.max_model_len}"
+        f"model    {looked.model.path}: {looked.model.dtype}, "
+        f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"
     )
     click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
     click.echo(f"output   {looked.store.url}")

@@ -1,8 +1,10 @@
-"""What several commands look at first: model facts, input listing, output location. Writes nothing."""
+"""What several commands look at first: model facts, input listing, output location.
+
+Writes nothing.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from batchinfer.model import ModelFacts, read_model
 from batchinfer.prompt import prompt_columns
 from batchinfer.runner.session import (
     check_layout,
+    check_shards,
     list_input,
     needed_columns,
     open_output,
@@ -60,9 +63,7 @@ def look_at(job: Job) -> Looked:
             row_filter.check(footer.schema, partitions)
         return footer
 
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(check, shards))
-    return Looked(job, model, shards, footers, store, row_filter)
+    return Looked(job, model, shards, check_shards(shards, check), store, row_filter)
 
 
 def open_output_location(output: str) -> Store:

@@ -1,4 +1,6 @@
-"""`doctor`: what works on this machine, a line each, and for what does not the one thing that is missing."""
+"""`doctor`: what works on this machine, a line each, and for what does not the one thing that is
+missing.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
-    """Rows of finished files and of parts; a row that is in both (a crash in between) comes once."""
+    """Rows of finished files and of parts; a row that is in both (after a crash) comes once."""
     for key in _files(store):
         try:
             source = store.open(key)

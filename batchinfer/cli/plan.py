@@ -55,10 +55,12 @@ def _show_lengths(
     prompt_tokens = float(lengths.mean()) * expected_rows
     max_completion = job.sampling.max_tokens * expected_rows * job.sampling.n
     click.echo(
-        f"tokens   about {prompt_tokens:,.0f} of prompts, at most {max_completion:,.0f} of completions"
+        f"tokens   about {prompt_tokens:,.0f} of prompts, "
+        f"at most {max_completion:,.0f} of completions"
     )
     click.echo(
-        f"batches  about {num_batches:,} of {job.packing.batch_rows} rows, order: {job.packing.order}"
+        f"batches  about {num_batches:,} of {job.packing.batch_rows} rows, "
+        f"order: {job.packing.order}"
     )
     click.echo(
         f"prompt   min {lengths.min()}, median {int(np.median(lengths))}, "
@@ -98,7 +100,9 @@ def _done_in_parts(ledger: Ledger, survey: Survey, shard: Shard) -> int:
 
 
 def _sample(looked: Looked, max_rows: int) -> tuple[np.ndarray, int, int]:
-    """(prompt lengths, rows in error, rows read): blocks from the start of shards spread over the input."""
+    """(prompt lengths, rows in error, rows read): blocks from the start of shards spread over the
+    input.
+    """
     job = looked.job
     prompter = Prompter(
         job.prompt,

@@ -1,11 +1,13 @@
-"""`batchinfer run`: the process around one run. Terminal, log file, signals, the last line, the exit code.
+"""`batchinfer run`: the process around one run. Terminal, log file, signals, the last line, the
+exit code.
 
-Must not know: how rows are computed. Invariant: the JSON line on stdout is the process's last write,
-whatever libraries print or do at exit, so the process ends by `os._exit` right after it.
+Must not know: how rows are computed. Invariant: the JSON line on stdout is the process's last
+write, whatever libraries print or do at exit, so the process ends by `os._exit` right after it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +20,7 @@ from typing import NoReturn
 
 from batchinfer.checkpoint import layout
 from batchinfer.config import load_job
-from batchinfer.errors import BatchInferError, ConfigError, Stopped, exit_code_of
+from batchinfer.errors import BatchInferError, Stopped, exit_code_of
 from batchinfer.runner import (
     EngineFactory,
     Outcome,
@@ -32,6 +34,7 @@ from batchinfer.runner import (
     vllm_factory,
     write_status,
 )
+from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Clock, Counters, Logs, Progress, Stdio, choose_display
 
 logger = logging.getLogger("batchinfer.cli")
@@ -103,15 +106,10 @@ class Start:
             path = Path(session.store.url) / key
         else:
             path = self._log_path = Path(tempfile.mkdtemp(prefix="batchinfer-")) / Path(key).name
-        try:
+        with os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stdio.redirect(path)
             self._logs.open_file(path, session.run)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write the log file {path}: {error.strerror}. "
-                "Make the output folder writable or choose another output.path"
-            ) from error
 
     def _abandon(self, code: int, reason: str) -> None:
         """The watchdog ends the process: say so, give the lease back."""
@@ -125,14 +123,17 @@ class Start:
 
     def _report(self, outcome: Outcome) -> None:
         if outcome.exit_code:
-            logger.error("%s", outcome.message)
+            message = outcome.message
+            for line in [message] if self._json_lines else message.splitlines():
+                logger.error("%s", line)
         try:
             write_status(self._context, outcome.exit_code)
             release(self._context)
             self._upload_log()
-        except BatchInferError as error:
+        except (BatchInferError, OSError) as error:
             logger.warning("%s", error)
-        self._logs.flush()
+        with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
+            self._logs.flush()
         self._stdio.err.flush()
         if not (self._quiet and outcome.exit_code == 0):
             self._stdio.write_result(json.dumps(outcome.as_dict()))

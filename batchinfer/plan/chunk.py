@@ -1,7 +1,8 @@
 """A chunk: rows of one window that were read, tokenized and ordered together, ready for admission.
 
-Must not know: Parquet files, engines, checkpoints. Invariant: `work()` yields each (row, sample) that is
-still to be computed exactly once; rows in `errors` and duplicates are results without a request.
+Must not know: Parquet files, engines, checkpoints. Invariant: `work()` yields each (row, sample)
+that is still to be computed exactly once; rows in `errors` and duplicates are results without a
+request.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from batchinfer.plan.order import find_duplicates, order_rows
 _SEED_MASK = (1 << 63) - 1
 
 
-class WorkItem(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class WorkItem:
     """One request to be: row `index` of `chunk`, sample `sample`."""
 
     chunk: Chunk
@@ -31,7 +32,10 @@ class WorkItem(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """n rows of one window of one shard. Token ids are flat: row i has [offsets[i], offsets[i + 1])."""
+    """n rows of one window of one shard.
+
+    Token ids are flat: row i has [offsets[i], offsets[i + 1]).
+    """
 
     shard: str
     window: int
@@ -46,7 +50,7 @@ class Chunk:
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
 
     def work(self) -> Iterator[WorkItem]:
-        """What to request, in order of admission; samples of a row are neighbours (shared prefix)."""
+        """What to request, in order of admission; a row's samples are neighbours (same prefix)."""
         is_follower = np.zeros(len(self.rows), dtype=np.bool_)
         if self.deduplicate:
             leader = find_duplicates(self.token_ids, self.offsets)
@@ -69,7 +73,9 @@ class Chunk:
 
 
 def seed_of(job_seed: int, shard: str, row: int, sample: int) -> int:
-    """63-bit seed of one request, from its identity and not its position, so that a resume repeats it."""
+    """63-bit seed of one request, from its identity and not its position, so that a resume repeats
+    it.
+    """
     identity = f"{job_seed}\0{shard}\0{row}\0{sample}".encode()
     digest = hashlib.blake2b(identity, digest_size=8).digest()
     return int.from_bytes(digest, "little") & _SEED_MASK

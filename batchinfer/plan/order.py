@@ -28,19 +28,20 @@ def order_rows(num_prompt_tokens: Int64Array, order: str) -> Int64Array:
 
 
 def find_duplicates(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
-    """For each row the index of the first row with the same prompt, -1 where it is itself the first.
+    """For each row the index of the first row with the same prompt, -1 where it is itself the
+    first.
 
     Empty rows (errors) are nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
     """
     num_rows = len(offsets) - 1
     leader = np.full(num_rows, -1, dtype=np.int64)
     first_by_prompt: dict[bytes, int] = {}
-    flat = memoryview(np.ascontiguousarray(token_ids)).cast("B")
+    flat = token_ids.tobytes()
     starts = (offsets * token_ids.itemsize).tolist()
     for row in range(num_rows):
         if starts[row] == starts[row + 1]:
             continue
-        first = first_by_prompt.setdefault(bytes(flat[starts[row] : starts[row + 1]]), row)
+        first = first_by_prompt.setdefault(flat[starts[row] : starts[row + 1]], row)
         if first != row:
             leader[row] = first
     return leader

@@ -1,4 +1,7 @@
-"""How an engine comes from a job. The only place that joins job, model folder and an engine's settings."""
+"""How an engine comes from a job.
+
+The only place that joins job, model folder and an engine's settings.
+"""
 
 from __future__ import annotations
 
@@ -68,12 +71,13 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         ),
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
-        max_num_seqs=None if job.engine.max_num_seqs == "auto" else job.engine.max_num_seqs,
-        max_num_batched_tokens=(
-            None
-            if job.engine.max_num_batched_tokens == "auto"
-            else job.engine.max_num_batched_tokens
-        ),
+        max_num_seqs=_size(job.engine.max_num_seqs),
+        max_num_batched_tokens=_size(job.engine.max_num_batched_tokens),
         gpu_memory_utilization=job.engine.gpu_memory_utilization,
         options=thaw(job.engine.options),
     )
+
+
+def _size(value: int | str | None) -> int | None:
+    """`auto` is the engine's to choose."""
+    return value if isinstance(value, int) else None

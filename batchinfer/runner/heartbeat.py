@@ -1,7 +1,7 @@
 """Signs of life: the lease's counter and the status file, every 10 s, from a thread of its own.
 
-Must not know: what the run does. A status that cannot be written stops nothing; a lease that somebody
-else took over ends the run.
+Must not know: what the run does. A status that cannot be written stops nothing; a lease that
+somebody else took over ends the run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The loop: admit, step, route what finished. It drives the engine and nothing else.
 
-The engine is kept full across batches, windows and shards: draining it between batches costs 2.0x to 2.6x
-with skewed output lengths. Must not know: files, Parquet. Runs in the main thread.
+The engine is kept full across batches, windows and shards: draining it between batches costs 2.0x
+to 2.6x with skewed output lengths. Must not know: files, Parquet. Runs in the main thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _IDLE_WAIT_S = 0.2
 def backlog_of(max_num_seqs: int) -> int:
     """Requests kept waiting in the engine beyond those it can run, so that no step runs short.
 
-    A quarter, as measured on an H200 (1,280 in flight for 1,024 running equals one call with everything).
+    A quarter, as measured on an H200 (1,280 in flight for 1,024 running equals one call with
+    everything).
     """
     return max(16, max_num_seqs // 4)
 
@@ -55,12 +56,18 @@ class Loop:
         self._in_flight: dict[int, WorkItem] = {}
 
     def in_flight(self, max_rows: int = 10_000) -> list[str]:
-        """What the engine has at the moment, as "shard:row", oldest first. May be called from any thread."""
+        """What the engine has at the moment, as "shard:row", oldest first.
+
+        May be called from any thread.
+        """
         items = list(self._in_flight.values())[:max_rows]
         return list(dict.fromkeys(f"{i.chunk.shard}:{int(i.chunk.rows[i.index])}" for i in items))
 
     def admit(self) -> None:
-        """Admit a batch: what is ready and fits. A request the engine refuses is a result at once."""
+        """Admit a batch: what is ready and fits.
+
+        A request the engine refuses is a result at once.
+        """
         room = self._max_in_flight - len(self._in_flight)
         for _ in range(min(room, self._max_admitted)):
             item = self._ready.take()
@@ -101,7 +108,8 @@ class Loop:
         finished_at_us = self._clock.wall_us()
         results = []
         for completion in completions:
-            chunk, index, sample = self._in_flight.pop(completion.key)
+            item = self._in_flight.pop(completion.key)
+            chunk, index, sample = item.chunk, item.index, item.sample
             results.append(Result(chunk, index, sample, completion, finished_at_us))
             leader_row = int(chunk.rows[index])
             results.extend(

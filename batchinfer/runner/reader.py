@@ -1,8 +1,9 @@
 """The reader: pending shards -> chunks of tokenized, ordered rows that are not done yet.
 
-Runs in its own threads (one locally, several where a request to storage takes long), ahead of the engine
-and bounded by `ReadyWork`. Must not know: engines. Invariant: every row that passes the filter is either
-done already, put into one chunk, or reported as an error result; `window_read` says how many there are.
+Runs in its own threads (one locally, several where a request to storage takes long), ahead of the
+engine and bounded by `ReadyWork`. Must not know: engines. Invariant: every row that passes the
+filter is either done already, put into one chunk, or reported as an error result; `window_read`
+says how many there are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, RowError
 from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, Prompter
+from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.writer import ShardOutput, Writer
 from batchinfer.sink import Result, output_schema
@@ -47,7 +49,10 @@ class _Pending:
 
 
 class Reader:
-    """Feeds `ready` and `writer` from `shards`. `join` after the end; errors are in `error`, `input_errors`."""
+    """Feeds `ready` and `writer` from `shards`.
+
+    `join` after the end; errors are in `error`, `input_errors`.
+    """
 
     def __init__(
         self,
@@ -83,6 +88,8 @@ class Reader:
         self._retry_failed = retry_failed
         self._recheck = recheck
         self._num_samples = job.sampling.n
+        id_column = job.input.id_column
+        self._id_warnings = IdWarnings(id_column) if id_column else None
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"reader-{i}", daemon=True)
@@ -252,6 +259,8 @@ class Reader:
         if not pending.rows:
             return True
         chunk = _chunk(self._job, shard.name, window, pending)
+        if self._id_warnings is not None:
+            self._id_warnings.check(shard.name, chunk.rows, chunk.carried.column("id"))
         errors = list(_error_results(chunk, self._clock.wall_us()))
         if errors:
             self._writer.put(errors)

@@ -1,7 +1,8 @@
-"""What stands between the reader and the engine: work in order of admission, bounded in rows and tokens.
+"""What stands between the reader and the engine: work in order of admission, bounded in rows and
+tokens.
 
-Must not know: where work comes from or goes to. Invariant: work comes out exactly once, in the order put;
-`put` blocks the reader, never the engine's thread.
+Must not know: where work comes from or goes to. Invariant: work comes out exactly once, in the
+order put; `put` blocks the reader, never the engine's thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class ReadyWork:
     """A queue of chunks, read out as single work items."""
 
     def __init__(self, *, min_rows: int, max_tokens: int) -> None:
-        """The reader is held back while more than `min_rows` rows or `max_tokens` tokens are ready."""
+        """The reader is held back while `min_rows` rows or `max_tokens` tokens are ready."""
         self._min_rows = min_rows
         self._max_tokens = max_tokens
         self._changed = threading.Condition()

@@ -1,7 +1,8 @@
 """One start of a job, from the job file's model to an Outcome.
 
-Wires the rooms together and owns the order of things at the end: stop reading, make finished rows durable,
-close the engine, write `_SUCCESS`, the status, give the lease back. Must not know: click, terminals.
+Wires the rooms together and owns the order of things at the end: stop reading, make finished rows
+durable, close the engine, write `_SUCCESS`, the status, give the lease back. Must not know: click,
+terminals.
 """
 
 from __future__ import annotations
@@ -97,7 +98,10 @@ class RunContext:
 
 
 def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
-    """Compute what is not done yet. Raises BatchInferError; finished rows are durable either way."""
+    """Compute what is not done yet.
+
+    Raises BatchInferError; finished rows are durable either way.
+    """
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
     model = read_model(
@@ -152,7 +156,10 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
 
 
 def release(context: RunContext) -> None:
-    """Give the lease back. Never raises: a lease that stays is taken over when its holder is gone."""
+    """Give the lease back.
+
+    Never raises: a lease that stays is taken over when its holder is gone.
+    """
     if context.lease is not None:
         try:
             context.lease.release()
@@ -293,7 +300,7 @@ def _should_stop(stop: StopControl, threads: _Threads) -> bool:
 
 
 def _finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:
-    """Write `_SUCCESS` if every shard of the whole input has its finished file; say how it stands."""
+    """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands."""
     context.counters.set_phase("finishing")
     outcome = outcome_of(context, "partial", 0)
     if is_limited:
@@ -338,15 +345,16 @@ def outcome_of(context: RunContext, status: str, exit_code: int, message: str = 
 
 
 def _judge(job: Job, outcome: Outcome) -> Outcome:
-    """Exit code 3 for a complete output with too many failed rows: each time, however it got there."""
+    """Exit code 3 for a complete output with too many failed rows, at each start."""
     totals = outcome.totals
     assert totals is not None
     if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
         outcome.exit_code = TooManyFailedRows.exit_code
         outcome.message = (
-            f"{totals.rows_failed} of {totals.rows} rows failed, more than limits.max_failed_fraction = "
-            f"{job.limits.max_failed_fraction:g} allows: see error_type and error_message in "
-            f"{outcome.output}. `--retry-failed` computes only those again"
+            f"{totals.rows_failed} of {totals.rows} rows failed, more than "
+            f"limits.max_failed_fraction = {job.limits.max_failed_fraction:g} allows: see "
+            f"error_type and error_message in {outcome.output}. "
+            "--retry-failed computes only those again"
         )
     return outcome
 

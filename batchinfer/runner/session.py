@@ -1,8 +1,8 @@
 """What must be settled before the first row is read: is there anything to do, and may we do it?
 
-Looks at input, output and model folder; takes the lease; decides between "nothing to do", "refused" and a
-run with a number of its own. Loads no model and imports no engine. Everything it writes is created once
-or idempotent, so it can be killed anywhere.
+Looks at input, output and model folder; takes the lease; decides between "nothing to do", "refused"
+and a run with a number of its own. Loads no model and imports no engine. Everything it writes is
+created once or idempotent, so it can be killed anywhere.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from batchinfer import __version__
-from batchinfer.checkpoint import Holder, Lease, Ledger, Survey, Totals, acquire_lease
-from batchinfer.checkpoint import layout, records
+from batchinfer.checkpoint import (
+    Holder,
+    Lease,
+    Ledger,
+    Survey,
+    Totals,
+    acquire_lease,
+    layout,
+    records,
+)
 from batchinfer.config import Job
-from batchinfer.errors import ConfigError, InputError, RepeatedDeath
+from batchinfer.errors import ConfigError, InputError, RepeatedDeath, TransientError
 from batchinfer.model import ModelFacts
 from batchinfer.sink import OUTPUT_COLUMNS
 from batchinfer.sink.schema import SCHEMA_VERSION
@@ -36,6 +44,8 @@ from batchinfer.storage import S3Options, Store, open_store
 from batchinfer.telemetry import Clock
 
 logger = logging.getLogger("batchinfer.runner")
+
+T = TypeVar("T")
 
 _FOOTER_THREADS = 16
 
@@ -95,8 +105,9 @@ class Session:
         if now is None or (now.size_bytes, now.version) != (shard.size_bytes, shard.version):
             what = "vanished" if now is None else "changed"
             raise InputError(
-                f"{shard.url} {what} while it was computed; its results stay in parts, no finished file "
-                "is written. Bring the old file back and start again, or start with --restart"
+                f"{shard.url} {what} while it was computed, so its finished file is not written; "
+                "its rows that were durable stay in parts, other shards are not touched. Bring the "
+                "old file back and start again, or delete all results with --restart"
             )
 
 
@@ -105,7 +116,10 @@ def open_output(job: Job, should_stop: Callable[[], bool]) -> Store:
 
 
 def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
-    """All shards of the input, by name. Raises InputError if there are none or two would collide."""
+    """All shards of the input, by name.
+
+    Raises InputError if there are none or two would collide.
+    """
     s3 = _s3_options(job.input.s3)
     return list_shards(job.input.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
 
@@ -161,7 +175,9 @@ def find_complete(
 
 
 def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
-    """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding columns."""
+    """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding
+    columns.
+    """
     for shard in shards:
         if shard.url == store.url or shard.url.startswith(store.url + "/"):
             raise ConfigError(
@@ -175,8 +191,8 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
     reserved = {"id", *OUTPUT_COLUMNS}
     if colliding := sorted(reserved.intersection(job.input.keep_columns)):
         raise ConfigError(
-            f"input.keep_columns: {', '.join(colliding)} would collide with the output's own columns "
-            "(the id is always there as `id`); rename them in the input or do not keep them"
+            f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "
+            "columns (the id is always there as `id`); rename them in the input or do not keep them"
         )
 
 
@@ -206,9 +222,9 @@ def begin(
 ) -> Session:
     """Take the lease, finish a restart, compare with what is there, and list what is to be done.
 
-    `prompt_columns(available)` tells which input columns the prompt needs. A session whose `pending` is
-    empty has no run number: there is nothing to compute. Raises ConfigError, InputError, LeaseHeld,
-    RepeatedDeath.
+    `prompt_columns(available)` tells which input columns the prompt needs. A session whose
+    `pending` is empty has no run number: there is nothing to compute. Raises ConfigError,
+    InputError, LeaseHeld, RepeatedDeath.
     """
     ingredients = digest_ingredients(job, model)
     digest = records.digest_of(ingredients)
@@ -217,10 +233,10 @@ def begin(
     holder = Holder.current(since=clock.utc())
     lease = acquire_lease(store, options.lease_name, holder)
     on_lease(lease)
-    if options.restart or store.stat(layout.RESTART_KEY) is not None:
-        _restart(store, options, shards)
-    record = _job_record(store, job, digest, ingredients, clock)
-    window_rows = int(record["window_rows"])
+    is_restart = options.restart or store.stat(layout.RESTART_KEY) is not None
+    survey = Ledger(store, {}, 1).survey()
+    record = None if is_restart else _earlier_record(store, options, survey, digest, ingredients)
+    window_rows = int(record["window_rows"]) if record else job.packing.window_rows
     if window_rows != job.packing.window_rows:
         logger.warning(
             "packing.window_rows stays %d, with which this output was begun (the job says %d)",
@@ -249,22 +265,32 @@ def begin(
         window_rows=window_rows,
         shards=shards,
         ledger=ledger,
-        survey=ledger.survey(),
+        survey=survey,
         row_filter=RowFilter(job.input.filter) if job.input.filter else None,
     )
-    recorded = _recorded_fingerprints(store, int(record["first_run"]))
-    _refuse_foreign_files(session, recorded)
+    recorded = _recorded_fingerprints(store, int(record["first_run"])) if record else {}
+    if not is_restart:
+        _refuse_foreign_files(session, recorded)
+    # Before anything is deleted or written: a mistake in the job costs no earlier results, and
+    # leaves no record that the mended job would not match.
     new = _check_input(session, recorded, prompt_columns)
+    if is_restart:
+        _restart(store, options)
+        session.survey = ledger.survey()
+        _refuse_foreign_files(session, recorded)
+    if record is None:
+        _create_record(session, ingredients)
+    owned = {s.name for s in session.slice_of(shards)}
+    store.sweep(lambda key: _shard_of(key) in owned)
     _settle_leftovers(session)
     session.pending = _pending(session)
     if store.stat(layout.SUCCESS_KEY) is not None:
-        # Before anything of a complete output changes (new shards, retries), it is no longer complete.
+        # Before anything of a complete output changes (new shards, retries), it is no longer
+        # complete.
         store.delete([layout.SUCCESS_KEY])
     if not session.pending:
         return session
     _refuse_repeated_death(session, versions)
-    owned = {s.name for s in session.slice_of(shards)}
-    store.sweep(lambda key: key in owned or any(key.startswith(layout.parts_prefix(n)) for n in [_shard_of(key)] if n in owned))  # fmt: skip
     session.run = _number_run(session, versions, new)
     return session
 
@@ -277,9 +303,9 @@ def _shard_of(key: str) -> str:
 def _require_create(store: Store) -> None:
     if not store.supports_create(f"{layout.LEASES_PREFIX}probe"):
         raise ConfigError(
-            f"{store.url}: this store overwrites objects although asked to create them only if absent "
-            "(If-None-Match), so two runs on one output could not be told apart. Use another store, or "
-            "set output.single_writer: true and see to it that only one run works on the output"
+            f"{store.url}: this store overwrites objects although asked to create them only if "
+            "absent (If-None-Match), so two runs on one output could not be told apart. Use another"
+            " store, or set output.single_writer: true and let only one run at a time work on it"
         )
 
 
@@ -289,7 +315,7 @@ def _finished_files(store: Store) -> Iterable[Any]:
             yield info
 
 
-def _restart(store: Store, options: RunOptions, shards: Sequence[Shard]) -> None:
+def _restart(store: Store, options: RunOptions) -> None:
     """Delete all results, so that every kill in between is finished by the next start.
 
     The marker goes first and last. Run numbers stay: a part's name must never come twice.
@@ -309,32 +335,56 @@ def _restart(store: Store, options: RunOptions, shards: Sequence[Shard]) -> None
     logger.info("restart: earlier results deleted from %s", store.url)
 
 
-def _job_record(
-    store: Store, job: Job, digest: str, ingredients: dict[str, Any], clock: Clock
-) -> dict[str, Any]:
-    """job.json of this output, created if it is not there. Raises ConfigError if it is another job's."""
+def _earlier_record(
+    store: Store, options: RunOptions, survey: Survey, digest: str, ingredients: dict[str, Any]
+) -> dict[str, Any] | None:
+    """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
+
+    Another job's record without a single result is dropped by a run on the whole input: what the
+    first start could not know (the engine refused a setting) may be mended in the job file.
+    """
     record = records.read_json(store, layout.JOB_KEY)
-    if record is None:
-        created = {
-            "name": job.name,
-            "digest": digest,
-            "window_rows": job.packing.window_rows,
-            "first_run": _last_run(store) + 1,
-            "created_at": clock.utc(),
-            "ingredients": ingredients,
-            "job": job.model_dump(mode="json"),
-        }
-        store.create(layout.JOB_KEY, records.to_json(created))
-        record = records.read_json(store, layout.JOB_KEY)
-        assert record is not None
-    if record["digest"] != digest:
-        changes = records.changed_ingredients(record["ingredients"], ingredients)
-        raise ConfigError(
-            f"the results in {store.url} were computed with other settings:\n  "
-            + "\n  ".join(changes)
-            + "\nUse another output.path, set it back, or delete the old results with --restart"
+    if record is None or record["digest"] == digest:
+        return record
+    if options.slice is None and not survey.finished and not survey.with_parts:
+        store.delete([layout.JOB_KEY])
+        return None
+    raise _other_settings(store, record, ingredients)
+
+
+def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
+    """Write job.json. Raises if another slice was faster, with something else."""
+    store, job = session.store, session.job
+    created = {
+        "name": job.name,
+        "digest": session.digest,
+        "window_rows": session.window_rows,
+        "first_run": _last_run(store) + 1,
+        "created_at": session.clock.utc(),
+        "ingredients": ingredients,
+        "job": job.model_dump(mode="json"),
+    }
+    if store.create(layout.JOB_KEY, records.to_json(created)):
+        return
+    record = records.read_json(store, layout.JOB_KEY)
+    if record is not None and record["digest"] != session.digest:
+        raise _other_settings(store, record, ingredients)
+    if record is None or int(record["window_rows"]) != session.window_rows:
+        raise TransientError(
+            f"another run began {store.url} at the same moment with another packing.window_rows: "
+            "start again"
         )
-    return record
+
+
+def _other_settings(
+    store: Store, record: dict[str, Any], ingredients: dict[str, Any]
+) -> ConfigError:
+    changes = records.changed_ingredients(record["ingredients"], ingredients)
+    return ConfigError(
+        f"the results in {store.url} were computed with other settings:\n  "
+        + "\n  ".join(changes)
+        + "\nUse another output.path, set it back, or delete the old results with --restart"
+    )
 
 
 def _last_run(store: Store) -> int:
@@ -366,8 +416,8 @@ def _refuse_foreign_files(session: Session, recorded: dict[str, Fingerprint]) ->
         facts = session.ledger.facts_of(key)
         if facts is None or facts.get("digest") != session.digest:
             raise ConfigError(
-                f"{session.store.url_of(key)} is not a result of this job: choose an empty output.path, "
-                "or move the file away"
+                f"{session.store.url_of(key)} is not a result of this job: choose an empty "
+                "output.path, or move the file away"
             )
 
 
@@ -376,7 +426,10 @@ def _check_input(
     recorded: dict[str, Fingerprint],
     prompt_columns: Callable[[Sequence[str]], Sequence[str]],
 ) -> list[Fingerprint]:
-    """Compare each shard with its record; read the footers of new ones. Returns what is to be recorded."""
+    """Compare each shard with its record; read the footers of new ones.
+
+    Returns what is to be recorded.
+    """
     new: list[Shard] = []
     changed: list[str] = []
     update: list[Fingerprint] = []
@@ -406,7 +459,8 @@ def _check_input(
             "these shards changed since their rows were computed:\n  "
             + "\n  ".join(changed[:20])
             + ("\n  …" if len(changed) > 20 else "")
-            + "\nBring the old files back, use another output.path, or delete the old results with --restart"
+            + "\nBring the old files back, use another output.path, or delete the old results with "
+            "--restart"
         )
 
     def check(shard: Shard) -> Fingerprint:
@@ -416,11 +470,32 @@ def _check_input(
             shard.name, shard.size_bytes, shard.version, footer.num_rows, footer.sha256
         )
 
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        for fingerprint in pool.map(check, new):
-            session.fingerprints[fingerprint.name] = fingerprint
-            update.append(fingerprint)
+    for fingerprint in check_shards(new, check):
+        session.fingerprints[fingerprint.name] = fingerprint
+        update.append(fingerprint)
     return update
+
+
+def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T]:
+    """What `check` says of each shard, several at a time.
+
+    Raises one InputError that names every shard (up to 20) for which it raised ConfigError.
+    """
+
+    def caught(shard: Shard) -> T | ConfigError:
+        try:
+            return check(shard)
+        except ConfigError as error:
+            return error
+
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
+        answers = list(pool.map(caught, shards))
+    errors = [answer for answer in answers if isinstance(answer, ConfigError)]
+    if errors:
+        problems = list(dict.fromkeys(map(str, errors)))  # a problem of the job comes once a shard
+        more = f"\nand {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError("\n".join(problems[:20]) + more) from errors[0]
+    return [answer for answer in answers if not isinstance(answer, ConfigError)]
 
 
 def _check_schema(
@@ -437,7 +512,7 @@ def _check_schema(
 
 
 def _settle_leftovers(session: Session) -> None:
-    """Parts beside a finished file: a run died between publishing and deleting, or inside a retry."""
+    """Parts beside a finished file: a run died before deleting them, or inside a retry."""
     if session.options.retry_failed:
         return  # the retry reads and folds them
     own = {s.name for s in session.slice_of(session.shards)}
@@ -466,13 +541,15 @@ def totals_of(session: Session, shard: Shard) -> Totals:
     totals = session.ledger.totals_of(shard.name)
     if totals is None:
         raise ConfigError(
-            f"{session.store.url_of(shard.name)} is not a result of batchinfer: move it away and start again"
+            f"{session.store.url_of(shard.name)} is not a result of batchinfer: move it away "
+            "and start again"
         )
     return totals
 
 
 def _refuse_repeated_death(session: Session, versions: dict[str, str]) -> None:
-    """Two starts that died with rows in flight and nothing durable: do not try a third time unasked.
+    """Two starts that died with rows in flight and nothing durable: do not try a third time
+    unasked.
 
     The refusal is a run of its own, so the start after it tries once more.
     """

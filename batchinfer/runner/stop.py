@@ -1,9 +1,11 @@
-"""Requests to stop: signals, `limits.max_seconds`; and the watchdog that sees to it that they are obeyed.
+"""Requests to stop: signals, `limits.max_seconds`; and the watchdog that sees to it that they are
+obeyed.
 
-The C-level signal handler writes to a pipe even while the main thread is inside C code (a model load, an
-upload); a thread reads it. Before the first admitted row there is nothing to flush: it ends the process at
-once. Later it sets `is_requested`, and ends the process itself when the main thread has not done so in
-time. A second signal ends it at once. Must not know: what is being stopped.
+The C-level signal handler writes to a pipe even while the main thread is inside C code (a model
+load, an upload); a thread reads it. Before the first admitted row there is nothing to flush: it
+ends the process at once. Later it sets `is_requested`, and ends the process itself when the main
+thread has not done so in time. A second signal ends it at once. Must not know: what is being
+stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable
 
-#: From the first signal to the end of the process, at most (schedulers send SIGKILL after 30 s or more).
+#: From the first signal to the end of the process, at most (schedulers send SIGKILL after 30 s or
+#: more).
 GRACE_S = 18.0
 #: Within it, storage may go on retrying for so long; then a failing write is given up.
 RETRY_GRACE_S = 10.0

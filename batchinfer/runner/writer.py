@@ -1,8 +1,8 @@
 """The writer: buffers finished rows by (shard, window), makes them durable, finishes shards.
 
-One thread owns all state; Arrow, Parquet and storage work runs in a small pool, so that a slow write holds
-up neither the engine nor other writes. What it holds is bounded in bytes: `put` waits when storage is
-slower than the engine. Must not know: engines, prompts, where rows come from.
+One thread owns all state; Arrow, Parquet and storage work runs in a small pool, so that a slow
+write holds up neither the engine nor other writes. What it holds is bounded in bytes: `put` waits
+when storage is slower than the engine. Must not know: engines, prompts, where rows come from.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Writer:
         self._post(shard)
 
     def window_read(self, shard: str, window: int, num_expected: int, num_done: int) -> None:
-        """A window was read to its end: it must have so many results, so many are durable already."""
+        """A window was read: it must have so many results, and so many are durable already."""
         self._post(_WindowRead(shard, window, num_expected, num_done))
 
     def shard_read(self, shard: str) -> None:

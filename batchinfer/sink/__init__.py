@@ -1,4 +1,7 @@
-"""Completions to Arrow to Parquet. Must not know: when something is committed, or where it is stored."""
+"""Completions to Arrow to Parquet.
+
+Must not know: when something is committed, or where it is stored.
+"""
 
 from batchinfer.sink.parquet import FACTS_KEY, file_facts, part_writer, write_table
 from batchinfer.sink.schema import OUTPUT_COLUMNS, output_schema

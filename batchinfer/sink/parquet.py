@@ -1,7 +1,7 @@
 """How our Parquet files are written and what their footer says.
 
-Must not know: names of files, when they are published. Parts and finished files are written alike, so a
-reader of one can read the other.
+Must not know: names of files, when they are published. Parts and finished files are written alike,
+so a reader of one can read the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Results of one window -> one Arrow table, sorted by (row, sample).
 
-Must not know: files. Token data goes from the engine's flat numpy arrays to Arrow by concatenation: no
-Python object for a token. Text is detokenized here, in bulk, unless the engine had to do it.
+Must not know: files. Token data goes from the engine's flat numpy arrays to Arrow by concatenation:
+no Python object for a token. Text is detokenized here, in bulk, unless the engine had to do it.
 """
 
 from __future__ import annotations
@@ -72,12 +72,9 @@ def build_table(
         "num_prompt_tokens": pa.array([n or None for n in num_prompt_tokens], pa.int32()),
         "num_cached_tokens": _ints([c.num_cached_tokens for c in done], is_error),
         "num_completion_tokens": _ints([len(c.token_ids) for c in done], is_error),
-        "token_ids": _lists([None if e else c.token_ids for c, e in zip(done, is_error, strict=True)], np.int32),
+        "token_ids": _lists([None if c.error_type else c.token_ids for c in done], np.int32),
         "token_logprobs": _lists([c.token_logprobs for c in done], np.float32),
-        "cumulative_logprob": pa.array(
-            [None if c.token_logprobs is None else float(np.sum(c.token_logprobs, dtype=np.float64)) for c in done],
-            pa.float64(),
-        ),
+        "cumulative_logprob": pa.array([_sum(c.token_logprobs) for c in done], pa.float64()),
         "queued_s": pa.array([c.timing.queued_s for c in done], pa.float32()),
         "prefill_s": pa.array([c.timing.prefill_s for c in done], pa.float32()),
         "decode_s": pa.array([c.timing.decode_s for c in done], pa.float32()),
@@ -87,7 +84,7 @@ def build_table(
         "duplicate_of": pa.array([r.duplicate_of for r in results], pa.int64()),
         "error_type": pa.array([c.error_type for c in done], pa.string()),
         "error_message": pa.array([c.error_message for c in done], pa.string()),
-    }  # fmt: skip
+    }
     if "top_token_ids" in schema.names:
         columns["top_token_ids"] = _nested(done, [c.top_token_ids for c in done], np.int32)
         columns["top_logprobs"] = _nested(done, [c.top_logprobs for c in done], np.float32)
@@ -101,7 +98,9 @@ def build_table(
 
 
 def _carried(results: Sequence[Result]) -> dict[str, pa.ChunkedArray]:
-    """The id and kept columns of the results' rows; they may come from several chunks of the window."""
+    """The id and kept columns of the results' rows; they may come from several chunks of the
+    window.
+    """
     chunks: dict[
         int, tuple[int, pa.Table]
     ] = {}  # id(chunk) -> (first row in the concatenation, rows)
@@ -137,6 +136,10 @@ def _valid_json(text: str | None) -> str | None:
     except ValueError:
         return None
     return text
+
+
+def _sum(logprobs: npt.NDArray[np.float32] | None) -> float | None:
+    return None if logprobs is None else float(logprobs.sum(dtype=np.float64))
 
 
 def _ints(values: list[int], is_null: npt.NDArray[np.bool_]) -> pa.Array:

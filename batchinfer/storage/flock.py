@@ -1,6 +1,7 @@
 """Advisory locks on local files. The kernel frees them when the process dies, however it dies.
 
-Must not know: what is locked. The file is never replaced (a lock belongs to an inode), only rewritten.
+Must not know: what is locked. The file is never replaced (a lock belongs to an inode), only
+rewritten.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import os
 from pathlib import Path
 
 from batchinfer.errors import ConfigError
+from batchinfer.storage.local_errors import os_errors
 
 
 class FileLock:
-    """A `flock` on `path`, which is created with its folders. Closed on exec, so children do not hold it."""
+    """A `flock` on `path`, which is created with its folders.
+
+    Closed on exec, so children do not hold it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,8 +27,9 @@ class FileLock:
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock without waiting; False if somebody else holds it."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with os_errors("write", self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(
                 f"cannot create the lock file {self.path}: {error.strerror}. "
@@ -40,8 +46,9 @@ class FileLock:
     def write(self, content: bytes) -> None:
         """Say who holds the lock. Only while holding it exclusively."""
         assert self._fd is not None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, content, 0)
+        with os_errors("write", self.path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, content, 0)
 
     def release(self) -> None:
         if self._fd is not None:

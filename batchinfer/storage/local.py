@@ -231,6 +231,9 @@ def _make_folder(folder: Path) -> None:
     except FileExistsError:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
+    except FileNotFoundError:  # /proc and its like hold what the kernel puts there, nothing else
+        problem = f"no folder can be made in {folder.parent}"
+        raise NotADirectoryError(errno.ENOTDIR, problem) from None
     _fsync_folder(folder.parent)
 
 

@@ -69,8 +69,8 @@ class S3Refusal(Exception):
 def classify(error: Exception, what: str, url: str) -> Exception:
     """RetryableFailure, S3Refusal or ConfigError; `error` itself if it is none of our business."""
     from aiohttp import ClientError as HttpClientError
-    from botocore import exceptions as boto  # type: ignore[import-untyped]
-    from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
 
     cause: BaseException | None = error
     while cause is not None:

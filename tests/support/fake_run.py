@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from batchinfer.cli import main
 from batchinfer.cli import run as cli_run
+from batchinfer.prompt import encode
 from batchinfer.runner import EngineFactory, session
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
@@ -37,6 +38,18 @@ def fake_factory(plan: FakePlan) -> EngineFactory:
         )
 
     return EngineFactory(prepare=lambda job, model: None, build=build)
+
+
+class LightTokenizer:
+    """The demo model's tokenizer without transformers, whose import takes seconds. No chat."""
+
+    is_fast = True
+    split_special_tokens = False
+
+    def __init__(self, path: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.backend_tokenizer = Tokenizer.from_file(f"{path}/tokenizer.json")
 
 
 class NoLease:
@@ -99,6 +112,8 @@ if __name__ == "__main__":
             install(Crash(**json.loads(spec)), store)
     if os.environ.get("FAKE_NO_LEASE"):
         session.acquire_lease = lambda *_, **__: NoLease()
+    if "FAKE_REAL_TOKENIZER" not in os.environ:
+        encode._load = lambda path, **_: LightTokenizer(path)
     plan = FakePlan.from_environment()
     cli_run.vllm_factory = lambda: fake_factory(plan)
     sys.argv[0] = "batchinfer"

@@ -1,0 +1,244 @@
+"""What a model is, read from its files: context length, dtype, sizes, a digest of its content.
+
+Must not know: engines, torch. Everything that can be wrong with the folder is said here, in a
+fraction of a second, before an engine spends minutes to find it. Invariant: equal digests mean
+equal weights as far as safetensors headers and sizes tell, and equal tokenizer and settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchinfer.errors import ConfigError
+from batchinfer.model.folder import (
+    content_digest,
+    read_json,
+    read_optional_json,
+    require_tokenizer,
+    resolve_folder,
+)
+from batchinfer.model.weights import Weights, read_weights
+
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_UNQUANTIZED = ("none", "fp32", "fp16", "bf16")
+# The keys and the rope types are those of vLLM's own derivation of the context length.
+_LENGTH_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+_ROPE_WITHOUT_FACTOR = frozenset(
+    {
+        "su",
+        "longrope",
+        "llama3",
+        "yarn",
+        "deepseek_yarn",
+        "deepseek_llama_scaling",
+    }
+)
+_NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """`path` and `tokenizer_path` are local folders. `notes` are sentences for the log."""
+
+    path: str
+    tokenizer_path: str
+    dtype: str  # float32 | float16 | bfloat16
+    quantization: str  # the checkpoint's own quant_method, or "none"
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    weights_bytes: int  # 0 if none were asked for
+    kv_bytes_per_token: int  # an estimate: every layer with full attention, cache in `dtype`
+    digest: Mapping[str, str]  # file -> sha256
+    notes: tuple[str, ...] = ()
+
+
+def read_model(
+    path: str,
+    *,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantization: str = "auto",
+    max_model_len: int | None = None,
+    needs_weights: bool = True,
+) -> ModelFacts:
+    """Facts of the model at `path`, a folder or a hub name. Raises ConfigError."""
+    folder = resolve_folder(path, "model.path", revision)
+    tokenizer_folder = resolve_folder(tokenizer, "model.tokenizer", None) if tokenizer else folder
+    config = read_json(folder / "config.json", "model.path: a model folder needs it")
+    notes: list[str] = []
+    require_tokenizer(tokenizer_folder)
+    weights = read_weights(folder) if needs_weights else Weights()
+    text = _text_config(config, folder)
+    resolved_dtype = _resolve_dtype(dtype, config, text, weights, notes)
+    digest = content_digest(folder, tokenizer_folder)
+    if weights.sha256:
+        digest["weights"] = weights.sha256
+    return ModelFacts(
+        path=str(folder),
+        tokenizer_path=str(tokenizer_folder),
+        dtype=resolved_dtype,
+        quantization=_resolve_quantization(quantization, config, text, folder),
+        max_model_len=_resolve_length(max_model_len, config, text, tokenizer_folder, notes),
+        vocab_size=int(text["vocab_size"]),
+        eos_token_ids=_eos_token_ids(folder, text),
+        weights_bytes=weights.size_bytes,
+        kv_bytes_per_token=_kv_bytes_per_token(text, resolved_dtype),
+        digest=digest,
+        notes=tuple(notes),
+    )
+
+
+def _text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The language model's settings, with its class's defaults where config.json has none."""
+    nested = config.get("text_config")
+    text = {**config, **nested} if isinstance(nested, dict) else config
+    if all(isinstance(text.get(key), int) for key in _NEEDED_KEYS):
+        return text
+    from transformers import AutoConfig
+
+    try:
+        known = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        defaults = known.to_dict()
+    except (ValueError, OSError, KeyError, AttributeError):  # a model that transformers lacks
+        defaults = {}
+    text = {**defaults, **{key: value for key, value in text.items() if value is not None}}
+    missing = [key for key in _NEEDED_KEYS if not isinstance(text.get(key), int)]
+    if missing:
+        raise ConfigError(
+            f"{folder / 'config.json'} has no {', '.join(missing)}, and transformers knows no "
+            f"default for model_type {config.get('model_type')!r}: it is not a text generation "
+            "model, or newer than this transformers"
+        )
+    return text
+
+
+def _resolve_dtype(
+    asked: str,
+    config: dict[str, Any],
+    text: dict[str, Any],
+    weights: Weights,
+    notes: list[str],
+) -> str:
+    if asked != "auto":
+        return asked
+    named = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
+    stored = max(weights.dtypes, key=lambda name: weights.dtypes[name], default="")
+    found = str(named).removeprefix("torch.") if named else _SAFETENSORS_DTYPES.get(stored)
+    if found == "float32":
+        notes.append(
+            "the checkpoint is float32; dtype auto computes in bfloat16 "
+            "(model.dtype: float32 keeps it)"
+        )
+        return "bfloat16"
+    return found if found in _DTYPE_BYTES else "bfloat16"
+
+
+def _resolve_quantization(
+    asked: str, config: dict[str, Any], text: dict[str, Any], folder: Path
+) -> str:
+    settings = config.get("quantization_config") or text.get("quantization_config")
+    if not isinstance(settings, dict):
+        settings = read_optional_json(folder / "hf_quant_config.json").get("quantization")
+    found = "none"
+    if isinstance(settings, dict):
+        found = str(settings.get("quant_method") or settings.get("quant_algo") or "unknown").lower()
+    if asked in _UNQUANTIZED and found != "none":
+        raise ConfigError(
+            f"model.quantization is {asked}, but the checkpoint {folder} is quantized ({found}): "
+            "write auto, or give the unquantized model"
+        )
+    return found
+
+
+def _resolve_length(
+    asked: int | None,
+    config: dict[str, Any],
+    text: dict[str, Any],
+    tokenizer_folder: Path,
+    notes: list[str],
+) -> int:
+    lengths = [text[key] for key in _LENGTH_KEYS if _is_length(text.get(key))]
+    if _is_length(text.get("model_max_length")):  # Cohere's models mean this one
+        lengths = [text["model_max_length"]]
+    settings = read_optional_json(tokenizer_folder / "tokenizer_config.json")
+    if _is_length(settings.get("model_max_length")):
+        lengths.append(settings["model_max_length"])
+    if not lengths:
+        if asked is None:
+            raise ConfigError("config.json names no context length: set model.max_model_len")
+        return asked
+    ropes = list(_rope_settings(text))
+    factor = 1.0
+    if "gemma3" not in str(config.get("model_type")):  # its length is already the scaled one
+        for rope in ropes:
+            if _rope_type(rope) not in _ROPE_WITHOUT_FACTOR:
+                factor = rope.get("factor") or factor
+    own: int = math.floor(min(lengths) * factor)
+    if asked is not None and asked > own:
+        raise ConfigError(
+            f"model.max_model_len {asked} is more than the model's context length of {own} tokens: "
+            "lower it or leave it out"
+        )
+    if asked is not None:
+        return asked
+    original = text.get("original_max_position_embeddings")
+    if isinstance(original, int) and any(_rope_type(rope) == "longrope" for rope in ropes):
+        notes.append(
+            f"max_model_len is {original}, the length before longrope; set model.max_model_len for "
+            f"more, up to {own}"
+        )
+        return original
+    return own
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _rope_settings(text: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """One for the model, or one for each kind of layer."""
+    settings = text.get("rope_parameters") or text.get("rope_scaling")
+    if isinstance(settings, dict):
+        nested = [value for value in settings.values() if isinstance(value, dict)]
+        yield from nested or [settings]
+
+
+def _rope_type(rope: dict[str, Any]) -> object:
+    return rope.get("rope_type", rope.get("type"))
+
+
+def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
+    found = read_optional_json(folder / "generation_config.json").get("eos_token_id")
+    if found is None:
+        found = text.get("eos_token_id")
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def _kv_bytes_per_token(text: dict[str, Any], dtype: str) -> int:
+    num_layers = text["num_hidden_layers"]
+    latent = text.get("kv_lora_rank")
+    if latent:  # multi-head latent attention keeps one latent vector for all heads
+        return int(num_layers * (latent + text.get("qk_rope_head_dim", 0)) * _DTYPE_BYTES[dtype])
+    num_heads = text["num_attention_heads"]
+    num_kv_heads = text.get("num_key_value_heads") or num_heads
+    head_dim = text.get("head_dim") or text["hidden_size"] // num_heads
+    return int(2 * num_layers * num_kv_heads * head_dim * _DTYPE_BYTES[dtype])

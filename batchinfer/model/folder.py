@@ -1,0 +1,107 @@
+"""The files of a model folder: where it is, what belongs to the tokenizer, hashes.
+
+Must not know: what the settings in the files mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from batchinfer.errors import ConfigError
+
+_TOKENIZER_NAMES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+_TOKENIZER_SETTING_NAMES = (
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def resolve_folder(path: str, key: str, revision: str | None) -> Path:
+    """The local folder of a path or hub name, downloaded if need be."""
+    if "://" in path:
+        raise ConfigError(
+            f"{key} {path}: models are read from a local folder. Download it first "
+            "(for S3: aws s3 sync) and give the folder"
+        )
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.exists():
+        raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
+        raise ConfigError(f"{key}: there is no folder {folder.absolute()}")
+    return _download(path, key, revision)
+
+
+def _download(name: str, key: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{key} {name}: there is no such local folder, and the hub did not give the model{at}: "
+            f"{reason}. Check the name, the network and your access, or give a local folder"
+        ) from error
+
+
+def read_json(path: Path, why: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing ({why}). Copy the whole model folder") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check its mode") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}. Copy it again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is not a JSON object. Copy it again")
+    return content
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path, "") if path.exists() else {}
+
+
+def require_tokenizer(folder: Path) -> None:
+    if not any((folder / name).exists() for name in _TOKENIZER_NAMES):
+        raise ConfigError(
+            f"{folder} has no tokenizer ({', '.join(_TOKENIZER_NAMES[:2])}, …): copy it there, or "
+            "give its folder as model.tokenizer"
+        )
+
+
+def content_digest(folder: Path, tokenizer_folder: Path) -> dict[str, str]:
+    """sha256 of each file that decides what a prompt becomes and how the model computes."""
+    names = ["config.json", "generation_config.json", "hf_quant_config.json"]
+    files = [folder / name for name in names] + sorted(folder.glob("*.py"))
+    tokenizer_names = (*_TOKENIZER_NAMES, *_TOKENIZER_SETTING_NAMES)
+    of_tokenizer = [tokenizer_folder / name for name in tokenizer_names]
+    digest = {file.name: _sha256(file) for file in files if file.exists()}
+    prefix = "" if tokenizer_folder == folder else "tokenizer/"
+    digest |= {prefix + file.name: _sha256(file) for file in of_tokenizer if file.exists()}
+    return digest
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,89 @@
+"""Weight files without their weights: sizes, dtypes, and whether each file is whole.
+
+Must not know: what the tensors are for. A safetensors file says in its header how long it must be,
+so a copy that was cut short is found without reading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchinfer.errors import ConfigError
+from batchinfer.model.folder import read_json
+
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(slots=True)
+class Weights:
+    size_bytes: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)  # safetensors dtype -> bytes
+    sha256: str = ""
+
+
+def read_weights(folder: Path) -> Weights:
+    """Sizes, dtypes and hash of the weight files, each checked to be whole."""
+    weights = Weights()
+    digest = hashlib.sha256()
+    for file in _weight_files(folder):
+        size_bytes = file.stat().st_size
+        header = b""
+        if file.suffix == ".safetensors":
+            header = _safetensors_header(file, size_bytes)
+            for name, tensor in json.loads(header).items():
+                if name != "__metadata__":
+                    start, end = tensor["data_offsets"]
+                    kind = tensor["dtype"]
+                    weights.dtypes[kind] = weights.dtypes.get(kind, 0) + end - start
+        weights.size_bytes += size_bytes
+        digest.update(f"{file.name}\0{size_bytes}\0{hashlib.sha256(header).hexdigest()}\n".encode())
+    weights.sha256 = digest.hexdigest()
+    return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / _WEIGHTS_INDEX
+    if index.exists():
+        names = read_json(index, "").get("weight_map", {}).values()
+        files = sorted({folder / name for name in names})
+        if missing := [file.name for file in files if not file.exists()]:
+            raise ConfigError(
+                f"{folder} lacks {len(missing)} of {len(files)} weight files of {_WEIGHTS_INDEX}, "
+                f"such as {missing[0]}: copy them"
+            )
+    else:
+        # `consolidated` is a second copy of the same weights in another layout.
+        found = sorted(folder.glob("*.safetensors"))
+        own = [file for file in found if not file.name.startswith("consolidated")]
+        files = own or found or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ConfigError(f"{folder} has no weights (*.safetensors): copy the whole model folder")
+    return files
+
+
+def _safetensors_header(file: Path, size_bytes: int) -> bytes:
+    """The JSON header. Raises ConfigError if the file is not as long as the header says."""
+    with file.open("rb") as stream:
+        num_header_bytes = int.from_bytes(stream.read(8), "little")
+        if size_bytes < 8 or 8 + num_header_bytes > size_bytes:
+            raise ConfigError(
+                f"{file} is truncated within its header ({size_bytes} bytes): copy it again"
+            )
+        header = stream.read(num_header_bytes)
+    try:
+        tensors = {
+            name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"
+        }
+        data_bytes = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} has no valid safetensors header: copy it again") from error
+    expected = 8 + num_header_bytes + data_bytes
+    if size_bytes != expected:
+        raise ConfigError(
+            f"{file} has {size_bytes} bytes, its header says {expected}: it is truncated or "
+            "damaged, copy it again"
+        )
+    return header

@@ -1,0 +1,6 @@
+"""Rows to prompts: templates, chat templates, tokens, and prompts that are too long."""
+
+from batchinfer.prompt.drafts import prompt_columns
+from batchinfer.prompt.tokenize import Prepared, Prompter
+
+__all__ = ["Prepared", "Prompter", "prompt_columns"]

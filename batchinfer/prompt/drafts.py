@@ -1,0 +1,136 @@
+"""One row's values to the text of its prompt, and which part of that text may be cut.
+
+Must not know: tokens. A draft can be wrapped again around a shorter content, so that a cut never
+touches what the templates wrote.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.config import PromptSettings
+from batchinfer.errors import ConfigError, InputError, RowError
+from batchinfer.prompt.chat import ChatTemplate, Messages, last_user, parse_messages
+from batchinfer.prompt.render import TextTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """`wrap(content) == text`. `content` None: nothing may be cut."""
+
+    text: str
+    content: str | None
+    wrap: Callable[[str], str]
+
+
+Drafter = Callable[[Mapping[str, Any]], Draft]  # raises RowError
+
+
+def prompt_columns(prompt: PromptSettings, available: Sequence[str]) -> list[str]:
+    """Input columns the prompt needs. Raises ConfigError for a variable that is no column."""
+    for template in _templates(prompt):
+        for name in template.columns:
+            if name not in available:
+                close = difflib.get_close_matches(name, available, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {_list(available)}"
+                raise ConfigError(f"{template.key} uses {name!r}, which is no input column; {hint}")
+    return needed_columns(prompt)
+
+
+def needed_columns(prompt: PromptSettings) -> list[str]:
+    """The same without a look at the input."""
+    column = prompt.column or prompt.messages_column or prompt.token_ids_column
+    if column is not None:
+        return [column]
+    return sorted({name for template in _templates(prompt) for name in template.columns})
+
+
+def check_type(prompt: PromptSettings, schema: pa.Schema) -> None:
+    """Raise InputError if a column that is a whole prompt cannot be one."""
+    types = pa.types
+    for key, name, is_right, wanted in (
+        ("column", prompt.column, types.is_string, "text; for numbers use prompt.template"),
+        ("messages_column", prompt.messages_column, _holds_messages, "messages or JSON text"),
+        ("token_ids_column", prompt.token_ids_column, _holds_token_ids, "a list of integers"),
+    ):
+        if name is None:
+            continue
+        found = schema.field(name).type
+        if not is_right(found) and not types.is_null(found):
+            raise InputError(f"prompt.{key}: column {name!r} is {found}, not {wanted}")
+
+
+def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
+    """`chat` is needed for messages and messages_column. Raises ConfigError."""
+    if prompt.column is not None:
+        column = prompt.column
+        return lambda row: _text_draft(row[column])
+    if prompt.template is not None:
+        (template,) = _templates(prompt)
+        return lambda row: _text_draft(template.render(row))
+    assert chat is not None
+    if prompt.messages_column is not None:
+        messages_column = prompt.messages_column
+        return lambda row: _chat_draft(chat, parse_messages(row[messages_column]))
+    assert prompt.messages is not None
+    parts = [
+        (message.role, template)
+        for message, template in zip(prompt.messages, _templates(prompt), strict=True)
+    ]
+    try:  # what the chat template says about the roles, it says about every row
+        chat.render([{"role": role, "content": "x"} for role, _ in parts])
+    except RowError as error:
+        raise ConfigError(f"prompt.messages: the model refuses them: {error.message}") from error
+    return lambda row: _chat_draft(
+        chat, [{"role": role, "content": template.render(row)} for role, template in parts]
+    )
+
+
+def _templates(prompt: PromptSettings) -> list[TextTemplate]:
+    if prompt.template is not None:
+        return [TextTemplate(prompt.template, "prompt.template")]
+    return [
+        TextTemplate(message.content, f"prompt.messages[{index}].content")
+        for index, message in enumerate(prompt.messages or ())
+    ]
+
+
+def _text_draft(text: str) -> Draft:
+    return Draft(text, text, lambda content: content)
+
+
+def _chat_draft(chat: ChatTemplate, messages: Messages) -> Draft:
+    index = last_user(messages)
+
+    def wrap(content: str) -> str:
+        assert index is not None
+        shorter = [*messages]
+        shorter[index] = {**messages[index], "content": content}
+        return chat.render(shorter)
+
+    content = None if index is None else messages[index]["content"]
+    return Draft(chat.render(messages), content, wrap)
+
+
+def _holds_messages(data_type: pa.DataType) -> bool:
+    types = pa.types
+    if types.is_list(data_type):
+        return bool(types.is_struct(data_type.value_type))
+    return bool(types.is_string(data_type))
+
+
+def _holds_token_ids(data_type: pa.DataType) -> bool:
+    types = pa.types
+    is_list = types.is_list(data_type) or types.is_fixed_size_list(data_type)
+    if not is_list:
+        return False
+    return bool(types.is_integer(data_type.value_type) or types.is_null(data_type.value_type))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

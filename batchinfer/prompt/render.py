@@ -1,0 +1,71 @@
+"""Jinja2 templates over one row's values, in the immutable sandbox.
+
+Must not know: chat, tokens. Values are data: they are inserted, never rendered. Invariant: whatever
+a template does with one row's values ends as text or as that row's RowError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from batchinfer.errors import ConfigError, RowError
+
+_MAX_MESSAGE_CHARS = 500
+
+
+class TextTemplate:
+    """A compiled template. `key` is its place in the job, for messages."""
+
+    def __init__(self, source: str, key: str) -> None:
+        """Raises ConfigError if the template is not valid."""
+        environment = _environment()
+        try:
+            names = meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
+        except TemplateError as error:  # constants are computed now, and the sandbox refuses one
+            raise ConfigError(f"{key}: {error.message}") from None
+        self.key = key
+        self.columns: tuple[str, ...] = tuple(sorted(names))
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """The text for one row. `values`: column -> plain value. Raises RowError."""
+        try:
+            return self._template.render(values)
+        except RowError:
+            raise
+        except Exception as error:  # the row's edge: a template can fail in any way Python can
+            raise template_error(self.key, error) from error
+
+
+def template_error(key: str, error: Exception) -> RowError:
+    """What a row is told about an exception out of a template."""
+    return RowError(
+        "template_error", f"{key}: {type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARS]
+    )
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printable)
+    # Nothing that is no column, so that a column of the same name is meant; no prompt that a
+    # second run would render differently.
+    kept = ("range", "namespace")
+    environment.globals = {name: environment.globals[name] for name in kept}
+    del environment.filters["random"]
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """What `{{ }}` may print: a method or a generator in a prompt is always a mistake."""
+    if isinstance(value, str | int | float | list | tuple | dict | Undefined):
+        return value
+    if value is None:
+        raise RowError("missing_value", "the template prints a null; give it a default")
+    raise TypeError(f"the template prints a {type(value).__name__}, which is no text")

@@ -1,0 +1,208 @@
+"""A table of rows to flat token ids: render, tokenize, cut or refuse what is too long.
+
+Must not know: shards, storage, engines. Invariant: a row either has between 1 and
+max_model_len - max_tokens token ids, or an error and none; no row's failure touches another row.
+Token data is flat numpy; what the tokenizer returns is dropped batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.config import PromptSettings, thaw
+from batchinfer.errors import ConfigError, RowError
+from batchinfer.prompt.chat import ChatTemplate
+from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_columns
+from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
+from batchinfer.prompt.token_ids import TokenIds, read_token_ids
+from batchinfer.prompt.values import column_values
+
+# A cut content may get other tokens at its end, so the first cut can be some tokens too long.
+_MAX_CUTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Row i's prompt is token_ids[offsets[i]:offsets[i + 1]], empty if `errors` has i."""
+
+    token_ids: Int32Array  # [offsets[-1]]
+    offsets: Int64Array  # [num_rows + 1]
+    errors: dict[int, RowError] = field(default_factory=dict)
+
+
+class Prompter:
+    """How rows of one job become prompts. May be used from several threads."""
+
+    def __init__(
+        self,
+        prompt: PromptSettings,
+        tokenizer_path: str,
+        *,
+        max_model_len: int,
+        max_tokens: int,
+        vocab_size: int,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Raises ConfigError for whatever would fail in every row."""
+        if max_tokens >= max_model_len:
+            raise ConfigError(
+                f"sampling.max_tokens {max_tokens} leaves no room for a prompt in the model's "
+                f"context of {max_model_len} tokens: lower it, or raise model.max_model_len"
+            )
+        self._prompt = prompt
+        self._max_model_len = max_model_len
+        self._max_tokens = max_tokens
+        self._max_prompt_tokens = max_model_len - max_tokens
+        self._vocab_size = vocab_size
+        self._encoder = TokenEncoder(tokenizer_path, trust_remote_code=trust_remote_code)
+        self._is_chat = prompt.messages is not None or prompt.messages_column is not None
+        chat: ChatTemplate | None = None
+        if self._is_chat:
+            chat = ChatTemplate(
+                self._encoder.tokenizer, prompt.chat_template, thaw(prompt.chat_template_kwargs)
+            )
+        self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)
+        self.columns: tuple[str, ...] = tuple(needed_columns(prompt))
+        self.facts: dict[str, str] = {"chat_template_sha256": chat.sha256} if chat else {}
+
+    def prepare(self, table: pa.Table) -> Prepared:
+        """Prompts of all rows. Raises InputError if a column has a type that no row could use."""
+        check_type(self._prompt, table.schema)
+        if self._prompt.token_ids_column is not None:
+            return self._prepare_token_ids(table.column(self._prompt.token_ids_column))
+        errors: dict[int, RowError] = {}
+        drafts: dict[int, Draft] = {}
+        for index, row in enumerate(_rows(table, self.columns)):
+            try:
+                drafts[index] = self._checked_draft(row)
+            except RowError as error:
+                errors[index] = error
+        tokens = self._encode(drafts)
+        too_long = [i for i, ids in tokens.items() if len(ids) > self._max_prompt_tokens]
+        if self._prompt.on_too_long != "error":
+            cuttable = {i: drafts[i] for i in too_long if drafts[i].content is not None}
+            fitting, failed = self._cut_to_fit(cuttable, tokens)
+            tokens |= fitting
+            errors |= failed
+            too_long = [i for i in too_long if i not in cuttable]
+        errors |= {i: self._too_long_error(len(tokens[i])) for i in too_long}
+        empty = np.empty(0, dtype=np.int32)
+        per_row = [
+            tokens[i] if i in tokens and i not in errors else empty for i in range(table.num_rows)
+        ]
+        for i, ids in enumerate(per_row):
+            if len(ids) == 0 and i not in errors:
+                errors[i] = RowError("empty_prompt", "the prompt has no tokens")
+        lengths = np.fromiter(map(len, per_row), np.int64, len(per_row))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        return Prepared(np.concatenate([empty, *per_row]), offsets, dict(sorted(errors.items())))
+
+    def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
+        """Text of each [offsets[i], offsets[i + 1]) without special tokens."""
+        return self._encoder.decode(token_ids, offsets)
+
+    def _checked_draft(self, row: Mapping[str, Any]) -> Draft:
+        for name, value in row.items():
+            if value is None:
+                raise RowError("missing_value", f"column {name!r} is null")
+            if isinstance(value, RowError):
+                raise RowError(value.kind, f"column {name!r}: {value.message}")
+        assert self._draft is not None
+        draft = self._draft(row)
+        try:
+            draft.text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise RowError(
+                "invalid_prompt", f"the text is not valid Unicode: {error.reason}"
+            ) from None
+        return draft
+
+    def _encode(self, drafts: Mapping[int, Draft]) -> dict[int, Int32Array]:
+        return dict(zip(drafts, self._tokens([d.text for d in drafts.values()]), strict=True))
+
+    def _tokens(self, texts: Sequence[str]) -> list[Int32Array]:
+        # A chat template writes the special tokens itself.
+        return self._encoder.encode(texts, add_special_tokens=not self._is_chat)
+
+    def _cut_to_fit(
+        self, drafts: Mapping[int, Draft], tokens: Mapping[int, Int32Array]
+    ) -> tuple[dict[int, Int32Array], dict[int, RowError]]:
+        """Shorten contents until each prompt fits. Returns (token ids, errors) by row."""
+        contents = [draft.content or "" for draft in drafts.values()]
+        spans = dict(zip(drafts, self._encoder.spans(contents), strict=True))
+        num_tokens = {index: len(tokens[index]) for index in drafts}
+        num_kept = {index: len(spans[index]) for index in drafts}
+        fitting: dict[int, Int32Array] = {}
+        errors: dict[int, RowError] = {}
+        pending = list(drafts)
+        for attempt in range(_MAX_CUTS):
+            texts: dict[int, str] = {}
+            for index in pending:
+                excess = num_tokens[index] - self._max_prompt_tokens
+                is_last = attempt == _MAX_CUTS - 1
+                num_kept[index] = 0 if is_last else max(0, num_kept[index] - (excess << attempt))
+                shorter = self._cut(drafts[index].content or "", spans[index], num_kept[index])
+                try:
+                    texts[index] = drafts[index].wrap(shorter)
+                except RowError as error:  # a chat template that refuses an empty message
+                    errors[index] = error
+            for index, ids in zip(texts, self._tokens(list(texts.values())), strict=True):
+                num_tokens[index] = len(ids)
+                if len(ids) <= self._max_prompt_tokens:
+                    fitting[index] = ids
+                elif num_kept[index] == 0:
+                    errors[index] = self._too_long_error(len(ids), " even without the row's text")
+            pending = [i for i in pending if i not in fitting and i not in errors]
+            if not pending:
+                break
+        return fitting, errors
+
+    def _cut(self, content: str, spans: Int64Array, num_kept: int) -> str:
+        """The content's first (or last) `num_kept` tokens, cut between characters."""
+        num_dropped = len(spans) - num_kept
+        if num_kept == 0 or num_dropped == 0:
+            return content if num_kept else ""
+        if self._prompt.on_too_long == "truncate_left":
+            return content[int(spans[num_dropped - 1, 1]) :]
+        return content[: int(spans[num_kept, 0])]
+
+    def _prepare_token_ids(self, column: pa.ChunkedArray) -> Prepared:
+        found = read_token_ids(column, self._vocab_size)
+        lengths = found.stops - found.starts
+        excess = np.maximum(0, lengths - self._max_prompt_tokens)
+        errors = dict(found.errors)
+        starts, stops = found.starts, found.stops
+        if self._prompt.on_too_long == "truncate_left":
+            starts = starts + excess
+        elif self._prompt.on_too_long == "truncate_right":
+            stops = stops - excess
+        else:
+            for index in np.flatnonzero(excess).tolist():
+                errors.setdefault(index, self._too_long_error(int(lengths[index])))
+        for index in np.flatnonzero(lengths == 0).tolist():
+            errors.setdefault(index, RowError("empty_prompt", "the prompt has no tokens"))
+        failed = np.array(sorted(errors), dtype=np.int64)
+        stops = stops.copy()
+        stops[failed] = starts[failed]
+        token_ids, offsets = TokenIds(found.values, starts, stops, errors).gather()
+        return Prepared(token_ids, offsets, dict(sorted(errors.items())))
+
+    def _too_long_error(self, num_tokens: int, when: str = "") -> RowError:
+        return RowError(
+            "prompt_too_long",
+            f"{num_tokens} prompt tokens{when} and max_tokens {self._max_tokens} exceed "
+            f"max_model_len {self._max_model_len}",
+        )
+
+
+def _rows(table: pa.Table, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    columns = [column_values(table.column(name)) for name in names]
+    if not columns:
+        yield from ({} for _ in range(table.num_rows))
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))

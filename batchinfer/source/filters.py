@@ -1,0 +1,112 @@
+"""`input.filter`: a polars SQL expression that says of each row, by itself, whether it is computed.
+
+Must not know: where rows come from. Invariant: what passes `check` gives the same answer for a row
+whatever rows it is read together with, so windows, blocks and resumed runs cannot change it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchinfer.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_ROW_WISE = "a filter sees one row at a time, so aggregates and window functions are refused"
+
+
+class RowFilter:
+    """A parsed filter. Raises ConfigError if `sql` is not an expression of a single row."""
+
+    def __init__(self, sql: str) -> None:
+        import polars as pl
+
+        self._sql = sql
+        try:
+            self._expression = pl.sql_expr(sql)
+            is_row_wise = _is_row_wise(self._expression)
+        except pl.exceptions.PolarsError as error:
+            raise ConfigError(f"input.filter {sql!r} is not a SQL expression: {error}") from None
+        except pl.exceptions.PanicException as error:
+            raise ConfigError(
+                f"input.filter {sql!r} is not understood by polars: {error}"
+            ) from None
+        if not is_row_wise:
+            raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}")
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys(self._expression.meta.root_names()))
+
+    def check(self, schema: pa.Schema, partitions: Iterable[str] = ()) -> None:
+        """Raise ConfigError unless the filter is boolean over these columns and partitions."""
+        import polars as pl
+
+        available = {field.name: field.type for field in schema}
+        available |= {name: pa.string() for name in partitions}
+        for name in self.columns:
+            if name not in available:
+                raise ConfigError(
+                    f"input.filter {self._sql!r}: there is no column {name!r}"
+                    f"{_did_you_mean(name, list(available))}"
+                )
+        empty = pa.schema([(name, available[name]) for name in self.columns]).empty_table()
+        try:
+            frame = pl.from_arrow(empty)
+            assert isinstance(frame, pl.DataFrame)
+            found = frame.select(self._expression).dtypes
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"input.filter {self._sql!r} does not fit the input: {reason}"
+            ) from None
+        if found != [pl.Boolean]:
+            kind = ", ".join(str(dtype) for dtype in found)
+            raise ConfigError(
+                f"input.filter {self._sql!r} gives {kind}, not true or false: "
+                "compare it with a value"
+            )
+
+    def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """Which rows pass; null does not. Raises InputError if a value cannot be computed."""
+        import polars as pl
+
+        try:
+            if not self.columns:
+                return np.full(table.num_rows, pl.select(self._expression).item() is True)
+            frame = pl.from_arrow(table.select(list(self.columns)))
+            assert isinstance(frame, pl.DataFrame)
+            passes = frame.select(self._expression.alias("passes")).to_series()
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"input.filter {self._sql!r} failed: {reason}") from None
+        if len(passes) != table.num_rows:
+            raise ConfigError(f"input.filter {self._sql!r} is not row-wise: {_ROW_WISE}")
+        return passes.fill_null(False).to_numpy()
+
+
+def _is_row_wise(expression: pl.Expr) -> bool:
+    """polars answers for the outermost operation only, so `n > avg(n)` passes it: ask each."""
+    import polars as pl
+
+    pending = [expression]
+    while pending:
+        operation = pending.pop()
+        try:
+            if not (operation.meta.is_literal() or operation.meta.is_row_separable()):
+                return False
+        except pl.exceptions.ColumnNotFoundError:
+            # Division, modulo, IN, ROUND and POW are resolved by the types of their columns, which
+            # polars does not know yet. All of that kind work on one row.
+            pass
+        pending.extend(operation.meta.pop())
+    return True
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; the columns are {', '.join(names)}"

@@ -1,0 +1,141 @@
+"""A shard's footer: row count, schema, row groups, and a hash that tells whether content changed.
+
+Must not know: rows. One read of the file's end gives all of it; what is not a whole Parquet file is
+refused here with its name, before anything is computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.errors import InputError
+from batchinfer.source.plain import plain_type
+from batchinfer.source.shards import Shard
+
+_MAGIC = b"PAR1"
+_ENCRYPTED_MAGIC = b"PARE"
+_TAIL_BYTES = 64 * 1024  # holds most footers, so that one request is enough
+_NUM_END_BYTES = 8  # length of the footer, magic
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    first_row: int
+    num_rows: int
+    size_bytes: int  # uncompressed
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What the end of a shard says. `schema` has plain types and no partition columns."""
+
+    num_rows: int
+    schema: pa.Schema
+    row_groups: tuple[RowGroup, ...]
+    sha256: str
+    metadata: pq.FileMetaData
+
+
+def read_footer(shard: Shard) -> Footer:
+    """Raises InputError if the shard is gone, changed since it was listed, torn or not Parquet."""
+    with open_shard(shard) as file:
+        return footer_of(file, shard)
+
+
+def open_shard(shard: Shard) -> BinaryIO:
+    try:
+        return shard.store.open(shard.key)
+    except FileNotFoundError:
+        raise InputError(f"{shard.url} vanished since the input was listed") from None
+
+
+def footer_of(file: BinaryIO, shard: Shard) -> Footer:
+    """The footer of an open shard."""
+    footer_bytes = _footer_bytes(file, shard)
+    tail = len(footer_bytes).to_bytes(4, "little") + _MAGIC
+    try:
+        # Only the footer is parsed, so the row groups need not be in front of it.
+        parsed = pq.ParquetFile(pa.BufferReader(_MAGIC + footer_bytes + tail))
+        schema = parsed.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{shard.url}: the Parquet footer is damaged: {error}") from error
+    metadata = parsed.metadata
+    return Footer(
+        num_rows=metadata.num_rows,
+        schema=pa.schema([field.with_type(plain_type(field.type)) for field in schema]),
+        row_groups=_row_groups(metadata),
+        sha256=hashlib.sha256(footer_bytes).hexdigest(),
+        metadata=metadata,
+    )
+
+
+def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
+    """Raise InputError unless the shard (or its folders) has each needed column exactly once."""
+    names = footer.schema.names
+    available = list(dict.fromkeys([*names, *(name for name, _ in shard.partitions)]))
+    for name in needed:
+        if name not in available:
+            raise InputError(
+                f"shard {shard.url} has no column {name!r}{_did_you_mean(name, available)}. "
+                f"Its columns are {', '.join(available) or 'none'}"
+            )
+        if names.count(name) > 1:
+            raise InputError(
+                f"shard {shard.url} has {names.count(name)} columns named {name!r}: rename them"
+            )
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:
+    size_bytes = file.seek(0, 2)
+    if size_bytes != shard.size_bytes:
+        raise InputError(
+            f"{shard.url} changed while it was read: {shard.size_bytes} bytes when the input was "
+            f"listed, {size_bytes} bytes now. Start again when it is no longer written to"
+        )
+    if size_bytes == 0:
+        raise InputError(f"{shard.url} is empty (0 bytes), not a Parquet file")
+    file.seek(max(0, size_bytes - _TAIL_BYTES))
+    tail = file.read(_TAIL_BYTES)
+    if tail[-4:] == _ENCRYPTED_MAGIC:
+        raise InputError(f"{shard.url} is an encrypted Parquet file: decrypt it first")
+    if tail[-4:] != _MAGIC or size_bytes < len(_MAGIC) + _NUM_END_BYTES:
+        file.seek(0)
+        if file.read(len(_MAGIC)) == _MAGIC:
+            raise InputError(
+                f"{shard.url} is truncated: it begins as a Parquet file, but has no footer at its "
+                "end. Copy or write it again"
+            )
+        raise InputError(f"{shard.url} is not a Parquet file (it does not begin with PAR1)")
+    num_footer_bytes = int.from_bytes(tail[-_NUM_END_BYTES:-4], "little")
+    footer_start = size_bytes - _NUM_END_BYTES - num_footer_bytes
+    if footer_start < len(_MAGIC):
+        raise InputError(
+            f"{shard.url} is truncated: its footer should have {num_footer_bytes} bytes, "
+            f"the whole file has {size_bytes}. Copy or write it again"
+        )
+    if num_footer_bytes + _NUM_END_BYTES > len(tail):
+        file.seek(footer_start)
+        return file.read(num_footer_bytes)
+    return tail[-_NUM_END_BYTES - num_footer_bytes : -_NUM_END_BYTES]
+
+
+def _row_groups(metadata: pq.FileMetaData) -> tuple[RowGroup, ...]:
+    groups = []
+    first_row = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        groups.append(RowGroup(first_row, group.num_rows, group.total_byte_size))
+        first_row += group.num_rows
+    return tuple(groups)

@@ -1,0 +1,45 @@
+"""Plain Arrow types: what a column means, without how its writer stored it.
+
+pandas, polars and DuckDB write the same texts as string, large_string, string_view or dictionary;
+shards of one input must still become one output schema. Numbers, times and structure stay.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def plain_type(data_type: pa.DataType) -> pa.DataType:
+    """The type without dictionaries, views, large offsets and extensions, at any depth."""
+    types = pa.types
+    if types.is_dictionary(data_type):
+        return plain_type(data_type.value_type)
+    if isinstance(data_type, pa.BaseExtensionType):
+        return plain_type(data_type.storage_type)
+    if types.is_large_string(data_type) or types.is_string_view(data_type):
+        return pa.string()
+    if types.is_large_binary(data_type) or types.is_binary_view(data_type):
+        return pa.binary()
+    if (
+        types.is_list(data_type)
+        or types.is_large_list(data_type)
+        or types.is_list_view(data_type)
+        or types.is_large_list_view(data_type)
+    ):
+        return pa.list_(_plain_field(data_type.value_field))
+    if types.is_struct(data_type):
+        return pa.struct([_plain_field(field) for field in data_type])
+    return data_type
+
+
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The same values in their plain type."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        storage = [chunk.storage for chunk in column.chunks]
+        return plain_column(pa.chunked_array(storage, column.type.storage_type))
+    wanted = plain_type(column.type)
+    return column if column.type == wanted else column.cast(wanted)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(plain_type(field.type))

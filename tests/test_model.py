@@ -1,0 +1,234 @@
+"""Facts of a model folder, and what is said about folders that cannot work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchinfer.errors import ConfigError
+from batchinfer.model import read_model
+
+DEMO = Path(__file__).parent.parent / "jobs" / "demo" / "model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DEMO, tmp_path / "model"))
+
+
+def change(file: Path, **settings: Any) -> None:
+    content = json.loads(file.read_text())
+    content |= settings
+    content = {key: value for key, value in content.items() if value is not None}
+    file.write_text(json.dumps(content))
+
+
+def test_facts_of_the_demo_model() -> None:
+    facts = read_model(str(DEMO))
+    assert facts.path == facts.tokenizer_path == str(DEMO)
+    assert (facts.dtype, facts.quantization) == ("bfloat16", "none")
+    assert (facts.max_model_len, facts.vocab_size, facts.eos_token_ids) == (2048, 4096, (2,))
+    assert facts.weights_bytes == (DEMO / "model.safetensors").stat().st_size
+    assert facts.kv_bytes_per_token == 2 * 6 * 2 * 64 * 2
+    assert facts.notes == ()
+
+
+def test_torch_is_not_loaded() -> None:
+    program = (
+        "import sys\nfrom batchinfer.model import read_model\nread_model(sys.argv[1])\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(DEMO)], check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"],
+)
+def test_the_digest_changes_with_each_file(folder: Path, name: str) -> None:
+    before = read_model(str(folder)).digest
+    file = folder / name
+    file.write_bytes(file.read_bytes() + b" ")
+    after = read_model(str(folder)).digest
+    assert {key for key in before if before[key] != after[key]} == {name}
+
+
+def test_the_digest_is_of_content_not_of_place(folder: Path) -> None:
+    assert read_model(str(folder)).digest == read_model(str(DEMO)).digest
+
+
+def test_other_weights_of_the_same_size_have_another_header(folder: Path) -> None:
+    before = read_model(str(folder)).digest
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    content[8 : 8 + length] = content[8 : 8 + length].replace(b"layers.0.", b"layers.9.")
+    file.write_bytes(content)
+    assert read_model(str(folder)).digest["weights"] != before["weights"]
+
+
+def test_a_tokenizer_of_its_own_is_in_the_digest(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "tokenizer"))
+    (folder / "tokenizer.json").unlink()
+    facts = read_model(str(folder), tokenizer=str(other))
+    assert facts.tokenizer_path == str(other)
+    assert "tokenizer/tokenizer.json" in facts.digest
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "found"),
+    [
+        ({}, "float16", "float16"),
+        ({"dtype": "float16"}, "auto", "float16"),
+        ({"dtype": None, "torch_dtype": "float16"}, "auto", "float16"),
+        ({"dtype": None}, "auto", "bfloat16"),
+        ({"dtype": "float32"}, "float32", "float32"),
+    ],
+)
+def test_dtype_is_what_was_asked_for_or_the_checkpoints(
+    folder: Path, settings: dict[str, Any], asked: str, found: str
+) -> None:
+    change(folder / "config.json", **settings)
+    facts = read_model(str(folder), dtype=asked)
+    assert (facts.dtype, facts.notes) == (found, ())
+
+
+def test_a_float32_checkpoint_is_computed_in_bfloat16_and_that_is_said(folder: Path) -> None:
+    change(folder / "config.json", dtype="float32")
+    facts = read_model(str(folder))
+    assert facts.dtype == "bfloat16"
+    assert "float32" in facts.notes[0]
+
+
+def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: Path) -> None:
+    change(folder / "config.json", quantization_config={"quant_method": "awq"})
+    assert read_model(str(folder)).quantization == "awq"
+    with pytest.raises(ConfigError, match=r"fp16.*quantized \(awq\)"):
+        read_model(str(folder), quantization="fp16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 8192),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, 2048),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, 4096),
+        ({"max_position_embeddings": 1024}, 1024),
+        ({"max_position_embeddings": None, "n_positions": 512}, 512),
+        ({"max_position_embeddings": 4096}, 2048),  # the tokenizer's
+    ],
+)
+def test_the_context_length_is_derived_as_vllm_does(
+    folder: Path, settings: dict[str, Any], found: int
+) -> None:
+    change(folder / "config.json", **settings)
+    assert read_model(str(folder)).max_model_len == found
+
+
+def test_a_longer_context_than_the_models_is_refused_with_both_numbers(folder: Path) -> None:
+    assert read_model(str(folder), max_model_len=100).max_model_len == 100
+    with pytest.raises(ConfigError, match=r"4096 .* 2048"):
+        read_model(str(folder), max_model_len=4096)
+
+
+def test_a_nested_text_config_is_read(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    nested = {"model_type": "x", "vocab_size": 1, "text_config": config}
+    (folder / "config.json").write_text(json.dumps(nested))
+    assert read_model(str(folder)).vocab_size == 4096
+
+
+def test_settings_that_config_json_leaves_out_are_its_class_defaults(folder: Path) -> None:
+    change(folder / "config.json", vocab_size=None)
+    assert read_model(str(folder)).vocab_size == 32000  # LlamaConfig's
+    change(folder / "config.json", model_type="no-such-model")
+    with pytest.raises(ConfigError, match="vocab_size"):
+        read_model(str(folder))
+
+
+def test_several_eos_tokens_are_kept(folder: Path) -> None:
+    change(folder / "generation_config.json", eos_token_id=[2, 5])
+    assert read_model(str(folder)).eos_token_ids == (2, 5)
+    (folder / "generation_config.json").unlink()
+    assert read_model(str(folder)).eos_token_ids == (2,)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"safetensors" if "model" in name else name):
+        read_model(str(folder))
+
+
+def test_weights_are_not_looked_at_when_none_are_needed(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    facts = read_model(str(folder), needs_weights=False)
+    assert facts.weights_bytes == 0
+    assert "weights" not in facts.digest
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 100, 1_000_000])
+def test_truncated_weights_are_refused_with_their_name(folder: Path, num_bytes: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:num_bytes])
+    with pytest.raises(ConfigError, match="copy it again") as caught:
+        read_model(str(folder))
+    assert str(file) in str(caught.value)
+
+
+def test_a_header_that_is_no_header_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes((16).to_bytes(8, "little") + b"[1, 2, 3] and so" + bytes(64))
+    with pytest.raises(ConfigError, match="no valid safetensors header"):
+        read_model(str(folder))
+
+
+def test_a_missing_part_of_sharded_weights_is_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"1 of 2 weight files.*model-2\.safetensors"):
+        read_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("s3://bucket/model", "Download it first"),
+        ("no/such/folder", "there is no folder"),
+        ("nothing-here", "there is no folder"),
+        (str(DEMO / "config.json"), "is a file"),
+    ],
+)
+def test_a_path_that_is_no_folder_is_refused(path: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_model(path)
+
+
+def test_a_hub_name_without_network_is_refused_with_a_sentence() -> None:
+    program = (
+        "import sys\nfrom batchinfer.errors import ConfigError\n"
+        "from batchinfer.model import read_model\n"
+        "try:\n    read_model('some-org/some-model')\n"
+        "except ConfigError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "some-org/some-model" in done.stdout
+    assert "local folder" in done.stdout
+
+
+def test_broken_json_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
+        read_model(str(folder))
