@@ -1,4 +1,4 @@
-"""What tests share: no settings of whoever runs them, and the places where inputs and outputs are."""
+"""What tests share: nothing of the machine's own settings, and places for inputs and outputs."""
 
 from __future__ import annotations
 

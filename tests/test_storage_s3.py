@@ -393,3 +393,14 @@ def test_rules_can_be_set_from_another_process(store: Store, proxy: FaultProxy) 
         store.put("k", b"")
     with urllib.request.urlopen(control, timeout=5) as answer:
         assert [request["method"] for request in json.load(answer)] == ["PUT"]
+
+
+def test_a_promised_single_writer_needs_no_conditional_create(
+    proxy: FaultProxy, server: S3Server
+) -> None:
+    opened = open_store(f"s3://{server.create_bucket()}/p", retry_s=5, single_writer=True)
+    assert opened.create("k", b"one")
+    assert not opened.create("k", b"two")
+    assert opened.create("k", b"one"), "a repeated create of our own"
+    assert opened.read("k") == b"one"
+    opened.close()

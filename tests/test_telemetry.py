@@ -109,6 +109,18 @@ def test_the_eta_counts_tokens_of_rows_that_are_left(hands: Hands) -> None:
     assert snapshot.rows_done == 200  # computed is not durable yet
 
 
+def test_there_is_no_eta_while_the_first_wave_is_in_flight(hands: Hands) -> None:
+    counters = Counters(hands.clock)
+    counters.set_total(1000, 1)
+    counters.add_read(1000, 0)
+    counters.set_in_flight(256)
+    hands.pass_s(10)
+    counters.add_computed(2, 100, 40)
+    assert counters.snapshot().eta_s is None
+    counters.add_computed(254, 100, 4000)
+    assert counters.snapshot().eta_s is not None
+
+
 def test_the_total_follows_the_share_that_passes_the_filter(hands: Hands) -> None:
     counters = Counters(hands.clock)
     counters.set_total(1000, 1)
@@ -153,16 +165,31 @@ def logs_of() -> Iterator[list[Logs]]:
         logs.close()
 
 
-def test_people_read_one_line_with_quoted_values(
+def test_people_read_quoted_values_and_whole_lines(
     logs_of: list[Logs], logger: logging.Logger
 ) -> None:
     err = io.StringIO()
     logs_of.append(Logs(err))
     log_event(logger, logging.WARNING, "shard_finished", shard="a b.parquet", rows=5, seconds=0.25)
     logger.info("two\nlines %d", 7)
-    first, second = err.getvalue().splitlines()
+    first, *second = err.getvalue().splitlines()
     assert first.endswith('Z warning shard_finished shard="a b.parquet" rows=5 seconds=0.25')
-    assert second.endswith("Z two lines 7")
+    assert [second[0].split("Z ")[1], *second[1:]] == ["two", "  lines 7"]
+
+
+def test_details_that_are_mappings_are_left_to_the_file(
+    logs_of: list[Logs], logger: logging.Logger, tmp_path: Path
+) -> None:
+    err = io.StringIO()
+    logs = Logs(err)
+    logs_of.append(logs)
+    logs.open_file(tmp_path / "0001.log", run=1)
+    log_event(logger, logging.INFO, "engine_ready", device="cpu", extra={"eager": True})
+    logger.info("two\nlines")
+    assert err.getvalue().splitlines()[0].endswith("Z engine_ready device=cpu")
+    ready, lines = (tmp_path / "0001.log").read_text().splitlines()
+    assert ready.endswith('engine_ready device=cpu extra="{\\"eager\\": true}"')
+    assert lines.endswith("two lines")
 
 
 def test_machines_read_json_with_the_fields_and_the_run(

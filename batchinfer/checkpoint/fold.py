@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from batchinfer.sink import file_facts
 
 #: Uncompressed bytes of a row group of a finished file, and so about what a fold holds at a time.
-MAX_ROW_GROUP_BYTES = 32 << 20
+MAX_ROW_GROUP_BYTES = 16 << 20
 MAX_ROW_GROUP_ROWS = 16384
-_CURSOR_BATCH_BYTES = 1 << 20
+_CURSORS_BYTES = 8 << 20
+_MIN_BATCH_BYTES = 16 << 10
 _READ_BUFFER_BYTES = 64 << 10
 
 
@@ -34,10 +35,15 @@ class UnreadableSource(Exception):
         self.rank = rank
 
 
-class Cursor:
-    """Reads one file, sorted by (row, sample), in ascending row order; holds about 1 MiB of it."""
+def batch_bytes_of(num_cursors: int) -> int:
+    """How much each of so many cursors may hold: parts lie side by side in a window."""
+    return max(_MIN_BATCH_BYTES, _CURSORS_BYTES // max(1, num_cursors))
 
-    def __init__(self, source: BinaryIO, *, rank: int) -> None:
+
+class Cursor:
+    """Reads one file, sorted by (row, sample), in row order; holds about `batch_bytes` of it."""
+
+    def __init__(self, source: BinaryIO, *, rank: int, batch_bytes: int) -> None:
         self.rank = rank
         self._source = source
         with self._reading():
@@ -48,8 +54,8 @@ class Cursor:
         self.size_bytes = sum(
             metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
         )
-        batch_rows = max(1, _CURSOR_BATCH_BYTES * self.num_rows // max(1, self.size_bytes))
-        self._batches = self._file.iter_batches(batch_size=min(batch_rows, 4096))
+        batch_rows = max(1, batch_bytes * self.num_rows // max(1, self.size_bytes))
+        self._batches = self._file.iter_batches(batch_size=min(batch_rows, 4096), use_threads=False)
         self._rest: pa.Table | None = None
 
     def take_below(self, row_bound: int) -> pa.Table | None:

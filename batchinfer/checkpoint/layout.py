@@ -20,6 +20,7 @@ PARTS_PREFIX = f"{META}/parts/"
 LOGS_PREFIX = f"{META}/logs/"
 UNREADABLE_PREFIX = f"{META}/unreadable/"
 
+_PARTS_SUFFIX = ".parts"
 _PART_NAME = re.compile(r"w(\d{6,})-r(\d{4,})-(\d{6,})\.part")
 
 
@@ -36,8 +37,12 @@ class PartId(NamedTuple):
 
 
 def parts_prefix(shard: str) -> str:
-    """Prefix of the keys of a shard's parts."""
-    return f"{PARTS_PREFIX}{shard}/"
+    """Prefix of the keys of a shard's parts.
+
+    The folder has a suffix of its own: named like the shard it would end in `.parquet`, and
+    recursive globs match folders too.
+    """
+    return f"{PARTS_PREFIX}{shard}{_PARTS_SUFFIX}/"
 
 
 def part_key(shard: str, part: PartId) -> str:
@@ -46,9 +51,10 @@ def part_key(shard: str, part: PartId) -> str:
 
 def parse_part_key(key: str) -> tuple[str, PartId] | None:
     """(shard, part) of a key below PARTS_PREFIX; None for a name that is not a part's."""
-    shard, _, name = key.removeprefix(PARTS_PREFIX).rpartition("/")
+    folder, _, name = key.removeprefix(PARTS_PREFIX).rpartition("/")
+    shard = folder.removesuffix(_PARTS_SUFFIX)
     match = _PART_NAME.fullmatch(name)
-    if match is None or not shard:
+    if match is None or shard == folder:
         return None
     window, run, sequence = map(int, match.groups())
     return shard, PartId(window, run, sequence)

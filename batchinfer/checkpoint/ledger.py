@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchinfer.checkpoint.fold import Cursor, UnreadableSource, fold_window
+from batchinfer.checkpoint.fold import Cursor, UnreadableSource, batch_bytes_of, fold_window
 from batchinfer.checkpoint.layout import (
     META,
     PARTS_PREFIX,
@@ -293,11 +293,12 @@ class Ledger:
     ) -> Iterator[pa.Table]:
         with ExitStack() as files:
             cursors = [finished] if finished is not None else []
+            batch_bytes = batch_bytes_of(len(parts))
             try:
                 for rank, part in enumerate(parts, start=1):
                     source = self._open(part_key(shard, part))
                     files.callback(source.close)
-                    cursors.append(Cursor(source, rank=rank))
+                    cursors.append(Cursor(source, rank=rank, batch_bytes=batch_bytes))
                     if not self._is_ours(cursors[-1].facts):
                         raise UnreadableSource(rank, "it belongs to another job")
                 start = window * self._window_rows
@@ -312,7 +313,7 @@ class Ledger:
 
     def _finished_cursor(self, shard: str, files: ExitStack) -> Cursor | None:
         try:
-            cursor = Cursor(self._open(shard), rank=0)
+            cursor = Cursor(self._open(shard), rank=0, batch_bytes=batch_bytes_of(1))
         except FileNotFoundError:
             return None
         files.callback(cursor.close)

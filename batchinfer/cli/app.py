@@ -24,7 +24,10 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EXIT_CODES,
+)
 @click.version_option(__version__, prog_name="batchinfer")
 def cli() -> None:
     """Run a language model over Parquet files, durably. Start with `batchinfer run JOB.yaml`."""
@@ -64,7 +67,11 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 @click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing at all unless something fails.")
 @click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How log lines on stderr look.",
 )
 def run(
     job: str,
@@ -88,7 +95,7 @@ def run(
     Start(job, sets, options, quiet=quiet, json_lines=log_format == "json").run()
 
 
-@cli.command()
+@cli.command(short_help="Check JOB without loading a model or writing anything.")
 @job_argument
 @click.option("--ids", is_flag=True, help="Also read the id column: report nulls and duplicates.")
 def validate(job: str, sets: tuple[str, ...], ids: bool) -> None:
@@ -98,7 +105,7 @@ def validate(job: str, sets: tuple[str, ...], ids: bool) -> None:
     validate_job(job, sets, ids=ids)
 
 
-@cli.command()
+@cli.command(short_help="Print every setting of JOB and where its value came from.")
 @job_argument
 def explain(job: str, sets: tuple[str, ...]) -> None:
     """Print every setting of JOB with its value and where the value came from."""
@@ -107,7 +114,7 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
     explain_job(job, sets)
 
 
-@cli.command()
+@cli.command(short_help="Show what `run` would do, and how much is done.")
 @job_argument
 @click.option("--no-tokenizer", is_flag=True, help="Count rows only; takes no tokenizer.")
 @click.option(
@@ -125,7 +132,7 @@ def plan(job: str, sets: tuple[str, ...], no_tokenizer: bool, max_rows: int) -> 
     plan_job(job, sets, max_rows=None if no_tokenizer else max_rows)
 
 
-@cli.command()
+@cli.command(short_help="Tell how the runs on an output stand.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("--json", "as_json", is_flag=True, help="The records as JSON lines.")
 def status(output: str, as_json: bool) -> None:
@@ -135,7 +142,7 @@ def status(output: str, as_json: bool) -> None:
     show_status(output, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Print finished rows of an output.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("-n", "--rows", "max_rows", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--failed", is_flag=True, help="Only rows that failed.")
@@ -156,7 +163,7 @@ def schema(write: bool) -> None:
     print_or_write(write=write)
 
 
-@cli.command()
+@cli.command(short_help="Tell what this machine and the stores of JOB can do.")
 @click.argument("job", required=False, type=click.Path(dir_okay=False))
 @click.option("--store", "url", metavar="URL", help="Also try out a folder or s3:// location.")
 def doctor(job: str | None, url: str | None) -> None:

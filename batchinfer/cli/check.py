@@ -10,16 +10,19 @@ import numpy as np
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
 from batchinfer.errors import InputError
+from batchinfer.runner.checks import check_output
+from batchinfer.runner.session import digest_ingredients
 from batchinfer.source import ShardReader
 
 _MAX_SHOWN_IDS = 20
+_VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
 def explain_job(path: str, sets: tuple[str, ...]) -> None:
     """A line a setting: key, value, origin."""
     rows = explain(load_job(path, sets))
     key_width = max(len(key) for key, _, _ in rows)
-    value_width = min(60, max(len(value) for _, value, _ in rows))
+    value_width = min(_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
 
@@ -28,6 +31,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job)
     job = looked.job
+    check_output(looked.store, digest_ingredients(job, looked.model))
     num_rows = sum(footer.num_rows for footer in looked.footers)
     click.echo(f"job      {path}: ok")
     click.echo(

@@ -10,16 +10,13 @@ from pathlib import Path
 
 from batchinfer.config import Job, load_job
 from batchinfer.model import ModelFacts, read_model
-from batchinfer.prompt import prompt_columns
-from batchinfer.runner.session import (
-    check_layout,
-    check_shards,
-    list_input,
-    needed_columns,
-    open_output,
-)
-from batchinfer.source import Footer, RowFilter, Shard, check_columns, read_footer
+from batchinfer.runner.checks import check_layout, check_schema, check_shards
+from batchinfer.runner.session import list_input, open_output
+from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
+
+#: Somebody sits and waits for the answer.
+_LOOK_RETRY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +53,7 @@ def look_at(job: Job) -> Looked:
 
     def check(shard: Shard) -> Footer:
         footer = read_footer(shard)
-        partitions = [name for name, _ in shard.partitions]
-        columns = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
-        check_columns(footer, needed_columns(job, columns, None), shard)
-        if row_filter is not None:
-            row_filter.check(footer.schema, partitions)
+        check_schema(job, row_filter, shard, footer)
         return footer
 
     return Looked(job, model, shards, check_shards(shards, check), store, row_filter)
@@ -70,4 +63,4 @@ def open_output_location(output: str) -> Store:
     """The store of an output: its folder or s3:// location, or the job file that names it."""
     if output.endswith((".yaml", ".yml")) and Path(output).is_file():
         return open_output(load_job(output).job, never)
-    return open_store(output)
+    return open_store(output, retry_s=_LOOK_RETRY_S)

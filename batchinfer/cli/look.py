@@ -19,9 +19,7 @@ from batchinfer.telemetry import Clock, describe
 def show_status(output: str, *, as_json: bool) -> None:
     """Whether it is complete, and one line for the newest run of each slice."""
     store = open_output_location(output)
-    job = records.read_json(store, layout.JOB_KEY)
-    if job is None:
-        raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
+    job = _read_job(store)
     success = records.read_json(store, layout.SUCCESS_KEY)
     newest = _newest_of_each_slice(store)
     if as_json:
@@ -42,6 +40,14 @@ def show_status(output: str, *, as_json: bool) -> None:
         click.echo(describe(record, now_s, is_dead_here=holder.is_dead_here()))
 
 
+def _read_job(store: Store) -> dict[str, Any]:
+    """The output's job.json. Raises ConfigError where there is none."""
+    job = records.read_json(store, layout.JOB_KEY)
+    if job is None:
+        raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
+    return job
+
+
 def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
     newest: dict[str, dict[str, Any]] = {}
     for info in store.list(layout.STATUS_PREFIX):  # by run number
@@ -54,6 +60,7 @@ def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
 def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
     """Finished rows: first from finished files, then from parts."""
     store = open_output_location(output)
+    _read_job(store)
     num_shown = 0
     for row in _rows(store, failed=failed):
         if num_shown == max_rows:

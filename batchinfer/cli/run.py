@@ -34,6 +34,7 @@ from batchinfer.runner import (
     vllm_factory,
     write_status,
 )
+from batchinfer.storage import is_s3
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Clock, Counters, Logs, Progress, Stdio, choose_display
 
@@ -73,6 +74,7 @@ class Start:
         self._context = RunContext(
             clock=clock, stop=stop, counters=Counters(clock), on_run=self._open_log
         )
+        self._output = ""  # the job's, once it is read
         self._log_path: Path | None = None  # of a log that has to be uploaded
         self._ending = threading.Lock()
 
@@ -86,6 +88,7 @@ class Start:
         progress = Progress(display, context.counters.snapshot, logger, self._logs.terminal)
         try:
             job = load_job(self._job_path, self._sets).job
+            self._output = _absolute(job.output.path)
             context.stop.set_max_seconds(job.limits.max_seconds)
             with progress:
                 outcome = run_job(job, self._options, self._factory, context)
@@ -122,6 +125,7 @@ class Start:
             os._exit(outcome.exit_code)
 
     def _report(self, outcome: Outcome) -> None:
+        outcome.output = outcome.output or self._output
         if outcome.exit_code:
             message = outcome.message
             for line in [message] if self._json_lines else message.splitlines():
@@ -146,3 +150,8 @@ class Start:
         session.store.put(layout.log_key(session.run), content)
         self._log_path.unlink()
         self._log_path.parent.rmdir()
+
+
+def _absolute(output: str) -> str:
+    """An output location as the last line names it, also where the store was never opened."""
+    return output if is_s3(output) else str(Path(output).expanduser().absolute())

@@ -48,6 +48,13 @@ class Chunk:
     order: str = "length"
     deduplicate: bool = False
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
+    size_bytes: int = field(init=False)  # of the token ids and carried columns
+    carried_row_bytes: int = field(init=False)  # mean
+
+    def __post_init__(self) -> None:
+        carried_bytes = self.carried.nbytes
+        self.size_bytes = self.token_ids.nbytes + carried_bytes
+        self.carried_row_bytes = carried_bytes // max(1, len(self.rows))
 
     def work(self) -> Iterator[WorkItem]:
         """What to request, in order of admission; a row's samples are neighbours (same prefix)."""

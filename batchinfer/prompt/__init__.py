@@ -1,6 +1,6 @@
 """Rows to prompts: templates, chat templates, tokens, and prompts that are too long."""
 
-from batchinfer.prompt.drafts import prompt_columns
+from batchinfer.prompt.drafts import check_type, prompt_columns
 from batchinfer.prompt.tokenize import Prepared, Prompter
 
-__all__ = ["Prepared", "Prompter", "prompt_columns"]
+__all__ = ["Prepared", "Prompter", "check_type", "prompt_columns"]

@@ -35,6 +35,7 @@ class Heartbeat:
         self._thread.join(2.0)
 
     def _run(self) -> None:
+        self._tell()
         while not self._stopped.wait(BEAT_S):
             try:
                 self._lease.beat()
@@ -43,5 +44,8 @@ class Heartbeat:
                 return
             except BatchInferError as error:
                 logger.warning("could not renew the lease: %s", error)
-            with contextlib.suppress(BatchInferError):
-                self._write_status()
+            self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(BatchInferError):
+            self._write_status()

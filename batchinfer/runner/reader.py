@@ -33,7 +33,8 @@ from batchinfer.telemetry import Clock, Counters
 
 logger = logging.getLogger("batchinfer.runner")
 
-_MAX_CARRIED_BYTES = 64 << 20
+_MAX_CARRIED_BYTES = 8 << 20
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -143,7 +144,9 @@ class Reader:
 
     def _read_shard(self, shard: Shard) -> None:
         is_finished = shard.name in self._survey.finished
-        with ShardReader(shard, self._columns(), self._filter) as reader:
+        with ShardReader(
+            shard, self._columns(), self._filter, max_block_bytes=_BLOCK_BYTES
+        ) as reader:
             carried = _carried_fields(self._job, reader.schema)
             sampling = self._job.sampling
             schema = output_schema(
@@ -213,7 +216,8 @@ class Reader:
             if self._num_rows_left is not None:
                 indices = self._within_limit(indices)
             if len(indices):
-                table = block.table.take(pa.array(indices))
+                is_whole = len(indices) == block.table.num_rows
+                table = block.table if is_whole else block.table.take(pa.array(indices))
                 self._add(pending, shard, block.rows[indices], ~done[indices], table)
             if (
                 pending.num_tokens >= self._job.packing.buffer_tokens
@@ -303,7 +307,7 @@ def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:
         rows=np.concatenate(pending.rows),
         token_ids=np.concatenate([p.token_ids for p in pending.prepared]),
         offsets=np.concatenate(offsets),
-        carried=pa.concat_tables(pending.carried),
+        carried=pa.concat_tables(pending.carried).combine_chunks(),  # parts take rows of it
         errors=errors,
         is_todo=np.concatenate(pending.todo),
         order=job.packing.order,

@@ -1,5 +1,5 @@
 """What stands between the reader and the engine: work in order of admission, bounded in rows and
-tokens.
+bytes.
 
 Must not know: where work comes from or goes to. Invariant: work comes out exactly once, in the
 order put; `put` blocks the reader, never the engine's thread.
@@ -17,14 +17,14 @@ from batchinfer.plan import Chunk, WorkItem
 class ReadyWork:
     """A queue of chunks, read out as single work items."""
 
-    def __init__(self, *, min_rows: int, max_tokens: int) -> None:
-        """The reader is held back while `min_rows` rows or `max_tokens` tokens are ready."""
+    def __init__(self, *, min_rows: int, max_bytes: int) -> None:
+        """The reader is held back while `min_rows` rows or `max_bytes` bytes are ready."""
         self._min_rows = min_rows
-        self._max_tokens = max_tokens
+        self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._chunks: deque[tuple[Chunk, Iterator[WorkItem]]] = deque()
         self._num_rows = 0
-        self._num_tokens = 0
+        self._num_bytes = 0
         self._is_closed = False
 
     def raise_min_rows(self, min_rows: int) -> None:
@@ -39,7 +39,7 @@ class ReadyWork:
         first = next(work, None)  # plans the order here, in the reader's thread
         with self._changed:
             while not self._is_closed and (
-                self._num_rows >= self._min_rows or self._num_tokens >= self._max_tokens
+                self._num_rows >= self._min_rows or self._num_bytes >= self._max_bytes
             ):
                 self._changed.wait()
             if self._is_closed:
@@ -47,7 +47,7 @@ class ReadyWork:
             if first is not None:
                 self._chunks.append((chunk, _chain(first, work)))
                 self._num_rows += len(chunk.rows)
-                self._num_tokens += len(chunk.token_ids)
+                self._num_bytes += chunk.size_bytes
                 self._changed.notify_all()
             return True
 
@@ -67,7 +67,7 @@ class ReadyWork:
             with self._changed:
                 self._chunks.popleft()
                 self._num_rows -= len(chunk.rows)
-                self._num_tokens -= len(chunk.token_ids)
+                self._num_bytes -= chunk.size_bytes
                 self._changed.notify_all()
         return None
 

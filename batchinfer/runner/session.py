@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from batchinfer import __version__
 from batchinfer.checkpoint import (
@@ -27,16 +27,20 @@ from batchinfer.checkpoint import (
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError, RepeatedDeath, TransientError
 from batchinfer.model import ModelFacts
-from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.runner.checks import (
+    check_schema,
+    check_shards,
+    earlier_record,
+    other_settings,
+    recorded_fingerprints,
+    refuse_foreign_files,
+)
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import (
     Fingerprint,
-    Footer,
     RowFilter,
     Shard,
-    check_columns,
     list_shards,
-    matches,
     read_footer,
     same_content,
 )
@@ -44,8 +48,6 @@ from batchinfer.storage import S3Options, Store, open_store
 from batchinfer.telemetry import Clock
 
 logger = logging.getLogger("batchinfer.runner")
-
-T = TypeVar("T")
 
 _FOOTER_THREADS = 16
 
@@ -88,10 +90,9 @@ class Session:
         default_factory=dict
     )  # what is known without reading footers
 
-    @property
-    def num_pending_rows(self) -> int:
-        """Input rows of the pending shards, before the filter."""
-        return sum(self.fingerprints[s.name].num_rows for s in self.pending)
+    def num_rows_of(self, shards: Sequence[Shard]) -> int:
+        """Input rows of shards, before the filter."""
+        return sum(self.fingerprints[s.name].num_rows for s in shards)
 
     def slice_of(self, shards: Sequence[Shard]) -> list[Shard]:
         if self.options.slice is None:
@@ -112,7 +113,12 @@ class Session:
 
 
 def open_output(job: Job, should_stop: Callable[[], bool]) -> Store:
-    return open_store(job.output.path, s3=_s3_options(job.output.s3), should_stop=should_stop)
+    return open_store(
+        job.output.path,
+        s3=_s3_options(job.output.s3),
+        should_stop=should_stop,
+        single_writer=job.output.single_writer,
+    )
 
 
 def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
@@ -174,40 +180,6 @@ def find_complete(
     return None if missing else Totals.from_facts(success)
 
 
-def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
-    """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding
-    columns.
-    """
-    for shard in shards:
-        if shard.url == store.url or shard.url.startswith(store.url + "/"):
-            raise ConfigError(
-                f"input {shard.url} lies inside output.path {store.url}: choose another output.path"
-            )
-        if matches(job.input.path, store.url_of(shard.name)):
-            raise ConfigError(
-                f"the output file {store.url_of(shard.name)} would match input.path and be read as "
-                "input by the next run: choose an output.path outside the input"
-            )
-    reserved = {"id", *OUTPUT_COLUMNS}
-    if colliding := sorted(reserved.intersection(job.input.keep_columns)):
-        raise ConfigError(
-            f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "
-            "columns (the id is always there as `id`); rename them in the input or do not keep them"
-        )
-
-
-def needed_columns(
-    job: Job, prompt_columns: Iterable[str], row_filter: RowFilter | None
-) -> list[str]:
-    """Input columns that the job reads."""
-    names = [*prompt_columns, *job.input.keep_columns]
-    if job.input.id_column:
-        names.append(job.input.id_column)
-    if row_filter is not None:
-        names.extend(row_filter.columns)
-    return list(dict.fromkeys(names))
-
-
 def begin(
     job: Job,
     options: RunOptions,
@@ -215,16 +187,14 @@ def begin(
     model: ModelFacts,
     store: Store,
     shards: list[Shard],
-    prompt_columns: Callable[[Sequence[str]], Sequence[str]],
     clock: Clock,
     versions: dict[str, str],
     on_lease: Callable[[Lease], None],
 ) -> Session:
     """Take the lease, finish a restart, compare with what is there, and list what is to be done.
 
-    `prompt_columns(available)` tells which input columns the prompt needs. A session whose
-    `pending` is empty has no run number: there is nothing to compute. Raises ConfigError,
-    InputError, LeaseHeld, RepeatedDeath.
+    A session whose `pending` is empty has no run number: there is nothing to compute. Raises
+    ConfigError, InputError, LeaseHeld, RepeatedDeath.
     """
     ingredients = digest_ingredients(job, model)
     digest = records.digest_of(ingredients)
@@ -235,7 +205,9 @@ def begin(
     on_lease(lease)
     is_restart = options.restart or store.stat(layout.RESTART_KEY) is not None
     survey = Ledger(store, {}, 1).survey()
-    record = None if is_restart else _earlier_record(store, options, survey, digest, ingredients)
+    record = None
+    if not is_restart:
+        record = earlier_record(store, survey, ingredients, is_whole=options.slice is None)
     window_rows = int(record["window_rows"]) if record else job.packing.window_rows
     if window_rows != job.packing.window_rows:
         logger.warning(
@@ -268,16 +240,17 @@ def begin(
         survey=survey,
         row_filter=RowFilter(job.input.filter) if job.input.filter else None,
     )
-    recorded = _recorded_fingerprints(store, int(record["first_run"])) if record else {}
+    recorded = recorded_fingerprints(store, record)
     if not is_restart:
-        _refuse_foreign_files(session, recorded)
+        refuse_foreign_files(ledger, survey, recorded, digest)
+        _warn_of_removed(session, recorded)
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the mended job would not match.
-    new = _check_input(session, recorded, prompt_columns)
+    new = _check_input(session, recorded)
     if is_restart:
         _restart(store, options)
         session.survey = ledger.survey()
-        _refuse_foreign_files(session, recorded)
+        refuse_foreign_files(ledger, session.survey, recorded, digest)
     if record is None:
         _create_record(session, ingredients)
     owned = {s.name for s in session.slice_of(shards)}
@@ -335,23 +308,6 @@ def _restart(store: Store, options: RunOptions) -> None:
     logger.info("restart: earlier results deleted from %s", store.url)
 
 
-def _earlier_record(
-    store: Store, options: RunOptions, survey: Survey, digest: str, ingredients: dict[str, Any]
-) -> dict[str, Any] | None:
-    """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
-
-    Another job's record without a single result is dropped by a run on the whole input: what the
-    first start could not know (the engine refused a setting) may be mended in the job file.
-    """
-    record = records.read_json(store, layout.JOB_KEY)
-    if record is None or record["digest"] == digest:
-        return record
-    if options.slice is None and not survey.finished and not survey.with_parts:
-        store.delete([layout.JOB_KEY])
-        return None
-    raise _other_settings(store, record, ingredients)
-
-
 def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
     """Write job.json. Raises if another slice was faster, with something else."""
     store, job = session.store, session.job
@@ -364,11 +320,16 @@ def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
         "ingredients": ingredients,
         "job": job.model_dump(mode="json"),
     }
-    if store.create(layout.JOB_KEY, records.to_json(created)):
+    content = records.to_json(created)
+    if store.create(layout.JOB_KEY, content):
         return
     record = records.read_json(store, layout.JOB_KEY)
     if record is not None and record["digest"] != session.digest:
-        raise _other_settings(store, record, ingredients)
+        if session.options.slice is not None:
+            raise other_settings(store, record, ingredients)
+        store.delete([layout.JOB_KEY])  # it has no result, see earlier_record
+        store.create(layout.JOB_KEY, content)
+        return
     if record is None or int(record["window_rows"]) != session.window_rows:
         raise TransientError(
             f"another run began {store.url} at the same moment with another packing.window_rows: "
@@ -376,56 +337,18 @@ def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
         )
 
 
-def _other_settings(
-    store: Store, record: dict[str, Any], ingredients: dict[str, Any]
-) -> ConfigError:
-    changes = records.changed_ingredients(record["ingredients"], ingredients)
-    return ConfigError(
-        f"the results in {store.url} were computed with other settings:\n  "
-        + "\n  ".join(changes)
-        + "\nUse another output.path, set it back, or delete the old results with --restart"
-    )
-
-
 def _last_run(store: Store) -> int:
     numbers = (layout.run_of_key(info.key) for info in store.list(layout.RUNS_PREFIX))
     return max((n for n in numbers if n is not None), default=0)
 
 
-def _recorded_fingerprints(store: Store, first_run: int) -> dict[str, Fingerprint]:
-    """What each shard looked like when its rows were computed; later runs list only what is new."""
-    recorded: dict[str, Fingerprint] = {}
-    for info in store.list(layout.RUNS_PREFIX):
-        number = layout.run_of_key(info.key)
-        if number is None or number < first_run:
-            continue
-        record = records.read_json(store, info.key)
-        for entry in (record or {}).get("input", []):
-            recorded[entry[0]] = Fingerprint(*entry)
-    return recorded
-
-
-def _refuse_foreign_files(session: Session, recorded: dict[str, Fingerprint]) -> None:
-    """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
+def _warn_of_removed(session: Session, recorded: dict[str, Fingerprint]) -> None:
     names = {s.name for s in session.shards}
-    for key in sorted(session.survey.finished):
-        if key in recorded:
-            if key not in names:
-                logger.warning("%s is no longer in the input; its results stay", key)
-            continue
-        facts = session.ledger.facts_of(key)
-        if facts is None or facts.get("digest") != session.digest:
-            raise ConfigError(
-                f"{session.store.url_of(key)} is not a result of this job: choose an empty "
-                "output.path, or move the file away"
-            )
+    for key in sorted((session.survey.finished & recorded.keys()) - names):
+        logger.warning("%s is no longer in the input; its results stay", key)
 
 
-def _check_input(
-    session: Session,
-    recorded: dict[str, Fingerprint],
-    prompt_columns: Callable[[Sequence[str]], Sequence[str]],
-) -> list[Fingerprint]:
+def _check_input(session: Session, recorded: dict[str, Fingerprint]) -> list[Fingerprint]:
     """Compare each shard with its record; read the footers of new ones.
 
     Returns what is to be recorded.
@@ -465,7 +388,7 @@ def _check_input(
 
     def check(shard: Shard) -> Fingerprint:
         footer = read_footer(shard)
-        _check_schema(session, shard, footer, prompt_columns)
+        check_schema(session.job, session.row_filter, shard, footer)
         return Fingerprint(
             shard.name, shard.size_bytes, shard.version, footer.num_rows, footer.sha256
         )
@@ -474,41 +397,6 @@ def _check_input(
         session.fingerprints[fingerprint.name] = fingerprint
         update.append(fingerprint)
     return update
-
-
-def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T]:
-    """What `check` says of each shard, several at a time.
-
-    Raises one InputError that names every shard (up to 20) for which it raised ConfigError.
-    """
-
-    def caught(shard: Shard) -> T | ConfigError:
-        try:
-            return check(shard)
-        except ConfigError as error:
-            return error
-
-    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        answers = list(pool.map(caught, shards))
-    errors = [answer for answer in answers if isinstance(answer, ConfigError)]
-    if errors:
-        problems = list(dict.fromkeys(map(str, errors)))  # a problem of the job comes once a shard
-        more = f"\nand {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError("\n".join(problems[:20]) + more) from errors[0]
-    return [answer for answer in answers if not isinstance(answer, ConfigError)]
-
-
-def _check_schema(
-    session: Session,
-    shard: Shard,
-    footer: Footer,
-    prompt_columns: Callable[[Sequence[str]], Sequence[str]],
-) -> None:
-    available = [*footer.schema.names, *(name for name, _ in shard.partitions)]
-    needed = needed_columns(session.job, prompt_columns(available), None)
-    check_columns(footer, needed, shard)
-    if session.row_filter is not None:
-        session.row_filter.check(footer.schema, [name for name, _ in shard.partitions])
 
 
 def _settle_leftovers(session: Session) -> None:

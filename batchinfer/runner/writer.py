@@ -25,8 +25,9 @@ from batchinfer.telemetry import Counters
 
 logger = logging.getLogger("batchinfer.runner")
 
-NUM_PUBLISHERS = 4
-MAX_HELD_BYTES = 256 << 20
+NUM_PUBLISHERS = 2
+NUM_REMOTE_PUBLISHERS = 4  # they wait more than they work
+MAX_HELD_BYTES = 48 << 20
 _FIRST_FLUSH_S = 0.5
 
 
@@ -111,7 +112,10 @@ class Writer:
         self._flush_s = min(_FIRST_FLUSH_S, every_s)
         self._sequence = 0
         self._may_finish = True
-        self._pool = ThreadPoolExecutor(NUM_PUBLISHERS, thread_name_prefix="publish")
+        self._pool = ThreadPoolExecutor(
+            NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS,
+            thread_name_prefix="publish",
+        )
         self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
         self.error: BaseException | None = None  # the first that ends the run
         self.input_errors: dict[str, InputError] = {}  # shards that changed; the others go on

@@ -19,8 +19,21 @@ FACTS_KEY = b"batchinfer"
 # Dictionary encoding pays for columns of few values; on token ids and logprobs it only costs time.
 _DICTIONARY_COLUMNS = ("shard", "sample", "finish_reason", "stop_reason", "attempt", "error_type")
 
+_PAGE_BYTES = 1 << 20
+#: A page ends at the first multiple of so many rows that exceeds its size; Arrow's 1,024 would make
+#: pages of 20 MB of rows of 20 kB.
+_PAGE_STEP_ROWS = 256
+#: A fold holds a page of each column of each part of a window, and there can be hundreds of parts.
+_PART_PAGE_BYTES = 64 << 10
 
-def part_writer(sink: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+
+def part_writer(
+    sink: BinaryIO,
+    schema: pa.Schema,
+    *,
+    page_bytes: int = _PAGE_BYTES,
+    page_step_rows: int = _PAGE_STEP_ROWS,
+) -> pq.ParquetWriter:
     """A writer with our settings. The caller writes row groups and closes it."""
     return pq.ParquetWriter(
         sink,
@@ -28,13 +41,19 @@ def part_writer(sink: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
         compression="zstd",
         compression_level=3,
         use_dictionary=[n for n in _DICTIONARY_COLUMNS if n in schema.names],
+        data_page_size=page_bytes,
+        write_batch_size=page_step_rows,
         write_page_index=True,
     )
 
 
 def write_table(sink: BinaryIO, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """A whole file of one row group (none if the table is empty), with `facts` in the footer."""
-    with part_writer(sink, table.schema) as writer:
+    """A whole part: one row group (none if the table is empty), with `facts` in the footer."""
+    rows_per_page = _PART_PAGE_BYTES * table.num_rows // max(1, table.nbytes)
+    page_step_rows = max(1, min(_PAGE_STEP_ROWS, rows_per_page))
+    with part_writer(
+        sink, table.schema, page_bytes=_PART_PAGE_BYTES, page_step_rows=page_step_rows
+    ) as writer:
         if table.num_rows:
             writer.write_table(table, row_group_size=table.num_rows)
         writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})

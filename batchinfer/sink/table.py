@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Result:
 
     @property
     def size_bytes(self) -> int:
-        """About what the result holds in memory until it is durable."""
+        """About what the result holds in memory until it is durable, its row's columns included."""
         completion = self.completion
         arrays = (
             completion.token_ids,
@@ -44,7 +45,11 @@ class Result:
             completion.top_logprobs,
             completion.prompt_token_logprobs,
         )
-        return 600 + sum(array.nbytes for array in arrays if array is not None)
+        return (
+            600
+            + self.chunk.carried_row_bytes
+            + sum(array.nbytes for array in arrays if array is not None)
+        )
 
 
 def build_table(
@@ -100,17 +105,15 @@ def build_table(
 def _carried(results: Sequence[Result]) -> dict[str, pa.ChunkedArray]:
     """The id and kept columns of the results' rows; they may come from several chunks of the
     window.
+
+    One take for each chunk: a take from several at once copies them whole first.
     """
-    chunks: dict[
-        int, tuple[int, pa.Table]
-    ] = {}  # id(chunk) -> (first row in the concatenation, rows)
-    num_rows = 0
-    for result in results:
-        if id(result.chunk) not in chunks:
-            chunks[id(result.chunk)] = (num_rows, result.chunk.carried)
-            num_rows += result.chunk.carried.num_rows
-    indices = [chunks[id(r.chunk)][0] + r.index for r in results]
-    table = pa.concat_tables([t for _, t in chunks.values()]).take(pa.array(indices, pa.int64()))
+    taken = []
+    for _, group in groupby(results, key=lambda r: id(r.chunk)):
+        of_chunk = list(group)
+        indices = pa.array([r.index for r in of_chunk], pa.int64())
+        taken.append(of_chunk[0].chunk.carried.take(indices))
+    table = pa.concat_tables(taken)
     return dict(zip(table.column_names, table.columns, strict=True))
 
 

@@ -24,12 +24,16 @@ def open_store(
     s3: S3Options | None = None,
     should_stop: Callable[[], bool] = _never,
     retry_s: float = 120.0,
+    single_writer: bool = False,
 ) -> Store:
     """The store at `url`. No request is made yet; a root that is not there is an empty one.
 
     A failing request is tried again for `retry_s`; once `should_stop` is true it is not waited for.
+    `single_writer`: the caller promises that nobody else creates anything here meanwhile, so a
+    store without conditional create will do.
     """
     check_url(url)
     if not is_s3(url):
         return LocalStore(url)
-    return S3Store(url, S3Client(s3 or S3Options(), RetryPolicy(should_stop, retry_s)))
+    client = S3Client(s3 or S3Options(), RetryPolicy(should_stop, retry_s))
+    return S3Store(url, client, single_writer=single_writer)

@@ -171,8 +171,14 @@ class Counters:
         return self._rows_expected + round(max(0, self._rows_input - self._rows_read) * kept)
 
     def _eta_s(self, rows_total: int | None, tokens_per_s: float) -> float | None:
-        """Remaining rows x mean tokens of a row so far / rate; long rows come first."""
-        if rows_total is None or not self._rows_computed or tokens_per_s <= 0:
+        """Remaining rows x mean tokens of a row so far / rate; long rows come first.
+
+        None until more rows are finished than are in flight: tokens count when their row ends, so
+        the first wave looks many times slower than it is.
+        """
+        if rows_total is None or tokens_per_s <= 0:
+            return None
+        if self._rows_computed < max(1, self._num_in_flight):
             return None
         remaining = max(0, rows_total - self._rows_done_at_start - self._rows_computed)
         tokens_per_row = self._completion_tokens / self._rows_computed

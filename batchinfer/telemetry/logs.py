@@ -50,7 +50,7 @@ class Logs:
         self._context.run = run
         self._file = logging.FileHandler(path, mode="a", encoding="utf-8")
         self._file.setLevel(logging.INFO)
-        self._file.setFormatter(HumanFormatter(with_logger=True))
+        self._file.setFormatter(HumanFormatter(is_file=True))
         self._root.addHandler(self._file)
         self._root.setLevel(logging.INFO)
         self._ours.addHandler(self._file)
@@ -84,18 +84,27 @@ class _RunContext(logging.Filter):
 
 
 class HumanFormatter(logging.Formatter):
-    """`2026-11-21 12:30:01Z warning shard_finished rows=512`; tracebacks on lines of their own."""
+    """`2026-11-21 12:30:01Z warning shard_finished rows=512`; tracebacks on lines of their own.
 
-    def __init__(self, *, with_logger: bool = False) -> None:
-        name = "%(name)s " if with_logger else ""
+    In a file every record begins with its logger and is one line; on a terminal the further lines
+    of a message are indented, and fields that are mappings are left to the file and to JSON.
+    """
+
+    def __init__(self, *, is_file: bool = False) -> None:
+        name = "%(name)s " if is_file else ""
         super().__init__(f"%(asctime)s {name}%(message)s", "%Y-%m-%d %H:%M:%SZ")
         self.converter = time.gmtime
+        self._is_file = is_file
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        words = [record.message.replace("\n", " ")]
+        words = [record.message.replace("\n", " " if self._is_file else "\n  ")]
         if record.levelno != logging.INFO:
             words.insert(0, record.levelname.lower())
-        words += [f"{key}={_human_value(value)}" for key, value in fields_of(record).items()]
+        words += [
+            f"{key}={_human_value(value)}"
+            for key, value in fields_of(record).items()
+            if self._is_file or not isinstance(value, Mapping)
+        ]
         record.message = " ".join(words)
         return super().formatMessage(record)
 
@@ -124,7 +133,7 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
 def _human_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    text = str(value)
+    text = json.dumps(value, default=str) if isinstance(value, Mapping) else str(value)
     if text and not any(c.isspace() or c in '="' for c in text):
         return text
     return json.dumps(text, ensure_ascii=False)

@@ -156,7 +156,7 @@ def _facts(snapshot: Snapshot) -> list[str]:
         facts.append(f"{snapshot.rows_failed:,} failed")
     if snapshot.tokens_per_s:
         facts.append(f"{snapshot.tokens_per_s:,.0f} tokens/s")
-    if snapshot.eta_s is not None:
+    if snapshot.eta_s is not None and snapshot.rows_done != snapshot.rows_total:
         facts.append(f"ETA {timedelta(seconds=round(snapshot.eta_s))}")
     return facts
 

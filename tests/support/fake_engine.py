@@ -27,7 +27,7 @@ EOS_TOKEN_ID = 2
 
 @dataclass(frozen=True, slots=True)
 class FakePlan:
-    """How the fake behaves. Read from the environment variable FAKE_ENGINE (JSON) in subprocesses."""
+    """How the fake behaves. In subprocesses from FAKE_ENGINE (JSON)."""
 
     max_num_seqs: int = 64
     step_s: float = 0.0  # sleep in each step

@@ -1,8 +1,8 @@
-"""`batchinfer run` on the fake engine, with crashes at named steps. A test double for subprocesses.
+"""`batchinfer run` on the fake engine, with crashes at named steps. A double for subprocesses.
 
-CRASH (JSON): {"op": "publish" | "put" | "create" | "delete", "key": regex, "when": "before" | "written" |
-"after", "nth": n}: SIGKILL ourselves at the n-th such step. "written": a publish whose content is
-written, but which is not visible yet. A delete of several keys counts one by one.
+CRASH (JSON): {"op": "publish" | "put" | "create" | "delete", "key": regex, "when": "before" |
+"written" | "after", "nth": n}: SIGKILL ourselves at the n-th such step. "written": a publish whose
+content is written, but which is not visible yet. A delete of several keys counts one by one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, BinaryIO
 
 from batchinfer.cli import main
 from batchinfer.cli import run as cli_run
 from batchinfer.prompt import encode
-from batchinfer.runner import EngineFactory, session
+from batchinfer.runner import EngineFactory, StopControl, session
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from tests.support.fake_engine import FakeEngine, FakePlan
@@ -112,8 +113,12 @@ if __name__ == "__main__":
             install(Crash(**json.loads(spec)), store)
     if os.environ.get("FAKE_NO_LEASE"):
         session.acquire_lease = lambda *_, **__: NoLease()
+    if grace_s := os.environ.get("FAKE_GRACE_S"):
+        cli_run.StopControl = partial(StopControl, grace_s=float(grace_s))
     if "FAKE_REAL_TOKENIZER" not in os.environ:
         encode._load = lambda path, **_: LightTokenizer(path)
+    if retry_s := os.environ.get("FAKE_RETRY_S"):
+        session.open_store = partial(session.open_store, retry_s=float(retry_s))
     plan = FakePlan.from_environment()
     cli_run.vllm_factory = lambda: fake_factory(plan)
     sys.argv[0] = "batchinfer"

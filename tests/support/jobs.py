@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,7 +22,16 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "jobs" / "demo" / "model"
 
 #: Columns of an output that may differ between two runs with the same results.
-CHANGING_COLUMNS = ("queued_s", "prefill_s", "decode_s", "total_s", "finished_at", "attempt", "num_cached_tokens", "duplicate_of")  # fmt: skip
+CHANGING_COLUMNS = (
+    "queued_s",
+    "prefill_s",
+    "decode_s",
+    "total_s",
+    "finished_at",
+    "attempt",
+    "num_cached_tokens",
+    "duplicate_of",
+)
 
 
 @dataclass
@@ -40,7 +50,7 @@ class Ended:
 
 @dataclass
 class Place:
-    """Where inputs and outputs of a test are: a folder, or a bucket with the variables to reach it."""
+    """Where inputs and outputs of a test are: a folder, or a bucket and how to reach it."""
 
     root: str
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -169,10 +179,8 @@ def wait(process: subprocess.Popen[str], timeout_s: float = 60) -> Ended:
 
 def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
     """Signal the whole process group, as schedulers do."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def results(place: Place, output: str = "out") -> pl.DataFrame:

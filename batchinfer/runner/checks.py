@@ -1,0 +1,155 @@
+"""What is refused before anything is computed, and before anything is written or deleted.
+
+Used by `run` under its lease, and by the commands that only look. Must not know: leases, the run.
+Invariant: nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from batchinfer.checkpoint import Ledger, Survey, layout, records
+from batchinfer.config import Job
+from batchinfer.errors import ConfigError, InputError
+from batchinfer.prompt import check_type, prompt_columns
+from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.source import Fingerprint, Footer, RowFilter, Shard, check_columns, matches
+from batchinfer.storage import Store
+
+T = TypeVar("T")
+
+_FOOTER_THREADS = 16
+_MAX_NAMED_SHARDS = 20
+
+
+def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
+    """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding
+    columns.
+    """
+    for shard in shards:
+        if shard.url == store.url or shard.url.startswith(store.url + "/"):
+            raise ConfigError(
+                f"input {shard.url} lies inside output.path {store.url}: choose another output.path"
+            )
+        if matches(job.input.path, store.url_of(shard.name)):
+            raise ConfigError(
+                f"the output file {store.url_of(shard.name)} would match input.path and be read as "
+                "input by the next run: choose an output.path outside the input"
+            )
+    reserved = {"id", *OUTPUT_COLUMNS}
+    if colliding := sorted(reserved.intersection(job.input.keep_columns)):
+        raise ConfigError(
+            f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "
+            "columns (the id is always there as `id`); rename them in the input or do not keep them"
+        )
+
+
+def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: Footer) -> None:
+    """Raise ConfigError unless the shard has every column that the job reads, of a usable type."""
+    partitions = [name for name, _ in shard.partitions]
+    of_prompt = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
+    of_id = [job.input.id_column] if job.input.id_column else []
+    needed = dict.fromkeys([*of_prompt, *job.input.keep_columns, *of_id])
+    check_columns(footer, list(needed), shard)
+    fields = {name: pa.field(name, pa.string()) for name in partitions}
+    fields = {field.name: field for field in footer.schema} | fields
+    try:
+        check_type(job.prompt, pa.schema(list(fields.values())))
+    except InputError as error:
+        raise InputError(f"shard {shard.url}: {error}") from None
+    if row_filter is not None:
+        row_filter.check(footer.schema, partitions)
+
+
+def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T]:
+    """What `check` says of each shard, several at a time.
+
+    Raises one InputError that names every shard (up to 20) for which it raised ConfigError.
+    """
+
+    def caught(shard: Shard) -> T | ConfigError:
+        try:
+            return check(shard)
+        except ConfigError as error:
+            return error
+
+    with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
+        answers = list(pool.map(caught, shards))
+    errors = [answer for answer in answers if isinstance(answer, ConfigError)]
+    if errors:
+        problems = list(dict.fromkeys(map(str, errors)))  # a problem of the job comes once a shard
+        named = problems[:_MAX_NAMED_SHARDS]
+        if num_more := len(problems) - len(named):
+            named.append(f"and {num_more} more")
+        raise InputError("\n".join(named)) from errors[0]
+    return [answer for answer in answers if not isinstance(answer, ConfigError)]
+
+
+def earlier_record(
+    store: Store, survey: Survey, ingredients: Mapping[str, Any], *, is_whole: bool
+) -> dict[str, Any] | None:
+    """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
+
+    Another job's record without a single result does not bind a run on the whole input: what the
+    first start could not know (the engine refused a setting) may be mended in the job file.
+    """
+    record = records.read_json(store, layout.JOB_KEY)
+    if record is None or record["digest"] == records.digest_of(ingredients):
+        return record
+    if is_whole and not survey.finished and not survey.with_parts:
+        return None
+    raise other_settings(store, record, ingredients)
+
+
+def other_settings(
+    store: Store, record: Mapping[str, Any], ingredients: Mapping[str, Any]
+) -> ConfigError:
+    changes = records.changed_ingredients(record["ingredients"], ingredients)
+    return ConfigError(
+        f"the results in {store.url} were computed with other settings:\n  "
+        + "\n  ".join(changes)
+        + "\nUse another output.path, set it back, or delete the old results with --restart"
+    )
+
+
+def recorded_fingerprints(
+    store: Store, job_record: Mapping[str, Any] | None
+) -> dict[str, Fingerprint]:
+    """What each shard looked like when its rows were computed; later runs list only what is new."""
+    recorded: dict[str, Fingerprint] = {}
+    if job_record is None:
+        return recorded
+    for info in store.list(layout.RUNS_PREFIX):
+        number = layout.run_of_key(info.key)
+        if number is None or number < int(job_record["first_run"]):
+            continue
+        record = records.read_json(store, info.key)
+        for entry in (record or {}).get("input", []):
+            recorded[entry[0]] = Fingerprint(*entry)
+    return recorded
+
+
+def refuse_foreign_files(
+    ledger: Ledger, survey: Survey, recorded: Mapping[str, Fingerprint], digest: str
+) -> None:
+    """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
+    for key in sorted(survey.finished - recorded.keys()):
+        facts = ledger.facts_of(key)
+        if facts is None or facts.get("digest") != digest:
+            raise ConfigError(
+                f"{ledger.store.url_of(key)} is not a result of this job: choose an empty "
+                "output.path, or move the file away"
+            )
+
+
+def check_output(store: Store, ingredients: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the output holds something that a run would not go on from."""
+    ledger = Ledger(store, {}, 1)
+    survey = ledger.survey()
+    record = earlier_record(store, survey, ingredients, is_whole=True)
+    recorded = recorded_fingerprints(store, record)
+    refuse_foreign_files(ledger, survey, recorded, records.digest_of(ingredients))

@@ -1,0 +1,277 @@
+"""Starting again: what is done stays, what is missing is computed, what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.support.jobs import (
+    Place,
+    job,
+    kill,
+    results,
+    rows,
+    run,
+    stable,
+    start,
+    wait,
+    wait_until,
+    write_job,
+)
+
+SLOW = {"step_s": 0.05, "max_num_seqs": 8}
+
+
+@pytest.fixture
+def two_shards(folder: Place, tmp_path: Path) -> Path:
+    folder.write_parquet("in/a.parquet", rows(150))
+    folder.write_parquet("in/b.parquet", rows(50, start=150))
+    return write_job(tmp_path, job(folder))
+
+
+def has_parts(place: Place) -> bool:
+    return any(name.endswith(".part") for name in place.names("out"))
+
+
+def test_a_finished_output_is_recognised_without_building_an_engine(
+    folder: Place, two_shards: Path
+) -> None:
+    first = run(two_shards)
+    assert (first.code, first.result["status"], first.result["rows"]) == (0, "complete", 200)
+    again = run(two_shards, fake={"fail_build": "the engine was built"})
+    assert again.code == 0, again.stderr
+    assert again.result["rows"] == 200
+    assert again.result["rows_computed"] == 0
+
+
+def test_a_limit_ends_cleanly_and_the_next_start_goes_on(folder: Place, two_shards: Path) -> None:
+    limited = run(two_shards, "--limit", "70")
+    assert limited.code == 0
+    assert (limited.result["status"], limited.result["rows"]) == ("partial", 70)
+    assert "_SUCCESS" not in folder.names("out")
+    rest = run(two_shards)
+    assert (rest.result["status"], rest.result["rows_computed"]) == ("complete", 130)
+    assert results(folder)["row"].to_list() == [*range(150), *range(50)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_group_flushes_and_two_runs_add_up_to_the_rows(
+    folder: Place, two_shards: Path, number: int
+) -> None:
+    process = start(two_shards, fake=SLOW)
+    wait_until(lambda: has_parts(folder), what="a part")
+    sent = time.monotonic()
+    kill(process, number)
+    stopped = wait(process, 20)
+    assert time.monotonic() - sent < 20
+    assert stopped.code == (130 if number == signal.SIGINT else 143)
+    assert stopped.result["status"] == "stopped"
+    assert 0 < stopped.result["rows_computed"] < 200
+    rest = run(two_shards)
+    assert rest.code == 0
+    assert stopped.result["rows_computed"] + rest.result["rows_computed"] == 200
+    assert results(folder)["attempt"].value_counts().sort("attempt")["count"].to_list() == [
+        stopped.result["rows_computed"],
+        rest.result["rows_computed"],
+    ]
+
+
+def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
+    folder: Place, two_shards: Path
+) -> None:
+    process = start(two_shards, fake={"build_s": 60})
+    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
+    sent = time.monotonic()
+    kill(process, signal.SIGTERM)
+    stopped = wait(process, 20)
+    assert stopped.code == 143
+    assert time.monotonic() - sent < 5
+    assert run(two_shards).code == 0
+
+
+def test_a_hanging_engine_is_ended_by_the_watchdog_and_finished_rows_are_kept(
+    folder: Place, two_shards: Path
+) -> None:
+    process = start(two_shards, fake={**SLOW, "hang_at_step": 40}, environ={"FAKE_GRACE_S": "3"})
+    wait_until(lambda: has_parts(folder), what="a part")
+    time.sleep(2.5)
+    sent = time.monotonic()
+    kill(process, signal.SIGTERM)
+    stopped = wait(process, 25)
+    assert stopped.code == 143
+    assert 2 < time.monotonic() - sent < 10
+    rest = run(two_shards)
+    assert rest.code == 0
+    assert 0 < rest.result["rows_computed"] < 200
+
+
+def test_a_second_signal_ends_the_process_at_once(folder: Place, two_shards: Path) -> None:
+    process = start(two_shards, fake={**SLOW, "hang_at_step": 10})
+    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
+    time.sleep(2)
+    kill(process, signal.SIGTERM)
+    time.sleep(0.3)
+    kill(process, signal.SIGTERM)
+    sent = time.monotonic()
+    assert process.wait(5) == 143
+    assert time.monotonic() - sent < 3
+    process.communicate()
+
+
+def test_max_seconds_stops_cleanly_with_75(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(300))
+    path = write_job(tmp_path, job(folder, limits={"max_seconds": 4}))
+    stopped = run(path, fake={**SLOW, "step_s": 0.1})
+    assert stopped.code == 75, stopped.stderr
+    assert "max_seconds" in stopped.stderr
+    assert run(path, "--set", "limits.max_seconds=null").code == 0
+
+
+def test_slices_share_an_output_without_talking_and_the_last_writes_success(
+    folder: Place, tmp_path: Path
+) -> None:
+    for index in range(5):
+        folder.write_parquet(f"in/s{index}.parquet", rows(20, start=20 * index))
+    path = write_job(tmp_path, job(folder))
+    processes = [start(path, "--shard", f"{i}/3", fake={"step_s": 0.02}) for i in (1, 2, 3)]
+    ended = [wait(p) for p in processes]
+    assert [e.code for e in ended] == [0, 0, 0], [e.stderr for e in ended]
+    assert sum(e.result["rows_computed"] for e in ended) == 100
+    assert "complete" in {e.result["status"] for e in ended}
+    assert "_SUCCESS" in folder.names("out")
+    assert results(folder).height == 100
+
+
+def test_a_whole_run_waits_for_no_slice_but_is_refused(folder: Place, two_shards: Path) -> None:
+    slice_run = start(two_shards, "--shard", "1/2", fake=SLOW)
+    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
+    refused = run(two_shards)
+    assert refused.code == 75
+    assert f"pid {slice_run.pid}" in refused.stderr
+    kill(slice_run)
+    slice_run.communicate()
+    assert run(two_shards).code == 0
+
+
+def test_new_shards_are_computed_and_a_removed_one_keeps_its_results(
+    folder: Place, two_shards: Path
+) -> None:
+    assert run(two_shards).code == 0
+    folder.write_parquet("in/c.parquet", rows(10, start=200))
+    Path(folder.url("in", "a.parquet")).unlink()
+    ended = run(two_shards)
+    assert ended.code == 0
+    assert ended.result["rows_computed"] == 10
+    assert "a.parquet is no longer in the input" in ended.stderr
+    assert results(folder).height == 210
+
+
+def test_a_touched_shard_is_the_same_shard(folder: Place, two_shards: Path) -> None:
+    assert run(two_shards, "--limit", "70").code == 0
+    Path(folder.url("in", "a.parquet")).touch()
+    assert run(two_shards).code == 0
+    assert results(folder).height == 200
+
+
+def test_retry_failed_computes_only_the_failed_rows(folder: Place, two_shards: Path) -> None:
+    failing = run(two_shards, fake={"reject_every": 10})
+    assert failing.code == 3
+    num_failed = failing.result["rows_failed"]
+    assert run(two_shards, fake={"fail_build": "the engine was built"}).code == 3, "without a model"
+    retried = run(two_shards, "--retry-failed")
+    assert retried.code == 0, retried.stderr
+    assert retried.result["rows_computed"] == num_failed
+    assert retried.result["rows_failed"] == 0
+
+
+def test_samples_are_seeded_by_row_so_a_resumed_run_equals_an_uninterrupted_one(
+    folder: Place, tmp_path: Path
+) -> None:
+    folder.write_parquet("in/a.parquet", rows(60))
+    sampling = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 16, "logprobs": 2}
+    whole = write_job(tmp_path, job(folder, "whole", sampling=sampling), "whole.yaml")
+    path = write_job(tmp_path, job(folder, sampling=sampling))
+    assert run(whole).result["rows"] == 180
+    assert run(path, "--limit", "25", "--set", "packing.order=input").code == 0
+    assert run(path, fake={"max_num_seqs": 5}).code == 0
+    have = results(folder)
+    assert stable(have).equals(stable(results(folder, "whole")))
+    assert have.select("row", "sample").rows() == [(r, s) for r in range(60) for s in range(3)]
+    assert have["completion"].n_unique() > 150
+
+
+def test_identical_prompts_are_computed_once_under_greedy_decoding(
+    folder: Place, tmp_path: Path
+) -> None:
+    frame = pl.DataFrame({"id": range(30), "text": [f"prompt {n % 3}" for n in range(30)]})
+    folder.write_parquet("in/a.parquet", frame)
+    log = tmp_path / "requests.log"
+    path = write_job(tmp_path, job(folder))
+    ended = run(path, fake={"log_file": str(log)})
+    assert ended.result["rows"] == 30
+    assert len(log.read_text().splitlines()) == 3
+    have = results(folder)
+    assert have["duplicate_of"].to_list() == [None] * 3 + [n % 3 for n in range(3, 30)]
+    assert have["completion"].to_list() == have["completion"].to_list()[:3] * 10
+
+
+def test_another_job_on_the_same_output_is_refused_by_what_differs(
+    folder: Place, two_shards: Path
+) -> None:
+    assert run(two_shards, "--limit", "10").code == 0
+    refused = run(two_shards, "--set", "sampling.max_tokens=8")
+    assert refused.code == 2
+    assert "sampling.max_tokens: was 16, is 8" in refused.stderr
+    restarted = run(two_shards, "--set", "sampling.max_tokens=8", "--restart")
+    assert restarted.code == 0
+    assert restarted.result["rows_computed"] == 200
+
+
+def test_settings_that_change_no_result_may_change_between_runs(
+    folder: Place, two_shards: Path
+) -> None:
+    assert run(two_shards, "--limit", "90").code == 0
+    changed = ["packing.window_rows=32", "packing.batch_rows=7", "checkpoint.every_rows=5"]
+    sets = [argument for value in changed for argument in ("--set", value)]
+    ended = run(two_shards, *sets, "--set", "name=other")
+    assert ended.code == 0, ended.stderr
+    assert "window_rows stays 64" in ended.stderr
+    assert results(folder).height == 200
+
+
+def test_quiet_prints_nothing_on_success(folder: Place, two_shards: Path) -> None:
+    ended = run(two_shards, "--quiet")
+    assert (ended.code, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_the_last_line_of_stdout_and_stderr_merged_is_the_result(
+    folder: Place, two_shards: Path
+) -> None:
+    import subprocess
+
+    process = start(two_shards, "--log-format", "json", stdout=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=60)
+    assert json.loads(stdout)["status"] == "complete"
+    assert all(json.loads(line)["event"] for line in stderr.splitlines())
+
+
+def test_status_and_show_read_an_output_that_is_being_computed(
+    folder: Place, two_shards: Path
+) -> None:
+    process = start(two_shards, fake=SLOW)
+    wait_until(lambda: has_parts(folder), what="a part")
+    status = run(folder.url("out"), command=("status",))
+    assert "running" in status.stdout
+    shown = run(folder.url("out"), "--json", command=("show",))
+    assert json.loads(shown.stdout.splitlines()[0])["shard"] == "a.parquet"
+    kill(process)
+    process.communicate()
+    assert "died" in run(folder.url("out"), command=("status",)).stdout
+    assert run(two_shards).code == 0
+    status = run(folder.url("out"), command=("status",))
+    assert "complete: 200 rows (0 failed)" in status.stdout
