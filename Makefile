@@ -34,7 +34,7 @@ check: setup  ## linters and types
 	$(PY) -m mypy
 
 test: setup check  ## check, then every test that needs no GPU
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadgroup
 
 test-gpu: setup  ## the tests that need a GPU (with DEVICE=cuda)
 	$(PY) -m pytest -m gpu

@@ -28,6 +28,7 @@ from batchinfer.errors import ConfigError, EngineDied, RowError
 
 pytestmark = [
     pytest.mark.real_engine,
+    pytest.mark.xdist_group("engine"),  # one worker: its fixtures build an engine for the module
     pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
 ]
 

@@ -8,6 +8,7 @@ created once or idempotent, so it can be killed anywhere.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -274,7 +275,8 @@ def _shard_of(key: str) -> str:
 
 
 def _require_create(store: Store) -> None:
-    if not store.supports_create(f"{layout.LEASES_PREFIX}probe"):
+    # A name of its own: slices that start at once would take each other's probes for overwriting.
+    if not store.supports_create(f"{layout.LEASES_PREFIX}probe-{secrets.token_hex(8)}"):
         raise ConfigError(
             f"{store.url}: this store overwrites objects although asked to create them only if "
             "absent (If-None-Match), so two runs on one output could not be told apart. Use another"

@@ -160,6 +160,12 @@ class Writer:
             self._changed.notify_all()
 
     def _run_thread(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a bug must end the run, not the thread alone
+            self._fail(error)
+
+    def _work(self) -> None:
         draining: _Drain | None = None
         while True:
             for event in self._next_events():
@@ -169,7 +175,7 @@ class Writer:
                         self._may_finish = event.finish_shards
                     else:
                         self._handle(event)
-                except BaseException as error:  # a bug must end the run, not the thread alone
+                except Exception as error:  # what else is finished can still be written
                     self._fail(error)
             if draining is not None:
                 self._flush()
