@@ -229,7 +229,7 @@ def test_two_deaths_without_progress_name_the_rows_in_flight(
         must_kill(run(prepared, place=place, fake={"kill_at_step": 1}))
     refused = run(prepared, place=place)
     assert refused.code == 1
-    assert re.search(r"s0\.parquet:\d+", refused.stderr)
+    assert re.search(r"s\d\.parquet:\d+", refused.stderr)
     ended = run(prepared, place=place)
     assert ended.code == 0, "the start after the refusal tries once more"
     must_be_whole(place, reference)
@@ -256,4 +256,37 @@ def test_the_pipe_of_a_dead_scheduler_does_not_stop_the_run(
     process.stdout.close()
     process.stderr.close()
     assert process.wait(60) == 0
+    must_be_whole(place, reference)
+
+
+def test_a_row_that_kills_the_engine_is_named_after_two_deaths_of_it(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
+    for _ in range(2):
+        died = run(prepared, place=place, fake={"die_at_step": 1})
+        assert died.code == 75, died.stderr
+    refused = run(prepared, place=place)
+    assert refused.code == 1
+    assert re.search(r"s\d\.parquet:\d+", refused.stderr)
+    assert run(prepared, place=place).code == 0
+    must_be_whole(place, reference)
+
+
+def test_a_slice_is_refused_once_and_not_for_ever_after_two_deaths(
+    folder: Place, tmp_path: Path
+) -> None:
+    folder.write_parquet("in/a.parquet", rows(50))
+    path = write_job(tmp_path, job(folder))
+    for _ in range(2):
+        must_kill(run(path, "--shard", "1/2", fake={"kill_at_step": 1}))
+    assert [run(path, "--shard", "1/2").code for _ in range(2)] == [1, 0]
+
+
+def test_kills_that_left_durable_rows_are_no_deaths(
+    place: Place, prepared: Path, reference: pl.DataFrame
+) -> None:
+    crash = {"op": "publish", "key": "parts/", "when": "after"}
+    for _ in range(3):
+        must_kill(run(prepared, place=place, crash=crash, fake={"step_s": 0.05}))
+    assert run(prepared, place=place).code == 0
     must_be_whole(place, reference)

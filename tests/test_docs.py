@@ -83,6 +83,8 @@ def test_the_job_file_page_calls_frozen_what_the_digest_holds() -> None:
         "input.id_column",
         "input.keep_columns",
         "input.filter",
+        "model.max_model_len",
+        "engine.options",
         "model.path",
         "model.tokenizer",
         "model.quantization",

@@ -275,3 +275,38 @@ def test_status_and_show_read_an_output_that_is_being_computed(
     assert run(two_shards).code == 0
     status = run(folder.url("out"), command=("status",))
     assert "complete: 200 rows (0 failed)" in status.stdout
+
+
+def test_slices_of_another_n_are_refused_while_one_is_at_work(
+    folder: Place, two_shards: Path
+) -> None:
+    other = start(two_shards, "--shard", "1/2", fake=SLOW)
+    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
+    refused = run(two_shards, "--shard", "1/3")
+    assert refused.code == 75, refused.stderr
+    kill(other)
+    other.communicate()
+    assert run(two_shards, "--shard", "1/3").code == 0
+
+
+def test_a_limit_of_just_all_rows_completes_the_output(folder: Place, two_shards: Path) -> None:
+    ended = run(two_shards, "--limit", "200")
+    assert ended.result["status"] == "complete"
+
+
+def test_what_decides_which_prompts_are_too_long_may_not_change(two_shards: Path) -> None:
+    assert run(two_shards, "--limit", "10").code == 0
+    refused = run(two_shards, "--set", "model.max_model_len=100")
+    assert refused.code == 2
+    assert "max_model_len: was 2048, is 100" in refused.stderr
+
+
+def test_a_restart_deletes_nothing_while_a_strangers_file_is_in_the_output(
+    folder: Place, two_shards: Path
+) -> None:
+    assert run(two_shards).code == 0
+    folder.write_parquet("out/foreign.parquet", rows(3))
+    refused = run(two_shards, "--restart")
+    assert refused.code == 2
+    assert "foreign.parquet" in refused.stderr
+    assert {"a.parquet", "b.parquet", "_SUCCESS"} <= set(folder.names("out"))

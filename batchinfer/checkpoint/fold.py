@@ -91,7 +91,9 @@ class Cursor:
             raise UnreadableSource(self.rank, str(error).splitlines()[0]) from error
 
 
-def fold_window(cursors: Sequence[Cursor], start_row: int, stop_row: int) -> Iterator[pa.Table]:
+def fold_window(
+    cursors: Sequence[Cursor], start_row: int, stop_row: int, *, num_samples: int = 1
+) -> Iterator[pa.Table]:
     """Winners among the cursors' rows in [start_row, stop_row), as tables of bounded size, in row
     order.
 
@@ -99,7 +101,8 @@ def fold_window(cursors: Sequence[Cursor], start_row: int, stop_row: int) -> Ite
     """
     num_rows = sum(c.num_rows for c in cursors)
     size_bytes = sum(c.size_bytes for c in cursors)
-    step = max(1, min(MAX_ROW_GROUP_ROWS, MAX_ROW_GROUP_BYTES * num_rows // max(1, size_bytes)))
+    results = min(MAX_ROW_GROUP_ROWS, MAX_ROW_GROUP_BYTES * num_rows // max(1, size_bytes))
+    step = max(1, results // num_samples)  # in rows
     for low in range(start_row, stop_row, step):
         tables, ranks = [], []
         for cursor in cursors:

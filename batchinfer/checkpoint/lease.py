@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -91,7 +92,8 @@ def acquire_lease(
     watch_s: float = WATCH_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lease:
-    """Take the lease `name`: "all", or "<i>-of-<n>" which excludes "all" and itself.
+    """Take the lease `name`: "all", or "<i>-of-<n>" which excludes itself, "all" and slices of
+    another n.
 
     Raises LeaseHeld, naming the holder, if a live run is in the way.
     """
@@ -131,8 +133,31 @@ def _acquire_local(folder: Path, name: str, holder: Holder) -> Lease:
             whole.release()
             raise _refusal(f"slice {name} of {folder.parent.parent}", _read_holder(own.path))
         locks.append(own)
+        if (other := _other_count(folder, name)) is not None:
+            for lock in reversed(locks):
+                lock.release()
+            raise _refusal(f"slice {other.stem} of {folder.parent.parent}", _read_holder(other))
     locks[-1].write(json.dumps(asdict(holder)).encode())
     return _LocalLease(locks)
+
+
+def _other_count(folder: Path, name: str) -> Path | None:
+    """The lock of a live slice of another n: its shards and ours would overlap.
+
+    Looked for after taking our own, so of two that start together at least one sees the other.
+    """
+    for path in sorted(folder.glob("*-of-*.lock")):
+        if _count_of(path.stem) == _count_of(name):
+            continue
+        lock = FileLock(path)
+        if not lock.acquire():
+            return path
+        lock.release()
+    return None
+
+
+def _count_of(name: str) -> str:
+    return name.rpartition("-of-")[2]
 
 
 def _local_holder(folder: Path, is_whole: bool) -> Holder | None:
@@ -165,6 +190,7 @@ class _ObjectLease:
         self._holder = holder
         self._counter = 0
         self._is_released = False
+        self._lock = threading.Lock()  # a beat in flight must not overwrite the release
 
     @property
     def key(self) -> str:
@@ -184,13 +210,16 @@ class _ObjectLease:
         if _newest(self._store).get(self._name, self._number) > self._number:
             other = _read_object(self._store, self._name, self._number + 1)
             raise _refusal(self._store.url, other[0] if other else None)
-        self._counter += 1
-        self._store.put(self.key, self.record())
+        with self._lock:
+            if not self._is_released:
+                self._counter += 1
+                self._store.put(self.key, self.record())
 
     def release(self) -> None:
-        if not self._is_released:
-            self._is_released = True
-            self._store.put(self.key, self.record())
+        with self._lock:
+            if not self._is_released:
+                self._is_released = True
+                self._store.put(self.key, self.record())
 
     def forget_older(self) -> None:
         self._store.delete(
@@ -234,7 +263,9 @@ def _acquire_object(
     try:
         # After our own is visible: of two runs that exclude each other at least one sees the other.
         for other, number in _newest(store).items():
-            if other != name and WHOLE in (other, name):
+            if other == name:
+                continue
+            if WHOLE in (other, name) or _count_of(other) != _count_of(name):
                 _refuse_if_alive(store, other, number, watch_s, sleep)
     except LeaseHeld:
         lease.release()

@@ -41,6 +41,9 @@ logger = logging.getLogger("batchinfer.checkpoint")
 
 _KEY_COLUMNS = ["row", "sample", "error_type"]
 _MAX_FOLD_TRIES = 5
+#: Parts of one window that a fold has open at a time; the usual limit of a process is 1024 files.
+MAX_OPEN_PARTS = 128
+_FIRST_MERGED = 500_000_000  # sequence numbers of merged parts: past those of the writer
 
 
 @dataclass(slots=True)
@@ -77,10 +80,15 @@ class Ledger:
     `facts` go into every footer; among them `digest`, by which a part of another job is told.
     """
 
-    def __init__(self, store: Store, facts: Mapping[str, Any], window_rows: int) -> None:
+    def __init__(
+        self, store: Store, facts: Mapping[str, Any], window_rows: int, *, num_samples: int = 1
+    ) -> None:
         self._store = store
         self._facts = dict(facts)
         self._window_rows = window_rows
+        self._num_samples = num_samples
+        self.run = 0  # this run's number, once it has one: merged parts are named by it
+        self._num_merged = 0
 
     @property
     def store(self) -> Store:
@@ -207,6 +215,7 @@ class Ledger:
         schema: pa.Schema,
         num_expected: Sequence[int],
         recheck: Callable[[], None],
+        check: Callable[[], None] = lambda: None,
     ) -> Totals:
         """Fold the shard's finished file (if any) and parts into its finished file, then delete the
         parts.
@@ -218,7 +227,8 @@ class Ledger:
         for _ in range(_MAX_FOLD_TRIES):
             parts = self.parts_of(shard)
             try:
-                totals = self._fold(shard, schema, parts, num_expected, recheck)
+                parts = self._merge_many(shard, schema, parts, check)
+                totals = self._fold(shard, schema, parts, num_expected, recheck, check)
             except FileNotFoundError:
                 continue  # a part vanished: somebody else finished this shard. Look again.
             except _UnreadablePart as error:
@@ -259,12 +269,13 @@ class Ledger:
         parts: Sequence[PartId],
         num_expected: Sequence[int],
         recheck: Callable[[], None],
+        check: Callable[[], None],
     ) -> Totals:
         inherited: dict[str, Any] = {}
         if "engine" not in self._facts and parts:
             # Nothing was computed in this run: say which engine the last part came from.
-            with self._open(part_key(shard, parts[-1])) as source:
-                inherited = {"engine": (file_facts(pq.read_metadata(source)) or {}).get("engine")}
+            last = self.facts_of(part_key(shard, parts[-1]))
+            inherited = {"engine": (last or {}).get("engine")}
         parts_of_window = {w: list(group) for w, group in groupby(parts, key=lambda p: p.window)}
 
         def tables() -> Iterator[pa.Table]:
@@ -279,6 +290,7 @@ class Ledger:
                     ):
                         have += table.num_rows
                         yield table
+                        check()
                     if have != expected:
                         raise IncompleteShard(
                             f"{self._store.url_of(shard)}: window {window} has {have} results "
@@ -287,6 +299,47 @@ class Ledger:
                         )
 
         return self._publish_finished(shard, schema, tables, inherited, recheck)
+
+    def _merge_many(
+        self,
+        shard: str,
+        schema: pa.Schema,
+        parts: Sequence[PartId],
+        check: Callable[[], None],
+    ) -> list[PartId]:
+        """Replace the parts of a window that has very many by fewer: a fold opens them all at once.
+
+        The merged part is published before its sources are deleted, so a kill in between leaves
+        results twice, of which the fold takes the earlier.
+        """
+        if self.run == 0:
+            return list(parts)
+        remaining: list[PartId] = []
+        for window, group in groupby(parts, key=lambda part: part.window):
+            waiting = list(group)
+            while len(waiting) > MAX_OPEN_PARTS:
+                sources, waiting = waiting[:MAX_OPEN_PARTS], waiting[MAX_OPEN_PARTS:]
+                self._num_merged += 1
+                merged = PartId(window, self.run, _FIRST_MERGED + self._num_merged)
+                self._merge(shard, schema, sources, merged)
+                waiting.append(merged)
+                check()
+            remaining += waiting
+        return remaining
+
+    def _merge(
+        self, shard: str, schema: pa.Schema, sources: Sequence[PartId], merged: PartId
+    ) -> None:
+        facts = {**self._facts, "shard": shard, "window": merged.window, "run": merged.run}
+
+        def write(sink: BinaryIO) -> None:
+            with part_writer(sink, schema) as writer:
+                for table in self._fold_one_window(shard, merged.window, sources, None):
+                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+                writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
+
+        self._store.publish(part_key(shard, merged), write)
+        self._store.delete([part_key(shard, part) for part in sources])
 
     def _fold_one_window(
         self, shard: str, window: int, parts: Sequence[PartId], finished: Cursor | None
@@ -302,7 +355,8 @@ class Ledger:
                     if not self._is_ours(cursors[-1].facts):
                         raise UnreadableSource(rank, "it belongs to another job")
                 start = window * self._window_rows
-                yield from fold_window(cursors, start, start + self._window_rows)
+                stop = start + self._window_rows
+                yield from fold_window(cursors, start, stop, num_samples=self._num_samples)
             except UnreadableSource as error:
                 if error.rank == 0:
                     raise TransientError(

@@ -91,6 +91,8 @@ def run(
     from batchinfer.cli.run import Start
     from batchinfer.runner.session import RunOptions
 
+    if restart and slice_ is not None:
+        raise click.UsageError("--restart concerns the whole output: use it without --shard")
     options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
     Start(job, sets, options, quiet=quiet, json_lines=log_format == "json").run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,12 +68,21 @@ def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> Non
             break
         num_shown += 1
         if as_json:
-            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+            click.echo(json.dumps(_without_nan(row), default=str, ensure_ascii=False))
         else:
             _print_row(row)
     if not num_shown:
         what = "failed rows" if failed else "finished rows"
         click.echo(f"no {what} in {store.url}", err=True)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN (the first prompt token has no logprob) is null in JSON."""
+    if isinstance(value, dict):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -89,7 +89,8 @@ def _done(looked: Looked) -> tuple[int, int]:
     finished = [s for s in looked.shards if s.name in survey.finished]
     totals = [ledger.totals_of(shard.name) for shard in finished]
     num_done = sum(t.rows for t in totals if t is not None)
-    num_done += sum(_done_in_parts(ledger, survey, s) for s in looked.shards if s not in finished)
+    unfinished = (s for s in looked.shards if s.name not in survey.finished)
+    num_done += sum(_done_in_parts(ledger, survey, shard) for shard in unfinished)
     return num_done, len(finished)
 
 

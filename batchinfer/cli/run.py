@@ -121,8 +121,10 @@ class Start:
 
     def _end(self, outcome: Outcome) -> NoReturn:
         with self._ending:  # never two last lines
-            self._report(outcome)
-            os._exit(outcome.exit_code)
+            try:
+                self._report(outcome)
+            finally:
+                os._exit(outcome.exit_code)
 
     def _report(self, outcome: Outcome) -> None:
         outcome.output = outcome.output or self._output

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -86,6 +87,7 @@ class Reader:
         self._clock = clock
         self._window_rows = window_rows
         self._num_rows_left = limit
+        self._is_cut = False  # whether rows were left out because of it
         self._retry_failed = retry_failed
         self._recheck = recheck
         self._num_samples = job.sampling.n
@@ -113,13 +115,16 @@ class Reader:
         self._ready.close()
 
     def join(self, timeout_s: float | None = None) -> None:
+        """Wait for all threads together; one that is stuck in a request is left behind."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            thread.join(left_s)
 
     @property
     def is_limited(self) -> bool:
         """Whether `limit` ended the reading before the input did."""
-        return self._num_rows_left == 0
+        return self._is_cut
 
     def _run(self) -> None:
         try:
@@ -238,6 +243,7 @@ class Reader:
     def _within_limit(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         with self._lock:
             assert self._num_rows_left is not None
+            self._is_cut |= len(indices) > self._num_rows_left
             indices = indices[: self._num_rows_left]
             self._num_rows_left -= len(indices)
             return indices

@@ -26,6 +26,7 @@ class ReadyWork:
         self._num_rows = 0
         self._num_bytes = 0
         self._is_closed = False
+        self._last_index, self._num_taken = -1, 0  # of the chunk that is being taken from
 
     def raise_min_rows(self, min_rows: int) -> None:
         """Once the engine's width is known: keep at least this many rows ready."""
@@ -47,7 +48,7 @@ class ReadyWork:
             if first is not None:
                 self._chunks.append((chunk, _chain(first, work)))
                 self._num_rows += len(chunk.rows)
-                self._num_bytes += chunk.size_bytes
+                self._num_bytes += len(chunk.rows) * (chunk.size_bytes // len(chunk.rows))
                 self._changed.notify_all()
             return True
 
@@ -63,13 +64,23 @@ class ReadyWork:
             chunk, work = self._chunks[0]
             item = next(work, None)
             if item is not None:
+                if item.index != self._last_index:  # a row's samples are neighbours
+                    self._last_index = item.index
+                    self._num_taken += 1
+                    self._count_out(1, chunk.size_bytes // len(chunk.rows))
                 return item
-            with self._changed:
-                self._chunks.popleft()
-                self._num_rows -= len(chunk.rows)
-                self._num_bytes -= chunk.size_bytes
-                self._changed.notify_all()
+            self._chunks.popleft()
+            rest = len(chunk.rows) - self._num_taken  # errors and duplicates never come out
+            self._count_out(rest, rest * (chunk.size_bytes // len(chunk.rows)))
+            self._last_index, self._num_taken = -1, 0
         return None
+
+    def _count_out(self, num_rows: int, num_bytes: int) -> None:
+        with self._changed:
+            self._num_rows -= num_rows
+            self._num_bytes -= num_bytes
+            if self._num_rows < self._min_rows and self._num_bytes < self._max_bytes:
+                self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until something is ready or the queue is closed. True if something is ready."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -27,10 +28,12 @@ from batchinfer.errors import (
     InputError,
     Stopped,
     TooManyFailedRows,
+    TransientError,
 )
 from batchinfer.model import read_model
 from batchinfer.prompt import Prompter
 from batchinfer.runner.checks import check_layout
+from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.factory import EngineFactory
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop, backlog_of
@@ -56,6 +59,8 @@ logger = logging.getLogger("batchinfer.runner")
 _MIN_READY_ROWS = 4096
 _MAX_READY_BYTES = 16 << 20  # token ids, the id and the kept columns
 _REMOTE_READERS = 4
+_READER_END_S = 1.5
+_CLOSE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -102,9 +107,13 @@ class RunContext:
     stop: StopControl
     counters: Counters
     on_run: Callable[[Session], None] = lambda session: None  # a run number was given out
+    heartbeat: Heartbeat | None = None
     lease: Lease | None = None
     session: Session | None = None
     loop: Loop | None = None
+    is_engine_dead: bool = False
+    status_lock: threading.Lock = field(default_factory=threading.Lock)
+    is_status_final: bool = False
 
 
 def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
@@ -136,6 +145,9 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
 
     def note_lease(lease: Lease) -> None:
         context.lease = lease
+        context.heartbeat = Heartbeat(lease, lambda: write_status(context))
+        context.heartbeat.start()
+        context.stop.on_request = context.heartbeat.now
 
     try:
         session = begin(
@@ -154,6 +166,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
         if session.pending:
             _count_input(session, context.counters)
             context.on_run(session)
+            refuse_repeated_death(session)
             is_limited = _compute(session, factory, context)
         else:
             is_limited = False
@@ -185,6 +198,8 @@ def release(context: RunContext) -> None:
 
     Never raises: a lease that stays is taken over when its holder is gone.
     """
+    if context.heartbeat is not None:
+        context.heartbeat.stop()
     if context.lease is not None:
         try:
             context.lease.release()
@@ -216,6 +231,8 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         every_s=job.checkpoint.every_s,
         detokenize=prompter.decode,
         parse_json=structured is not None and structured.json_schema is not None,
+        should_stop=lambda: stop.is_requested,
+        on_first_durable=lambda: context.heartbeat.now() if context.heartbeat else None,
     )
     reader = Reader(
         job,
@@ -234,9 +251,9 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         recheck=session.recheck,
         num_threads=1 if session.pending[0].store.is_local else _REMOTE_READERS,
     )
-    assert context.lease is not None
-    heartbeat = Heartbeat(context.lease, lambda: write_status(context))
-    threads = _Threads(reader, writer, heartbeat)
+    assert context.heartbeat is not None
+    context.heartbeat.now()
+    threads = _Threads(reader, writer, context.heartbeat)
     threads.start()
     engine: Engine | None = None
     error: BaseException | None = None
@@ -251,17 +268,17 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     except BaseException as caught:  # what is finished is made durable before it goes on
         error = caught
     error = threads.first_error() or error
+    context.is_engine_dead = isinstance(error, EngineDied)
     if error is not None:
         stop.give_up_retrying()
     context.counters.set_phase("writing finished rows")
     threads.end(finish_shards=error is None and not stop.is_requested)
     if engine is not None:
-        engine.close()
+        _close(engine)
     session.finished |= writer.finished
     if stop.is_requested:  # outranks an engine that died of the same signal
-        raise Stopped(
-            f"{stop.reason}: finished rows are durable, the next start goes on", stop.code
-        )
+        what = "finished rows are durable" if writer.error is None else f"{writer.error}"
+        raise Stopped(f"{stop.reason}: {what}; the next start goes on", stop.code)
     if (error := threads.first_error() or error) is not None:
         if isinstance(error, EngineDied):
             raise EngineDied(f"{error}. Finished rows are durable: start again") from error
@@ -269,6 +286,15 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     if problems := {**reader.input_errors, **writer.input_errors}:
         raise InputError("\n".join(str(problem) for problem in list(problems.values())[:20]))
     return reader.is_limited
+
+
+def _close(engine: Engine) -> None:
+    """A device that hangs must not keep a finished run from saying so."""
+    closing = threading.Thread(target=engine.close, name="close", daemon=True)
+    closing.start()
+    closing.join(_CLOSE_S)
+    if closing.is_alive():
+        logger.warning("the engine did not shut down within %g s", _CLOSE_S)
 
 
 def _release_freed_memory() -> None:
@@ -303,7 +329,8 @@ def _generate(
     if context.stop.begin_admission():
         context.counters.set_phase("generating")
         loop.admit()
-        write_status(context)  # names the rows in flight before a step can kill us
+        with contextlib.suppress(TransientError):
+            write_status(context)  # names the rows in flight before a step can kill us
         loop.run()
 
 
@@ -316,7 +343,6 @@ class _Threads:
     heartbeat: Heartbeat
 
     def start(self) -> None:
-        self.heartbeat.start()
         self.writer.start()
         self.reader.start()
 
@@ -325,9 +351,8 @@ class _Threads:
 
     def end(self, *, finish_shards: bool) -> None:
         self.reader.stop()
-        self.reader.join(5.0)
+        self.reader.join(_READER_END_S)
         self.writer.drain(finish_shards=finish_shards)
-        self.heartbeat.stop()
 
 
 def _should_stop(stop: StopControl, threads: _Threads) -> bool:
@@ -341,8 +366,9 @@ def _finalise(session: Session, context: RunContext, is_limited: bool) -> Outcom
     if is_limited:
         return outcome
     names = {s.name for s in session.shards}
-    if names - session.ledger.survey().finished:
-        return outcome  # other slices are not done
+    survey = session.ledger.survey()
+    if names - survey.finished or names & survey.with_parts:
+        return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in session.finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
         found = pool.map(lambda s: totals_of(session, s), missing)
@@ -399,6 +425,9 @@ def write_status(context: RunContext, exit_code: int | None = None) -> None:
     session = context.session
     if session is None or not session.run:
         return
+    # In flight is what a death would be blamed on: not what an operator stopped.
+    is_ended = exit_code is not None and not context.is_engine_dead
+    is_ended |= context.stop.is_requested
     record = status_record(
         context.counters.snapshot(),
         run=session.run,
@@ -406,10 +435,13 @@ def write_status(context: RunContext, exit_code: int | None = None) -> None:
         holder=asdict(session.holder),
         started_at=session.holder.since,
         clock=context.clock,
-        in_flight=context.loop.in_flight() if context.loop and exit_code is None else [],
+        in_flight=context.loop.in_flight() if context.loop and not is_ended else [],
         exit_code=exit_code,
     )
-    session.store.put(layout.status_key(session.run), records.to_json(record))
+    with context.status_lock:  # a late beat must not overwrite the last word
+        if not context.is_status_final:
+            context.is_status_final = exit_code is not None
+            session.store.put(layout.status_key(session.run), records.to_json(record))
 
 
 def _is_installed(name: str) -> bool:

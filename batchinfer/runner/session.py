@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from batchinfer.checkpoint import (
     records,
 )
 from batchinfer.config import Job
-from batchinfer.errors import ConfigError, InputError, RepeatedDeath, TransientError
+from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
 from batchinfer.runner.checks import (
     check_schema,
@@ -51,6 +51,20 @@ from batchinfer.telemetry import Clock
 logger = logging.getLogger("batchinfer.runner")
 
 _FOOTER_THREADS = 16
+
+# Of vLLM's engine arguments; the others size the engine or say how it computes the same.
+_OPTIONS_THAT_CHANGE_RESULTS = frozenset(
+    {
+        "hf_overrides",
+        "kv_cache_dtype",
+        "load_format",
+        "logits_processors",
+        "override_generation_config",
+        "quantization_config",
+        "rope_scaling",
+        "rope_theta",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +101,7 @@ class Session:
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     pending: list[Shard] = field(default_factory=list)  # of this run's slice
     run: int = 0
+    first_run: int = 1  # since the last restart
     finished: dict[str, Totals] = field(
         default_factory=dict
     )  # what is known without reading footers
@@ -151,7 +166,13 @@ def digest_ingredients(job: Job, model: ModelFacts) -> dict[str, Any]:
         "model": {
             "dtype": model.dtype,
             "quantization": model.quantization,
+            "max_model_len": model.max_model_len,  # decides what is too long, and what is cut
             "content": dict(model.digest),
+        },
+        "engine_options": {
+            name: value
+            for name, value in dump["engine"]["options"].items()
+            if name in _OPTIONS_THAT_CHANGE_RESULTS
         },
     }
 
@@ -177,8 +198,11 @@ def find_complete(
         return None
     if store.stat(layout.RESTART_KEY) is not None:
         return None
-    missing = {s.name for s in shards} - {info.key for info in _finished_files(store)}
-    return None if missing else Totals.from_facts(success)
+    survey = Ledger(store, {}, 1).survey()
+    names = {s.name for s in shards}
+    if names - survey.finished or names & survey.with_parts:
+        return None
+    return Totals.from_facts(success)
 
 
 def begin(
@@ -195,7 +219,7 @@ def begin(
     """Take the lease, finish a restart, compare with what is there, and list what is to be done.
 
     A session whose `pending` is empty has no run number: there is nothing to compute. Raises
-    ConfigError, InputError, LeaseHeld, RepeatedDeath.
+    ConfigError, InputError, LeaseHeld.
     """
     ingredients = digest_ingredients(job, model)
     digest = records.digest_of(ingredients)
@@ -209,6 +233,12 @@ def begin(
     record = None
     if not is_restart:
         record = earlier_record(store, survey, ingredients, is_whole=options.slice is None)
+    if not is_restart and survey.with_parts and store.stat(layout.JOB_KEY) is None:
+        raise ConfigError(
+            f"{store.url_of(layout.JOB_KEY)} is missing, but there are parts of a run: they cannot "
+            "be understood without it. Put it back, start with --restart, or choose another "
+            "output.path"
+        )
     window_rows = int(record["window_rows"]) if record else job.packing.window_rows
     if window_rows != job.packing.window_rows:
         logger.warning(
@@ -225,7 +255,7 @@ def begin(
         "sampling": ingredients["sampling"],
         "window_rows": window_rows,
     }
-    ledger = Ledger(store, facts, window_rows)
+    ledger = Ledger(store, facts, window_rows, num_samples=job.sampling.n)
     session = Session(
         job=job,
         options=options,
@@ -241,6 +271,7 @@ def begin(
         survey=survey,
         row_filter=RowFilter(job.input.filter) if job.input.filter else None,
     )
+    session.first_run = int(record["first_run"]) if record else _last_run(store) + 1
     recorded = recorded_fingerprints(store, record)
     if not is_restart:
         refuse_foreign_files(ledger, survey, recorded, digest)
@@ -249,7 +280,8 @@ def begin(
     # leaves no record that the mended job would not match.
     new = _check_input(session, recorded)
     if is_restart:
-        _restart(store, options)
+        _refuse_strangers(session)
+        _restart(session)
         session.survey = ledger.survey()
         refuse_foreign_files(ledger, session.survey, recorded, digest)
     if record is None:
@@ -264,8 +296,8 @@ def begin(
         store.delete([layout.SUCCESS_KEY])
     if not session.pending:
         return session
-    _refuse_repeated_death(session, versions)
     session.run = _number_run(session, versions, new)
+    ledger.run = session.run
     return session
 
 
@@ -284,27 +316,36 @@ def _require_create(store: Store) -> None:
         )
 
 
-def _finished_files(store: Store) -> Iterable[Any]:
-    for info in store.list():
-        if info.key.endswith(".parquet") and not info.key.startswith(f"{layout.META}/"):
-            yield info
+def _refuse_strangers(session: Session) -> None:
+    """Files that are nobody's result stop a restart before it deletes anything."""
+    for key in sorted(session.survey.finished):
+        if session.ledger.facts_of(key) is None:
+            raise ConfigError(
+                f"{session.store.url_of(key)} is not a result of batchinfer: move it away, or "
+                "choose an empty output.path. Nothing was deleted"
+            )
 
 
-def _restart(store: Store, options: RunOptions) -> None:
+def _restart(session: Session) -> None:
     """Delete all results, so that every kill in between is finished by the next start.
 
-    The marker goes first and last. Run numbers stay: a part's name must never come twice.
+    The marker goes first and last. Run numbers stay: a part's name must never come twice. The lease
+    is looked at before each step: what another run that took over has written is not deleted.
     """
-    if options.slice is not None:
-        raise ConfigError("--restart concerns the whole output: use it without --shard")
+    store, lease = session.store, session.lease
+    if session.options.slice is not None:
+        raise TransientError(
+            f"a --restart of {store.url} was interrupted: start once without --shard to finish it"
+        )
     store.create(layout.RESTART_KEY, records.to_json({"restart": True}))
     store.delete([layout.SUCCESS_KEY])
-    probe = Ledger(store, {"digest": ""}, 1)
-    for info in _finished_files(store):
-        if probe.facts_of(info.key) is not None:
-            store.delete([info.key])
+    for key in sorted(session.survey.finished):
+        lease.beat()
+        store.delete([key])
     for prefix in (layout.PARTS_PREFIX, layout.UNREADABLE_PREFIX):
+        lease.beat()
         store.delete(info.key for info in store.list(prefix))
+    lease.beat()
     store.delete([layout.JOB_KEY])
     store.delete([layout.RESTART_KEY])
     logger.info("restart: earlier results deleted from %s", store.url)
@@ -435,38 +476,6 @@ def totals_of(session: Session, shard: Shard) -> Totals:
             "and start again"
         )
     return totals
-
-
-def _refuse_repeated_death(session: Session, versions: dict[str, str]) -> None:
-    """Two starts that died with rows in flight and nothing durable: do not try a third time
-    unasked.
-
-    The refusal is a run of its own, so the start after it tries once more.
-    """
-    deaths = []
-    for number in range(_last_run(session.store), 0, -1):
-        status = records.read_json(session.store, layout.status_key(number)) or {}
-        if status.get("slice", "all") != session.options.lease_name:
-            continue
-        if (
-            status.get("state") == "ended"
-            or status.get("rows_durable", 0)
-            or not status.get("in_flight")
-        ):
-            return
-        deaths.append(status)
-        if len(deaths) == 2:
-            break
-    if len(deaths) < 2:
-        return
-    session.run = _number_run(session, versions, [])
-    both = [row for row in deaths[0]["in_flight"] if row in set(deaths[1]["in_flight"])]
-    rows = ", ".join((both or deaths[0]["in_flight"])[:20])
-    raise RepeatedDeath(
-        "the last two runs died without one new durable row. In flight were (shard:row): "
-        f"{rows}. Look at {session.store.url_of(layout.LOGS_PREFIX)} for why; exclude the row with "
-        "input.filter or lower engine.max_num_seqs. The next start tries once more"
-    )
 
 
 def _number_run(session: Session, versions: dict[str, str], new: list[Fingerprint]) -> int:

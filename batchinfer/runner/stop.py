@@ -21,6 +21,7 @@ from collections.abc import Callable
 #: From the first signal to the end of the process, at most (schedulers send SIGKILL after 30 s or
 #: more).
 GRACE_S = 18.0
+_LAST_WORDS_S = 1.5
 #: Within it, storage may go on retrying for so long; then a failing write is given up.
 RETRY_GRACE_S = 10.0
 
@@ -41,12 +42,15 @@ class StopControl:
         self._grace_s = grace_s
         self._end_process = end_process
         self._requested_s: float | None = None
+        self._num_signals = 0
         self._is_admitting = False
         self._is_giving_up = False
         self._lock = threading.Lock()
         self._pipe: tuple[int, int] | None = None
         #: Called in the watchdog's thread before it ends the process: (exit code, reason).
         self.on_abandon: Callable[[int, str], None] = lambda code, reason: None
+        #: Called in the watchdog's thread when a stop is first asked for.
+        self.on_request: Callable[[], None] = lambda: None
         self.code = 0
         self.reason = ""
 
@@ -113,15 +117,18 @@ class StopControl:
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self.is_requested:
+        self._num_signals += 1
+        if self._num_signals > 1:
             self._end_process(_EXIT_CODES[signal.Signals(number)])
-        self._request(_EXIT_CODES[signal.Signals(number)], f"received {name}")
+        if not self.is_requested:  # else limits.max_seconds was first: its flush goes on
+            self._request(_EXIT_CODES[signal.Signals(number)], f"received {name}")
 
     def _request(self, code: int, reason: str) -> None:
         with self._lock:
             self.code, self.reason = code, reason
             self._requested_s = time.monotonic()
             is_admitting = self._is_admitting
+        self.on_request()
         if not is_admitting:
             self._abandon(f"{reason} before the first row was admitted")
 
@@ -129,7 +136,7 @@ class StopControl:
         # In a thread of its own: giving the lease back may hang as well.
         helper = threading.Thread(target=self._last_words, args=(reason,), daemon=True)
         helper.start()
-        helper.join(5.0)
+        helper.join(_LAST_WORDS_S)
         self._end_process(self.code)
 
     def _last_words(self, reason: str) -> None:

@@ -76,6 +76,10 @@ class _Drain:
     finish_shards: bool
 
 
+class _FoldAbandonedError(Exception):
+    """A fold that gave way to a stop. Nothing appeared; its parts stand."""
+
+
 _Event = list[Result] | ShardOutput | _WindowRead | _ShardRead | _Published | _Drain
 
 
@@ -92,6 +96,8 @@ class Writer:
         every_s: float,
         detokenize: Detokenize,
         parse_json: bool,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_first_durable: Callable[[], None] = lambda: None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._ledger = ledger
@@ -101,6 +107,9 @@ class Writer:
         self._every_s = every_s
         self._detokenize = detokenize
         self._parse_json = parse_json
+        self._should_stop = should_stop
+        self._on_first_durable = on_first_durable
+        self._has_durable = False
         self._max_held_bytes = max_held_bytes
         self._changed = threading.Condition()
         self._events: deque[_Event] = deque()
@@ -116,6 +125,8 @@ class Writer:
             NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS,
             thread_name_prefix="publish",
         )
+        # Of its own: a fold of a large shard takes minutes, and parts must not wait behind it.
+        self._folds = ThreadPoolExecutor(1, thread_name_prefix="fold")
         self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
         self.error: BaseException | None = None  # the first that ends the run
         self.input_errors: dict[str, InputError] = {}  # shards that changed; the others go on
@@ -153,6 +164,7 @@ class Writer:
         self._post(_Drain(finish_shards))
         self._thread.join()
         self._pool.shutdown(wait=True)
+        self._folds.shutdown(wait=True)
 
     def _post(self, event: _Event) -> None:
         with self._changed:
@@ -258,7 +270,7 @@ class Writer:
             self._submit_part(shard, window, results)
         if shard.num_publishing == 0:
             shard.is_finishing = True
-            self._submit(shard, [], lambda: self._fold(shard))
+            self._submit(shard, [], lambda: self._fold(shard), self._folds)
 
     def _flush(self) -> None:
         for shard in self._shards.values():
@@ -295,15 +307,19 @@ class Writer:
         self._submit(shard, results, publish)
 
     def _submit(
-        self, shard: ShardOutput, results: Sequence[Result], work: Callable[[], None]
+        self,
+        shard: ShardOutput,
+        results: Sequence[Result],
+        work: Callable[[], None],
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
-        shard.num_publishing += 1
         num_bytes = sum(r.size_bytes for r in results)
 
         def run() -> None:
             try:
-                if self.error is None:
-                    work()
+                work()  # after an error too: what is finished gets its one try
+            except _FoldAbandonedError:
+                pass  # a stop; the next start folds
             except InputError as error:
                 self.input_errors[shard.name] = error
             except BaseException as error:  # the thread's edge: the main thread raises it
@@ -311,7 +327,8 @@ class Writer:
             finally:
                 self._post(_Published(shard.name, num_bytes))
 
-        self._pool.submit(run)
+        (pool or self._pool).submit(run)  # may raise: no thread to be had
+        shard.num_publishing += 1
 
     def _finish_directly(self, shard: ShardOutput, results: list[Result]) -> None:
         table = self._table(shard, results) if results else None
@@ -324,9 +341,13 @@ class Writer:
 
     def _fold(self, shard: ShardOutput) -> None:
         totals = self._ledger.finish_shard(
-            shard.name, shard.schema, shard.num_expected, shard.recheck
+            shard.name, shard.schema, shard.num_expected, shard.recheck, self._keep_folding
         )
         self._note_finished(shard, totals)
+
+    def _keep_folding(self) -> None:
+        if self._should_stop() or self.error is not None:
+            raise _FoldAbandonedError
 
     def _note_finished(self, shard: ShardOutput, totals: Totals) -> None:
         self.finished[shard.name] = totals
@@ -347,6 +368,9 @@ class Writer:
     def _count_durable(self, results: Sequence[Result]) -> None:
         num_failed = sum(r.completion.error_type is not None for r in results)
         self._counters.add_durable(len(results), num_failed)
+        if results and not self._has_durable:
+            self._has_durable = True
+            self._on_first_durable()
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

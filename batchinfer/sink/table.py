@@ -131,11 +131,15 @@ def _texts(
     return texts
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and Infinity
+
+
 def _valid_json(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        json.loads(text)
+        json.loads(text, parse_constant=_no_constant)
     except ValueError:
         return None
     return text

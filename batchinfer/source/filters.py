@@ -59,7 +59,7 @@ class RowFilter:
             frame = pl.from_arrow(empty)
             assert isinstance(frame, pl.DataFrame)
             found = frame.select(self._expression).dtypes
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"input.filter {self._sql!r} does not fit the input: {reason}"
@@ -81,7 +81,7 @@ class RowFilter:
             frame = pl.from_arrow(table.select(list(self.columns)))
             assert isinstance(frame, pl.DataFrame)
             passes = frame.select(self._expression.alias("passes")).to_series()
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"input.filter {self._sql!r} failed: {reason}") from None
         if len(passes) != table.num_rows:
