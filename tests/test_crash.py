@@ -184,7 +184,7 @@ def test_two_runners_at_once_do_the_work_once(
     place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     processes = [start(prepared, place=place, fake={"step_s": 0.2}) for _ in range(2)]
-    codes = sorted(p.wait(60) for p in processes)
+    codes = sorted(p.wait(150) for p in processes)
     errors = [p.communicate()[1] for p in processes]
     assert codes == [0, 75], errors
     assert any("another run works on" in e for e in errors)
@@ -199,7 +199,7 @@ def test_a_second_runner_that_ignores_the_lease_does_no_harm(
     processes = [
         start(prepared, place=place, fake={"step_s": 0.01}, environ=environ) for _ in range(2)
     ]
-    ended = [p.wait(60) for p in processes]
+    ended = [p.wait(150) for p in processes]
     errors = [p.communicate()[1] for p in processes]
     assert 0 in ended, errors
     assert run(prepared, place=place).code == 0
@@ -219,7 +219,7 @@ def test_a_killed_run_leaves_the_lease_to_the_next_at_once(
     )
     begun = time.monotonic()
     assert run(prepared, place=place).code == 0
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 28
 
 
 def test_two_deaths_without_progress_name_the_rows_in_flight(
@@ -255,7 +255,7 @@ def test_the_pipe_of_a_dead_scheduler_does_not_stop_the_run(
     assert process.stdout and process.stderr
     process.stdout.close()
     process.stderr.close()
-    assert process.wait(60) == 0
+    assert process.wait(150) == 0
     must_be_whole(place, reference)
 
 

@@ -18,7 +18,7 @@ SUMMARIZE = ROOT / "jobs" / "summarize.yaml"
 
 
 def real(path: Path, *sets: str) -> dict[str, object]:
-    ended = run(path, *(a for s in sets for a in ("--set", s)), engine="real", timeout_s=110)
+    ended = run(path, *(a for s in sets for a in ("--set", s)), engine="real", timeout_s=280)
     assert ended.code == 0, ended.stderr
     return ended.result
 
@@ -71,7 +71,7 @@ def test_a_killed_and_a_stopped_run_resume_to_what_an_uninterrupted_run_gives(
     for number in (signal.SIGKILL, signal.SIGTERM):
         num_parts = count_parts(folder)
         process = start(SUMMARIZE, *arguments, engine="real")
-        wait_until(lambda n=num_parts: count_parts(folder) > n, timeout_s=60, what="a part")
+        wait_until(lambda n=num_parts: count_parts(folder) > n, timeout_s=120, what="a part")
         kill(process, number)
         ended = wait(process, 20)
         assert ended.code == (-9 if number == signal.SIGKILL else 143), ended.stderr
@@ -90,7 +90,7 @@ def test_structured_jobs_give_what_was_asked_for(name: str, folder: Place) -> No
         "--set",
         f"output.path={folder.url('out')}",
         engine="real",
-        timeout_s=110,
+        timeout_s=280,
     )
     assert ended.code == 0, ended.stderr
     shown = run(folder.url("out"), "-n", "40", "--json", command=("show",)).stdout.splitlines()

@@ -26,7 +26,7 @@ _ALPHABET = np.frombuffer(
 )
 
 
-def peak_bytes(path: Path, timeout_s: float = 100) -> int:
+def peak_bytes(path: Path, timeout_s: float = 250) -> int:
     """Run the job to its end; the most memory its process had at a time.
 
     Polled: ru_maxrss of a child starts at what its parent had when it forked.
@@ -124,7 +124,7 @@ def test_thousands_of_tiny_shards_become_as_many_files_of_the_same_names(
         shard = frame.slice(index * shard_rows, shard_rows)
         shard.write_parquet(template / f"part-{index:05d}.parquet")
     settings = job(folder, checkpoint={"every_rows": 512, "every_s": 15})
-    ended = run(write_job(tmp_path, settings), timeout_s=90)
+    ended = run(write_job(tmp_path, settings), timeout_s=250)
     assert ended.code == 0, ended.stderr
     assert ended.result["rows"] == num_shards * shard_rows
     written = {p.name for p in Path(folder.url("out")).glob("*.parquet")}

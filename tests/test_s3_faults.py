@@ -138,7 +138,7 @@ def test_a_stuck_upload_is_given_up_by_the_watchdog(
     stopped = wait(process, 25)
     proxy.reset()
     assert stopped.code == 143
-    assert 2 < time.monotonic() - sent < 10
+    assert 2 < time.monotonic() - sent < 18
     assert run(path, place=bucket).code == 0
     must_be_whole(bucket)
 

@@ -162,12 +162,12 @@ def start(
     )
 
 
-def run(path: Path | str, *arguments: str, timeout_s: float = 60, **options: Any) -> Ended:
+def run(path: Path | str, *arguments: str, timeout_s: float = 150, **options: Any) -> Ended:
     """Start and wait."""
     return wait(start(path, *arguments, **options), timeout_s)
 
 
-def wait(process: subprocess.Popen[str], timeout_s: float = 60) -> Ended:
+def wait(process: subprocess.Popen[str], timeout_s: float = 150) -> Ended:
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -195,7 +195,7 @@ def stable(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.drop([c for c in CHANGING_COLUMNS if c in frame.columns])
 
 
-def wait_until(condition: Any, timeout_s: float = 20, what: str = "condition") -> None:
+def wait_until(condition: Any, timeout_s: float = 60, what: str = "condition") -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
