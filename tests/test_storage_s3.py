@@ -272,16 +272,18 @@ def test_a_file_replaced_under_its_reader_is_not_mixed(store: Store) -> None:
             file.read()
 
 
-def test_a_listing_goes_over_pages(
-    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
-    for number in range(5):
-        store.put(f"a/{number}", b"")
-    store.put("folder marker/", b"")
-    proxy.reset(Rule("status", "GET", skip=1))
-    assert [found.key for found in store.list()] == [f"a/{number}" for number in range(5)]
-    assert proxy.num_seen("GET") >= 4
+def test_a_listing_goes_over_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(MOTO_S3_DEFAULT_MAX_KEYS="2") as server, fault_proxy(server.url) as proxy:
+        for name, value in server.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        store = open_store(f"s3://{server.create_bucket()}/prefix", retry_s=5)
+        for number in range(5):
+            store.put(f"a/{number}", b"")
+        store.put("folder marker/", b"")
+        proxy.reset(Rule("status", "GET", skip=1))
+        assert [found.key for found in store.list()] == [f"a/{number}" for number in range(5)]
+        assert proxy.num_seen("GET") >= 4
+        store.close()
 
 
 def test_deleting_goes_in_batches_and_asks_again_for_what_failed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -43,11 +44,19 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Serves from a process of its own: Flask's globals and vLLM in one process do not agree."""
+def s3_server(**environ: str) -> Iterator[S3Server]:
+    """Serves from a process of its own: Flask's globals and vLLM in one process do not agree.
+
+    `environ`: variables by which moto is set up.
+    """
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         _wait_for(port, process)
         yield S3Server(f"http://127.0.0.1:{port}")
