@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.config import Job, load_job
-from batchinfer.model import ModelFacts, read_model
+from batchinfer.model import ModelFacts
 from batchinfer.runner.checks import check_layout, check_schema, check_shards
+from batchinfer.runner.factory import model_of
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
@@ -37,15 +38,7 @@ def never() -> bool:
 
 def look_at(job: Job) -> Looked:
     """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
-    model = read_model(
-        job.model.path,
-        tokenizer=job.model.tokenizer,
-        revision=job.model.revision,
-        dtype=job.model.resolved_dtype,
-        quantization=job.model.quantization,
-        max_model_len=job.model.max_model_len,
-        needs_weights=job.engine.options.get("load_format") != "dummy",
-    )
+    model = model_of(job)
     store = open_output(job, never)
     shards = list_input(job, never)
     check_layout(job, store, shards)

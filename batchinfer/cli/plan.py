@@ -10,7 +10,7 @@ import numpy as np
 from batchinfer.checkpoint import Ledger, Survey, layout
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import load_job
-from batchinfer.prompt import Prompter
+from batchinfer.runner.factory import prompter_of
 from batchinfer.source import Shard, ShardReader
 
 _BAR_WIDTH = 40
@@ -105,14 +105,7 @@ def _sample(looked: Looked, max_rows: int) -> tuple[np.ndarray, int, int]:
     input.
     """
     job = looked.job
-    prompter = Prompter(
-        job.prompt,
-        looked.model.tokenizer_path,
-        max_model_len=looked.model.max_model_len,
-        max_tokens=job.sampling.max_tokens,
-        vocab_size=looked.model.vocab_size,
-        trust_remote_code=job.model.trust_remote_code,
-    )
+    prompter = prompter_of(job, looked.model)
     filled = [
         (s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True) if f.num_rows
     ]

@@ -1,14 +1,14 @@
 """One run of a job: read, render, submit, step, write, commit. Must not know: click, terminals."""
 
-from batchinfer.runner.factory import EngineFactory, vllm_factory
-from batchinfer.runner.run import (
+from batchinfer.runner.context import (
     Outcome,
     RunContext,
     outcome_of,
     release,
-    run_job,
     write_status,
 )
+from batchinfer.runner.factory import EngineFactory, vllm_factory
+from batchinfer.runner.run import run_job
 from batchinfer.runner.session import RunOptions, Session
 from batchinfer.runner.stop import StopControl
 

@@ -1,4 +1,4 @@
-"""How an engine comes from a job.
+"""How model facts, prompter and engine come from a job.
 
 The only place that joins job, model folder and an engine's settings.
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
-from batchinfer.model import ModelFacts
+from batchinfer.model import ModelFacts, read_model
+from batchinfer.prompt import Prompter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,31 @@ def _build(job: Job, model: ModelFacts) -> Engine:
     from batchinfer.engine.vllm import build_vllm_engine
 
     return build_vllm_engine(engine_settings(job, model))
+
+
+def model_of(job: Job) -> ModelFacts:
+    """Facts of the job's model folder. Raises ConfigError."""
+    return read_model(
+        job.model.path,
+        tokenizer=job.model.tokenizer,
+        revision=job.model.revision,
+        dtype=job.model.resolved_dtype,
+        quantization=job.model.quantization,
+        max_model_len=job.model.max_model_len,
+        needs_weights=job.engine.options.get("load_format") != "dummy",
+    )
+
+
+def prompter_of(job: Job, model: ModelFacts) -> Prompter:
+    """The job's prompter; loads the tokenizer. Raises ConfigError."""
+    return Prompter(
+        job.prompt,
+        model.tokenizer_path,
+        max_model_len=model.max_model_len,
+        max_tokens=job.sampling.max_tokens,
+        vocab_size=model.vocab_size,
+        trust_remote_code=job.model.trust_remote_code,
+    )
 
 
 def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:

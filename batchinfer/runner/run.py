@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any
 
 import pyarrow as pa
 
@@ -23,18 +21,16 @@ from batchinfer.checkpoint import Lease, Totals, layout, records
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine
 from batchinfer.errors import (
-    BatchInferError,
     EngineDied,
     InputError,
     Stopped,
     TooManyFailedRows,
     TransientError,
 )
-from batchinfer.model import read_model
-from batchinfer.prompt import Prompter
 from batchinfer.runner.checks import check_layout
+from batchinfer.runner.context import Outcome, RunContext, outcome_of, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
-from batchinfer.runner.factory import EngineFactory
+from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop, backlog_of
 from batchinfer.runner.reader import Reader
@@ -52,7 +48,7 @@ from batchinfer.runner.session import (
 )
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
-from batchinfer.telemetry import Clock, Counters, log_event, status_record
+from batchinfer.telemetry import Counters, log_event
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -63,59 +59,6 @@ _READER_END_S = 1.5
 _CLOSE_S = 10.0
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How a start ended. `rows` are results: input rows times samples."""
-
-    status: str  # complete | partial | stopped | failed
-    exit_code: int
-    output: str
-    message: str = ""
-    run: int | None = None
-    totals: Totals | None = None  # of the whole output, when it is complete
-    rows_durable: int = 0  # of this run
-    rows_failed: int = 0  # of this run, or of the output when it is complete
-    rows_computed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    generation_s: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON line on stdout."""
-        speed = self.completion_tokens / self.generation_s if self.generation_s else 0.0
-        return {
-            "status": self.status,
-            "exit_code": self.exit_code,
-            "run": self.run,
-            "rows": self.totals.rows if self.totals else self.rows_durable,
-            "rows_failed": self.totals.rows_failed if self.totals else self.rows_failed,
-            "rows_computed": self.rows_computed,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "generation_s": round(self.generation_s, 3),
-            "completion_tokens_per_s": round(speed, 1),
-            "output": self.output,
-            "message": self.message,
-        }
-
-
-@dataclass(slots=True)
-class RunContext:
-    """What a start shares with its caller and its watchdog."""
-
-    clock: Clock
-    stop: StopControl
-    counters: Counters
-    on_run: Callable[[Session], None] = lambda session: None  # a run number was given out
-    heartbeat: Heartbeat | None = None
-    lease: Lease | None = None
-    session: Session | None = None
-    loop: Loop | None = None
-    is_engine_dead: bool = False
-    status_lock: threading.Lock = field(default_factory=threading.Lock)
-    is_status_final: bool = False
-
-
 def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
     """Compute what is not done yet.
 
@@ -123,15 +66,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
     """
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
-    model = read_model(
-        job.model.path,
-        tokenizer=job.model.tokenizer,
-        revision=job.model.revision,
-        dtype=job.model.resolved_dtype,
-        quantization=job.model.quantization,
-        max_model_len=job.model.max_model_len,
-        needs_weights=job.engine.options.get("load_format") != "dummy",
-    )
+    model = model_of(job)
     shards = list_input(job, context.stop.should_give_up)
     check_layout(job, store, shards)
     digest = records.digest_of(digest_ingredients(job, model))
@@ -193,34 +128,13 @@ def _count_input(session: Session, counters: Counters) -> None:
     counters.add_read(num_done, num_done, num_done)
 
 
-def release(context: RunContext) -> None:
-    """Give the lease back.
-
-    Never raises: a lease that stays is taken over when its holder is gone.
-    """
-    if context.heartbeat is not None:
-        context.heartbeat.stop()
-    if context.lease is not None:
-        try:
-            context.lease.release()
-        except BatchInferError as error:
-            logger.warning("could not give the lease back: %s", error)
-
-
 def _compute(session: Session, factory: EngineFactory, context: RunContext) -> bool:
     """Run the engine over the pending shards. Returns whether `--limit` ended it early."""
     job, stop = session.job, context.stop
     _release_freed_memory()
     factory.prepare(job, session.model)
     context.counters.set_phase("loading the tokenizer")
-    prompter = Prompter(
-        job.prompt,
-        session.model.tokenizer_path,
-        max_model_len=session.model.max_model_len,
-        max_tokens=job.sampling.max_tokens,
-        vocab_size=session.model.vocab_size,
-        trust_remote_code=job.model.trust_remote_code,
-    )
+    prompter = prompter_of(job, session.model)
     ready = ReadyWork(min_rows=_MIN_READY_ROWS, max_bytes=_MAX_READY_BYTES)
     structured = job.sampling.structured
     writer = Writer(
@@ -387,24 +301,6 @@ def _finalise(session: Session, context: RunContext, is_limited: bool) -> Outcom
     return _judge(session.job, outcome)
 
 
-def outcome_of(context: RunContext, status: str, exit_code: int, message: str = "") -> Outcome:
-    snapshot = context.counters.snapshot()
-    session = context.session
-    return Outcome(
-        status=status,
-        exit_code=exit_code,
-        output=session.store.url if session else "",
-        message=message,
-        run=session.run or None if session else None,
-        rows_durable=snapshot.rows_durable,
-        rows_failed=snapshot.rows_failed,
-        rows_computed=snapshot.rows_computed,
-        prompt_tokens=snapshot.prompt_tokens,
-        completion_tokens=snapshot.completion_tokens,
-        generation_s=snapshot.generation_s,
-    )
-
-
 def _judge(job: Job, outcome: Outcome) -> Outcome:
     """Exit code 3 for a complete output with too many failed rows, at each start."""
     totals = outcome.totals
@@ -418,30 +314,6 @@ def _judge(job: Job, outcome: Outcome) -> Outcome:
             "--retry-failed computes only those again"
         )
     return outcome
-
-
-def write_status(context: RunContext, exit_code: int | None = None) -> None:
-    """Rewrite this run's status file; an exit code says that the run has ended."""
-    session = context.session
-    if session is None or not session.run:
-        return
-    # In flight is what a death would be blamed on: not what an operator stopped.
-    is_ended = exit_code is not None and not context.is_engine_dead
-    is_ended |= context.stop.is_requested
-    record = status_record(
-        context.counters.snapshot(),
-        run=session.run,
-        slice_name=session.options.lease_name,
-        holder=asdict(session.holder),
-        started_at=session.holder.since,
-        clock=context.clock,
-        in_flight=context.loop.in_flight() if context.loop and not is_ended else [],
-        exit_code=exit_code,
-    )
-    with context.status_lock:  # a late beat must not overwrite the last word
-        if not context.is_status_final:
-            context.is_status_final = exit_code is not None
-            session.store.put(layout.status_key(session.run), records.to_json(record))
 
 
 def _is_installed(name: str) -> bool:

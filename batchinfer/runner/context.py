@@ -1,0 +1,132 @@
+"""What one start shares between its threads and its caller, and how it ended.
+
+Must not know: how rows are computed. Invariant: the status file's last record is the one with the
+exit code; a late beat cannot overwrite it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from batchinfer.checkpoint import Lease, Totals, layout, records
+from batchinfer.errors import BatchInferError
+from batchinfer.runner.heartbeat import Heartbeat
+from batchinfer.runner.loop import Loop
+from batchinfer.runner.session import Session
+from batchinfer.runner.stop import StopControl
+from batchinfer.telemetry import Clock, Counters, status_record
+
+logger = logging.getLogger("batchinfer.runner")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a start ended. `rows` are results: input rows times samples."""
+
+    status: str  # complete | partial | stopped | failed
+    exit_code: int
+    output: str
+    message: str = ""
+    run: int | None = None
+    totals: Totals | None = None  # of the whole output, when it is complete
+    rows_durable: int = 0  # of this run
+    rows_failed: int = 0  # of this run, or of the output when it is complete
+    rows_computed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    generation_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON line on stdout."""
+        speed = self.completion_tokens / self.generation_s if self.generation_s else 0.0
+        return {
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "run": self.run,
+            "rows": self.totals.rows if self.totals else self.rows_durable,
+            "rows_failed": self.totals.rows_failed if self.totals else self.rows_failed,
+            "rows_computed": self.rows_computed,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "generation_s": round(self.generation_s, 3),
+            "completion_tokens_per_s": round(speed, 1),
+            "output": self.output,
+            "message": self.message,
+        }
+
+
+@dataclass(slots=True)
+class RunContext:
+    """What a start shares with its caller and its watchdog."""
+
+    clock: Clock
+    stop: StopControl
+    counters: Counters
+    on_run: Callable[[Session], None] = lambda session: None  # a run number was given out
+    heartbeat: Heartbeat | None = None
+    lease: Lease | None = None
+    session: Session | None = None
+    loop: Loop | None = None
+    is_engine_dead: bool = False
+    status_lock: threading.Lock = field(default_factory=threading.Lock)
+    is_status_final: bool = False
+
+
+def release(context: RunContext) -> None:
+    """Give the lease back.
+
+    Never raises: a lease that stays is taken over when its holder is gone.
+    """
+    if context.heartbeat is not None:
+        context.heartbeat.stop()
+    if context.lease is not None:
+        try:
+            context.lease.release()
+        except BatchInferError as error:
+            logger.warning("could not give the lease back: %s", error)
+
+
+def outcome_of(context: RunContext, status: str, exit_code: int, message: str = "") -> Outcome:
+    snapshot = context.counters.snapshot()
+    session = context.session
+    return Outcome(
+        status=status,
+        exit_code=exit_code,
+        output=session.store.url if session else "",
+        message=message,
+        run=session.run or None if session else None,
+        rows_durable=snapshot.rows_durable,
+        rows_failed=snapshot.rows_failed,
+        rows_computed=snapshot.rows_computed,
+        prompt_tokens=snapshot.prompt_tokens,
+        completion_tokens=snapshot.completion_tokens,
+        generation_s=snapshot.generation_s,
+    )
+
+
+def write_status(context: RunContext, exit_code: int | None = None) -> None:
+    """Rewrite this run's status file; an exit code says that the run has ended."""
+    session = context.session
+    if session is None or not session.run:
+        return
+    # In flight is what a death would be blamed on: not what an operator stopped.
+    is_ended = exit_code is not None and not context.is_engine_dead
+    is_ended |= context.stop.is_requested
+    record = status_record(
+        context.counters.snapshot(),
+        run=session.run,
+        slice_name=session.options.lease_name,
+        holder=asdict(session.holder),
+        started_at=session.holder.since,
+        clock=context.clock,
+        in_flight=context.loop.in_flight() if context.loop and not is_ended else [],
+        exit_code=exit_code,
+    )
+    with context.status_lock:  # a late beat must not overwrite the last word
+        if not context.is_status_final:
+            context.is_status_final = exit_code is not None
+            session.store.put(layout.status_key(session.run), records.to_json(record))
