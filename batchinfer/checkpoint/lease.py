@@ -260,13 +260,18 @@ def _acquire_object(
         lease = _ObjectLease(store, name, number + 1, holder)
         if lease.create():
             break  # else somebody was faster: look at the new holder
+
+    def sleep_alive(seconds: float) -> None:
+        lease.beat()  # else whoever watches us meanwhile takes us for dead
+        sleep(seconds)
+
     try:
         # After our own is visible: of two runs that exclude each other at least one sees the other.
         for other, number in _newest(store).items():
             if other == name:
                 continue
             if WHOLE in (other, name) or _count_of(other) != _count_of(name):
-                _refuse_if_alive(store, other, number, watch_s, sleep)
+                _refuse_if_alive(store, other, number, watch_s, sleep_alive)
     except LeaseHeld:
         lease.release()
         raise

@@ -359,19 +359,24 @@ class Ledger:
                 yield from fold_window(cursors, start, stop, num_samples=self._num_samples)
             except UnreadableSource as error:
                 if error.rank == 0:
-                    raise TransientError(
-                        f"{self._store.url_of(shard)}: the finished file cannot be read ({error}). "
-                        "Remove it and start again: its rows are computed anew"
-                    ) from error
+                    raise self._unreadable_finished(shard, error) from error
                 raise _UnreadablePart(parts[error.rank - 1], str(error)) from error
 
     def _finished_cursor(self, shard: str, files: ExitStack) -> Cursor | None:
         try:
-            cursor = Cursor(self._open(shard), rank=0, batch_bytes=batch_bytes_of(1))
+            source = self._open(shard)
+            files.callback(source.close)
+            return Cursor(source, rank=0, batch_bytes=batch_bytes_of(1))
         except FileNotFoundError:
             return None
-        files.callback(cursor.close)
-        return cursor
+        except UnreadableSource as error:
+            raise self._unreadable_finished(shard, error) from error
+
+    def _unreadable_finished(self, shard: str, error: UnreadableSource) -> TransientError:
+        return TransientError(
+            f"{self._store.url_of(shard)}: the finished file cannot be read ({error}). "
+            "Remove it and start again: its rows are computed anew"
+        )
 
     def _publish_finished(
         self,
