@@ -267,7 +267,8 @@ def test_a_row_that_kills_the_engine_is_named_after_two_deaths_of_it(
         assert died.code == 75, died.stderr
     refused = run(prepared, place=place)
     assert refused.code == 1
-    assert re.search(r"s\d\.parquet:\d+", refused.stderr)
+    named = re.findall(r"s\d\.parquet:\d+", refused.stderr)
+    assert 0 < len(set(named)) <= 8, "after the first death few rows are in flight"
     assert run(prepared, place=place).code == 0
     must_be_whole(place, reference)
 

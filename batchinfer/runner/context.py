@@ -72,6 +72,7 @@ class RunContext:
     session: Session | None = None
     loop: Loop | None = None
     is_engine_dead: bool = False
+    is_cautious: bool = False  # the run before died without a new durable row
     status_lock: threading.Lock = field(default_factory=threading.Lock)
     is_status_final: bool = False
 

@@ -15,10 +15,11 @@ from batchinfer.runner.session import RunOptions, Session
 _MAX_NAMED_ROWS = 20
 
 
-def refuse_repeated_death(session: Session) -> None:
+def refuse_repeated_death(session: Session) -> bool:
     """Raise RepeatedDeath if the two runs before this one, of the same slice, died so.
 
-    The refusal is a run of its own with nothing in flight, so the start after it tries once more.
+    Returns whether the last one did: then this run had better begin with few rows in flight. The
+    refusal is a run of its own with nothing in flight, so the start after it tries once more.
     """
     deaths: list[list[str]] = []
     for number in range(session.run - 1, session.first_run - 1, -1):
@@ -28,12 +29,12 @@ def refuse_repeated_death(session: Session) -> None:
         status = records.read_json(session.store, layout.status_key(number)) or {}
         in_flight = status.get("in_flight")
         if not in_flight or status.get("rows_durable") or _has_parts(session, number):
-            return
+            break
         deaths.append(in_flight)
         if len(deaths) == 2:
             break
     if len(deaths) < 2:
-        return
+        return bool(deaths)
     earlier = set(deaths[1])
     both = [row for row in deaths[0] if row in earlier]
     rows = ", ".join((both or deaths[0])[:_MAX_NAMED_ROWS])

@@ -17,6 +17,10 @@ from batchinfer.sink import Result
 from batchinfer.telemetry import Clock, Counters
 
 _IDLE_WAIT_S = 0.2
+#: In flight after a run that died without a durable row, until the first is durable. A row that
+#: kills
+#: is then one of few that are named, and a run that is killed again soon has got a little further.
+MAX_CAUTIOUS = 8
 
 
 def backlog_of(max_num_seqs: int) -> int:
@@ -41,7 +45,9 @@ class Loop:
         *,
         job: Job,
         should_stop: Callable[[], bool],
+        is_cautious: bool = False,
     ) -> None:
+        """`is_cautious`: begin with few rows in flight, until the first are durable."""
         self._engine = engine
         self._ready = ready
         self._emit = emit
@@ -51,6 +57,7 @@ class Loop:
         sampling = job.sampling
         self._job_seed = sampling.seed if sampling.temperature > 0 else None
         self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
+        self._is_cautious = is_cautious
         self._max_admitted = job.packing.batch_rows
         self._next_key = 0
         self._in_flight: dict[int, WorkItem] = {}
@@ -68,7 +75,7 @@ class Loop:
 
         A request the engine refuses is a result at once.
         """
-        room = self._max_in_flight - len(self._in_flight)
+        room = self._room()
         for _ in range(min(room, self._max_admitted)):
             item = self._ready.take()
             if item is None:
@@ -82,6 +89,13 @@ class Loop:
                     [Completion(request.key, error_type=error.kind, error_message=error.message)]
                 )
         self._counters.set_in_flight(len(self._in_flight))
+
+    def _room(self) -> int:
+        if self._is_cautious:
+            if self._counters.rows_durable == 0:
+                return max(0, MAX_CAUTIOUS - len(self._in_flight))
+            self._is_cautious = False
+        return self._max_in_flight - len(self._in_flight)
 
     def run(self) -> None:
         """Admit, step, route, until nothing is left to do. Raises EngineDied."""

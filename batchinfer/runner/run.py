@@ -101,7 +101,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
         if session.pending:
             _count_input(session, context.counters)
             context.on_run(session)
-            refuse_repeated_death(session)
+            context.is_cautious = refuse_repeated_death(session)
             is_limited = _compute(session, factory, context)
         else:
             is_limited = False
@@ -239,6 +239,7 @@ def _generate(
         context.clock,
         job=session.job,
         should_stop=lambda: _should_stop(context.stop, threads),
+        is_cautious=context.is_cautious,
     )
     if context.stop.begin_admission():
         context.counters.set_phase("generating")

@@ -287,7 +287,10 @@ def begin(
     if record is None:
         _create_record(session, ingredients)
     owned = {s.name for s in session.slice_of(shards)}
-    store.sweep(lambda key: _shard_of(key) in owned)
+    is_whole = (
+        options.slice is None
+    )  # then nobody else is at work, and status and the like are ours too
+    store.sweep(lambda key: is_whole or _shard_of(key) in owned)
     _settle_leftovers(session)
     session.pending = _pending(session)
     if store.stat(layout.SUCCESS_KEY) is not None:

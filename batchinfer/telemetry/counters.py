@@ -109,6 +109,10 @@ class Counters:
             self._rows_durable += num_rows
             self._rows_failed += num_failed
 
+    @property
+    def rows_durable(self) -> int:
+        return self._rows_durable
+
     def add_shard_finished(self) -> None:
         with self._lock:
             self._shards_finished += 1
