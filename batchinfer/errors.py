@@ -1,4 +1,4 @@
-"""The error tree. Each class carries its exit code and whether a scheduler should try again.
+"""The error tree. Each class carries its exit code, which tells schedulers whether to retry.
 
     BatchInferError
     ├── ConfigError        2   the job file, an argument, the model or the machine cannot do this
@@ -23,7 +23,6 @@ class BatchInferError(Exception):
     """Base of every error raised on purpose. The message says what, where and what to do."""
 
     exit_code: ClassVar[int] = 1
-    is_retryable: ClassVar[bool] = False
 
 
 class ConfigError(BatchInferError):
@@ -52,7 +51,6 @@ class TransientError(BatchInferError):
     """Storage down past the retries, disk full: the same start may work later."""
 
     exit_code = 75
-    is_retryable = True
 
 
 class LeaseHeld(TransientError):
@@ -68,8 +66,6 @@ class Stopped(BatchInferError):
 
     `code` is 130 (SIGINT), 143 (SIGTERM, SIGUSR1) or 75 (max_seconds).
     """
-
-    is_retryable = True
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

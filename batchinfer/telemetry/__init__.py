@@ -7,11 +7,10 @@ from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
 from batchinfer.telemetry.counters import Counters, Snapshot
 from batchinfer.telemetry.logs import Logs, log_event
 from batchinfer.telemetry.progress import Progress, choose_display
-from batchinfer.telemetry.status import STATUS_PERIOD_S, describe, status_record
+from batchinfer.telemetry.status import describe, status_record
 from batchinfer.telemetry.stdio import Stdio
 
 __all__ = [
-    "STATUS_PERIOD_S",
     "Clock",
     "Counters",
     "Logs",

@@ -14,8 +14,7 @@ from typing import Any
 from batchinfer.telemetry.clock import Clock, utc_seconds
 from batchinfer.telemetry.counters import Snapshot
 
-#: A run rewrites its record this often, and is taken for dead after so long a silence.
-STATUS_PERIOD_S = 10.0
+#: A run, which rewrites its record every few seconds, is taken for dead after so long a silence.
 DEAD_AFTER_S = 60.0
 #: Rows in flight that a record names: enough to find a poison row, small enough to rewrite often.
 MAX_IN_FLIGHT_NAMES = 2048
