@@ -253,7 +253,7 @@ def test_an_override_is_json_unless_text_is_wanted(
         ),
         (
             "packing: {order: lenght}",
-            'job.yaml:11: packing.order: must be one of length, input, got "lenght"; did you mean '
+            'job.yaml:11: packing.order: must be one of auto, length, prefix, input, got "lenght"; did you mean '
             "length?",
         ),
         ("packing:", "job.yaml:11: packing: must be a mapping (keys with values), got null"),

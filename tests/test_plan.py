@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.errors import RowError
-from batchinfer.plan import Chunk, find_duplicates, order_rows, seed_of
+from batchinfer.plan import Chunk, plan_buffer, seed_of
+from batchinfer.plan.order import PIECE_TOKENS, by_length, find_duplicates
 
+ORDERS = ("length", "prefix", "auto", "input")
 prompts_of_few_tokens = st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=12)
 
 
@@ -27,35 +29,26 @@ def chunk_of(
     is_todo: np.ndarray,
     *,
     failed: set[int] = frozenset(),  # type: ignore[assignment]
-    order: str = "length",
     deduplicate: bool = False,
+    window: int = 0,
 ) -> Chunk:
     token_ids, offsets = flat([[] if i in failed else p for i, p in enumerate(prompts)])
     return Chunk(
         shard="a.parquet",
-        window=0,
+        window=window,
         rows=np.arange(len(prompts), dtype=np.int64) * 3 + 5,
         token_ids=token_ids,
         offsets=offsets,
         carried=pa.table({"id": pa.array(range(len(prompts)), pa.int64())}),
         errors={index: RowError("empty_prompt", "no tokens") for index in failed},
         is_todo=is_todo,
-        order=order,
         deduplicate=deduplicate,
     )
 
 
-@given(st.lists(st.integers(0, 10_000)), st.sampled_from(["length", "input"]))
-def test_an_order_is_a_permutation(lengths: list[int], order: str) -> None:
-    ordered = order_rows(np.array(lengths, dtype=np.int64), order)
-    assert sorted(ordered.tolist()) == list(range(len(lengths)))
-    if order == "input":
-        assert ordered.tolist() == sorted(ordered.tolist())
-
-
 @given(st.lists(st.integers(0, 5)))
 def test_the_longest_come_first_and_ties_keep_the_order_of_the_file(lengths: list[int]) -> None:
-    ordered = order_rows(np.array(lengths, dtype=np.int64), "length").tolist()
+    ordered = by_length(np.array(lengths, dtype=np.int64)).tolist()
     assert ordered == sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
@@ -72,48 +65,133 @@ def test_prompts_of_the_same_bytes_split_elsewhere_are_no_duplicates() -> None:
 
 
 @given(
-    prompts=prompts_of_few_tokens.filter(bool),
+    windows=st.lists(prompts_of_few_tokens.filter(bool), min_size=1, max_size=3),
     num_samples=st.integers(1, 3),
-    order=st.sampled_from(["length", "input"]),
+    order=st.sampled_from(ORDERS),
     deduplicate=st.booleans(),
     data=st.data(),
 )
 def test_work_is_every_row_and_sample_to_do_once_less_errors_and_followers(
-    prompts: list[list[int]],
+    windows: list[list[list[int]]],
     num_samples: int,
     order: str,
     deduplicate: bool,
     data: st.DataObject,
 ) -> None:
-    num_rows = len(prompts)
-    todo = data.draw(
-        st.lists(st.booleans(), min_size=num_rows * num_samples, max_size=num_rows * num_samples)
-    )
-    is_todo = np.array(todo, dtype=np.bool_).reshape(num_rows, num_samples)
-    failed = data.draw(st.sets(st.integers(0, num_rows - 1)))
-    chunk = chunk_of(prompts, is_todo, failed=failed, order=order, deduplicate=deduplicate)
+    chunks, due = [], set()
+    for window, prompts in enumerate(windows):
+        num_rows = len(prompts)
+        num_due = num_rows * num_samples
+        todo = data.draw(st.lists(st.booleans(), min_size=num_due, max_size=num_due))
+        is_todo = np.array(todo, dtype=np.bool_).reshape(num_rows, num_samples)
+        failed = data.draw(st.sets(st.integers(0, num_rows - 1)))
+        chunk = chunk_of(prompts, is_todo, failed=failed, deduplicate=deduplicate, window=window)
+        chunks.append(chunk)
+        followers = [f for found in chunk.followers.values() for f in found]
+        assert len(followers) == len(set(followers))
+        assert not set(followers) & (failed | chunk.followers.keys())
+        for leader, found in chunk.followers.items():
+            assert all(prompts[f] == prompts[leader] for f in found)
+            assert all(leader < f for f in found)
+        assert deduplicate or followers == []
+        due |= {
+            (window, index, sample)
+            for index in range(num_rows)
+            for sample in range(num_samples)
+            if is_todo[index, sample] and index not in failed and index not in followers
+        }
 
-    items = [(item.index, item.sample) for item in chunk.work()]
+    buffer = plan_buffer(chunks, order)
 
-    followers = [f for found in chunk.followers.values() for f in found]
-    assert len(followers) == len(set(followers))
-    assert not set(followers) & (failed | chunk.followers.keys())
-    for leader, found in chunk.followers.items():
-        assert all(prompts[f] == prompts[leader] for f in found)
-        assert all(leader < f for f in found)
-    if not deduplicate:
-        assert followers == []
-    due = {
-        (index, sample)
-        for index in range(num_rows)
-        for sample in range(num_samples)
-        if is_todo[index, sample] and index not in failed and index not in followers
-    }
+    items = [(item.chunk.window, item.index, item.sample) for item in buffer.items()]
     assert Counter(items) == Counter(due)
-    rows_in_order = list(dict.fromkeys(index for index, _ in items))
-    assert items == [(i, s) for i in rows_in_order for s in range(num_samples) if (i, s) in due]
-    lengths = [chunk.num_prompt_tokens(index) for index in rows_in_order]
-    assert lengths == sorted(lengths, reverse=True) or order == "input"
+    rows = list(dict.fromkeys(item[:2] for item in items))
+    assert items == [(*row, s) for row in rows for s in range(num_samples) if (*row, s) in due]
+    if order == "input":
+        assert rows == sorted(rows)
+    if order == "length":
+        assert rows == sorted(
+            rows, key=lambda row: (row[0], -chunks[row[0]].num_prompt_tokens(row[1]), row[1])
+        )
+
+
+@st.composite
+def prompts_with_shared_prefixes(draw: st.DrawFn) -> list[list[int]]:
+    """Prompts put together from few pieces, so that many begin alike, and a rest."""
+    pieces = [[n] * PIECE_TOKENS for n in range(3)]
+    sequences = draw(st.lists(st.lists(st.integers(0, 2), max_size=4), min_size=1, max_size=16))
+    return [
+        [token for piece in sequence for token in pieces[piece]] + [9] * draw(st.integers(1, 3))
+        for sequence in sequences
+    ]
+
+
+def tokens_from_a_cache_of_one_path(prompts: list[list[int]]) -> int:
+    """Whole pieces that each prompt has in common with the one before."""
+    found = 0
+    for before, prompt in pairwise(prompts):
+        num_same = next(
+            (i for i, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b),
+            min(len(before), len(prompt)),
+        )
+        found += num_same // PIECE_TOKENS
+    return found * PIECE_TOKENS
+
+
+@given(prompts_with_shared_prefixes())
+def test_grouped_by_prefix_no_piece_is_computed_twice_with_a_cache_of_one_path(
+    prompts: list[list[int]],
+) -> None:
+    chunk = chunk_of(prompts, np.ones((len(prompts), 1), dtype=np.bool_))
+    ordered = [prompts[item.index] for item in plan_buffer([chunk], "prefix").items()]
+    paths = {
+        tuple(prompt[:end])
+        for prompt in prompts
+        for end in range(PIECE_TOKENS, len(prompt) + 1, PIECE_TOKENS)
+    }
+    num_pieces = sum(len(prompt) // PIECE_TOKENS for prompt in prompts)
+    ideal = (num_pieces - len(paths)) * PIECE_TOKENS
+    assert tokens_from_a_cache_of_one_path(ordered) == ideal
+
+
+def documents(num_documents: int, num_questions: int, *, system: int = 0) -> list[list[int]]:
+    """Questions on long documents, shuffled; `system` tokens before all of them."""
+    rng = np.random.default_rng(0)
+    texts = rng.integers(0, 1000, (num_documents, 10 * PIECE_TOKENS))
+    prompts = [
+        [5] * system + text.tolist() + rng.integers(0, 1000, 8).tolist()
+        for text in texts
+        for _ in range(num_questions)
+    ]
+    rng.shuffle(prompts)
+    return prompts
+
+
+def order_chosen(*windows: list[list[int]]) -> str:
+    chunks = [
+        chunk_of(prompts, np.ones((len(prompts), 1), dtype=np.bool_), window=window)
+        for window, prompts in enumerate(windows)
+    ]
+    return plan_buffer(chunks, "auto").order
+
+
+def test_auto_groups_over_windows_only_where_that_saves_more_than_within_each() -> None:
+    scattered = documents(8, 8)
+    assert order_chosen(scattered[:32], scattered[32:]) == "prefix over windows"
+    assert order_chosen(documents(4, 8), documents(4, 8, system=32)) == "prefix in windows"
+    assert order_chosen(documents(64, 1)) == "length"
+
+
+def test_auto_does_not_group_by_a_prefix_that_all_rows_have() -> None:
+    assert order_chosen(documents(64, 1, system=320)) == "length"
+    assert order_chosen(documents(8, 8, system=320)) == "prefix in windows"
+
+
+def test_of_groups_and_of_rows_in_a_group_the_longest_comes_first() -> None:
+    a, b = [1] * PIECE_TOKENS, [2] * PIECE_TOKENS
+    prompts = [[*a, 7], [3], [*b, 7, 7], [*a, 8, 8, 8], [*b, 8], [4, 4]]
+    chunk = chunk_of(prompts, np.ones((len(prompts), 1), dtype=np.bool_))
+    assert [item.index for item in plan_buffer([chunk], "prefix").items()] == [3, 0, 2, 4, 5, 1]
 
 
 def test_a_prompt_is_its_rows_tokens() -> None:
@@ -121,11 +199,6 @@ def test_a_prompt_is_its_rows_tokens() -> None:
     chunk = chunk_of(prompts, np.ones((4, 1), dtype=np.bool_))
     assert [chunk.prompt(index).tolist() for index in range(4)] == prompts
     assert [chunk.num_prompt_tokens(index) for index in range(4)] == [2, 0, 1, 3]
-
-
-def test_an_unknown_order_is_a_bug() -> None:
-    with pytest.raises(AssertionError):
-        order_rows(np.array([1], dtype=np.int64), "random")
 
 
 def test_a_seed_is_of_the_row_and_sample_and_not_of_its_position() -> None:

@@ -130,22 +130,24 @@ class PromptSettings(Section):
 class PackingSettings(Section):
     """In which order and portions rows reach the engine. No setting changes what is computed."""
 
-    order: Literal["length", "input"] = Field(
-        default="length",
-        description="length: longest expected work of a chunk first; input: as in the file.",
+    order: Literal["auto", "length", "prefix", "input"] = Field(
+        default="auto",
+        description="length: longest expected work of a window first; prefix: rows that share a "
+        "prompt prefix next to each other, for the engine's prefix cache; auto: prefix where that "
+        "saves work, else length; input: as in the file.",
     )
     window_rows: int = Field(
         default=16384, ge=1, description="Rows of a window; fixed for the life of an output."
     )
     buffer_tokens: int = Field(
-        default=16_000_000,
+        default=4_000_000,
         ge=1,
-        description="Most prompt tokens that are tokenized and sorted together.",
+        description="Most prompt tokens that are put in order together, over windows and shards.",
     )
     batch_rows: int = Field(default=256, ge=1, description="Rows that are admitted together.")
     deduplicate: bool = Field(
         default=True,
-        description="Compute identical prompts of a chunk once (only under greedy decoding).",
+        description="Compute identical prompts of a window once (only under greedy decoding).",
     )
 
 

@@ -1,14 +1,12 @@
-"""A chunk: rows of one window that were read, tokenized and ordered together, ready for admission.
+"""A chunk: rows of one window that were read and tokenized together.
 
-Must not know: Parquet files, engines, checkpoints. Invariant: `work()` yields each (row, sample)
-that is still to be computed exactly once; rows in `errors` and duplicates are results without a
-request.
+Must not know: Parquet files, engines, checkpoints. Rows in `errors` and duplicates are results
+without a request.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.errors import RowError
-from batchinfer.plan.order import find_duplicates, order_rows
+from batchinfer.plan.order import find_duplicates
 
 _SEED_MASK = (1 << 63) - 1
 
@@ -40,12 +38,11 @@ class Chunk:
     shard: str
     window: int
     rows: npt.NDArray[np.int64]  # [n] row numbers in the shard
-    token_ids: npt.NDArray[np.int32]  # [offsets[-1]]
+    token_ids: npt.NDArray[np.int32]  # [offsets[-1]]; empty once all were requested
     offsets: npt.NDArray[np.int64]  # [n + 1]
     carried: pa.Table  # [n] the id and kept columns
     errors: dict[int, RowError]
     is_todo: npt.NDArray[np.bool_]  # [n, num_samples] what is not done yet
-    order: str = "length"
     deduplicate: bool = False
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
     size_bytes: int = field(init=False)  # of the token ids and carried columns
@@ -55,21 +52,28 @@ class Chunk:
         carried_bytes = self.carried.nbytes
         self.size_bytes = self.token_ids.nbytes + carried_bytes
         self.carried_row_bytes = carried_bytes // max(1, len(self.rows))
-
-    def work(self) -> Iterator[WorkItem]:
-        """What to request, in order of admission; a row's samples are neighbours (same prefix)."""
-        is_follower = np.zeros(len(self.rows), dtype=np.bool_)
         if self.deduplicate:
             leader = find_duplicates(self.token_ids, self.offsets)
-            is_follower = leader >= 0
-            for index in np.flatnonzero(is_follower).tolist():
+            for index in np.flatnonzero(leader >= 0).tolist():
                 self.followers.setdefault(int(leader[index]), []).append(index)
-        samples = [np.flatnonzero(todo).tolist() for todo in self.is_todo]
-        for index in order_rows(np.diff(self.offsets), self.order).tolist():
-            if is_follower[index] or index in self.errors:
-                continue
-            for sample in samples[index]:
-                yield WorkItem(self, index, sample)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens of all rows."""
+        return int(self.offsets[-1])
+
+    def is_requested(self) -> npt.NDArray[np.bool_]:
+        """Which rows need a request: not those in error, done, or computed with another. [n]"""
+        is_requested = self.is_todo.any(axis=1)
+        is_requested[list(self.errors)] = False
+        for followers in self.followers.values():
+            is_requested[followers] = False
+        return is_requested
+
+    def samples(self, index: int) -> list[int]:
+        """Samples of row `index` that are not done yet."""
+        samples: list[int] = np.flatnonzero(self.is_todo[index]).tolist()
+        return samples
 
     def prompt(self, index: int) -> npt.NDArray[np.int32]:
         """Token ids of row `index`. [num_prompt_tokens]"""
@@ -77,6 +81,10 @@ class Chunk:
 
     def num_prompt_tokens(self, index: int) -> int:
         return int(self.offsets[index + 1] - self.offsets[index])
+
+    def release_prompts(self) -> None:
+        """Forget the token ids: everything was requested, but results may be long in coming."""
+        self.token_ids = np.empty(0, np.int32)
 
 
 def seed_of(job_seed: int, shard: str, row: int, sample: int) -> int:

@@ -1,4 +1,4 @@
-"""The order of admission inside a chunk, and which of its prompts are the same.
+"""Orders of admission, and which prompts are the same.
 
 Must not know: what a token means, how rows are read or run. Invariant: an order is a permutation of
 the rows it was given, so every row is admitted exactly once whatever the sizes.
@@ -6,42 +6,187 @@ the rows it was given, so every row is admitted exactly once whatever the sizes.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+#: Shared prefixes are measured in pieces of so many tokens: an engine's prefix cache knows whole
+#: blocks only (vLLM: 16 tokens on a GPU, 128 on a CPU).
+PIECE_TOKENS = 32
+#: A prefix that so many of the rows begin with stays in the cache in any order.
+_HOT_SHARE = 0.5
 
 
-def order_rows(num_prompt_tokens: Int64Array, order: str) -> Int64Array:
-    """Row indices in order of admission. [n] -> [n]
+def by_length(num_tokens: Int64Array) -> Int64Array:
+    """Longest expected work first; ties keep their order. [n] -> [n]
 
-    "length": longest expected work first. Every row may decode `max_tokens`, so the expected work
-    differs by the prompt alone. Longest first, because the longest rows admitted last would run on
-    alone at the end, an out-of-memory shows at once, and an ETA errs to the high side.
-    "input": as they stand in the file. Ties keep the order of the file.
+    Every row may decode `max_tokens`, so the expected work differs by the prompt alone. Longest
+    first, because the longest rows admitted last would run on alone at the end, an out-of-memory
+    shows at once, and an ETA errs to the high side.
     """
-    if order == "input":
-        return np.arange(len(num_prompt_tokens), dtype=np.int64)
-    assert order == "length", order
-    return np.argsort(-num_prompt_tokens, kind="stable").astype(np.int64)
+    return np.argsort(-num_tokens, kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixTree:
+    """Rows as leaves of a tree of shared prefixes of their prompts, or of one such tree a chunk.
+
+    `num_shared_tokens`: of prompts, in common with the row before, beyond what stays cached in any
+    order. It is what grouping saves.
+    """
+
+    sorted_rows: Int64Array  # [n]
+    shared: Int64Array  # [n - 1] pieces that sorted row i has in common with i + 1
+    num_tokens: Int64Array  # [n] of sorted row i
+    edges: Int64Array  # [number of trees + 1] where each tree begins in sorted_rows
+    num_shared_tokens: int
+
+    def depth_first(self) -> Int64Array:
+        """Rows in order of admission, tree after tree. [n]
+
+        Walked depth first, each inner node is computed once, with a cache that holds one path of
+        the tree (SGLang, arXiv 2312.07104, theorem 3.1). Among the children of a node the longest
+        comes first, for the reasons of `by_length`.
+        """
+        ordered = [
+            low + _depth_first(self.shared[low : high - 1], self.num_tokens[low:high])
+            for low, high in zip(self.edges[:-1].tolist(), self.edges[1:].tolist(), strict=True)
+        ]
+        return self.sorted_rows[np.concatenate([np.empty(0, np.int64), *ordered])]
+
+
+def prefix_trees(
+    token_ids: Int32Array, offsets: Int64Array, chunk_of: Int64Array, is_wanted: BoolArray
+) -> tuple[PrefixTree, PrefixTree]:
+    """The tree of all wanted rows, and the trees of each chunk alone.
+
+    Row i's prompt is token_ids[offsets[i]:offsets[i + 1]]. offsets [n + 1]; chunk_of [n] ascending;
+    is_wanted [n].
+    """
+    num_tokens = np.diff(offsets)
+    rows = _sorted_rows(token_ids, offsets)
+    rows = rows[is_wanted[rows]]
+    shared = _shared_pieces(token_ids, offsets, rows)
+    hot = _hot_pieces(shared)
+    edges = np.array([0, len(rows)] if len(rows) else [0])
+    overall = PrefixTree(rows, shared, num_tokens[rows], edges, _beyond(shared, hot))
+    rows = rows[np.argsort(chunk_of[rows], kind="stable")]
+    is_edge = np.diff(chunk_of[rows]) != 0
+    if not is_edge.any():
+        return overall, overall
+    shared = _shared_pieces(token_ids, offsets, rows)
+    shared[is_edge] = 0
+    edges = np.concatenate([[0], np.flatnonzero(is_edge) + 1, [len(rows)]])
+    return overall, PrefixTree(rows, shared, num_tokens[rows], edges, _beyond(shared, hot))
+
+
+def _sorted_rows(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
+    """Rows sorted by their prompts, so that those with a common prefix are neighbours. [n]
+
+    Compared as bytes, by Arrow and without a copy: which of two tokens is less does not matter.
+    """
+    buffers = [
+        None,
+        pa.py_buffer(offsets * token_ids.itemsize),
+        pa.py_buffer(np.ascontiguousarray(token_ids)),
+    ]
+    prompts = pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+    ranks: Int64Array = pc.sort_indices(prompts).to_numpy().astype(np.int64)
+    return ranks
+
+
+def _shared_pieces(token_ids: Int32Array, offsets: Int64Array, rows: Int64Array) -> Int64Array:
+    """How many whole pieces each row has in common with the next in `rows`. [n] -> [n - 1]
+
+    A piece of all pairs that still agree at a time; the work is proportional to what is shared.
+    """
+    first, second = offsets[rows[:-1]], offsets[rows[1:]]
+    num_tokens = np.diff(offsets)[rows]
+    num_pieces = np.minimum(num_tokens[:-1], num_tokens[1:]) // PIECE_TOKENS
+    shared = np.zeros(len(first), dtype=np.int64)
+    piece = np.arange(PIECE_TOKENS)
+    left = np.flatnonzero(num_pieces > 0)
+    depth = 0
+    while len(left):
+        at = depth * PIECE_TOKENS + piece
+        is_same = (token_ids[first[left, None] + at] == token_ids[second[left, None] + at]).all(1)
+        left = left[is_same]
+        depth += 1
+        shared[left] = depth
+        left = left[num_pieces[left] > depth]
+    return shared
+
+
+def _hot_pieces(shared: Int64Array) -> int:
+    """The longest prefix, in pieces, that at least `_HOT_SHARE` of the sorted rows have in common.
+
+    shared [n - 1]: pieces in common with the next row.
+    """
+    low, high = 0, int(shared.max(initial=0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        breaks = np.flatnonzero(np.concatenate([[True], shared < middle, [True]]))
+        longest_run = int(np.diff(breaks).max())
+        if longest_run >= _HOT_SHARE * (len(shared) + 1):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _beyond(shared: Int64Array, hot: int) -> int:
+    return int(np.maximum(0, shared - hot).sum()) * PIECE_TOKENS
+
+
+def _depth_first(shared: Int64Array, num_tokens: Int64Array) -> Int64Array:
+    """Positions in order of a walk, the child with the longest prompt first.
+
+    shared [n - 1], num_tokens [n] -> [n]
+    """
+    ordered: list[int] = []
+    nodes = [(0, len(num_tokens))]
+    while nodes:
+        low, high = nodes.pop()
+        if high - low == 1:
+            ordered.append(low)
+            continue
+        inner = shared[low : high - 1]
+        cuts = np.flatnonzero(inner == inner.min()) + 1
+        if len(cuts) == high - low - 1:  # leaves only
+            ordered += (low + by_length(num_tokens[low:high])).tolist()
+            continue
+        edges = np.concatenate([[0], cuts, [high - low]])
+        longest = np.maximum.reduceat(num_tokens[low:high], edges[:-1])
+        children = by_length(longest)[::-1]  # a stack: the last comes out first
+        starts, stops = low + edges[children], low + edges[children + 1]
+        nodes += zip(starts.tolist(), stops.tolist(), strict=True)
+    return np.array(ordered, dtype=np.int64)
 
 
 def find_duplicates(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
-    """For each row the index of the first row with the same prompt, -1 where it is itself the
-    first.
+    """For each row the index of the first row with the same prompt, -1 where it is the first.
 
     Empty rows (errors) are nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
     """
     num_rows = len(offsets) - 1
     leader = np.full(num_rows, -1, dtype=np.int64)
-    first_by_prompt: dict[bytes, int] = {}
-    flat = token_ids.tobytes()
+    first_by_digest: dict[bytes, int] = {}
+    prompts = memoryview(np.ascontiguousarray(token_ids)).cast("B")
     starts = (offsets * token_ids.itemsize).tolist()
     for row in range(num_rows):
         if starts[row] == starts[row + 1]:
             continue
-        first = first_by_prompt.setdefault(flat[starts[row] : starts[row + 1]], row)
+        prompt = prompts[starts[row] : starts[row + 1]]
+        digest = hashlib.blake2b(prompt, digest_size=16).digest()  # the prompt itself may be long
+        first = first_by_digest.setdefault(digest, row)
         if first != row:
             leader[row] = first
     return leader

@@ -301,22 +301,25 @@ def _carried_table(
 def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:
     errors: dict[int, RowError] = {}
     offsets = [np.zeros(1, np.int64)]
+    token_ids = np.empty(pending.num_tokens, np.int32)
     num_rows = num_tokens = 0
-    for prepared in pending.prepared:
+    pieces, pending.prepared = pending.prepared[::-1], []
+    while pieces:  # each is freed once it is copied: all of them twice would be too much
+        prepared = pieces.pop()
         errors |= {num_rows + index: error for index, error in prepared.errors.items()}
         offsets.append(prepared.offsets[1:] + num_tokens)
+        token_ids[num_tokens : num_tokens + len(prepared.token_ids)] = prepared.token_ids
         num_rows += len(prepared.offsets) - 1
         num_tokens += len(prepared.token_ids)
     return Chunk(
         shard=shard,
         window=window,
         rows=np.concatenate(pending.rows),
-        token_ids=np.concatenate([p.token_ids for p in pending.prepared]),
+        token_ids=token_ids,
         offsets=np.concatenate(offsets),
         carried=pa.concat_tables(pending.carried).combine_chunks(),  # parts take rows of it
         errors=errors,
         is_todo=np.concatenate(pending.todo),
-        order=job.packing.order,
         deduplicate=job.packing.deduplicate and job.sampling.is_greedy,
     )
 

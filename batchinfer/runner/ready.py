@@ -1,56 +1,76 @@
-"""What stands between the reader and the engine: work in order of admission, bounded in rows and
-bytes.
+"""What stands between the reader and the engine: chunks in, work items in order of admission out.
 
-Must not know: where work comes from or goes to. Invariant: work comes out exactly once, in the
-order put; `put` blocks the reader, never the engine's thread.
+Chunks gather in a buffer; a full one is put in order (`plan_buffer`) while the one before it is
+worked off. Must not know: where work comes from or goes to. Invariants: work comes out exactly
+once; `put` blocks the reader, `take` never blocks the engine's thread; at most one buffer is being
+worked off, one is in order, one is being filled.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
 from collections.abc import Iterator
 
-from batchinfer.plan import Chunk, WorkItem
+from batchinfer.plan import Buffer, Chunk, WorkItem, plan_buffer
+
+logger = logging.getLogger("batchinfer.runner")
+
+_MAX_BYTES = 16 << 20  # of token ids, the id and the kept columns
+_MAX_ROWS = 65_536
 
 
 class ReadyWork:
     """A queue of chunks, read out as single work items."""
 
-    def __init__(self, *, min_rows: int, max_bytes: int) -> None:
-        """The reader is held back while `min_rows` rows or `max_bytes` bytes are ready."""
-        self._min_rows = min_rows
+    def __init__(
+        self,
+        *,
+        order: str,
+        max_tokens: int,
+        max_bytes: int = _MAX_BYTES,
+        max_rows: int = _MAX_ROWS,
+    ) -> None:
+        """A buffer takes chunks up to these limits, but at least one."""
+        self._order = order
+        self._max_tokens = max_tokens
         self._max_bytes = max_bytes
+        self._max_rows = max_rows
         self._changed = threading.Condition()
-        self._chunks: deque[tuple[Chunk, Iterator[WorkItem]]] = deque()
-        self._num_rows = 0
-        self._num_bytes = 0
+        self._filling: list[Chunk] = []
+        self._num_tokens = self._num_bytes = self._num_rows = 0  # of the buffer being filled
+        self._planned: Buffer | None = None
+        self._is_planning = False
         self._is_closed = False
-        self._last_index, self._num_taken = -1, 0  # of the chunk that is being taken from
-
-    def raise_min_rows(self, min_rows: int) -> None:
-        """Once the engine's width is known: keep at least this many rows ready."""
-        with self._changed:
-            self._min_rows = max(self._min_rows, min_rows)
-            self._changed.notify_all()
+        self._last_order = ""
+        # Of the engine's thread alone:
+        self._current: Buffer | None = None
+        self._items: Iterator[WorkItem] = iter(())
 
     def put(self, chunk: Chunk) -> bool:
         """Add a chunk; waits while enough is ready. False if the queue was closed meanwhile."""
-        work = chunk.work()
-        first = next(work, None)  # plans the order here, in the reader's thread
-        with self._changed:
-            while not self._is_closed and (
-                self._num_rows >= self._min_rows or self._num_bytes >= self._max_bytes
-            ):
-                self._changed.wait()
-            if self._is_closed:
-                return False
-            if first is not None:
-                self._chunks.append((chunk, _chain(first, work)))
-                self._num_rows += len(chunk.rows)
-                self._num_bytes += len(chunk.rows) * (chunk.size_bytes // len(chunk.rows))
-                self._changed.notify_all()
-            return True
+        if not chunk.is_requested().any():
+            return not self._is_closed
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._has_room(chunk))
+                if self._is_closed:
+                    return False
+                if self._fits(chunk):
+                    self._add(chunk)
+                    self._changed.notify_all()
+                    return True
+                full = self._begin_planning()
+            self._plan(full)
+
+    def take(self) -> WorkItem | None:
+        """The next item, None if none is ready."""
+        while True:
+            item = next(self._items, None)
+            if item is not None:
+                return item
+            if not self._open_next():
+                return None
 
     def close(self) -> None:
         """No more chunks will come (or none are wanted). What is ready can still be taken."""
@@ -58,44 +78,77 @@ class ReadyWork:
             self._is_closed = True
             self._changed.notify_all()
 
-    def take(self) -> WorkItem | None:
-        """The next item, None if none is ready."""
-        while self._chunks:
-            chunk, work = self._chunks[0]
-            item = next(work, None)
-            if item is not None:
-                if item.index != self._last_index:  # a row's samples are neighbours
-                    self._last_index = item.index
-                    self._num_taken += 1
-                    self._count_out(1, chunk.size_bytes // len(chunk.rows))
-                return item
-            self._chunks.popleft()
-            rest = len(chunk.rows) - self._num_taken  # errors and duplicates never come out
-            self._count_out(rest, rest * (chunk.size_bytes // len(chunk.rows)))
-            self._last_index, self._num_taken = -1, 0
-        return None
-
-    def _count_out(self, num_rows: int, num_bytes: int) -> None:
-        with self._changed:
-            self._num_rows -= num_rows
-            self._num_bytes -= num_bytes
-            if self._num_rows < self._min_rows and self._num_bytes < self._max_bytes:
-                self._changed.notify_all()
-
     def wait(self, timeout_s: float) -> bool:
         """Wait until something is ready or the queue is closed. True if something is ready."""
         with self._changed:
-            if not self._chunks and not self._is_closed:
-                self._changed.wait(timeout_s)
-            return bool(self._chunks)
+            self._changed.wait_for(lambda: self._is_closed or self._is_ready(), timeout_s)
+            return self._is_ready()
 
     @property
     def is_exhausted(self) -> bool:
         """Closed and empty: nothing will ever come."""
         with self._changed:
-            return self._is_closed and not self._chunks
+            return self._is_closed and not self._is_ready() and not self._is_planning
 
+    def _is_ready(self) -> bool:
+        return bool(self._filling or self._planned or self._current)
 
-def _chain(first: WorkItem, rest: Iterator[WorkItem]) -> Iterator[WorkItem]:
-    yield first
-    yield from rest
+    def _has_room(self, chunk: Chunk) -> bool:
+        """Whether `chunk` fits, or will once the full buffer is put in order."""
+        return self._fits(chunk) or (self._planned is None and not self._is_planning)
+
+    def _fits(self, chunk: Chunk) -> bool:
+        return not self._filling or (
+            self._num_tokens + chunk.num_tokens <= self._max_tokens
+            and self._num_bytes + chunk.size_bytes <= self._max_bytes
+            and self._num_rows + len(chunk.rows) <= self._max_rows
+        )
+
+    def _add(self, chunk: Chunk) -> None:
+        self._filling.append(chunk)
+        self._num_tokens += chunk.num_tokens
+        self._num_bytes += chunk.size_bytes
+        self._num_rows += len(chunk.rows)
+
+    def _open_next(self) -> bool:
+        """Go on with the next buffer; one that is not full yet is better than an idle engine."""
+        with self._changed:
+            if self._current is not None:
+                self._current.release_prompts()
+                self._current = None
+            if self._planned is None:
+                if self._is_planning or not self._filling:
+                    return False
+                chunks = self._begin_planning()
+        if self._planned is None:
+            self._plan(chunks)
+        with self._changed:
+            self._current, self._planned = self._planned, None
+            self._changed.notify_all()
+        assert self._current is not None
+        self._items = self._current.items()
+        return True
+
+    def _begin_planning(self) -> list[Chunk]:
+        self._is_planning = True
+        chunks, self._filling = self._filling, []
+        self._num_tokens = self._num_bytes = self._num_rows = 0
+        return chunks
+
+    def _plan(self, chunks: list[Chunk]) -> None:
+        buffer = plan_buffer(chunks, self._order)
+        with self._changed:
+            self._planned = buffer
+            self._is_planning = False
+            self._changed.notify_all()
+        if buffer.order != self._last_order:
+            self._last_order = buffer.order
+            share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)
+            logger.info(
+                "order of admission: %s (%.0f %% of %s prompt tokens in %d chunks are shared with "
+                "the row before)",
+                buffer.order,
+                100 * share,
+                f"{buffer.num_prompt_tokens:,}",
+                len(chunks),
+            )

@@ -32,7 +32,7 @@ from batchinfer.runner.context import Outcome, RunContext, outcome_of, release, 
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
 from batchinfer.runner.heartbeat import Heartbeat
-from batchinfer.runner.loop import Loop, backlog_of
+from batchinfer.runner.loop import Loop
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.session import (
@@ -52,8 +52,6 @@ from batchinfer.telemetry import Counters, log_event
 
 logger = logging.getLogger("batchinfer.runner")
 
-_MIN_READY_ROWS = 4096
-_MAX_READY_BYTES = 16 << 20  # token ids, the id and the kept columns
 _REMOTE_READERS = 4
 _READER_END_S = 1.5
 _CLOSE_S = 10.0
@@ -135,7 +133,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     factory.prepare(job, session.model)
     context.counters.set_phase("loading the tokenizer")
     prompter = prompter_of(job, session.model)
-    ready = ReadyWork(min_rows=_MIN_READY_ROWS, max_bytes=_MAX_READY_BYTES)
+    ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
     structured = job.sampling.structured
     writer = Writer(
         session.ledger,
@@ -230,7 +228,6 @@ def _generate(
     facts = engine.facts
     log_event(logger, logging.INFO, "engine_ready", **asdict(facts))
     session.ledger.add_facts(engine=asdict(facts))
-    ready.raise_min_rows(2 * facts.max_num_seqs + backlog_of(facts.max_num_seqs))
     loop = context.loop = Loop(
         engine,
         ready,
