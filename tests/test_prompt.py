@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders
 
 from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.prompt import Prepared, Prompter, prompt_columns
+from batchinfer.prompt.encode import TokenEncoder
 
 DEMO = Path(__file__).parent.parent / "jobs" / "demo"
 MODEL = str(DEMO / "model")
@@ -112,6 +114,49 @@ def test_decoding_gives_the_text_back(demo: pa.Table) -> None:
     (text,) = made.decode(special, np.array([0, 5]))
     assert "<|im" not in text
     assert made.decode(special[:0], np.array([0])) == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 4200), max_size=12), max_size=6))
+def test_any_token_ids_decode_to_what_the_tokenizers_library_says(rows: list[list[int]]) -> None:
+    """Halves of characters, special tokens, ids past the vocabulary."""
+    made = byte_level()
+    assert decoded(made, rows) == library_of(made).decode_batch(rows)
+
+
+def test_added_tokens_decode_as_the_tokenizers_library_says() -> None:
+    made = TokenEncoder(MODEL)
+    backend = library_of(made)
+    backend.add_tokens(["\u00e9 a", "<tool>", "\u0120x", AddedToken("\u4e2d", normalized=False)])
+    backend.add_special_tokens(["<|call|>"])
+    size = backend.get_vocab_size()
+    rows = [[300, index, 301] for index in range(size - 8, size)]
+    assert decoded(made, rows) == backend.decode_batch(rows)
+    assert any("<tool>" in text for text in decoded(made, rows))
+    assert not any("<|call|>" in text for text in decoded(made, rows))
+
+
+def test_a_vocabulary_that_is_not_of_bytes_is_left_to_the_library() -> None:
+    made = TokenEncoder(MODEL)
+    library_of(made).decoder = decoders.WordPiece()
+    assert decoded(made, [[300, 301], [], [302]]) == library_of(made).decode_batch(
+        [[300, 301], [], [302]]
+    )
+    assert " " in decoded(made, [[300, 301]])[0]  # between the pieces: WordPiece's way
+
+
+@cache
+def byte_level() -> TokenEncoder:
+    return TokenEncoder(MODEL)
+
+
+def library_of(encoder: TokenEncoder) -> Any:
+    return encoder.tokenizer.backend_tokenizer
+
+
+def decoded(encoder: TokenEncoder, rows: list[list[int]]) -> list[str]:
+    flat = np.array([token_id for row in rows for token_id in row], dtype=np.int32)
+    return encoder.decode(flat, np.cumsum([0, *map(len, rows)]))
 
 
 def test_several_threads_prepare_and_decode_at_once(demo: pa.Table) -> None:

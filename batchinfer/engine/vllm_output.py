@@ -54,8 +54,10 @@ def _set_logprobs(completion: Completion, flat: Any) -> None:
         return  # logprobs: 0, the sampled tokens alone
     is_top = np.ones(len(logprobs), bool)
     is_top[starts] = False
-    num_top = np.asarray(flat.end_indices, np.int32) - starts - 1
-    completion.top_offsets = np.concatenate(([0], np.cumsum(num_top))).astype(np.int32)
+    # A position ends where the next one starts, and gives up one entry, the sampled token's.
+    completion.top_offsets = np.arange(0, -len(starts) - 1, -1, np.int32)
+    completion.top_offsets[:-1] += starts
+    completion.top_offsets[-1] += len(logprobs)
     completion.top_token_ids = np.asarray(flat.token_ids, np.int32)[is_top]
     completion.top_logprobs = logprobs[is_top]
 

@@ -39,7 +39,7 @@ def part_writer(
         sink,
         schema,
         compression="zstd",
-        compression_level=3,
+        compression_level=1,
         use_dictionary=[n for n in _DICTIONARY_COLUMNS if n in schema.names],
         data_page_size=page_bytes,
         write_batch_size=page_step_rows,
