@@ -20,7 +20,7 @@ from tests.support.jobs import Place, job, results, rows, run, start, wait, writ
 MIB = 1 << 20
 #: What a run may hold of any input: pages of the input, chunks that are read, ready and in flight,
 #: results that wait for storage, and tables being written.
-MAX_GROWTH_BYTES = 360 * MIB
+MAX_GROWTH_BYTES = 250 * MIB
 _ALPHABET = np.frombuffer(
     b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", np.uint8
 )
@@ -84,7 +84,7 @@ def test_a_shard_larger_than_the_memory_allowance_is_read_kept_and_folded_in_bou
     write_large_rows(path, num_rows=num_rows, row_bytes=row_bytes, num_groups=num_groups)
     metadata = pq.read_metadata(path)
     assert metadata.num_row_groups == num_groups
-    assert path.stat().st_size > 1.4 * MAX_GROWTH_BYTES
+    assert path.stat().st_size > 1.6 * MAX_GROWTH_BYTES
     settings = job(
         folder,
         input={"keep_columns": ["payload"]},
@@ -110,7 +110,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(folder: Place, tmp_path: P
         )
         peaks.append(peak_bytes(write_job(tmp_path, settings, f"{name}.yaml")))
         assert results(place).height == num_rows
-    assert peaks[1] - peaks[0] < 60 * MIB
+    assert peaks[1] - peaks[0] < 40 * MIB
 
 
 def test_thousands_of_tiny_shards_become_as_many_files_of_the_same_names(

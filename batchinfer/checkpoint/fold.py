@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from batchinfer.sink import file_facts
 
-#: Uncompressed bytes of a row group of a finished file, and so about what a fold holds at a time.
-MAX_ROW_GROUP_BYTES = 16 << 20
-MAX_ROW_GROUP_ROWS = 16384
+#: Uncompressed bytes of a row group of a finished file. A fold holds about three times as much: the
+#: rows read, the winners taken from them, and their encoded pages.
+MAX_ROW_GROUP_BYTES = 8 << 20
+MAX_ROW_GROUP_ROWS = 8192
 _CURSORS_BYTES = 8 << 20
 _MIN_BATCH_BYTES = 16 << 10
 _READ_BUFFER_BYTES = 64 << 10

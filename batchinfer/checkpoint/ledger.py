@@ -11,18 +11,19 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.checkpoint.fold import Cursor, UnreadableSource, batch_bytes_of, fold_window
+from batchinfer.checkpoint.keys import Keys, concat_keys, read_keys
 from batchinfer.checkpoint.layout import (
     META,
     PARTS_PREFIX,
@@ -39,7 +40,7 @@ from batchinfer.storage import Store
 
 logger = logging.getLogger("batchinfer.checkpoint")
 
-_KEY_COLUMNS = ["row", "sample", "error_type"]
+_REMOTE_READS = 16  # requests for parts that are under way together; a wait each
 _MAX_FOLD_TRIES = 5
 #: Parts of one window that a fold has open at a time; the usual limit of a process is 1024 files.
 MAX_OPEN_PARTS = 128
@@ -52,22 +53,6 @@ class Survey:
 
     finished: set[str] = field(default_factory=set)
     with_parts: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Keys of results. [n] each"""
-
-    row: npt.NDArray[np.int64]
-    sample: npt.NDArray[np.int32]
-    is_error: npt.NDArray[np.bool_]
-
-    def where(self, mask: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
-        """The (row, sample) pairs that `mask` selects. [n]"""
-        return set(zip(self.row[mask].tolist(), self.sample[mask].tolist(), strict=True))
-
-    def slice(self, low: int, high: int) -> Keys:
-        return Keys(self.row[low:high], self.sample[low:high], self.is_error[low:high])
 
 
 class IncompleteShard(TransientError):
@@ -119,21 +104,24 @@ class Ledger:
 
         An unreadable or foreign part is set aside with a warning.
         """
-        tables = []
-        for part in parts:
-            try:
-                with self._open(part_key(shard, part)) as source:
-                    file = pq.ParquetFile(source)
-                    if self._is_ours(file_facts(file.metadata)):
-                        tables.append(file.read(columns=_KEY_COLUMNS))
-                        continue
-                    problem = "it belongs to another job"
-            except FileNotFoundError:
-                continue  # its run, or another, has just folded it; the finished file tells
-            except (pa.ArrowInvalid, OSError) as error:
-                problem = str(error).splitlines()[0]
-            self.set_aside(shard, part, problem)
-        return _keys(tables)
+        if self._store.is_local:
+            return concat_keys([self._keys_of_part(shard, part) for part in parts])
+        with ThreadPoolExecutor(_REMOTE_READS, thread_name_prefix="keys") as pool:
+            return concat_keys(list(pool.map(lambda part: self._keys_of_part(shard, part), parts)))
+
+    def _keys_of_part(self, shard: str, part: PartId) -> Keys:
+        try:
+            with self._open(part_key(shard, part)) as source:
+                file = pq.ParquetFile(source, pre_buffer=False)
+                if self._is_ours(file_facts(file.metadata)):
+                    return read_keys(file)
+                problem = "it belongs to another job"
+        except FileNotFoundError:
+            return concat_keys([])  # its run, or another, has just folded it
+        except (pa.ArrowInvalid, OSError) as error:
+            problem = str(error).splitlines()[0]
+        self.set_aside(shard, part, problem)
+        return concat_keys([])
 
     def num_rows_of_parts(self, shard: str) -> int:
         """Results in the shard's parts, from their footers (a result in two parts counts twice)."""
@@ -149,7 +137,7 @@ class Ledger:
     def keys_of_finished(self, shard: str) -> Keys:
         """Keys in the shard's finished file. Raises FileNotFoundError."""
         with self._open(shard) as source:
-            return _keys([pq.ParquetFile(source).read(columns=_KEY_COLUMNS)])
+            return read_keys(pq.ParquetFile(source, pre_buffer=False))
 
     def facts_of(self, key: str) -> dict[str, Any] | None:
         """Our facts in a Parquet file's footer, None if it is not ours.
@@ -249,11 +237,11 @@ class Ledger:
         """
         parts = self.parts_of(shard)
         finished = self.keys_of_finished(shard)
-        failed = finished.where(finished.is_error)
+        failed = finished.codes(finished.is_error, self._num_samples)
         is_adding = False
-        if failed:
+        if len(failed):
             keys = self.keys_of_parts(shard, parts)
-            is_adding = bool(failed & keys.where(~keys.is_error))
+            is_adding = bool(np.isin(failed, keys.codes(~keys.is_error, self._num_samples)).any())
         if not is_adding:
             self._store.delete([part_key(shard, part) for part in parts])
             return
@@ -413,17 +401,6 @@ class _UnreadablePart(Exception):
     def __init__(self, part: PartId, problem: str) -> None:
         super().__init__(problem)
         self.part = part
-
-
-def _keys(tables: list[pa.Table]) -> Keys:
-    if not tables:
-        return Keys(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.bool_))
-    table = pa.concat_tables([t.select(_KEY_COLUMNS).replace_schema_metadata(None) for t in tables])
-    return Keys(
-        table.column("row").to_numpy(),
-        table.column("sample").to_numpy(),
-        pc.is_valid(table.column("error_type")).to_numpy(),
-    )
 
 
 def _count(table: pa.Table) -> Totals:

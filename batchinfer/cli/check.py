@@ -9,9 +9,11 @@ import numpy as np
 
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
+from batchinfer.engine.hardware import this_machine
 from batchinfer.errors import InputError
+from batchinfer.quantization import for_this_machine, record_of
 from batchinfer.runner.checks import check_output
-from batchinfer.runner.session import digest_ingredients
+from batchinfer.runner.digest import digest_ingredients
 from batchinfer.source import ShardReader
 
 _MAX_SHOWN_IDS = 20
@@ -19,12 +21,18 @@ _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
 def explain_job(path: str, sets: tuple[str, ...]) -> None:
-    """A line a setting: key, value, origin."""
-    rows = explain(load_job(path, sets))
+    """A line a setting: key, value, origin. Below, what a quantization by name means here."""
+    loaded = load_job(path, sets)
+    rows = explain(loaded)
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
+    if (name := loaded.job.model.quantization) != "auto":
+        can_run, text = for_this_machine(record_of(name), this_machine())
+        click.echo(
+            f"\n{name}: {record_of(name).meaning}. {'Here: ' if can_run else 'Not here: '}{text}"
+        )
 
 
 def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
@@ -38,6 +46,8 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
         f"model    {looked.model.path}: {looked.model.dtype}, "
         f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"
     )
+    for warning in looked.model.warnings:
+        click.echo(f"warning  {warning}")
     click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
     click.echo(f"output   {looked.store.url}")
     if ids:

@@ -33,10 +33,10 @@ class Buffer:
 
     def items(self) -> Iterator[WorkItem]:
         """What to request, in order. Made one at a time: a buffer can have 100,000 rows."""
-        for chunk_number, index in zip(self.chunk_of, self.index_of, strict=True):
-            chunk = self.chunks[chunk_number]
-            for sample in chunk.samples(int(index)):
-                yield WorkItem(chunk, int(index), sample)
+        for number, index in zip(self.chunk_of.tolist(), self.index_of.tolist(), strict=True):
+            chunk = self.chunks[number]
+            for sample in chunk.samples(index):
+                yield WorkItem(chunk, index, sample)
 
     def release_prompts(self) -> None:
         for chunk in self.chunks:

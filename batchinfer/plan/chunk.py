@@ -64,14 +64,16 @@ class Chunk:
 
     def is_requested(self) -> npt.NDArray[np.bool_]:
         """Which rows need a request: not those in error, done, or computed with another. [n]"""
-        is_requested = self.is_todo.any(axis=1)
+        is_requested: npt.NDArray[np.bool_] = np.array(self.is_todo.any(axis=1))
         is_requested[list(self.errors)] = False
         for followers in self.followers.values():
             is_requested[followers] = False
         return is_requested
 
     def samples(self, index: int) -> list[int]:
-        """Samples of row `index` that are not done yet."""
+        """Samples not done yet of row `index`, one of `is_requested`."""
+        if self.is_todo.shape[1] == 1:
+            return [0]
         samples: list[int] = np.flatnonzero(self.is_todo[index]).tolist()
         return samples
 

@@ -21,6 +21,7 @@ Int64Array = npt.NDArray[np.int64]
 #: Shared prefixes are measured in pieces of so many tokens: an engine's prefix cache knows whole
 #: blocks only (vLLM: 16 tokens on a GPU, 128 on a CPU).
 PIECE_TOKENS = 32
+_PAIRS_AT_ONCE = 4096  # a megabyte of indices
 #: A prefix that so many of the rows begin with stays in the cache in any order.
 _HOT_SHARE = 0.5
 
@@ -60,7 +61,8 @@ class PrefixTree:
             low + _depth_first(self.shared[low : high - 1], self.num_tokens[low:high])
             for low, high in zip(self.edges[:-1].tolist(), self.edges[1:].tolist(), strict=True)
         ]
-        return self.sorted_rows[np.concatenate([np.empty(0, np.int64), *ordered])]
+        rows: Int64Array = self.sorted_rows[np.concatenate([np.empty(0, np.int64), *ordered])]
+        return rows
 
 
 def prefix_trees(
@@ -104,14 +106,25 @@ def _sorted_rows(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
 
 
 def _shared_pieces(token_ids: Int32Array, offsets: Int64Array, rows: Int64Array) -> Int64Array:
-    """How many whole pieces each row has in common with the next in `rows`. [n] -> [n - 1]
-
-    A piece of all pairs that still agree at a time; the work is proportional to what is shared.
-    """
+    """How many whole pieces each row has in common with the next in `rows`. [n] -> [n - 1]"""
     first, second = offsets[rows[:-1]], offsets[rows[1:]]
     num_tokens = np.diff(offsets)[rows]
     num_pieces = np.minimum(num_tokens[:-1], num_tokens[1:]) // PIECE_TOKENS
     shared = np.zeros(len(first), dtype=np.int64)
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        pairs = slice(start, start + _PAIRS_AT_ONCE)
+        shared[pairs] = _common_pieces(token_ids, first[pairs], second[pairs], num_pieces[pairs])
+    return shared
+
+
+def _common_pieces(
+    token_ids: Int32Array, first: Int64Array, second: Int64Array, num_pieces: Int64Array
+) -> Int64Array:
+    """Pieces that are the same from token `first` and from token `second` on, of `num_pieces`. [n]
+
+    A piece of all pairs that still agree at a time; the work is proportional to what is shared.
+    """
+    common = np.zeros(len(first), dtype=np.int64)
     piece = np.arange(PIECE_TOKENS)
     left = np.flatnonzero(num_pieces > 0)
     depth = 0
@@ -120,9 +133,9 @@ def _shared_pieces(token_ids: Int32Array, offsets: Int64Array, rows: Int64Array)
         is_same = (token_ids[first[left, None] + at] == token_ids[second[left, None] + at]).all(1)
         left = left[is_same]
         depth += 1
-        shared[left] = depth
+        common[left] = depth
         left = left[num_pieces[left] > depth]
-    return shared
+    return common
 
 
 def _hot_pieces(shared: Int64Array) -> int:
@@ -179,13 +192,13 @@ def find_duplicates(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
     num_rows = len(offsets) - 1
     leader = np.full(num_rows, -1, dtype=np.int64)
     first_by_digest: dict[bytes, int] = {}
-    prompts = memoryview(np.ascontiguousarray(token_ids)).cast("B")
+    prompts = memoryview(pa.py_buffer(np.ascontiguousarray(token_ids)))  # bytes, not copied
     starts = (offsets * token_ids.itemsize).tolist()
     for row in range(num_rows):
         if starts[row] == starts[row + 1]:
             continue
-        prompt = prompts[starts[row] : starts[row + 1]]
-        digest = hashlib.blake2b(prompt, digest_size=16).digest()  # the prompt itself may be long
+        # Its digest, as the prompt itself may be long.
+        digest = hashlib.blake2b(prompts[starts[row] : starts[row + 1]], digest_size=16).digest()
         first = first_by_digest.setdefault(digest, row)
         if first != row:
             leader[row] = first

@@ -36,6 +36,8 @@ from batchinfer.runner.checks import (
     recorded_fingerprints,
     refuse_foreign_files,
 )
+from batchinfer.runner.digest import complete_digest, digest_ingredients
+from batchinfer.runner.restart import delete_results, refuse_strangers
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import (
     Fingerprint,
@@ -51,20 +53,6 @@ from batchinfer.telemetry import Clock
 logger = logging.getLogger("batchinfer.runner")
 
 _FOOTER_THREADS = 16
-
-# Of vLLM's engine arguments; the others size the engine or say how it computes the same.
-_OPTIONS_THAT_CHANGE_RESULTS = frozenset(
-    {
-        "hf_overrides",
-        "kv_cache_dtype",
-        "load_format",
-        "logits_processors",
-        "override_generation_config",
-        "quantization_config",
-        "rope_scaling",
-        "rope_theta",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,38 +140,6 @@ def _s3_options(settings: Any) -> S3Options:
         profile=settings.profile,
         region=settings.region,
         anonymous=settings.anonymous,
-    )
-
-
-def digest_ingredients(job: Job, model: ModelFacts) -> dict[str, Any]:
-    """What decides the content of the output. Everything else may change between runs."""
-    dump = job.model_dump(mode="json")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "prompt": dump["prompt"],
-        "sampling": dump["sampling"],
-        "input": {name: dump["input"][name] for name in ("filter", "id_column", "keep_columns")},
-        "model": {
-            "dtype": model.dtype,
-            "quantization": model.quantization,
-            "max_model_len": model.max_model_len,  # decides what is too long, and what is cut
-            "content": dict(model.digest),
-        },
-        "engine_options": {
-            name: value
-            for name, value in dump["engine"]["options"].items()
-            if name in _OPTIONS_THAT_CHANGE_RESULTS
-        },
-    }
-
-
-def complete_digest(digest: str, shards: Sequence[Shard]) -> str:
-    """What `_SUCCESS` holds: the job and the input listing together."""
-    return records.digest_of(
-        {
-            "job": digest,
-            "input": records.listing_digest((s.name, s.size_bytes, s.version) for s in shards),
-        }
     )
 
 
@@ -280,8 +236,13 @@ def begin(
     # leaves no record that the mended job would not match.
     new = _check_input(session, recorded)
     if is_restart:
-        _refuse_strangers(session)
-        _restart(session)
+        refuse_strangers(ledger, survey)
+        if options.slice is not None:
+            raise TransientError(
+                f"a --restart of {store.url} was interrupted: start once without --shard to "
+                "finish it"
+            )
+        delete_results(store, survey, lease)
         session.survey = ledger.survey()
         refuse_foreign_files(ledger, session.survey, recorded, digest)
     if record is None:
@@ -317,41 +278,6 @@ def _require_create(store: Store) -> None:
             "absent (If-None-Match), so two runs on one output could not be told apart. Use another"
             " store, or set output.single_writer: true and let only one run at a time work on it"
         )
-
-
-def _refuse_strangers(session: Session) -> None:
-    """Files that are nobody's result stop a restart before it deletes anything."""
-    for key in sorted(session.survey.finished):
-        if session.ledger.facts_of(key) is None:
-            raise ConfigError(
-                f"{session.store.url_of(key)} is not a result of batchinfer: move it away, or "
-                "choose an empty output.path. Nothing was deleted"
-            )
-
-
-def _restart(session: Session) -> None:
-    """Delete all results, so that every kill in between is finished by the next start.
-
-    The marker goes first and last. Run numbers stay: a part's name must never come twice. The lease
-    is looked at before each step: what another run that took over has written is not deleted.
-    """
-    store, lease = session.store, session.lease
-    if session.options.slice is not None:
-        raise TransientError(
-            f"a --restart of {store.url} was interrupted: start once without --shard to finish it"
-        )
-    store.create(layout.RESTART_KEY, records.to_json({"restart": True}))
-    store.delete([layout.SUCCESS_KEY])
-    for key in sorted(session.survey.finished):
-        lease.beat()
-        store.delete([key])
-    for prefix in (layout.PARTS_PREFIX, layout.UNREADABLE_PREFIX):
-        lease.beat()
-        store.delete(info.key for info in store.list(prefix))
-    lease.beat()
-    store.delete([layout.JOB_KEY])
-    store.delete([layout.RESTART_KEY])
-    logger.info("restart: earlier results deleted from %s", store.url)
 
 
 def _create_record(session: Session, ingredients: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from batchinfer.checkpoint import Ledger, PartId, Totals
 from batchinfer.errors import InputError
+from batchinfer.runner.memory import return_freed_pages
 from batchinfer.sink import Result, build_table
 from batchinfer.sink.table import Detokenize
 from batchinfer.telemetry import Counters
@@ -27,8 +28,12 @@ logger = logging.getLogger("batchinfer.runner")
 
 NUM_PUBLISHERS = 2
 NUM_REMOTE_PUBLISHERS = 4  # they wait more than they work
-MAX_HELD_BYTES = 48 << 20
+#: Counted as in `Result.size_bytes`; small rows take about twice as
+#: much, as Python objects.
+MAX_HELD_BYTES = 16 << 20
 _FIRST_FLUSH_S = 0.5
+#: Of the time since the first row, until that is every_s: what an early kill may cost.
+_FLUSH_SHARE = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +74,7 @@ class _ShardRead:
 class _Published:
     shard: str
     num_bytes: int
+    is_fold: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +125,12 @@ class Writer:
         self._buffered_bytes = 0
         self._oldest_s: float | None = None  # monotonic time of the first buffered row
         self._flush_s = min(_FIRST_FLUSH_S, every_s)
+        self._first_s: float | None = None  # monotonic time of the first row of all
         self._sequence = 0
         self._may_finish = True
-        self._pool = ThreadPoolExecutor(
-            NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS,
-            thread_name_prefix="publish",
-        )
+        self._num_publishers = NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS
+        self._pool = ThreadPoolExecutor(self._num_publishers, thread_name_prefix="publish")
+        self._num_writing = 0  # what the pool has: folds are not among it
         # Of its own: a fold of a large shard takes minutes, and parts must not wait behind it.
         self._folds = ThreadPoolExecutor(1, thread_name_prefix="fold")
         self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
@@ -195,7 +201,9 @@ class Writer:
                     return
             elif self._is_flush_due():
                 self._flush()
-                self._flush_s = min(self._every_s, self._flush_s * 2)
+                assert self._first_s is not None
+                share_s = _FLUSH_SHARE * (time.monotonic() - self._first_s)
+                self._flush_s = min(self._every_s, max(self._flush_s, share_s))
 
     def _next_events(self) -> list[_Event]:
         with self._changed:
@@ -206,13 +214,13 @@ class Writer:
             return events
 
     def _wait_s(self) -> float:
-        if self._oldest_s is None:
+        if self._oldest_s is None or self._num_writing >= self._num_publishers:
             return 1.0
         return max(0.0, min(1.0, self._oldest_s + self._flush_s - time.monotonic()))
 
     def _is_flush_due(self) -> bool:
-        if self._oldest_s is None:
-            return False
+        if self._oldest_s is None or self._num_writing >= self._num_publishers:
+            return False  # more parts would only wait, and be smaller
         return (
             self._num_buffered >= self._every_rows
             or self._buffered_bytes >= self._max_held_bytes // 2
@@ -229,6 +237,7 @@ class Writer:
                 self._buffered_bytes += result.size_bytes
             if event and self._oldest_s is None:
                 self._oldest_s = time.monotonic()
+                self._first_s = self._first_s or self._oldest_s
             touched = {result.chunk.shard for result in event}
         elif isinstance(event, ShardOutput):
             self._shards[event.name] = event
@@ -247,6 +256,7 @@ class Writer:
             assert isinstance(event, _Published)
             shard = self._shards[event.shard]
             shard.num_publishing -= 1
+            self._num_writing -= not event.is_fold
             with self._changed:
                 self._held_bytes -= event.num_bytes
                 self._changed.notify_all()
@@ -314,6 +324,7 @@ class Writer:
         pool: ThreadPoolExecutor | None = None,
     ) -> None:
         num_bytes = sum(r.size_bytes for r in results)
+        is_fold = pool is self._folds
 
         def run() -> None:
             try:
@@ -325,10 +336,11 @@ class Writer:
             except BaseException as error:  # the thread's edge: the main thread raises it
                 self._fail(error)
             finally:
-                self._post(_Published(shard.name, num_bytes))
+                self._post(_Published(shard.name, num_bytes, is_fold))
 
         (pool or self._pool).submit(run)  # may raise: no thread to be had
         shard.num_publishing += 1
+        self._num_writing += not is_fold
 
     def _finish_directly(self, shard: ShardOutput, results: list[Result]) -> None:
         table = self._table(shard, results) if results else None
@@ -343,6 +355,7 @@ class Writer:
         totals = self._ledger.finish_shard(
             shard.name, shard.schema, shard.num_expected, shard.recheck, self._keep_folding
         )
+        return_freed_pages()  # what a fold took, nobody needs until the next
         self._note_finished(shard, totals)
 
     def _keep_folding(self) -> None:

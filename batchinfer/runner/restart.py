@@ -1,0 +1,44 @@
+"""`--restart`: all results of an output are deleted, however often it is killed on the way.
+
+Must not know: what is computed afterwards. Only called under the lease of the whole output.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from batchinfer.checkpoint import Lease, Ledger, Survey, layout, records
+from batchinfer.errors import ConfigError
+from batchinfer.storage import Store
+
+logger = logging.getLogger("batchinfer.runner")
+
+
+def refuse_strangers(ledger: Ledger, survey: Survey) -> None:
+    """Files that are nobody's result stop a restart before it deletes anything."""
+    for key in sorted(survey.finished):
+        if ledger.facts_of(key) is None:
+            raise ConfigError(
+                f"{ledger.store.url_of(key)} is not a result of batchinfer: move it away, or "
+                "choose an empty output.path. Nothing was deleted"
+            )
+
+
+def delete_results(store: Store, survey: Survey, lease: Lease) -> None:
+    """Delete all results, so that every kill in between is finished by the next start.
+
+    The marker goes first and last. Run numbers stay: a part's name must never come twice. The lease
+    is looked at before each step: what another run that took over has written is not deleted.
+    """
+    store.create(layout.RESTART_KEY, records.to_json({"restart": True}))
+    store.delete([layout.SUCCESS_KEY])
+    for key in sorted(survey.finished):
+        lease.beat()
+        store.delete([key])
+    for prefix in (layout.PARTS_PREFIX, layout.UNREADABLE_PREFIX):
+        lease.beat()
+        store.delete(info.key for info in store.list(prefix))
+    lease.beat()
+    store.delete([layout.JOB_KEY])
+    store.delete([layout.RESTART_KEY])
+    logger.info("restart: earlier results deleted from %s", store.url)
