@@ -253,8 +253,8 @@ def test_an_override_is_json_unless_text_is_wanted(
         ),
         (
             "packing: {order: lenght}",
-            'job.yaml:11: packing.order: must be one of auto, length, prefix, input, got "lenght"; did you mean '
-            "length?",
+            "job.yaml:11: packing.order: must be one of auto, length, prefix, input, got "
+            '"lenght"; did you mean length?',
         ),
         ("packing:", "job.yaml:11: packing: must be a mapping (keys with values), got null"),
         (
@@ -489,16 +489,6 @@ def test_sampling_at_its_bounds_is_taken(settings: dict[str, Any]) -> None:
 def test_a_prompt_is_exactly_one_kind(prompt: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         job(prompt=prompt)
-
-
-@pytest.mark.parametrize(
-    "name", ["awq", "gptq", "int8", "int4", "fp8", "fp4", "nf4", "qtip", "exl3", "gguf", "AWQ"]
-)
-def test_a_quantization_of_a_later_version_is_named_as_such(name: str) -> None:
-    with pytest.raises(
-        ValidationError, match=f"{name} is not supported by this version; auto runs"
-    ):
-        job(model={"path": "m", "quantization": name})
 
 
 @pytest.mark.parametrize(

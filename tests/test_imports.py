@@ -19,6 +19,7 @@ ROOMS = (
     "config",
     "storage",
     "source",
+    "quantization",
     "model",
     "prompt",
     "plan",

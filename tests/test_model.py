@@ -106,11 +106,74 @@ def test_a_float32_checkpoint_is_computed_in_bfloat16_and_that_is_said(folder: P
     assert "float32" in facts.notes[0]
 
 
+AWQ = {"quant_method": "awq", "bits": 4}
+
+
+def store_as(file: Path, dtype: bytes) -> None:
+    """Say in the header that the weights are of another dtype."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"BF16"', b'"' + dtype + b'"')
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
 def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: Path) -> None:
-    change(folder / "config.json", quantization_config={"quant_method": "awq"})
+    change(folder / "config.json", quantization_config=AWQ)
+    store_as(folder / "model.safetensors", b"I32")
     assert read_model(str(folder)).quantization == "awq"
-    with pytest.raises(ConfigError, match=r"fp16.*quantized \(awq\)"):
-        read_model(str(folder), quantization="fp16")
+    assert read_model(str(folder), quantization="awq").engine_quantization is None
+    for asked in ("fp16", "gptq", "int8"):
+        with pytest.raises(ConfigError, match=f"{asked}, but the checkpoint is AWQ .* write awq"):
+            read_model(str(folder), quantization=asked, dtype="float16")
+
+
+@pytest.mark.parametrize("place", ["config.json", "text_config", "hf_quant_config.json"])
+def test_quantization_settings_are_found_where_families_write_them(
+    folder: Path, place: str
+) -> None:
+    store_as(folder / "model.safetensors", b"U8")
+    if place == "config.json":
+        change(folder / place, compression_config={"quant_method": "mxfp4"})
+    elif place == "text_config":
+        nested = json.loads((folder / "config.json").read_text())
+        nested["quantization_config"] = {"quant_method": "mxfp4"}
+        (folder / "config.json").write_text(json.dumps({"text_config": nested}))
+    else:
+        (folder / place).write_text(json.dumps({"quantization": {"quant_algo": "NVFP4"}}))
+    assert read_model(str(folder)).quantization == "fp4"
+
+
+def test_an_old_gptq_folder_is_told_from_an_unquantized_one(folder: Path) -> None:
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4}))
+    with pytest.raises(ConfigError, match="put its content there as quantization_config"):
+        read_model(str(folder))
+
+
+def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Path) -> None:
+    change(folder / "config.json", quantization_config=AWQ)
+    with pytest.raises(ConfigError, match=r"say AWQ .* stored as BF16"):
+        read_model(str(folder))
+    change(folder / "config.json", quantization_config=None)
+    store_as(folder / "model.safetensors", b"I8")
+    with pytest.raises(ConfigError, match=r"say unquantized, .* stored as I8"):
+        read_model(str(folder))
+
+
+def test_a_folders_name_is_a_hint_that_the_files_must_bear_out(folder: Path) -> None:
+    hinted = folder.rename(folder.parent / "Demo-7M-AWQ")
+    with pytest.raises(ConfigError, match="Demo-7M-AWQ says awq, but its files are unquantized"):
+        read_model(str(hinted))
+    assert read_model(str(hinted), quantization="none").quantization == "none"
+
+
+def test_gguf_is_told_by_its_first_bytes(folder: Path) -> None:
+    file = folder / "model.Q4_K_M.gguf"
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    file.write_bytes(b"GGUF" + bytes(64))
+    for path in (file, folder):
+        with pytest.raises(ConfigError, match="is a GGUF file: quantization gguf is not yet"):
+            read_model(str(path))
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,20 @@ import click
 from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
 from batchinfer.config import load_job
+from batchinfer.engine.hardware import cpu_flags, this_machine
 from batchinfer.errors import BatchInferError, ConfigError
+from batchinfer.quantization import TABLE, Machine, for_this_machine
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.storage import Store, open_store
 
 _PACKAGES = ("torch", "transformers", "pyarrow", "polars", "s3fs")
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
     problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
+    show_quantizations(this_machine())
     if job_path is not None:
         problems += _job(job_path)
     failed = [problem for problem in problems if problem]
@@ -35,8 +38,8 @@ def examine(job_path: str | None, url: str | None) -> None:
         raise ConfigError(f"{len(failed)} of the checks above failed")
 
 
-def _line(what: str, text: str, *, ok: bool = True) -> None:
-    click.echo(f"{'ok     ' if ok else 'MISSING'}  {what:<9} {text}")
+def _line(what: str, text: str, *, ok: bool = True, mark: str | None = None) -> None:
+    click.echo(f"{mark or ('ok' if ok else 'MISSING'):<7}  {what:<9} {text}")
 
 
 def _engine() -> str | None:
@@ -49,16 +52,21 @@ def _engine() -> str | None:
         _line("engine", "vLLM is not installed: `make setup` installs it", ok=False)
         return "engine"
     try:
-        from batchinfer.engine.vllm_setup import describe_devices
+        from batchinfer.engine.vllm_setup import default_sizes, describe_devices
 
         devices = describe_devices()
+        max_num_seqs, max_num_batched_tokens = default_sizes(1)
     except BatchInferError as error:
         _line("engine", f"vLLM {vllm}: {error}", ok=False)
         return "engine"
     _line("engine", f"vLLM {vllm}")
     for device in devices:
         _line("device", device)
-    flags = _cpu_flags()
+    _line(
+        "sizes",
+        f"auto is max_num_seqs {max_num_seqs}, max_num_batched_tokens {max_num_batched_tokens}",
+    )
+    flags = [flag for flag in _CPU_FLAGS if flag in cpu_flags()]
     _line("cpu", f"{len(os.sched_getaffinity(0))} usable cores, {', '.join(flags) or 'no AVX2'}")
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -66,6 +74,16 @@ def _engine() -> str | None:
     else:
         _line("compiler", Path(compiler).name)
     return None
+
+
+def show_quantizations(machine: Machine) -> None:
+    """A line for each name of `model.quantization`. What cannot run is no failed check."""
+    if machine.device is None:
+        _line("names", "of model.quantization: unknown without vLLM and a device", mark="-")
+        return
+    for record in TABLE:
+        can_run, text = for_this_machine(record, machine)
+        _line(record.name, f"quantization, {text}", mark="ok" if can_run else "no")
 
 
 def _store(what: str, store: Store) -> str | None:
@@ -113,9 +131,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_flags() -> list[str]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return [flag for flag in _CPU_FLAGS if flag in flags]

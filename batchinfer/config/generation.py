@@ -29,7 +29,24 @@ from batchinfer.config.values import (
 )
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Quantization = Literal["auto", "none", "fp32", "fp16", "bf16"]
+#: What each means and needs: batchinfer/quantization/table.py. A test holds the two together.
+QuantizationName = Literal[
+    "none",
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "fp8",
+    "fp4",
+    "awq",
+    "gptq",
+    "nf4",
+    "qtip",
+    "exl3",
+    "gguf",
+]
+Quantization = Literal["auto", QuantizationName]
 
 _DTYPE_NAMES: dict[object, Dtype] = {
     "float": "float32",
@@ -43,17 +60,7 @@ _DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
-_NOT_YET = ("awq", "gptq", "int8", "int4", "fp8", "fp4", "nf4", "qtip", "exl3", "gguf")
 _CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
-
-
-def _is_supported(name: object) -> object:
-    if isinstance(name, str) and name.lower() in _NOT_YET:
-        raise ValueError(
-            f"{name} is not supported by this version; auto runs a checkpoint that is already "
-            "quantized"
-        )
-    return name
 
 
 class ModelSettings(Section):
@@ -67,10 +74,16 @@ class ModelSettings(Section):
         default=None,
         description="Branch, tag or commit of a hub model; null means its default branch.",
     )
-    quantization: Annotated[Quantization, BeforeValidator(_is_supported)] = Field(
+    quantization: Quantization = Field(
         default="auto",
         description="auto: as the checkpoint says; none: unquantized; fp32, fp16, bf16: "
-        "unquantized in that precision.",
+        "unquantized in that precision; fp8: a checkpoint, or on the fly; the others: a "
+        "checkpoint of that kind (docs/quantization.md).",
+    )
+    quantization_fallback: Annotated[tuple[QuantizationName, ...], Tuple] = Field(
+        default=(),
+        description="Names to take instead, the first that this machine can run, where it cannot "
+        "run the one above.",
     )
     dtype: Annotated[
         Dtype,
@@ -96,10 +109,15 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
-        wanted = _DTYPE_OF_QUANTIZATION.get(self.quantization)
-        if wanted is not None and self.dtype not in ("auto", wanted):
+        for name in (self.quantization, *self.quantization_fallback):
+            wanted = _DTYPE_OF_QUANTIZATION.get(name)
+            if wanted is not None and self.dtype not in ("auto", wanted):
+                raise key_error(
+                    "dtype", f"{self.dtype} contradicts quantization {name}; give only one"
+                )
+        if self.quantization_fallback and self.quantization == "auto":
             raise key_error(
-                "dtype", f"{self.dtype} contradicts quantization {self.quantization}; give only one"
+                "quantization_fallback", "needs a quantization by name to fall back from, not auto"
             )
         return self
 

@@ -8,7 +8,7 @@ equal weights as far as safetensors headers and sizes tell, and equal tokenizer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,28 @@ from batchinfer.model.folder import (
     content_digest,
     read_json,
     read_optional_json,
+    refuse_gguf,
     require_tokenizer,
     resolve_folder,
 )
 from batchinfer.model.weights import Weights, read_weights
+from batchinfer.quantization import (
+    SCHEMES,
+    Checkpoint,
+    Machine,
+    check_hint,
+    choose,
+    detect,
+    is_gguf,
+)
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_UNQUANTIZED = ("none", "fp32", "fp16", "bf16")
+#: How quantized weights are stored, and the least share of them among all (embeddings stay).
+_PACKED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+_PACKED_SHARE = 0.05
+#: A machine of which nothing is known refuses nothing.
+_ANY_MACHINE = Machine(None)
 # The keys and the rope types are those of vLLM's own derivation of the context length.
 _LENGTH_KEYS = (
     "max_position_embeddings",
@@ -53,12 +67,12 @@ _NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`path` and `tokenizer_path` are local folders. `notes` are sentences for the log."""
+    """`path` and `tokenizer_path` are local folders. `notes`, `warnings`: for the log."""
 
     path: str
     tokenizer_path: str
     dtype: str  # float32 | float16 | bfloat16
-    quantization: str  # the checkpoint's own quant_method, or "none"
+    quantization: str  # a name of the quantization table; the checkpoint's own if it has none there
     max_model_len: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
@@ -66,6 +80,8 @@ class ModelFacts:
     kv_bytes_per_token: int  # an estimate: every layer with full attention, cache in `dtype`
     digest: Mapping[str, str]  # file -> sha256
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    engine_quantization: str | None = None  # vLLM's argument; None: as the checkpoint says
 
 
 def read_model(
@@ -75,33 +91,52 @@ def read_model(
     revision: str | None = None,
     dtype: str = "auto",
     quantization: str = "auto",
+    quantization_fallback: Sequence[str] = (),
+    machine: Machine = _ANY_MACHINE,
     max_model_len: int | None = None,
     needs_weights: bool = True,
 ) -> ModelFacts:
-    """Facts of the model at `path`, a folder or a hub name. Raises ConfigError."""
+    """Facts of the model at `path`, a folder or a hub name, as `machine` would run it.
+
+    Raises ConfigError.
+    """
     folder = resolve_folder(path, "model.path", revision)
     tokenizer_folder = resolve_folder(tokenizer, "model.tokenizer", None) if tokenizer else folder
+    _refuse_gguf(folder)
     config = read_json(folder / "config.json", "model.path: a model folder needs it")
     notes: list[str] = []
     require_tokenizer(tokenizer_folder)
     weights = read_weights(folder) if needs_weights else Weights()
     text = _text_config(config, folder)
-    resolved_dtype = _resolve_dtype(dtype, config, text, weights, notes)
+    checkpoint = _checkpoint(config, text, folder)
+    _check_weights(checkpoint, weights, folder)
+    if quantization == "auto":
+        check_hint(Path(path).name, checkpoint)
+    chosen = choose(
+        quantization,
+        checkpoint,
+        machine,
+        dtype=_resolve_dtype(dtype, config, text, weights, notes),
+        is_dtype_asked=dtype != "auto",
+        fallback=quantization_fallback,
+    )
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
     return ModelFacts(
         path=str(folder),
         tokenizer_path=str(tokenizer_folder),
-        dtype=resolved_dtype,
-        quantization=_resolve_quantization(quantization, config, text, folder),
+        dtype=chosen.dtype,
+        quantization=chosen.name,
         max_model_len=_resolve_length(max_model_len, config, text, tokenizer_folder, notes),
         vocab_size=int(text["vocab_size"]),
         eos_token_ids=_eos_token_ids(folder, text),
         weights_bytes=weights.size_bytes,
-        kv_bytes_per_token=_kv_bytes_per_token(text, resolved_dtype),
+        kv_bytes_per_token=_kv_bytes_per_token(text, chosen.dtype),
         digest=digest,
-        notes=tuple(notes),
+        notes=(*notes, *chosen.notes),
+        warnings=chosen.warnings,
+        engine_quantization=chosen.engine_quantization,
     )
 
 
@@ -150,21 +185,47 @@ def _resolve_dtype(
     return found if found in _DTYPE_BYTES else "bfloat16"
 
 
-def _resolve_quantization(
-    asked: str, config: dict[str, Any], text: dict[str, Any], folder: Path
-) -> str:
-    settings = config.get("quantization_config") or text.get("quantization_config")
-    if not isinstance(settings, dict):
-        settings = read_optional_json(folder / "hf_quant_config.json").get("quantization")
-    found = "none"
-    if isinstance(settings, dict):
-        found = str(settings.get("quant_method") or settings.get("quant_algo") or "unknown").lower()
-    if asked in _UNQUANTIZED and found != "none":
+def _checkpoint(config: dict[str, Any], text: dict[str, Any], folder: Path) -> Checkpoint:
+    """What the files are, by the settings of their family, wherever it writes them."""
+    file = folder / "config.json"
+    settings = next(
+        (
+            source[key]
+            for source in (config, text)
+            for key in ("quantization_config", "compression_config")
+            if isinstance(source.get(key), dict)
+        ),
+        None,
+    )
+    if settings is None:
+        file = folder / "hf_quant_config.json"
+        settings = read_optional_json(file).get("quantization")
+    if settings is None and (file := folder / "quantize_config.json").exists():
         raise ConfigError(
-            f"model.quantization is {asked}, but the checkpoint {folder} is quantized ({found}): "
-            "write auto, or give the unquantized model"
+            f"{file} says how the model is quantized, but config.json does not: put its content "
+            'there as quantization_config, with "quant_method": "gptq"'
         )
-    return found
+    return detect(settings, str(file))
+
+
+def _check_weights(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
+    """Refuse weights that are not what the settings say. Nothing is known of pytorch_model.bin."""
+    num_packed_bytes = sum(weights.dtypes.get(name, 0) for name in _PACKED_DTYPES)
+    is_packed = num_packed_bytes > _PACKED_SHARE * sum(weights.dtypes.values())
+    is_known = checkpoint.scheme in SCHEMES and bool(weights.dtypes)
+    if is_known and is_packed == (checkpoint.scheme == "plain"):
+        most = max(weights.dtypes, key=lambda name: weights.dtypes[name])
+        raise ConfigError(
+            f"{folder}: its settings say {checkpoint.words}, but most of its weights are stored as "
+            f"{most}: config.json and the weights are not of one checkpoint, copy it again"
+        )
+
+
+def _refuse_gguf(folder: Path) -> None:
+    """A folder of GGUF files often has no config.json: say what it is, not what it lacks."""
+    files = sorted(folder.glob("*.gguf"))
+    if files and not any(folder.glob("*.safetensors")) and is_gguf(files[0]):
+        refuse_gguf(files[0])
 
 
 def _resolve_length(

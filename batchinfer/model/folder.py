@@ -9,9 +9,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from batchinfer.errors import ConfigError
+from batchinfer.quantization import is_gguf, record_of
 
 _TOKENIZER_NAMES = (
     "tokenizer.json",
@@ -42,10 +43,20 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
     if folder.is_dir():
         return folder.absolute()
     if folder.exists():
+        if is_gguf(folder):
+            refuse_gguf(folder)
         raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise ConfigError(f"{key}: there is no folder {folder.absolute()}")
     return _download(path, key, revision)
+
+
+def refuse_gguf(file: Path) -> NoReturn:
+    """Raise ConfigError: what a GGUF file is, and what to give instead."""
+    raise ConfigError(
+        f"{file} is a GGUF file: quantization gguf is {record_of('gguf').gpu}. Give the folder of "
+        "the same model in safetensors"
+    )
 
 
 def _download(name: str, key: str, revision: str | None) -> Path:

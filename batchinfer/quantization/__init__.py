@@ -1,0 +1,50 @@
+"""Quantization by name: what a name means, what it needs, and what a checkpoint is.
+
+`model.quantization` is a promise of the job file: the job runs in that quantization, or one
+sentence says why not here and what to write instead. Three steps keep it, and all of them come
+before a weight is read:
+
+1. `detect` says what the checkpoint's files are (a *scheme*), from the settings of its family.
+2. `TABLE` has one record for each *name*: the schemes it stands for, and for CPU and GPU what each
+   of them needs of the hardware and of packages, and vLLM's arguments.
+3. `choose` brings both together: a name that contradicts the files is refused; a name that this
+   machine cannot run is refused with the reason, or replaced by the first of
+   `model.quantization_fallback` that it can.
+
+What really runs is counted by the engine once the model is loaded (`engine/vllm_layers`): a name
+that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
+
+Doctor, explain, the table in the docs and the errors are made from the records, so that none of
+them can say something else. Must not know: vLLM, torch, how the machine was looked at (`Machine` is
+plain values), whole model folders.
+"""
+
+from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
+from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
+from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.table import (
+    SCHEMES,
+    TABLE,
+    Device,
+    Quantization,
+    markdown_table,
+    record_of,
+)
+
+__all__ = [
+    "SCHEMES",
+    "TABLE",
+    "Checkpoint",
+    "Choice",
+    "Device",
+    "Machine",
+    "Quantization",
+    "check_hint",
+    "choose",
+    "detect",
+    "for_this_machine",
+    "is_gguf",
+    "markdown_table",
+    "record_of",
+    "why_not",
+]

@@ -1,0 +1,211 @@
+"""From the name asked for, the checkpoint and the machine to what will run, or why not.
+
+Must not know: files, engines. Invariant: nothing is replaced in silence. A fallback is taken only
+if the job lists it, and never for a name that contradicts the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from batchinfer.errors import ConfigError
+from batchinfer.quantization.detect import Checkpoint
+from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.table import (
+    SCHEMES,
+    TABLE,
+    WEIGHT_ONLY,
+    Device,
+    Quantization,
+    dotted,
+    name_of,
+    record_of,
+)
+
+_DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
+
+#: Names whose dtype is their meaning.
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What will run."""
+
+    name: str  # of the table; of the family, if only vLLM knows it; "none" for fp32, fp16, bf16
+    engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
+    dtype: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose(
+    asked: str,
+    checkpoint: Checkpoint,
+    machine: Machine,
+    *,
+    dtype: str,
+    is_dtype_asked: bool,
+    fallback: Sequence[str] = (),
+) -> Choice:
+    """What runs for `model.quantization: asked`. Raises ConfigError.
+
+    `dtype` is what the model would be computed in; unless asked for, it gives way to one that the
+    quantization can be computed in.
+    """
+    if asked == "auto" and checkpoint.scheme not in SCHEMES:
+        note = f"the checkpoint is {checkpoint.words}, which is left to vLLM"
+        return Choice(checkpoint.scheme, None, dtype, notes=(note,))
+    name = name_of(checkpoint.scheme) if asked == "auto" else asked
+    _refuse_contradiction(name, checkpoint)
+    asked_dtype = dtype if is_dtype_asked else None
+    reason = why_not(name, checkpoint.scheme, machine, asked_dtype)
+    if reason is None:
+        return _choice(name, checkpoint, machine, dtype)
+    for other in fallback:
+        fits = checkpoint.scheme in ("plain", *record_of(other).schemes)
+        other_dtype = asked_dtype or _DTYPES.get(other)
+        if fits and why_not(other, checkpoint.scheme, machine, other_dtype) is None:
+            found = _choice(other, checkpoint, machine, _DTYPES.get(other, dtype))
+            warning = f"quantization {other} is used instead of {name}: {reason}"
+            return Choice(
+                found.name, found.engine_quantization, found.dtype, found.notes, (warning,)
+            )
+    what = name if asked == name else f"{asked} ({name})"
+    tried = f" (nor can {', '.join(fallback)})" if fallback else ""
+    raise ConfigError(
+        f"model.quantization {what} cannot run here: {reason}{tried}. "
+        f"{_what_instead(name, checkpoint, machine)}"
+    )
+
+
+def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str | None:
+    """Why this machine cannot run a checkpoint of `scheme` as `name`; None if it can.
+
+    `dtype` is the one asked for, None if it may be chosen.
+    """
+    record = record_of(name)
+    device = _device(record, machine)
+    if isinstance(device, str):
+        return device
+    if scheme in device.refused:
+        return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
+    if scheme == "plain" and scheme not in device.schemes and device.online is None:
+        return f"the model is unquantized, and it needs a checkpoint ({record.how_to_make})"
+    if lacks := _lacks(device, machine):
+        return f"it {lacks}"
+    if dtype is not None and dtype in device.refused_dtypes:
+        return (
+            f"dtype {dtype} {device.refused_dtypes[dtype]} on {_where(machine)}; it is computed in "
+            f"{' or '.join(device.dtypes)}"
+        )
+    if dtype is not None and dtype not in device.dtypes:
+        return f"it is not computed in {dtype}, but in {' or '.join(device.dtypes)}"
+    return None
+
+
+def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]:
+    """Whether a name can run here with some checkpoint, and how, or what is missing. For people."""
+    device = _device(record, machine)
+    if isinstance(device, str):
+        return False, device
+    if lacks := _lacks(device, machine):
+        return False, lacks
+    ways = []
+    if device.online:
+        ways.append(f'any model, on the fly (vLLM\'s "{device.online}")')
+    if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
+        ways.append(f"checkpoints: {', '.join(checkpoints)}")
+    if _is_weight_only(device, machine):
+        ways.append(f"{WEIGHT_ONLY}; native from {dotted(device.native_capability or (0, 0))}")
+    return True, "; ".join(ways) or record.meaning
+
+
+def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> Choice:
+    device = _device(record_of(name), machine)
+    assert isinstance(device, Device)
+    notes = []
+    if dtype not in device.dtypes:
+        notes.append(
+            f"the checkpoint's dtype is {dtype}; {name} is computed in {device.dtypes[0]} here"
+        )
+        dtype = device.dtypes[0]
+    if _is_weight_only(device, machine):
+        assert device.native_capability is not None and machine.compute_capability is not None
+        notes.append(
+            f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
+            f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
+        )
+    is_online = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
+    return Choice(
+        name="none" if name in _DTYPES else name,
+        engine_quantization=device.online if is_online else None,
+        dtype=dtype,
+        notes=tuple(notes),
+    )
+
+
+def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
+    """A name of another family than the checkpoint's; an unquantized model may become quantized."""
+    if checkpoint.scheme in record_of(name).schemes:
+        return
+    is_plain = checkpoint.scheme == "plain"
+    if is_plain and (name in _MADE_FROM_PLAIN):
+        return
+    if is_plain:
+        advice = f"give a checkpoint in that format ({record_of(name).how_to_make}), or write none"
+    elif checkpoint.scheme in SCHEMES:
+        advice = f"write {name_of(checkpoint.scheme)} or auto, or give another checkpoint"
+    else:
+        advice = "write auto, or give another checkpoint"
+    raise ConfigError(
+        f"model.quantization is {name}, but the checkpoint is {checkpoint.words}: {advice}"
+    )
+
+
+#: These say what the weights become; awq, gptq, exl3 and gguf say what the files are.
+_MADE_FROM_PLAIN = ("int8", "int4", "fp8", "fp4", "nf4", "qtip")
+
+
+def _device(record: Quantization, machine: Machine) -> Device | str:
+    """How the record runs on the machine's kind of device; on an unknown one as on a GPU."""
+    return record.cpu if machine.device == "cpu" else record.gpu
+
+
+def _lacks(device: Device, machine: Machine) -> str:
+    """What the machine lacks, in words; "" if nothing, or if nothing is known of it."""
+    if machine.device is None:
+        return ""
+    if flags := [flag for flag in device.cpu_flags if flag not in machine.cpu_flags]:
+        return f"needs a CPU with {' and '.join(flags)}, which this one lacks"
+    capability = machine.compute_capability
+    if device.min_capability and capability and capability < device.min_capability:
+        return (
+            f"needs a GPU of compute capability {dotted(device.min_capability)}, this one has "
+            f"{dotted(capability)}"
+        )
+    if missing := [package for package in device.packages if package not in machine.packages]:
+        return f"needs the package {missing[0]}, which is not installed"
+    return ""
+
+
+def _is_weight_only(device: Device, machine: Machine) -> bool:
+    capability, native = machine.compute_capability, device.native_capability
+    return machine.device == "cuda" and bool(capability and native and capability < native)
+
+
+def _where(machine: Machine) -> str:
+    return _DEVICE_NAMES[machine.device or "cuda"]
+
+
+def _what_instead(name: str, checkpoint: Checkpoint, machine: Machine) -> str:
+    others = [record for record in TABLE if record.name not in (name, *_DTYPES)]
+    if checkpoint.scheme == "plain":
+        names = [r.name for r in others if why_not(r.name, "plain", machine, None) is None]
+        return f"This model can run as {' or '.join(names)}"
+    names = [r.name for r in others if for_this_machine(r, machine)[0] and r.name != "none"]
+    return (
+        f"Give the unquantized model, or a checkpoint for {' or '.join(names)} (see "
+        "`batchinfer doctor`)"
+    )

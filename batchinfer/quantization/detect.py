@@ -1,0 +1,210 @@
+"""What a checkpoint is, from the settings each family of quantized checkpoints writes.
+
+Must not know: what runs where, whole model folders. Invariant: a family or a scheme that is not
+known is an error that names it, never taken for something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchinfer.errors import ConfigError
+from batchinfer.quantization.table import SCHEMES, name_of
+
+GGUF_MAGIC = b"GGUF"
+
+#: Families that vLLM reads and that have no name here: `auto` leaves them to vLLM.
+OTHER_FAMILIES = frozenset(
+    {
+        "auto-round",
+        "deepseek_v4_fp8",
+        "experts_int8",
+        "fbgemm_fp8",
+        "fp_quant",
+        "humming",
+        "inc",
+        "intel/auto-round",
+        "modelopt_mixed",
+        "moe_wna16",
+        "quark",
+        "torchao",
+    }
+)
+
+_MODELOPT_ALGORITHMS = {
+    "fp8": "fp8-tensor",
+    "fp8_per_channel_per_token": "fp8-channel",
+    "fp8_pb_wo": "fp8-block",
+    "mxfp8": "mxfp8",
+    "nvfp4": "nvfp4",
+    "w4a16_nvfp4": "nvfp4",
+}
+
+_SIMPLE_FAMILIES = {
+    "mxfp4": "mxfp4",
+    "gpt_oss_mxfp4": "mxfp4",
+    "mxfp8": "mxfp8",
+    "exl3": "exl3",
+    "qtip": "qtip",
+    "gguf": "gguf",
+}
+
+_INT4 = ("w4a16", "w4a8")
+_INT8 = ("w8a8", "w8a16")
+_FP8 = ("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8")
+
+#: Word in a folder's name -> what its files can then be. AWQ and GPTQ are also methods by which
+#: compressed-tensors checkpoints are made.
+_HINTS: Mapping[str, tuple[str, ...]] = {
+    "awq": ("awq", *_INT4),
+    "gptq": ("gptq", "gptq-8bit", *_INT4, *_INT8),
+    "int4": ("awq", "gptq", "bnb-4bit", *_INT4),
+    "int8": ("gptq-8bit", "bnb-8bit", *_INT8),
+    "w4a16": ("awq", "gptq", "w4a16"),
+    "w8a8": ("w8a8", *_FP8),
+    "w8a16": ("gptq-8bit", "w8a16"),
+    "fp8": _FP8,
+    "fp4": ("nvfp4", "mxfp4", "bnb-4bit"),
+    "nvfp4": ("nvfp4",),
+    "mxfp4": ("mxfp4",),
+    "bnb": ("bnb-4bit", "bnb-8bit"),
+    "nf4": ("bnb-4bit",),
+    "exl3": ("exl3",),
+    "qtip": ("qtip",),
+    "gguf": ("gguf",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`scheme` is a key of SCHEMES, or the name of a family that only vLLM knows."""
+
+    scheme: str
+    family: str  # quant_method as the checkpoint writes it; "" if it is unquantized
+
+    @property
+    def words(self) -> str:
+        """For messages: what it is, and what says so."""
+        what = SCHEMES.get(self.scheme, self.scheme)
+        return f"{what} (quant_method {self.family})" if self.family else what
+
+
+def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
+    """What `settings` (config.json's quantization_config, or its like) say the checkpoint is.
+
+    `source` is the file for messages. Raises ConfigError for a family or scheme nobody knows.
+    """
+    if not settings:
+        return Checkpoint("plain", "")
+    family = str(settings.get("quant_method") or "").lower()
+    if not family and settings.get("quant_algo"):
+        family = "modelopt"
+    if family in OTHER_FAMILIES:
+        return Checkpoint(family, family)
+    try:
+        scheme = _scheme(family, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{source}: the quantization settings of family {family!r} lack {error}: copy the "
+            "checkpoint again"
+        ) from error
+    if scheme is None:
+        raise ConfigError(
+            f"{source}: quant_method {family or 'missing'!r} is none that this version knows: take "
+            "another checkpoint of the model"
+        )
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{source}: {family} with {scheme} is a scheme that this version does not know: take "
+            "another checkpoint of the model"
+        )
+    return Checkpoint(scheme, family)
+
+
+def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
+    """A key of SCHEMES, or words for a scheme that is none; None for an unknown family."""
+    match family:
+        case "awq" | "awq_marlin" | "auto_awq":
+            num_bits = settings.get("bits") or settings["w_bit"]
+            return "awq" if num_bits == 4 else f"{num_bits} bits"
+        case "gptq" | "gptq_marlin" | "auto_gptq":
+            num_bits, is_symmetric = settings["bits"], settings.get("sym", True)
+            if num_bits not in (4, 8) or not is_symmetric:
+                return f"{num_bits} bits{'' if is_symmetric else ', asymmetric'}"
+            return "gptq" if num_bits == 4 else "gptq-8bit"
+        case "compressed-tensors":
+            return _of_groups(settings["config_groups"])
+        case "fp8":
+            return "fp8-block" if settings.get("weight_block_size") else "fp8-tensor"
+        case "bitsandbytes":
+            return "bnb-8bit" if settings.get("load_in_8bit") else "bnb-4bit"
+        case _ if family.startswith("modelopt"):
+            algorithm = str(settings.get("quant_algo") or settings["quantization"]["quant_algo"])
+            return _MODELOPT_ALGORITHMS.get(algorithm.lower(), f"quant_algo {algorithm}")
+    return _SIMPLE_FAMILIES.get(family)
+
+
+def _of_groups(groups: Mapping[str, Any]) -> str:
+    """compressed-tensors: groups of layers, each with settings of its own."""
+    if not groups:
+        return "no config_groups"
+    schemes = {_of_group(group) for group in groups.values()}
+    if len(schemes) == 1:
+        return schemes.pop()
+    return f"several schemes at once ({', '.join(sorted(schemes))})"
+
+
+def _of_group(group: Mapping[str, Any]) -> str:
+    weights = group["weights"]
+    activations = group.get("input_activations")
+    kind, num_bits = weights.get("type", "int"), weights["num_bits"]
+    strategy, group_size = weights.get("strategy"), weights.get("group_size")
+    of_activations = None
+    if activations:
+        of_activations = (activations.get("type", "int"), activations["num_bits"])
+    match kind, num_bits:
+        case "int", 8 | 4 if of_activations in (None, ("int", 8)):
+            return f"w{num_bits}a{8 if of_activations else 16}"
+        case "float", 8 if strategy == "group" and group_size == 32:
+            return "mxfp8"
+        case "float", 8 if strategy in ("tensor", "channel", "block"):
+            return f"fp8-{strategy}"
+        case "float", 4 if strategy == "tensor_group" and group_size == 16:
+            return "nvfp4"
+        case "float", 4 if strategy == "group" and group_size == 32:
+            return "mxfp4"
+    text = f"{num_bits}-bit {kind} weights by {strategy}"
+    if of_activations:
+        text += f" and {of_activations[1]}-bit {of_activations[0]} activations"
+    return text
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def check_hint(name: str, checkpoint: Checkpoint) -> None:
+    """Raise ConfigError if the folder's name says another quantization than its files.
+
+    Only for `auto`: who writes a name in the job has said what the files are.
+    """
+    if checkpoint.scheme not in SCHEMES:
+        return
+    words = re.sub(r"fp8[-_.]?kv|kv[-_.]?fp8", "", name.lower())  # says how the cache is kept
+    hints = [word for word in re.split(r"[^a-z0-9]+", words) if word in _HINTS]
+    wrong = [hint for hint in hints if checkpoint.scheme not in _HINTS[hint]]
+    if wrong:
+        raise ConfigError(
+            f"the model's name {name} says {wrong[0]}, but its files are {checkpoint.words}: give "
+            f"the checkpoint that was meant, or write model.quantization: "
+            f"{name_of(checkpoint.scheme)} to run it as it is"
+        )

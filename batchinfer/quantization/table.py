@@ -1,0 +1,296 @@
+"""The names of `model.quantization`: one record each, and nothing about them anywhere else.
+
+Facts of CPUs were measured with vLLM 0.32 (AVX-512 with and without AMX), those of GPUs with vLLM
+0.26 on an H200; least compute capabilities are those that vLLM's own classes name. Must not know:
+how a checkpoint is recognised, which machine this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+#: What the files of a checkpoint can be -> how it is called.
+SCHEMES: Mapping[str, str] = MappingProxyType(
+    {
+        "plain": "unquantized",
+        "awq": "AWQ",
+        "gptq": "GPTQ, 4 bits",
+        "gptq-8bit": "GPTQ, 8 bits",
+        "w8a8": "W8A8 (int8)",
+        "w8a16": "W8A16 (int8 weights)",
+        "w4a16": "W4A16 (int4 weights)",
+        "w4a8": "W4A8 (int4 weights, int8 activations)",
+        "fp8-tensor": "FP8 with a scale for each tensor",
+        "fp8-channel": "FP8 with a scale for each channel",
+        "fp8-block": "FP8 with a scale for each block",
+        "mxfp8": "MXFP8",
+        "nvfp4": "NVFP4",
+        "mxfp4": "MXFP4",
+        "bnb-4bit": "bitsandbytes, 4 bits",
+        "bnb-8bit": "bitsandbytes, 8 bits",
+        "exl3": "EXL3",
+        "qtip": "QTIP",
+        "gguf": "GGUF",
+    }
+)
+
+_ALL_DTYPES = ("bfloat16", "float16", "float32")
+_HALF = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How a name runs on one kind of device, and what it needs there."""
+
+    schemes: tuple[str, ...]  # of checkpoints
+    refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
+    online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    dtypes: tuple[str, ...] = _HALF  # the first is taken where the checkpoint's own cannot be
+    refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
+    min_capability: tuple[int, int] | None = None
+    native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
+    cpu_flags: tuple[str, ...] = ()  # all of them
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """One name. `cpu` and `gpu` are texts where the name does not run there: why."""
+
+    name: str
+    meaning: str
+    bits_per_weight: float  # of a quantized layer, its scales included, at the usual group size
+    cpu: Device | str
+    gpu: Device | str
+    how_to_make: str
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """What a checkpoint of this name can be, whether it runs here or not."""
+        found: list[str] = []
+        for device in (self.cpu, self.gpu):
+            if isinstance(device, Device):
+                found += [*device.schemes, *device.refused]
+        return tuple(dict.fromkeys(found)) or _ONLY_SCHEMES.get(self.name, ())
+
+
+#: Of names that run nowhere yet.
+_ONLY_SCHEMES = {
+    "nf4": ("bnb-4bit", "bnb-8bit"),
+    "qtip": ("qtip",),
+    "exl3": ("exl3",),
+    "gguf": ("gguf",),
+}
+
+_NOT_YET = "not yet in this version"
+_COMPRESSED = ("compressed-tensors",)
+
+
+def _plain(name: str, meaning: str, bits: float, dtypes: tuple[str, ...]) -> Quantization:
+    capability = (8, 0) if dtypes == ("bfloat16",) else None
+    return Quantization(
+        name=name,
+        meaning=meaning,
+        bits_per_weight=bits,
+        cpu=Device(("plain",), dtypes=dtypes),
+        gpu=Device(("plain",), dtypes=dtypes, min_capability=capability),
+        how_to_make="any unquantized checkpoint",
+    )
+
+
+def _llm_compressor(scheme: str) -> str:
+    return f'llm-compressor, QuantizationModifier(scheme="{scheme}", targets="Linear")'
+
+
+TABLE: tuple[Quantization, ...] = (
+    _plain("none", "unquantized, in `model.dtype`", 16, _ALL_DTYPES),
+    _plain("fp32", "unquantized, float32", 32, ("float32",)),
+    _plain("fp16", "unquantized, float16", 16, ("float16",)),
+    _plain("bf16", "unquantized, bfloat16", 16, ("bfloat16",)),
+    Quantization(
+        name="int8",
+        meaning="8-bit integer weights and, in W8A8, activations (compressed-tensors)",
+        bits_per_weight=8.0,
+        cpu=Device(
+            schemes=("w8a8",),
+            refused={"w8a16": "vLLM's CPU kernels for 16-bit activations take 4-bit weights"},
+            dtypes=("bfloat16", "float32"),
+            refused_dtypes={"float16": "aborts the process in vLLM"},
+            packages=_COMPRESSED,
+        ),
+        gpu=Device(
+            schemes=("w8a8", "w8a16"),
+            dtypes=_HALF,
+            min_capability=(7, 5),
+            packages=_COMPRESSED,
+        ),
+        how_to_make=_llm_compressor("W8A8"),
+    ),
+    Quantization(
+        name="int4",
+        meaning="4-bit integer weights in groups, 16-bit activations (compressed-tensors)",
+        bits_per_weight=4.125,
+        cpu=Device(schemes=("w4a16", "w4a8"), packages=_COMPRESSED),
+        gpu=Device(
+            schemes=("w4a16",),
+            refused={"w4a8": "vLLM does not find its packed weights"},
+            min_capability=(7, 5),
+            packages=_COMPRESSED,
+        ),
+        how_to_make=_llm_compressor("W4A16"),
+    ),
+    Quantization(
+        name="fp8",
+        meaning="8-bit float weights and activations, from a checkpoint or on the fly",
+        bits_per_weight=8.0,
+        cpu=Device(
+            schemes=("fp8-block",),
+            refused={
+                "fp8-tensor": "vLLM has no CPU kernel that quantizes activations by tensor",
+                "fp8-channel": "vLLM computes it on a CPU with a scalar reference of 30 million "
+                "multiplications a second",
+                "mxfp8": "vLLM has no CPU kernel for it",
+            },
+            online="fp8_per_block",
+            dtypes=("bfloat16",),
+            cpu_flags=("amx_tile", "amx_bf16"),
+        ),
+        gpu=Device(
+            schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
+            online="fp8",
+            min_capability=(7, 5),
+            native_capability=(8, 9),
+        ),
+        how_to_make=_llm_compressor("FP8_BLOCK"),
+    ),
+    Quantization(
+        name="fp4",
+        meaning="4-bit float weights, NVFP4 or MXFP4 (compressed-tensors, ModelOpt)",
+        bits_per_weight=4.5,
+        cpu="vLLM has no CPU kernel for it",
+        gpu=Device(
+            schemes=("nvfp4", "mxfp4"),
+            min_capability=(8, 0),
+            native_capability=(10, 0),
+            packages=_COMPRESSED,
+        ),
+        how_to_make=_llm_compressor("NVFP4"),
+    ),
+    Quantization(
+        name="awq",
+        meaning="a checkpoint in AWQ's own format (4 bits)",
+        bits_per_weight=4.156,
+        cpu=Device(schemes=("awq",)),
+        gpu=Device(schemes=("awq",), min_capability=(7, 5)),
+        how_to_make="AutoAWQ; llm-compressor's AWQModifier writes an int4 checkpoint",
+    ),
+    Quantization(
+        name="gptq",
+        meaning="a checkpoint in GPTQ's own format (4 or 8 bits)",
+        bits_per_weight=4.156,
+        cpu=Device(
+            schemes=("gptq",),
+            refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
+        ),
+        gpu=Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
+        how_to_make="GPTQModel; llm-compressor's GPTQModifier writes an int4 checkpoint",
+    ),
+    Quantization(
+        name="nf4",
+        meaning="4-bit NormalFloat of bitsandbytes",
+        bits_per_weight=4.127,
+        cpu=_NOT_YET,
+        gpu=_NOT_YET,
+        how_to_make="transformers with BitsAndBytesConfig(load_in_4bit=True)",
+    ),
+    Quantization(
+        name="qtip",
+        meaning="trellis-coded weights of 2 to 4 bits (QTIP)",
+        bits_per_weight=2.0,
+        cpu=_NOT_YET,
+        gpu=_NOT_YET,
+        how_to_make="QTIP's own tools",
+    ),
+    Quantization(
+        name="exl3",
+        meaning="trellis-coded weights of ExLlamaV3",
+        bits_per_weight=4.0,
+        cpu=_NOT_YET,
+        gpu=_NOT_YET,
+        how_to_make="ExLlamaV3's convert.py",
+    ),
+    Quantization(
+        name="gguf",
+        meaning="GGUF files of llama.cpp",
+        bits_per_weight=4.8,
+        cpu=_NOT_YET,
+        gpu=_NOT_YET,
+        how_to_make="llama.cpp's convert_hf_to_gguf.py and llama-quantize",
+    ),
+)
+
+
+def record_of(name: str) -> Quantization:
+    """The record of a name that the job's model allows."""
+    return next(record for record in TABLE if record.name == name)
+
+
+def name_of(scheme: str) -> str:
+    """The name that `auto` takes for a checkpoint of this scheme."""
+    return next(record.name for record in TABLE if scheme in record.schemes)
+
+
+def markdown_table() -> str:
+    """The table in docs/quantization.md."""
+    lines = [
+        "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in TABLE:
+        cells = (
+            f"`{record.name}`",
+            record.meaning,
+            f"{record.bits_per_weight:g}",
+            _cell(record.cpu),
+            _cell(record.gpu),
+            record.how_to_make,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(device: Device | str) -> str:
+    if isinstance(device, str):
+        return f"no: {device}"
+    parts = []
+    checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
+    if device.online:
+        parts.append(f'on the fly (vLLM\'s "{device.online}")')
+    if checkpoints:
+        parts.append(f"checkpoints: {', '.join(checkpoints)}")
+    if needs := needs_of(device):
+        parts.append(f"needs {needs}")
+    if device.native_capability:
+        parts.append(f"below {dotted(device.native_capability)} {WEIGHT_ONLY}")
+    parts += [f"not {SCHEMES[scheme]} ({why})" for scheme, why in device.refused.items()]
+    parts += [f"{dtype} {why}" for dtype, why in device.refused_dtypes.items()]
+    return "; ".join(parts) or "yes"
+
+
+WEIGHT_ONLY = "only the weights are quantized (Marlin)"
+
+
+def needs_of(device: Device) -> str:
+    """What has to be there, in words; "" if nothing has to."""
+    needs = []
+    if device.min_capability:
+        needs.append(f"compute capability {dotted(device.min_capability)}")
+    if device.cpu_flags:
+        needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
+    return ", ".join(needs)
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

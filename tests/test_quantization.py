@@ -1,0 +1,378 @@
+"""Quantization by name: what a checkpoint is, what runs where, what is refused and what really ran.
+
+The real engine runs every name that this CPU can run (see benchmarks/quantization.py for a table).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from batchinfer.cli.doctor import show_quantizations
+from batchinfer.config.generation import QuantizationName
+from batchinfer.engine.hardware import this_machine
+from batchinfer.errors import ConfigError
+from batchinfer.quantization import (
+    SCHEMES,
+    TABLE,
+    Checkpoint,
+    Choice,
+    Machine,
+    check_hint,
+    choose,
+    detect,
+    for_this_machine,
+    markdown_table,
+    record_of,
+    why_not,
+)
+from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
+
+COMPRESSED = frozenset({"compressed-tensors"})
+AMX = Machine("cpu", cpu_flags=frozenset({"avx512f", "amx_tile", "amx_bf16"}), packages=COMPRESSED)
+PLAIN_CPU = Machine("cpu", cpu_flags=frozenset({"avx2"}), packages=COMPRESSED)
+H200 = Machine("cuda", compute_capability=(9, 0), packages=COMPRESSED)
+T4 = Machine("cuda", compute_capability=(7, 5), packages=COMPRESSED)
+B200 = Machine("cuda", compute_capability=(10, 0), packages=COMPRESSED)
+UNKNOWN = Machine(None)
+
+
+def compressed(
+    weights: dict[str, Any], activations: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+def ints(num_bits: int, strategy: str = "channel") -> dict[str, Any]:
+    return {"type": "int", "num_bits": num_bits, "strategy": strategy, "group_size": 128}
+
+
+def floats(num_bits: int, strategy: str, group_size: int | None = None) -> dict[str, Any]:
+    return {
+        "type": "float",
+        "num_bits": num_bits,
+        "strategy": strategy,
+        "group_size": group_size,
+    }
+
+
+def choice(asked: str, scheme: str, machine: Machine, **options: Any) -> Choice:
+    defaults = {"dtype": "bfloat16", "is_dtype_asked": False}
+    return choose(asked, Checkpoint(scheme, "x"), machine, **defaults | options)
+
+
+# The table.
+
+
+def test_the_job_file_knows_the_names_of_the_table_and_no_other() -> None:
+    assert get_args(QuantizationName) == tuple(record.name for record in TABLE)
+
+
+def test_every_scheme_has_one_name() -> None:
+    named = [
+        scheme
+        for record in TABLE
+        if record.name not in ("fp32", "fp16", "bf16")
+        for scheme in record.schemes
+    ]
+    assert sorted(named) == sorted(SCHEMES)
+
+
+def test_the_documented_table_is_the_programs() -> None:
+    assert f"\n{markdown_table()}\n" in (ROOT / "docs" / "quantization.md").read_text()
+
+
+# Detection.
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        (None, "plain"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "awq", "w_bit": 4}, "awq"),
+        ({"quant_method": "gptq", "bits": 4, "sym": True}, "gptq"),
+        ({"quant_method": "gptq_marlin", "bits": 8}, "gptq-8bit"),
+        (compressed(ints(8), ints(8, "token")), "w8a8"),
+        (compressed(ints(8)), "w8a16"),
+        (compressed(ints(4, "group")), "w4a16"),
+        (compressed(ints(4, "group"), ints(8, "token")), "w4a8"),
+        (compressed(floats(8, "channel"), floats(8, "token")), "fp8-channel"),
+        (compressed(floats(8, "tensor"), floats(8, "tensor")), "fp8-tensor"),
+        (compressed(floats(8, "block"), floats(8, "group", 128)), "fp8-block"),
+        (compressed(floats(8, "group", 32), floats(8, "group", 32)), "mxfp8"),
+        (compressed(floats(4, "tensor_group", 16)), "nvfp4"),
+        (compressed(floats(4, "group", 32)), "mxfp4"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor"),
+        ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, "nvfp4"),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8-tensor"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bnb-8bit"),
+        ({"quant_method": "exl3", "bits": 3.0}, "exl3"),
+        ({"quant_method": "torchao"}, "torchao"),
+    ],
+)
+def test_a_checkpoint_is_what_its_familys_settings_say(
+    settings: dict[str, Any] | None, scheme: str
+) -> None:
+    assert detect(settings, "config.json").scheme == scheme
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quant_method": "squeeze9"}, "squeeze9"),
+        ({"bits": 4}, "missing"),
+        ({"quant_method": "awq", "bits": 3}, "awq with 3 bits"),
+        ({"quant_method": "gptq", "bits": 4, "sym": False}, "4 bits, asymmetric"),
+        (compressed(ints(2, "group")), "2-bit int weights by group"),
+        (compressed(ints(4, "group"), floats(8, "token")), "8-bit float activations"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
+        ({"quant_method": "compressed-tensors"}, "lack 'config_groups'"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "no config_groups"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}, "g"),
+    ],
+)
+def test_a_family_or_scheme_nobody_knows_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        detect(settings, "folder/config.json")
+    assert "folder/config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "is_refused"),
+    [
+        ("Llama-3-8B-AWQ", "plain", True),
+        ("Llama-3-8B-AWQ", "gptq", True),
+        ("Llama-3-8B-AWQ", "awq", False),
+        ("Llama-3-8B-AWQ", "w4a16", False),  # llm-compressor's AWQ
+        ("Qwen-7B-GPTQ-Int4", "gptq", False),
+        ("Qwen-7B-GPTQ-Int8", "gptq", True),
+        ("model.w8a8", "w8a8", False),
+        ("model-FP8-KV", "plain", False),  # the cache, not the weights
+        ("model_fp8_block", "w8a8", True),
+        ("mawqtest", "plain", False),
+        ("Quark-FP8", "quark", False),
+    ],
+)
+def test_a_folders_name_may_not_say_another_quantization_than_its_files(
+    name: str, scheme: str, is_refused: bool
+) -> None:
+    if not is_refused:
+        check_hint(name, Checkpoint(scheme, "x"))
+        return
+    with pytest.raises(ConfigError, match=f"name {name} says .* or write model.quantization: "):
+        check_hint(name, Checkpoint(scheme, "x"))
+
+
+# What runs where.
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "machine", "dtype", "reason"),
+    [
+        ("fp8", "plain", H200, None, None),
+        ("fp8", "fp8-channel", H200, None, None),
+        ("fp8", "plain", AMX, None, None),
+        ("fp8", "fp8-block", AMX, None, None),
+        ("fp8", "plain", PLAIN_CPU, None, "amx_tile"),
+        ("fp8", "fp8-channel", AMX, None, "scalar reference of 30 million"),
+        ("fp8", "plain", H200, "float32", "not computed in float32"),
+        ("int8", "w8a8", PLAIN_CPU, None, None),
+        ("int8", "w8a8", PLAIN_CPU, "float32", None),
+        ("int8", "w8a8", PLAIN_CPU, "float16", "aborts the process"),
+        ("int8", "w8a8", H200, "float16", None),
+        ("int8", "w8a16", PLAIN_CPU, None, "4-bit weights"),
+        ("int8", "plain", H200, None, "llm-compressor"),
+        ("int4", "w4a8", H200, None, "packed weights"),
+        ("fp4", "nvfp4", PLAIN_CPU, None, "no CPU kernel"),
+        ("fp4", "nvfp4", T4, None, "compute capability 8.0, this one has 7.5"),
+        ("fp4", "nvfp4", Machine("cuda", (9, 0)), None, "package compressed-tensors"),
+        ("bf16", "plain", T4, "bfloat16", "8.0"),
+        ("nf4", "bnb-4bit", H200, None, "not yet in this version"),
+        ("fp8", "fp8-block", UNKNOWN, None, None),
+    ],
+)
+def test_what_a_machine_cannot_run_has_a_reason(
+    name: str, scheme: str, machine: Machine, dtype: str | None, reason: str | None
+) -> None:
+    found = why_not(name, scheme, machine, dtype)
+    assert (found is None) == (reason is None)
+    assert reason is None or (found is not None and reason in found)
+
+
+def test_fp8_of_a_plain_model_is_vllms_own_on_a_gpu_and_by_blocks_on_a_cpu() -> None:
+    assert choice("fp8", "plain", H200).engine_quantization == "fp8"
+    assert choice("fp8", "plain", AMX).engine_quantization == "fp8_per_block"
+    assert choice("fp8", "fp8-block", AMX).engine_quantization is None
+
+
+def test_names_of_a_dtype_are_unquantized_and_auto_is_what_the_checkpoint_is() -> None:
+    assert choice("bf16", "plain", H200).name == choice("auto", "plain", H200).name == "none"
+    assert choice("auto", "w4a16", H200).name == choice("int4", "w4a16", H200).name == "int4"
+
+
+def test_a_family_that_only_vllm_knows_is_left_to_it() -> None:
+    found = choice("auto", "torchao", H200)
+    assert (found.name, found.engine_quantization) == ("torchao", None)
+    assert "left to vLLM" in found.notes[0]
+    with pytest.raises(ConfigError, match="write auto"):
+        choice("int8", "torchao", H200)
+
+
+def test_fp4_is_weight_only_below_blackwell_and_that_is_said() -> None:
+    assert "only the weights are quantized" in choice("auto", "nvfp4", H200).notes[0]
+    assert choice("auto", "nvfp4", B200).notes == ()
+    assert "native from 10.0" in for_this_machine(record_of("fp4"), H200)[1]
+
+
+def test_a_checkpoints_dtype_gives_way_and_one_that_was_asked_for_does_not() -> None:
+    found = choice("auto", "w8a8", PLAIN_CPU, dtype="float16")
+    assert found.dtype == "bfloat16"
+    assert "float16" in found.notes[0]
+    with pytest.raises(ConfigError, match=r"auto \(int8\) .* float16 aborts"):
+        choice("auto", "w8a8", PLAIN_CPU, dtype="float16", is_dtype_asked=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "scheme", "words"),
+    [
+        ("awq", "plain", "awq, but the checkpoint is unquantized.* write none"),
+        ("gptq", "plain", "unquantized"),
+        ("awq", "gptq", "GPTQ, 4 bits .* write gptq or auto"),
+        ("int8", "w4a16", "write int4 or auto"),
+        ("none", "awq", "write awq or auto"),
+        ("bf16", "fp8-block", "write fp8 or auto"),
+        ("fp8", "w8a8", "write int8 or auto"),
+    ],
+)
+def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
+    asked: str, scheme: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        choice(asked, scheme, H200, fallback=("awq", "bf16"))
+
+
+def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() -> None:
+    found = choice("fp4", "plain", PLAIN_CPU, fallback=("fp8", "int8", "fp32", "bf16"))
+    assert (found.name, found.dtype) == ("none", "float32")
+    assert found.warnings == (
+        "quantization fp32 is used instead of fp4: vLLM has no CPU kernel for it",
+    )
+    assert choice("fp4", "plain", H200, fallback=("fp8", "bf16")).engine_quantization == "fp8"
+    assert choice("fp8", "plain", H200, fallback=("bf16",)).warnings == ()
+    with pytest.raises(ConfigError, match=r"amx_tile.*\(nor can int8\)\. This model can run as"):
+        choice("fp8", "plain", PLAIN_CPU, fallback=("int8",))
+
+
+# Runs.
+
+
+@pytest.fixture
+def filled(folder: Place) -> Place:
+    folder.write_parquet("in/a.parquet", rows(8))
+    return folder
+
+
+def test_a_fallback_is_warned_of_in_the_log(filled: Place, tmp_path: Path) -> None:
+    model = {"path": str(MODEL), "quantization": "fp4", "quantization_fallback": ["fp32"]}
+    ended = run(write_job(tmp_path, job(filled, model=model)))
+    assert ended.code == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "used instead of fp4" in line]
+    assert "warning" in line.lower()
+
+
+@pytest.mark.parametrize(
+    ("machine", "works"),
+    [
+        (PLAIN_CPU, "none fp32 fp16 bf16 int8 int4 awq gptq"),
+        (AMX, "none fp32 fp16 bf16 int8 int4 fp8 awq gptq"),
+        (T4, "none fp32 fp16 int8 int4 fp8 awq gptq"),
+        (H200, "none fp32 fp16 bf16 int8 int4 fp8 fp4 awq gptq"),
+    ],
+)
+def test_doctor_has_a_line_for_each_name_and_says_which_work(
+    machine: Machine, works: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_quantizations(machine)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for _, name, *_ in lines] == [record.name for record in TABLE]
+    assert " ".join(name for mark, name, *_ in lines if mark == "ok") == works
+
+
+def test_explain_says_what_a_name_means_here(filled: Place, tmp_path: Path) -> None:
+    path = write_job(tmp_path, job(filled, model={"path": str(MODEL), "quantization": "fp4"}))
+    explained = run(path, command=("explain",))
+    assert f"fp4: {record_of('fp4').meaning}. Not here: vLLM has no CPU kernel" in explained.stdout
+
+
+@pytest.mark.real_engine
+def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
+    folder: Place, tmp_path: Path
+) -> None:
+    from tests.support.checkpoints import write_checkpoint  # imports torch
+
+    prompts = pl.read_parquet(ROOT / "jobs" / "demo" / "prompts" / "*.parquet").head(8)
+    folder.write_parquet("in/a.parquet", prompts)
+    has_fp8 = for_this_machine(record_of("fp8"), this_machine())[0]
+    cases = {
+        "fp8": (None, 24 if has_fp8 else 0, "Fp8PerBlock" if has_fp8 else "Unquantized"),
+        "int8": ("w8a8", 24, "CompressedTensorsW8A8Int8"),
+        "int4": ("w4a16", 24, "CompressedTensorsWNA16"),
+        "awq": ("awq", 24, "AWQ"),
+        "gptq": ("gptq", 24, "GPTQ"),
+    }
+    paths = []
+    for name, (kind, _, _) in cases.items():
+        model = write_checkpoint(kind, tmp_path / name) if kind else MODEL
+        settings = job(
+            folder,
+            name,
+            prompt={"template": "{{ description }}"},
+            model={"path": str(model), "quantization": name, "max_model_len": 1024},
+            sampling={"max_tokens": 4, "prompt_logprobs": True},
+            engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 1 << 25}},
+        )
+        if kind is None:
+            settings["model"]["quantization_fallback"] = ["bf16"]
+        paths.append(str(write_job(tmp_path, settings, f"{name}.yaml")))
+    settings = job(folder, "aborts", model={"path": str(tmp_path / "int8"), "dtype": "float16"})
+    paths.append(str(write_job(tmp_path, settings, "aborts.yaml")))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.run_many", *paths],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=280,
+        check=True,
+    )
+    *lines, refused = done.stdout.splitlines()
+    assert refused.startswith("2 ")
+    assert "dtype float16 aborts the process in vLLM on a CPU" in refused
+    means = []
+    for name, line in zip(cases, lines, strict=True):
+        assert line.startswith("0 "), f"{name}: {line}\n{done.stderr}"
+        file = folder.url(name, "a.parquet")
+        layers = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])["engine"]["extra"][
+            "layers"
+        ]
+        assert (layers["num_quantized_layers"], layers["num_layers"]) == (cases[name][1], 24)
+        (method,) = layers["methods"]
+        assert cases[name][2] in method
+        assert (sum(layers["kernels"].values()) == 24) == (cases[name][1] == 24)
+        column = pl.read_parquet(file)["prompt_token_logprobs"].explode().drop_nans()
+        means.append(column.drop_nulls().mean())
+    # Rounding costs little where the packing is right; by chance a token of 4096 has -8.3.
+    assert np.ptp(np.array(means, np.float64)) < 0.3, dict(zip(cases, means, strict=True))
+    assert means[2] == pytest.approx(means[3], abs=0.01) == means[4]  # one rounding, three formats
