@@ -106,8 +106,15 @@ def test_dummy_weights_without_a_tokenizer_run_and_close_frees_the_process_for_a
         with_sampling(max_tokens=5, ignore_eos=True), options=options, max_num_seqs=7
     )
     engine = build_vllm_engine(settings)
-    completion = run(engine, Request(1, PROMPTS[0]))[1]
+    for key in range(10):
+        engine.add(Request(key, PROMPTS[0]))
+    engine.step()
+    assert engine.num_running == 7  # three wait
+    completion = run(engine)[1]
     assert (completion.finish_reason, len(completion.token_ids)) == ("length", 5)
+    assert engine.facts.extra["sizes"].startswith(
+        "max_num_seqs 7 (the job's); max_num_batched_tokens 4096 (vLLM's default on this hardware)"
+    )
     assert engine.facts.max_num_seqs == 7
     assert engine.facts.max_num_batched_tokens == 4096
     assert (engine.facts.dtype, engine.facts.device) == ("float32", "cpu")
@@ -124,6 +131,10 @@ def test_dummy_weights_without_a_tokenizer_run_and_close_frees_the_process_for_a
     ("changes", "words"),
     [
         ({"quantization": "awq"}, "awq"),
+        (
+            {"quantization": "experts_int8", "dtype": "bfloat16"},  # of a model without experts
+            "experts_int8 and quantized none of the model's 24 layers",
+        ),
         ({"max_model_len": 5000}, "5000"),
         ({"options": {"block_size": 16}}, "block size"),
     ],

@@ -15,8 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from batchinfer.config import Job
+from batchinfer.plan import Chunk, WorkItem
+from batchinfer.runner.loop import Loop
 from batchinfer.telemetry import (
     Clock,
     Counters,
@@ -29,6 +34,9 @@ from batchinfer.telemetry import (
     utc_seconds,
     utc_text,
 )
+from tests.support.fake_engine import FakeEngine, FakePlan
+from tests.support.jobs import Place
+from tests.support.jobs import job as job_settings
 
 HOLDER = {"host": "node-7", "pid": 4242, "boot_id": "b", "process_start": "1", "since": "x"}
 
@@ -95,6 +103,91 @@ def test_the_rate_of_many_small_steps_keeps_few_samples(hands: Hands) -> None:
         counters.add_computed(1, 1, 10)
     assert counters.snapshot().tokens_per_s == pytest.approx(1000, rel=0.05)
     assert len(counters._samples) < 100
+
+
+def test_only_steps_while_rows_remain_count_as_underfilled(hands: Hands) -> None:
+    counters = Counters(hands.clock)
+    for num_running, has_more, is_underfilled in (
+        (64, True, False),
+        (50, True, True),
+        (40, True, False),  # no room for more: the KV cache was full
+        (10, False, True),  # the end
+    ):
+        counters.add_step(num_running, has_more=has_more, is_underfilled=is_underfilled)
+    snapshot = counters.snapshot()
+    assert snapshot.share_of_steps_underfilled == pytest.approx(1 / 3)
+    assert (snapshot.num_steps, snapshot.mean_num_running) == (4, 41)
+
+
+class Trickle:
+    """Work that comes a few items at a time, as from a reader that is behind."""
+
+    def __init__(self, num_rows: int, at_once: int) -> None:
+        chunk = Chunk(
+            shard="a.parquet",
+            window=0,
+            rows=np.arange(num_rows),
+            token_ids=np.arange(num_rows, dtype=np.int32),
+            offsets=np.arange(num_rows + 1),
+            carried=pa.table({"id": pa.array(range(num_rows))}),
+            errors={},
+            is_todo=np.ones((num_rows, 1), dtype=np.bool_),
+        )
+        self._items = [WorkItem(chunk, index, 0) for index in range(num_rows)]
+        self._at_once = self._left = at_once
+
+    def take(self) -> WorkItem | None:
+        if self._left and self._items:
+            self._left -= 1
+            return self._items.pop()
+        self._left = self._at_once
+        return None
+
+    @property
+    def is_exhausted(self) -> bool:
+        return not self._items
+
+
+@pytest.mark.parametrize(("at_once", "share"), [(100, 0), (7, 1)])
+def test_an_engine_that_could_run_more_than_its_reader_brings_is_underfilled(
+    at_once: int, share: float
+) -> None:
+    counters = Counters(Clock())
+    engine = FakeEngine(FakePlan(max_num_seqs=8), max_tokens=1, num_logprobs=None, max_model_len=64)
+    job = Job.model_validate(job_settings(Place("nowhere")))
+    first_steps: list[int] = []
+    Loop(
+        engine,
+        Trickle(70, at_once),  # type: ignore[arg-type]
+        lambda results: None,
+        counters,
+        Clock(),
+        job=job,
+        should_stop=lambda: False,
+        on_first_step=lambda: first_steps.append(counters.snapshot().num_steps),
+    ).run()
+    snapshot = counters.snapshot()
+    assert snapshot.share_of_steps_underfilled == share
+    assert snapshot.mean_num_running == pytest.approx(70 / snapshot.num_steps)
+    assert first_steps == [0]
+
+
+def test_a_start_up_is_told_from_the_start_of_the_process() -> None:
+    script = (
+        "import time; time.sleep(0.3)\n"
+        "from batchinfer.telemetry import StartUp\n"
+        "startup = StartUp()\n"
+        "with startup.span('model'): time.sleep(0.1)\n"
+        "startup.end()\n"
+        "import json; print(json.dumps(startup.as_dict()))\n"
+    )
+    begun = time.monotonic()
+    told = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True))
+    took_s = time.monotonic() - begun
+    (imports_begin_s, imports_end_s), (model_begin_s, model_end_s) = told["imports"], told["model"]
+    assert imports_begin_s == 0 and 0.29 < imports_end_s <= model_begin_s
+    assert model_end_s - model_begin_s > 0.09
+    assert model_end_s <= told["total_s"] < took_s + 0.02  # the kernel counts in ticks of 10 ms
 
 
 def test_the_eta_counts_tokens_of_rows_that_are_left(hands: Hands) -> None:
@@ -329,6 +422,7 @@ def _record(hands: Hands, **changes: object) -> dict[str, object]:
         started_at="2027-01-15T08:00:00.000Z",
         clock=hands.clock,
         in_flight=[f"a.parquet:{row}" for row in range(5000)],
+        startup={"total_s": 8.5, "imports": [0.0, 0.7]},
     )
     return record | changes
 

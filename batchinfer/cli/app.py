@@ -127,11 +127,40 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
     show_default=True,
     help="Tokenize so many rows, spread over the input, for the histogram.",
 )
-def plan(job: str, sets: tuple[str, ...], no_tokenizer: bool, max_rows: int) -> None:
+@click.option(
+    "--calibrate",
+    "num_calibrated",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Really run N of the rows that are left and predict time and tokens. Writes nothing.",
+)
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(min=0),
+    metavar="PRICE",
+    help="With --calibrate: also the cost, at this price for the machine.",
+)
+def plan(
+    job: str,
+    sets: tuple[str, ...],
+    no_tokenizer: bool,
+    max_rows: int,
+    num_calibrated: int | None,
+    price_per_hour: float | None,
+) -> None:
     """Show what `run` would do: rows, prompt lengths, batches, and how much is done."""
-    from batchinfer.cli.plan import plan_job
+    from batchinfer.cli.plan import PlanOptions, plan_job
 
-    plan_job(job, sets, max_rows=None if no_tokenizer else max_rows)
+    if num_calibrated is not None and no_tokenizer:
+        raise click.UsageError("--calibrate runs rows: use it without --no-tokenizer")
+    if price_per_hour is not None and num_calibrated is None:
+        raise click.UsageError("--price-per-hour needs --calibrate")
+    options = PlanOptions(
+        max_rows=None if no_tokenizer else max_rows,
+        num_calibrated=num_calibrated,
+        price_per_hour=price_per_hour,
+    )
+    plan_job(job, sets, options)
 
 
 @cli.command(short_help="Tell how the runs on an output stand.")

@@ -1,56 +1,110 @@
-"""`plan`: what a run would do, as text: rows, prompt lengths, batches, how much is done."""
+"""`plan`: what a run would do, as text: rows, prompt lengths, batches, how much is done.
+
+With --calibrate also how long it would take: some rows are really run, and nothing is written.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import click
 import numpy as np
 
-from batchinfer.checkpoint import Ledger, Survey, layout
+from batchinfer.checkpoint import Ledger, layout
+from batchinfer.cli.calibrate import Rest, show_forecast
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import load_job
+from batchinfer.runner import vllm_factory
 from batchinfer.runner.factory import prompter_of
-from batchinfer.source import Shard, ShardReader
+from batchinfer.runner.sample import Sample, read_sample
+from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
 _NUM_BINS = 12
-_SAMPLED_BLOCK_ROWS = 512
 
 
-def plan_job(path: str, sets: tuple[str, ...], *, max_rows: int | None) -> None:
-    """`max_rows`: how many rows to tokenize for the histogram, None for none."""
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What the command line asks for."""
+
+    max_rows: int | None  # to tokenize, None: none
+    num_calibrated: int | None = None  # rows to run, None: no model
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """Results that are durable already."""
+
+    num_finished: int  # in finished files
+    num_in_parts: int
+    finished: set[str]  # shards
+
+    @property
+    def num_results(self) -> int:
+        return self.num_finished + self.num_in_parts
+
+
+def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     looked = look_at(load_job(path, sets).job)
     job = looked.job
+    shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
     num_rows = sum(footer.num_rows for footer in looked.footers)
     window_rows = job.packing.window_rows
     num_windows = sum(math.ceil(footer.num_rows / window_rows) for footer in looked.footers)
-    num_done, num_finished = _done(looked)
+    done = _done(looked)
     num_results = num_rows * job.sampling.n
     note = " before the filter" if looked.row_filter else ""
     click.echo(
         f"input    {len(looked.shards):,} shards, {num_rows:,} rows{note}, {num_windows:,} windows"
     )
     click.echo(f"results  {num_results:,} to compute in all ({job.sampling.n} a row)")
-    share = num_done / num_results if num_results else 1.0
+    share = done.num_results / num_results if num_results else 1.0
     click.echo(
-        f"done     {num_done:,} ({share:.0%}) {_bar(share)}  {num_finished:,} finished files"
+        f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
+        f"{len(done.finished):,} finished files"
     )
-    if max_rows is None or num_rows == 0:
+    if options.max_rows is None or num_rows == 0:
         return
-    lengths, num_errors, num_read = _sample(looked, max_rows)
-    _show_lengths(looked, lengths, num_errors, num_read, num_rows)
+    factory = vllm_factory()
+    if options.num_calibrated is not None:
+        shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
+        num_rows = sum(size for _, size in shards)
+        if num_rows * job.sampling.n <= done.num_in_parts:
+            click.echo("left     nothing: every row has its result, no row was run")
+            return
+        factory.prepare(job, looked.model)
+    prompter = prompter_of(job, looked.model)
+    ready_s = StartUp().now()
+    sample = read_sample(
+        shards,
+        prompter,
+        looked.row_filter,
+        max_rows=max(options.max_rows, options.num_calibrated or 0),
+        num_prompts=options.num_calibrated or 0,
+    )
+    _show_lengths(looked, sample, num_rows)
+    if options.num_calibrated is not None:
+        num_expected = round(num_rows * sample.passing_share) * job.sampling.n
+        rest = Rest(
+            num_results=num_expected - done.num_in_parts,
+            chunk_rows=min(window_rows, -(-num_rows // len(shards))),
+            ready_s=ready_s,
+        )
+        show_forecast(looked, factory, sample, rest, options.price_per_hour)
 
 
-def _show_lengths(
-    looked: Looked, lengths: np.ndarray, num_errors: int, num_read: int, num_rows: int
-) -> None:
+def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
     job = looked.job
-    kept = (len(lengths) + num_errors) / num_read if num_read else 0.0
-    click.echo(f"sample   {num_read:,} rows read, {len(lengths):,} prompts, {num_errors:,} errors")
+    lengths = sample.lengths
+    click.echo(
+        f"sample   {sample.num_read:,} rows read, {len(lengths):,} prompts, "
+        f"{sample.num_errors:,} errors"
+    )
     if not len(lengths):
         return
-    expected_rows = num_rows * kept
+    expected_rows = num_rows * sample.passing_share
     num_batches = math.ceil(expected_rows / job.packing.batch_rows)
     prompt_tokens = float(lengths.mean()) * expected_rows
     max_completion = job.sampling.max_tokens * expected_rows * job.sampling.n
@@ -76,50 +130,21 @@ def _bar(share: float) -> str:
     return "█" * round(share * _BAR_WIDTH)
 
 
-def _done(looked: Looked) -> tuple[int, int]:
-    """Results that are durable already, and the number of finished files."""
+def _done(looked: Looked) -> _Done:
     if looked.store.stat(layout.JOB_KEY) is None:
-        return 0, 0
+        return _Done(0, 0, set())
     from batchinfer.checkpoint import records
-    from batchinfer.runner.session import digest_ingredients
+    from batchinfer.runner.digest import digest_ingredients
 
     digest = records.digest_of(digest_ingredients(looked.job, looked.model))
     ledger = Ledger(looked.store, {"digest": digest}, looked.job.packing.window_rows)
     survey = ledger.survey()
-    finished = [s for s in looked.shards if s.name in survey.finished]
-    totals = [ledger.totals_of(shard.name) for shard in finished]
-    num_done = sum(t.rows for t in totals if t is not None)
-    unfinished = (s for s in looked.shards if s.name not in survey.finished)
-    num_done += sum(_done_in_parts(ledger, survey, shard) for shard in unfinished)
-    return num_done, len(finished)
-
-
-def _done_in_parts(ledger: Ledger, survey: Survey, shard: Shard) -> int:
-    if shard.name not in survey.with_parts:
-        return 0
-    return ledger.num_rows_of_parts(shard.name)
-
-
-def _sample(looked: Looked, max_rows: int) -> tuple[np.ndarray, int, int]:
-    """(prompt lengths, rows in error, rows read): blocks from the start of shards spread over the
-    input.
-    """
-    job = looked.job
-    prompter = prompter_of(job, looked.model)
-    filled = [
-        (s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True) if f.num_rows
-    ]
-    num_shards = max(1, min(len(filled), max_rows // _SAMPLED_BLOCK_ROWS))
-    chosen = [filled[i] for i in np.linspace(0, len(filled) - 1, num_shards).astype(int)]
-    lengths = []
-    num_errors = num_read = 0
-    for shard, num_rows in chosen:
-        stop = min(num_rows, max(1, max_rows // num_shards))
-        num_read += stop
-        with ShardReader(shard, list(prompter.columns), looked.row_filter) as reader:
-            for block in reader.blocks(0, stop):
-                prepared = prompter.prepare(block.table)
-                sizes = np.diff(prepared.offsets)
-                lengths.append(sizes[sizes > 0])
-                num_errors += len(prepared.errors)
-    return np.concatenate(lengths) if lengths else np.empty(0, np.int64), num_errors, num_read
+    names = {shard.name for shard in looked.shards}
+    finished = names & survey.finished
+    totals = [ledger.totals_of(name) for name in sorted(finished)]
+    in_parts = names & survey.with_parts - finished
+    return _Done(
+        num_finished=sum(total.rows for total in totals if total is not None),
+        num_in_parts=sum(ledger.num_rows_of_parts(name) for name in sorted(in_parts)),
+        finished=finished,
+    )

@@ -100,8 +100,15 @@ class Engine(Protocol):
     def num_in_flight(self) -> int:
         """Requests added and not yet returned by `step`."""
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that the last step ran. The others in flight waited for room in the engine."""
+
     def close(self) -> None:
-        """Free the device and end the engine's processes. Idempotent; never raises."""
+        """End the engine's processes and free the device. Idempotent; never raises.
+
+        What is held in this very process may stay until it ends, or another engine is built.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import multiprocessing
 import multiprocessing.connection
 import threading
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Self
 
 from batchinfer.engine.base import (
     Completion,
@@ -23,11 +23,22 @@ from batchinfer.engine.base import (
     Request,
     SamplingSettings,
 )
+from batchinfer.engine.vllm_layers import quantized_layers
 from batchinfer.engine.vllm_output import completion_of
-from batchinfer.engine.vllm_setup import engine_arguments, prepare_platform
+from batchinfer.engine.vllm_setup import (
+    engine_arguments,
+    explain_sizes,
+    prepare_platform,
+    usable_platform,
+)
 from batchinfer.errors import ConfigError, EngineDied, RowError
 
 log = logging.getLogger(__name__)
+_CORE_LOGGER = logging.getLogger("vllm.v1.engine.core")
+
+#: Engines in this process, closed. vLLM collects garbage three times over when it shuts down, for
+#: 1.3 s; the kernel takes the memory back when the process ends, and mostly that is next.
+_closed: list[Any] = []
 
 _STRUCTURED_FIELDS = {
     "json_schema": "json",
@@ -37,12 +48,20 @@ _STRUCTURED_FIELDS = {
 }
 
 
+def import_engine() -> None:
+    """Import what building an engine imports. Any thread may, after `prepare_environment`."""
+    usable_platform()
+    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
+    from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
+
+
 def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     """Load the model and check the sampling parameters on it.
 
     Raises ConfigError for what another start cannot mend, EngineDied for what it may (a driver or
     a worker process lost). Call it in a thread that outlives the engine (see vllm_plugin).
     """
+    _free_closed()
     prepare_platform(settings)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -51,13 +70,22 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     params = shared_params(settings.sampling)
     others = multiprocessing.active_children()
     try:
-        core = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with _WarmUpTime() as warm_up:
+            core = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:
         raise _construction_error(error, arguments) from error
     core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
     _watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
     engine = VllmEngine(core, params, settings)
+    facts = engine.facts
+    facts.extra["warm_up_s"] = warm_up.seconds
+    facts.extra["sizes"] = explain_sizes(
+        settings, facts.max_num_seqs, facts.max_num_batched_tokens, facts.kv_cache_tokens
+    )
+    log.info("engine sizes: %s", facts.extra["sizes"])
     try:
+        asked = core.vllm_config.model_config.quantization
+        engine.facts.extra["layers"] = quantized_layers(core, asked)
         engine.check_sampling(settings.sampling)
     except BaseException:
         engine.close()
@@ -74,12 +102,19 @@ class VllmEngine:
         self._has_text = bool(settings.sampling.stop)
         self._uses_seeds = settings.sampling.uses_seeds
         self._num_in_flight = 0
+        self._num_running = 0
+        # None: the engine core has a process of its own, and does not tell.
+        self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
         self._rejections = _rejections()
         self.facts = _facts(core, settings)
 
     @property
     def num_in_flight(self) -> int:
         return self._num_in_flight
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
 
     def add(self, request: Request) -> None:
         assert request.seed is None or self._uses_seeds, "the engine was not built for seeds"
@@ -91,20 +126,27 @@ class VllmEngine:
     def step(self) -> list[Completion]:
         outputs = self._step()
         completions = [completion_of(o, has_text=self._has_text) for o in outputs if o.finished]
+        if self._scheduler is not None:  # what is finished no longer runs
+            self._num_running = self._scheduler.get_request_counts()[0] + len(completions)
+        else:
+            self._num_running = min(self._num_in_flight, self.facts.max_num_seqs)
         self._num_in_flight -= len(completions)
         return completions
 
     def close(self) -> None:
         core, self._core = self._core, None
+        self._scheduler = None
         self._num_in_flight = 0
         if core is None:
             return
         try:
-            core.engine_core.shutdown()
+            if _is_in_process(core):
+                _leave_distributed()
+                _closed.append(core)
+            else:
+                core.engine_core.shutdown()
         except Exception:
             log.warning("vLLM did not shut down cleanly", exc_info=True)
-        del core
-        gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
 
     def check_sampling(self, sampling: SamplingSettings) -> None:
         """Send one request as every row will be sent; ConfigError if vLLM refuses it.
@@ -155,6 +197,46 @@ class VllmEngine:
                 "a worker process of the vLLM engine died; the run's log has what it said last"
             )
         return EngineDied(f"the vLLM engine died: {type(error).__name__}: {_first_line(error)}")
+
+
+def _is_in_process(core: Any) -> bool:
+    """Whether engine core and worker are in this process, and no other is."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return isinstance(getattr(core, "model_executor", None), UniProcExecutor)
+
+
+def _leave_distributed() -> None:
+    """Let go of what would outlast the process: a file in the temporary folder."""
+    from vllm.distributed import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.destroy_distributed_environment()
+
+
+def _free_closed() -> None:
+    """End the engines that were closed in this process, so that another can be built."""
+    if _closed:
+        while _closed:
+            _closed.pop().engine_core.shutdown()
+        gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
+
+
+class _WarmUpTime(logging.Handler):
+    """Reads in vLLM's log how long profiling, compiling and warming up took; None: not said."""
+
+    seconds: float | None = None
+
+    def __enter__(self) -> Self:
+        _CORE_LOGGER.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _CORE_LOGGER.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("init engine") and isinstance(record.args, tuple):
+            self.seconds = float(str(record.args[0]))
 
 
 def _watch_core_process(core: Any, processes: list[BaseProcess]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.vllm_layers import EXTENSION
 from batchinfer.errors import ConfigError
 
 GIB = 1 << 30
@@ -26,13 +27,6 @@ SMALL_WEIGHTS_BYTES = 100_000_000
 MIN_CPU_KV_CAP_BYTES = GIB // 2
 CPU_KV_CAP_WEIGHTS = 4
 CPU_BLOCK_TOKENS = 128
-
-#: (max_num_seqs, max_num_batched_tokens). The first is what vLLM's own `LLM` class takes on such a
-#: device; an engine built without a usage context would get 128 / 2048 everywhere.
-LARGE_GPU_BYTES = 70 * GIB
-LARGE_GPU_SIZES = (1024, 16384)
-GPU_SIZES = (256, 8192)
-CPU_SIZES = (256, 4096)
 
 #: The worker plugin acts only in processes that descend from the one named here.
 OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
@@ -57,6 +51,7 @@ MANAGED_OPTIONS = {
     "disable_log_stats": "the timing columns need it, so it is always on",
     "data_parallel_size": "start one run for each replica, with --shard i/n",
     "stream_interval": "only finished requests are read",
+    "worker_extension_cls": "it counts the quantized layers",
     "runner": "only text generation is run",
     "convert": "only text generation is run",
 }
@@ -139,6 +134,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_logprobs": max(20, settings.sampling.logprobs or 0),
         "disable_log_stats": False,
+        "worker_extension_cls": EXTENSION,
     }
     if is_cpu:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
@@ -151,8 +147,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             "CPU: vLLM cannot rewind a CPU's random state after half a prompt; remove one of them"
         )
     needs_whole_prompts = arguments.get("enable_chunked_prefill") is False
-    default_sizes = CPU_SIZES if is_cpu else _gpu_sizes(platform.get_device_total_memory())
-    max_num_seqs, max_num_batched_tokens = _sizes(settings, default_sizes, needs_whole_prompts)
+    max_num_seqs, max_num_batched_tokens = _sizes(settings, needs_whole_prompts)
     arguments["max_num_seqs"] = max_num_seqs
     arguments["max_num_batched_tokens"] = max_num_batched_tokens
     if (
@@ -180,15 +175,22 @@ def check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
 
 
-def _gpu_sizes(memory_bytes: int) -> tuple[int, int]:
-    return LARGE_GPU_SIZES if memory_bytes >= LARGE_GPU_BYTES else GPU_SIZES
+def default_sizes(num_devices: int) -> tuple[int, int]:
+    """max_num_seqs, max_num_batched_tokens of vLLM's own `LLM` class on this hardware.
+
+    An engine built without a usage context would get 128 and 2048 everywhere. They are upper
+    bounds: the scheduler runs what the KV cache has room for.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    of_tokens, of_seqs = EngineArgs.get_batch_defaults(num_devices)
+    return of_seqs[UsageContext.LLM_CLASS], of_tokens[UsageContext.LLM_CLASS]
 
 
-def _sizes(
-    settings: EngineSettings, default_sizes: tuple[int, int], needs_whole_prompts: bool
-) -> tuple[int, int]:
+def _sizes(settings: EngineSettings, needs_whole_prompts: bool) -> tuple[int, int]:
     """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other."""
-    max_num_seqs, max_num_batched_tokens = default_sizes
+    max_num_seqs, max_num_batched_tokens = default_sizes(settings.tensor_parallel_size)
     if settings.max_num_seqs is not None:
         max_num_seqs = settings.max_num_seqs
     elif settings.max_num_batched_tokens is not None:
@@ -206,6 +208,39 @@ def _sizes(
             f"to at least model.max_model_len, {settings.max_model_len}"
         )
     return max_num_seqs, max_num_batched_tokens
+
+
+def explain_sizes(
+    settings: EngineSettings,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_tokens: int | None,
+) -> str:
+    """What the sizes are, and why; and how long sequences may be if so many are to run at once."""
+    default_seqs, default_tokens = default_sizes(settings.tensor_parallel_size)
+    words = []
+    for name, asked, size, default in (
+        ("max_num_seqs", settings.max_num_seqs, max_num_seqs, default_seqs),
+        (
+            "max_num_batched_tokens",
+            settings.max_num_batched_tokens,
+            max_num_batched_tokens,
+            default_tokens,
+        ),
+    ):
+        why = "vLLM's default on this hardware"
+        if asked is not None:
+            why = "the job's"
+        elif size != default:
+            why = f"auto: {default}, fitted to the job's other sizes"
+        words.append(f"{name} {size} ({why})")
+    if kv_cache_tokens is not None:
+        num_tokens = min(kv_cache_tokens // max_num_seqs, settings.max_model_len)
+        words.append(
+            f"KV cache for {kv_cache_tokens} tokens: all {max_num_seqs} run while they have "
+            f"{num_tokens} tokens in the mean, else fewer"
+        )
+    return "; ".join(words)
 
 
 def _cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:

@@ -18,7 +18,7 @@ from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.session import Session
 from batchinfer.runner.stop import StopControl
-from batchinfer.telemetry import Clock, Counters, status_record
+from batchinfer.telemetry import Clock, Counters, StartUp, status_record
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -39,6 +39,11 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     generation_s: float = 0.0
+    stalled_s: float = 0.0
+    steps: int = 0
+    mean_num_running: float = 0.0
+    share_of_steps_underfilled: float = 0.0
+    startup_s: float | None = None  # from the command to the end of the first engine step
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON line on stdout."""
@@ -54,6 +59,11 @@ class Outcome:
             "completion_tokens": self.completion_tokens,
             "generation_s": round(self.generation_s, 3),
             "completion_tokens_per_s": round(speed, 1),
+            "steps": self.steps,
+            "mean_num_running": round(self.mean_num_running, 1),
+            "share_of_steps_underfilled": round(self.share_of_steps_underfilled, 4),
+            "stalled_s": round(self.stalled_s, 3),
+            "startup_s": None if self.startup_s is None else round(self.startup_s, 3),
             "output": self.output,
             "message": self.message,
         }
@@ -66,6 +76,7 @@ class RunContext:
     clock: Clock
     stop: StopControl
     counters: Counters
+    startup: StartUp = field(default_factory=StartUp)
     on_run: Callable[[Session], None] = lambda session: None  # a run number was given out
     heartbeat: Heartbeat | None = None
     lease: Lease | None = None
@@ -106,6 +117,11 @@ def outcome_of(context: RunContext, status: str, exit_code: int, message: str = 
         prompt_tokens=snapshot.prompt_tokens,
         completion_tokens=snapshot.completion_tokens,
         generation_s=snapshot.generation_s,
+        stalled_s=snapshot.stalled_s,
+        steps=snapshot.num_steps,
+        mean_num_running=snapshot.mean_num_running,
+        share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
+        startup_s=context.startup.total_s,
     )
 
 
@@ -125,6 +141,7 @@ def write_status(context: RunContext, exit_code: int | None = None) -> None:
         started_at=session.holder.since,
         clock=context.clock,
         in_flight=context.loop.in_flight() if context.loop and not is_ended else [],
+        startup=context.startup.as_dict(),
         exit_code=exit_code,
     )
     with context.status_lock:  # a late beat must not overwrite the last word

@@ -10,26 +10,37 @@ from dataclasses import dataclass
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
+from batchinfer.engine.hardware import this_machine
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.prompt import Prompter
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFactory:
-    """`prepare` sets the process up before torch is first imported; `build` loads the model."""
+    """`prepare` sets the process up before torch is first imported; `build` loads the model.
+
+    `load` imports what `build` needs: it may run beforehand, in a thread of its own.
+    """
 
     prepare: Callable[[Job, ModelFacts], None]
     build: Callable[[Job, ModelFacts], Engine]
+    load: Callable[[], None] = lambda: None
 
 
 def vllm_factory() -> EngineFactory:
-    return EngineFactory(prepare=_prepare, build=_build)
+    return EngineFactory(prepare=_prepare, build=_build, load=_load)
 
 
 def _prepare(job: Job, model: ModelFacts) -> None:
     from batchinfer.engine.vllm_setup import prepare_environment
 
     prepare_environment(weights_bytes=model.weights_bytes, is_local_model=True)
+
+
+def _load() -> None:
+    from batchinfer.engine.vllm import import_engine
+
+    import_engine()
 
 
 def _build(job: Job, model: ModelFacts) -> Engine:
@@ -46,6 +57,8 @@ def model_of(job: Job) -> ModelFacts:
         revision=job.model.revision,
         dtype=job.model.resolved_dtype,
         quantization=job.model.quantization,
+        quantization_fallback=job.model.quantization_fallback,
+        machine=this_machine(),
         max_model_len=job.model.max_model_len,
         needs_weights=job.engine.options.get("load_format") != "dummy",
     )
@@ -97,6 +110,7 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         ),
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
+        quantization=model.engine_quantization,
         max_num_seqs=_size(job.engine.max_num_seqs),
         max_num_batched_tokens=_size(job.engine.max_num_batched_tokens),
         gpu_memory_utilization=job.engine.gpu_memory_utilization,

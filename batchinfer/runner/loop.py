@@ -6,7 +6,8 @@ to 2.6x with skewed output lengths. Must not know: files, Parquet. Runs in the m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Completion, Engine, Request
@@ -17,6 +18,8 @@ from batchinfer.sink import Result
 from batchinfer.telemetry import Clock, Counters
 
 _IDLE_WAIT_S = 0.2
+#: A step that runs fewer than this share of the sequences it could run is underfilled.
+_FULL_SHARE = 0.9
 #: In flight after a run that died without a durable row, until the first is durable. A row that
 #: kills
 #: is then one of few that are named, and a run that is killed again soon has got a little further.
@@ -46,6 +49,7 @@ class Loop:
         job: Job,
         should_stop: Callable[[], bool],
         is_cautious: bool = False,
+        on_first_step: Callable[[], None] = lambda: None,
     ) -> None:
         """`is_cautious`: begin with few rows in flight, until the first are durable."""
         self._engine = engine
@@ -57,7 +61,9 @@ class Loop:
         sampling = job.sampling
         self._job_seed = sampling.seed if sampling.temperature > 0 else None
         self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
+        self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
         self._is_cautious = is_cautious
+        self._on_first_step: Callable[[], None] | None = on_first_step
         self._max_admitted = job.packing.batch_rows
         self._next_key = 0
         self._in_flight: dict[int, WorkItem] = {}
@@ -102,11 +108,34 @@ class Loop:
         while not self._should_stop():
             self.admit()
             if self._in_flight:
-                self._finish(self._engine.step())
+                self._step()
             elif self._ready.is_exhausted:
                 return
             else:
-                self._ready.wait(_IDLE_WAIT_S)
+                with self._stall():
+                    self._ready.wait(_IDLE_WAIT_S)
+
+    def _step(self) -> None:
+        num_given = len(self._in_flight)
+        completions = self._engine.step()
+        if self._on_first_step is not None:
+            self._on_first_step()
+            self._on_first_step = None
+        # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
+        num_running = self._engine.num_running
+        self._counters.add_step(
+            num_running,
+            has_more=not self._ready.is_exhausted,
+            is_underfilled=num_given <= num_running < self._num_full,
+        )
+        self._finish(completions)
+
+    @contextmanager
+    def _stall(self) -> Iterator[None]:
+        """Time that the engine stands still."""
+        begun_s = self._clock.monotonic()
+        yield
+        self._counters.add_stalled(self._clock.monotonic() - begun_s)
 
     def _request(self, item: WorkItem) -> Request:
         key, self._next_key = self._next_key, self._next_key + 1
@@ -136,4 +165,5 @@ class Loop:
             sum(len(c.token_ids) for c in completions),
         )
         self._counters.set_in_flight(len(self._in_flight))
-        self._emit(results)
+        with self._stall():
+            self._emit(results)

@@ -8,18 +8,17 @@ terminals.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
-import pyarrow as pa
-
 from batchinfer import __version__
 from batchinfer.checkpoint import Lease, Totals, layout, records
 from batchinfer.config import Job
-from batchinfer.engine.base import Engine
+from batchinfer.engine.base import Engine, EngineFacts
 from batchinfer.errors import (
     EngineDied,
     InputError,
@@ -30,17 +29,17 @@ from batchinfer.errors import (
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.context import Outcome, RunContext, outcome_of, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
+from batchinfer.runner.digest import complete_digest, digest_ingredients
 from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
+from batchinfer.runner.memory import bound_arenas
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.session import (
     RunOptions,
     Session,
     begin,
-    complete_digest,
-    digest_ingredients,
     find_complete,
     list_input,
     open_output,
@@ -48,7 +47,7 @@ from batchinfer.runner.session import (
 )
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
-from batchinfer.telemetry import Counters, log_event
+from batchinfer.telemetry import Counters, StartUp, log_event
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -64,6 +63,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
     """
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
+    listing_begin_s = context.startup.now()
     model = model_of(job)
     shards = list_input(job, context.stop.should_give_up)
     check_layout(job, store, shards)
@@ -94,8 +94,11 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
             on_lease=note_lease,
         )
         context.session = session
+        context.startup.add("listing", listing_begin_s)
         for note in model.notes:
             logger.info("%s", note)
+        for warning in model.warnings:
+            logger.warning("%s", warning)
         if session.pending:
             _count_input(session, context.counters)
             context.on_run(session)
@@ -128,11 +131,13 @@ def _count_input(session: Session, counters: Counters) -> None:
 
 def _compute(session: Session, factory: EngineFactory, context: RunContext) -> bool:
     """Run the engine over the pending shards. Returns whether `--limit` ended it early."""
-    job, stop = session.job, context.stop
-    _release_freed_memory()
+    job, stop, startup = session.job, context.stop, context.startup
+    bound_arenas()
     factory.prepare(job, session.model)
     context.counters.set_phase("loading the tokenizer")
-    prompter = prompter_of(job, session.model)
+    gc.disable()  # until the engine is imported: it looks at a million objects, and frees a few
+    with startup.span("tokenizer"):
+        prompter = prompter_of(job, session.model)
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
     structured = job.sampling.structured
     writer = Writer(
@@ -167,15 +172,23 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     context.heartbeat.now()
     threads = _Threads(reader, writer, context.heartbeat)
     threads.start()
+    importing = _start_import(factory, startup)
     engine: Engine | None = None
     error: BaseException | None = None
     try:
         context.counters.set_phase("reading input")
-        while not ready.wait(0.2) and not ready.is_exhausted and not _should_stop(stop, threads):
-            pass
-        if not ready.is_exhausted and not _should_stop(stop, threads):
+        with startup.span("first_window"):
+            while not (ready.wait(0.2) or ready.is_exhausted or _should_stop(stop, threads)):
+                pass
+        has_work = not ready.is_exhausted and not _should_stop(stop, threads)
+        if has_work:
+            importing.join()
+        gc.freeze()  # modules stay: vLLM collects garbage five times before its first step
+        gc.enable()
+        if has_work:
             context.counters.set_phase("loading the model")
-            engine = factory.build(job, session.model)
+            with startup.span("model"):
+                engine = factory.build(job, session.model)
             _generate(engine, session, ready, threads, context)
     except BaseException as caught:  # what is finished is made durable before it goes on
         error = caught
@@ -200,6 +213,21 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     return reader.is_limited
 
 
+def _start_import(factory: EngineFactory, startup: StartUp) -> threading.Thread:
+    """Import the engine beside the reading of the first rows.
+
+    Not waited for by a start that finds no row to compute.
+    """
+
+    def work() -> None:
+        with contextlib.suppress(Exception), startup.span("engine_imports"):
+            factory.load()  # what is wrong with it, `factory.build` says
+
+    thread = threading.Thread(target=work, name="import", daemon=True)
+    thread.start()
+    return thread
+
+
 def _close(engine: Engine) -> None:
     """A device that hangs must not keep a finished run from saying so."""
     closing = threading.Thread(target=engine.close, name="close", daemon=True)
@@ -207,15 +235,6 @@ def _close(engine: Engine) -> None:
     closing.join(_CLOSE_S)
     if closing.is_alive():
         logger.warning("the engine did not shut down within %g s", _CLOSE_S)
-
-
-def _release_freed_memory() -> None:
-    """Let Arrow take the allocator that gives freed pages back, where its build has it.
-
-    The default keeps them: 320 MB over the start against 250 MB with rows of 20 kB.
-    """
-    with contextlib.suppress(NotImplementedError):
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 def _generate(
@@ -237,13 +256,44 @@ def _generate(
         job=session.job,
         should_stop=lambda: _should_stop(context.stop, threads),
         is_cautious=context.is_cautious,
+        on_first_step=lambda: _end_startup(context, facts),
     )
     if context.stop.begin_admission():
         context.counters.set_phase("generating")
         loop.admit()
         with contextlib.suppress(TransientError):
             write_status(context)  # names the rows in flight before a step can kill us
-        loop.run()
+        try:
+            loop.run()
+        finally:
+            _log_generation(context.counters)
+
+
+def _end_startup(context: RunContext, facts: EngineFacts) -> None:
+    """Log where the time went; of the model's, what the engine said about its parts."""
+    startup = context.startup
+    model_begin_s, model_end_s = startup.spans["model"]
+    if warm_up_s := facts.extra.get("warm_up_s"):
+        startup.add("model", model_begin_s, model_end_s - warm_up_s)
+        startup.add("compile_and_warm_up", model_end_s - warm_up_s, model_end_s)
+    startup.add("first_step", model_end_s)
+    startup.end()
+    log_event(logger, logging.INFO, "started_up", **startup.as_dict())
+
+
+def _log_generation(counters: Counters) -> None:
+    snapshot = counters.snapshot()
+    log_event(
+        logger,
+        logging.INFO,
+        "generated",
+        rows=snapshot.rows_computed,
+        tokens_per_s=round(snapshot.mean_tokens_per_s, 1),
+        steps=snapshot.num_steps,
+        mean_num_running=round(snapshot.mean_num_running, 1),
+        share_of_steps_underfilled=round(snapshot.share_of_steps_underfilled, 4),
+        stalled_s=round(snapshot.stalled_s, 3),
+    )
 
 
 @dataclass(slots=True)

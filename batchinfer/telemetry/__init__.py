@@ -7,6 +7,7 @@ from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
 from batchinfer.telemetry.counters import Counters, Snapshot
 from batchinfer.telemetry.logs import Logs, log_event
 from batchinfer.telemetry.progress import Progress, choose_display
+from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
 from batchinfer.telemetry.stdio import Stdio
 
@@ -16,6 +17,7 @@ __all__ = [
     "Logs",
     "Progress",
     "Snapshot",
+    "StartUp",
     "Stdio",
     "choose_display",
     "describe",

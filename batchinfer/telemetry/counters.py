@@ -37,6 +37,10 @@ class Snapshot:
     generation_s: float  # first admission to last finish, idle included
     tokens_per_s: float  # completion tokens, over the last WINDOW_S
     mean_tokens_per_s: float  # completion tokens over generation_s
+    num_steps: int  # engine steps
+    mean_num_running: float  # sequences in a step
+    share_of_steps_underfilled: float  # of the steps while rows remained; see `add_step`
+    stalled_s: float  # of generation_s, when the engine stood still for input or for storage
     eta_s: float | None
 
     @property
@@ -63,6 +67,11 @@ class Counters:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._num_in_flight = 0
+        self._num_steps = 0
+        self._num_running = 0  # summed over the steps
+        self._num_steps_with_more = 0
+        self._num_steps_underfilled = 0
+        self._stalled_s = 0.0
         self._first_admission_s: float | None = None
         self._last_finish_s = self._started_s
         self._samples: deque[tuple[float, int]] = (
@@ -93,6 +102,21 @@ class Counters:
             if self._first_admission_s is None and num_in_flight:
                 self._first_admission_s = self._clock.monotonic()
                 self._samples.append((self._first_admission_s, 0))
+
+    def add_step(self, num_running: int, *, has_more: bool, is_underfilled: bool) -> None:
+        """An engine step with so many sequences, and whether rows were left that were not in the
+        engine yet. Underfilled: it could have run at least a tenth more of them.
+        """
+        with self._lock:
+            self._num_steps += 1
+            self._num_running += num_running
+            self._num_steps_with_more += has_more
+            self._num_steps_underfilled += has_more and is_underfilled
+
+    def add_stalled(self, seconds: float) -> None:
+        """Time in which the engine's thread waited for input, or for the writer."""
+        with self._lock:
+            self._stalled_s += seconds
 
     def add_computed(self, num_rows: int, prompt_tokens: int, completion_tokens: int) -> None:
         """Rows that got their result. Rows refused before the engine bring no tokens."""
@@ -140,6 +164,12 @@ class Counters:
                 generation_s=generation_s,
                 tokens_per_s=tokens_per_s,
                 mean_tokens_per_s=mean,
+                num_steps=self._num_steps,
+                mean_num_running=self._num_running / max(1, self._num_steps),
+                share_of_steps_underfilled=(
+                    self._num_steps_underfilled / max(1, self._num_steps_with_more)
+                ),
+                stalled_s=self._stalled_s,
                 eta_s=self._eta_s(rows_total, tokens_per_s or mean),
             )
 

@@ -16,6 +16,16 @@ from batchinfer.telemetry.counters import Snapshot
 
 #: A run, which rewrites its record every few seconds, is taken for dead after so long a silence.
 DEAD_AFTER_S = 60.0
+_ROUNDED = (
+    "elapsed_s",
+    "generation_s",
+    "tokens_per_s",
+    "mean_tokens_per_s",
+    "mean_num_running",
+    "share_of_steps_underfilled",
+    "stalled_s",
+    "eta_s",
+)
 #: Rows in flight that a record names: enough to find a poison row, small enough to rewrite often.
 MAX_IN_FLIGHT_NAMES = 2048
 
@@ -29,11 +39,15 @@ def status_record(
     started_at: str,
     clock: Clock,
     in_flight: Sequence[str],
+    startup: Mapping[str, Any],
     exit_code: int | None = None,
 ) -> dict[str, Any]:
-    """JSON-ready. `in_flight`: "shard:row" of what the engine holds; `exit_code` ends the run."""
+    """JSON-ready. `in_flight`: "shard:row" of what the engine holds; `startup`: of `StartUp`.
+
+    An `exit_code` ends the run.
+    """
     counts = asdict(snapshot)
-    for name in ("elapsed_s", "generation_s", "tokens_per_s", "mean_tokens_per_s", "eta_s"):
+    for name in _ROUNDED:
         counts[name] = None if counts[name] is None else round(counts[name], 3)
     return {
         "state": "running" if exit_code is None else "ended",
@@ -44,6 +58,7 @@ def status_record(
         "started_at": started_at,
         "updated_at": clock.utc(),
         **counts,
+        "startup": dict(startup),
         "in_flight": list(in_flight[:MAX_IN_FLIGHT_NAMES]),
     }
 

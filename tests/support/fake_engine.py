@@ -55,6 +55,7 @@ class FakeEngine:
         self._waiting: deque[Request] = deque()
         self._running: list[tuple[int, int, Request]] = []  # (last step, key, request)
         self._step = 0
+        self._num_running = 0
         self.num_added = 0
         self.is_closed = False
         self.facts = EngineFacts(
@@ -72,6 +73,10 @@ class FakeEngine:
     @property
     def num_in_flight(self) -> int:
         return len(self._waiting) + len(self._running)
+
+    @property
+    def num_running(self) -> int:
+        return self._num_running
 
     def add(self, request: Request) -> None:
         self.num_added += 1
@@ -96,6 +101,7 @@ class FakeEngine:
             request = self._waiting.popleft()
             length = 1 + _hash(request) % self._max_tokens
             heapq.heappush(self._running, (self._step + length - 1, request.key, request))
+        self._num_running = len(self._running)
         done = []
         while self._running and self._running[0][0] <= self._step:
             done.append(self._complete(heapq.heappop(self._running)[2]))

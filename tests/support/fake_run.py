@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from batchinfer.cli import main
+from batchinfer.cli import plan as cli_plan
 from batchinfer.cli import run as cli_run
 from batchinfer.prompt import encode
 from batchinfer.runner import EngineFactory, StopControl, session
@@ -120,6 +121,6 @@ if __name__ == "__main__":
     if retry_s := os.environ.get("FAKE_RETRY_S"):
         session.open_store = partial(session.open_store, retry_s=float(retry_s))
     plan = FakePlan.from_environment()
-    cli_run.vllm_factory = lambda: fake_factory(plan)
+    cli_run.vllm_factory = cli_plan.vllm_factory = lambda: fake_factory(plan)
     sys.argv[0] = "batchinfer"
     main()

@@ -1,0 +1,157 @@
+"""`plan --calibrate`: some of the rows that are left really run; from them time, tokens and cost.
+
+Must not know: how a forecast is made. Nothing is written but a log of what the engine prints, which
+is kept only if the engine fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from batchinfer.cli.common import Looked
+from batchinfer.errors import InputError, Stopped
+from batchinfer.runner import EngineFactory, StopControl
+from batchinfer.runner.calibrate import Calibration, calibrate
+from batchinfer.runner.forecast import Estimate, Forecast, Left, forecast
+from batchinfer.runner.sample import Sample
+from batchinfer.telemetry import Stdio
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a run would find."""
+
+    num_results: int  # not done yet, as far as the filter can be told
+    chunk_rows: int  # of a window of a shard
+    ready_s: float  # from the start of the process to the tokenizer in memory
+
+
+def show_forecast(
+    looked: Looked,
+    factory: EngineFactory,
+    sample: Sample,
+    rest: Rest,
+    price_per_hour: float | None,
+) -> None:
+    """Run the sample's prompts and print what the rest takes.
+
+    Raises Stopped, ConfigError, InputError, EngineDied.
+    """
+    job = looked.job
+    if rest.num_results <= 0:
+        click.echo("left     nothing: every row has its result, no row was run")
+        return
+    if not sample.prompts:
+        raise InputError(
+            f"none of {sample.num_read:,} rows became a prompt, so there is nothing to calibrate "
+            "with; --rows reads more of the input"
+        )
+    with _quiet_engine() as stop:
+        calibration = calibrate(job, looked.model, sample.prompts, factory, stop)
+    num_rows = -(-rest.num_results // job.sampling.n)
+    chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
+    left = Left(
+        num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
+        num_samples=job.sampling.n,
+        prompt_tokens=sample.lengths,
+        is_longest_first=job.packing.order != "input",
+        chunk_rows=max(
+            1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
+        ),
+    )
+    found = forecast(calibration.waves, calibration.facts, left)
+    row_s = sample.prepare_s / sample.num_read
+    # The first chunk is read beside the import of the engine, the others while rows are run.
+    first_chunk_s = row_s * min(num_rows, left.chunk_rows)
+    start_s = rest.ready_s + max(calibration.load_s, first_chunk_s) + calibration.build_s
+    generation_s = found.generation_s.at_least(row_s * num_rows)
+    _show_calibration(calibration, len(sample.prompts), left)
+    _show_work(found, generation_s, rest.num_results)
+    total_s = generation_s.plus(start_s + calibration.close_s)
+    click.echo(
+        f"time     about {_range(total_s, _duration)}: {_duration(start_s)} to start, "
+        f"{_duration(generation_s.expected)} to generate, {_duration(calibration.close_s)} to end"
+    )
+    if price_per_hour is not None:
+        cost = total_s.times(price_per_hour / 3600)
+        click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")
+
+
+def _show_calibration(calibration: Calibration, num_rows: int, left: Left) -> None:
+    click.echo(
+        f"ran      {num_rows:,} rows in {calibration.generation_s:.1f} s, up to "
+        f"{calibration.max_running:,} sequences at once"
+    )
+    width = min(left.num_rows * left.num_samples, calibration.facts.max_num_seqs)
+    if calibration.max_running < width and num_rows < left.num_rows:
+        click.echo(
+            f"         a run has up to {width:,} at once: what those take is extrapolated, "
+            "more rows make it surer"
+        )
+
+
+def _show_work(found: Forecast, generation_s: Estimate, num_results: int) -> None:
+    completion = found.completion_tokens
+    click.echo(f"left     {num_results:,} results to compute")
+    click.echo(
+        f"tokens   about {found.prompt_tokens:,.0f} of prompts, "
+        f"{_range(completion, '{:,.0f}'.format)} of completions"
+    )
+    all_tokens = found.prompt_tokens + completion.expected
+    click.echo(
+        f"speed    {completion.expected / generation_s.expected:,.0f} completion tokens/s, "
+        f"{all_tokens / generation_s.expected:,.0f} tokens/s with those of prompts"
+    )
+
+
+def _range(estimate: Estimate, shown: Callable[[float], str]) -> str:
+    expected, low, high = map(shown, (estimate.expected, estimate.low, estimate.high))
+    return expected if low == high else f"{expected} ({low} to {high})"
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def _quiet_engine() -> Iterator[StopControl]:
+    """Let what the engine prints go to a log; a signal ends the process before a row is admitted,
+    and the calibration later.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
+    log = folder / "engine.log"
+    stdio = Stdio()
+    stop = StopControl()
+
+    def say_why(_: int, reason: str) -> None:
+        stdio.err.write(f"{reason}\n")
+        shutil.rmtree(folder)
+
+    stop.on_abandon = say_why
+    is_kept = True
+    try:
+        stop.watch()
+        stdio.redirect(log)
+        yield stop
+        is_kept = False
+    except (Stopped, KeyboardInterrupt):
+        is_kept = False
+        raise
+    finally:
+        stdio.close()
+        if is_kept:
+            click.echo(f"what the engine said is in {log}", err=True)
+        else:
+            shutil.rmtree(folder)

@@ -1,0 +1,100 @@
+"""Rows from places spread over the input, tokenized: what a plan knows without reading it all.
+
+Must not know: what is done, engines. Memory: a number for each row; prompts only of the few that
+are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from batchinfer.prompt import Prompter
+from batchinfer.source import RowFilter, Shard, ShardReader
+
+#: Runs of neighbouring rows that a sample consists of: neighbours are what shares prefixes.
+_NUM_PLACES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was found. Rows that do not pass the filter are read, and neither prompt nor error."""
+
+    num_read: int
+    lengths: npt.NDArray[np.int64]  # [num_prompts] tokens
+    num_errors: int
+    prepare_s: float  # to render and tokenize them
+    prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
+
+    @property
+    def passing_share(self) -> float:
+        """Of the rows read, those that pass the filter."""
+        return (len(self.lengths) + self.num_errors) / max(1, self.num_read)
+
+    @property
+    def prompt_share(self) -> float:
+        """Of the rows read, those that become a prompt."""
+        return len(self.lengths) / max(1, self.num_read)
+
+
+def read_sample(
+    shards: Sequence[tuple[Shard, int]],
+    prompter: Prompter,
+    row_filter: RowFilter | None,
+    *,
+    max_rows: int,
+    num_prompts: int = 0,
+) -> Sample:
+    """Read `max_rows` rows of shards, given with their numbers of rows; keep `num_prompts` of the
+    prompts.
+    """
+    lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    prompts: list[npt.NDArray[np.int32]] = []
+    num_read = num_errors = 0
+    prepare_s = 0.0
+    num_kept_each = -(-num_prompts // _NUM_PLACES)
+    for shard, ranges in _ranges(shards, max_rows):
+        with ShardReader(shard, list(prompter.columns), row_filter) as reader:
+            for start, stop in ranges:
+                num_read += stop - start
+                num_kept = 0
+                for block in reader.blocks(start, stop):
+                    begun_s = time.monotonic()
+                    prepared = prompter.prepare(block.table)
+                    prepare_s += time.monotonic() - begun_s
+                    sizes = np.diff(prepared.offsets)
+                    lengths.append(sizes[sizes > 0])
+                    num_errors += len(prepared.errors)
+                    for row in np.flatnonzero(sizes)[: num_kept_each - num_kept].tolist():
+                        low, high = prepared.offsets[row : row + 2]
+                        prompts.append(prepared.token_ids[low:high].copy())
+                        num_kept += 1
+    chosen = np.linspace(0, len(prompts) - 1, min(num_prompts, len(prompts))).astype(int)
+    return Sample(
+        num_read=num_read,
+        lengths=np.concatenate(lengths),
+        num_errors=num_errors,
+        prepare_s=prepare_s,
+        prompts=[prompts[i] for i in chosen],
+    )
+
+
+def _ranges(
+    shards: Sequence[tuple[Shard, int]], max_rows: int
+) -> Iterator[tuple[Shard, list[tuple[int, int]]]]:
+    """Of each shard that is read, the ranges of its rows, ascending."""
+    edges = np.concatenate([[0], np.cumsum([num_rows for _, num_rows in shards])])
+    total = int(edges[-1])
+    size = -(-min(max_rows, total) // _NUM_PLACES)
+    starts = np.arange(_NUM_PLACES) * total // _NUM_PLACES
+    stops = np.minimum(starts + size, np.append(starts[1:], total))
+    for (shard, num_rows), first_row in zip(shards, edges[:-1].tolist(), strict=True):
+        low = np.clip(starts - first_row, 0, num_rows).tolist()
+        high = np.clip(stops - first_row, 0, num_rows).tolist()
+        ranges = [(start, stop) for start, stop in zip(low, high, strict=True) if start < stop]
+        if ranges:
+            yield shard, ranges
