@@ -9,6 +9,8 @@ SHELL := bash
 DEVICE ?= cpu
 # the interpreter .venv is made with: the first of python3.11, python3.12, python3 that is 3.11 or 3.12
 PYTHON ?=
+# options of make bench, such as BENCH='--rows 200 --only batchinfer'
+BENCH ?=
 
 LOCK := requirements/$(DEVICE).lock
 PY := .venv/bin/python
@@ -17,10 +19,10 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A finished set-up is named after what it was made from; the folder is in it because scripts hold its path.
 STAMP := .venv/.setup-$(DEVICE)-$(shell { cat $(LOCK) pyproject.toml; echo '$(CURDIR)'; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup run check test test-gpu bench schema clean
+.PHONY: help setup run check test test-gpu bench bench-peers-setup schema clean
 
 help:  ## show this help
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## make .venv from the pinned lock file (DEVICE=cpu or cuda)
 	@:
@@ -39,8 +41,12 @@ test: setup check  ## check, then every test that needs no GPU
 test-gpu: setup  ## the tests that need a GPU (with DEVICE=cuda)
 	$(PY) -m pytest -m gpu
 
-bench: setup  ## throughput against one LLM.generate
-	$(PY) benchmarks/throughput.py
+bench: setup  ## throughput and losses beside LLM.generate, vllm run-batch and other peers
+	benchmarks/peers/setup.sh server || echo "bench: no vllm run-batch in the table" >&2
+	$(PY) -m benchmarks.peers $(BENCH)
+
+bench-peers-setup: setup  ## environments of the peers that make bench compares with
+	benchmarks/peers/setup.sh server ray datatrove
 
 schema: setup  ## write schemas/ anew
 	.venv/bin/batchinfer schema --write

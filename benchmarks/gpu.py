@@ -1,11 +1,14 @@
-"""On one GPU: `batchinfer run` end to end, and one `LLM.generate` of the same prompts beside it.
+"""On one GPU: `batchinfer run` beside one `LLM.generate` of the same prompts, and what costs what.
 
-    python3 -m benchmarks.gpu --log FILE [--rows 2048]
+    python -m benchmarks.gpu --log FILE [--parts generate run costs fp8 order stop]
 
-Runs (1) the demo job, (2) a job of Llama-3.1-8B's shape with dummy weights (speed only: the
-weights are random), (3) the same stopped by SIGTERM in the middle and started again, (4)
-`LLM.generate` with the same engine settings and prompts. Prints a JSON line for each and appends it
-to --log.
+A model of Llama-3.1-8B's shape with dummy weights (speed only: its tokens are random). 2,048
+prompts of lognormal length (median 256 tokens); a completion ends at the first of 855 of 128,256
+tokens, which is skewed: geometric, mean 150, at most 512. Temperature 1, logprobs 1, per-request
+timing on in all, unless a line says otherwise. Sampled lengths differ from run to run, so rates
+are compared, in completion tokens a second. Prints a JSON line for each measurement and appends it
+to --log. Every engine is a process of its own; `LLM` is warmed up by one small call, and gets its
+prompts as token ids; `batchinfer run` goes from Parquet to Parquet without a warm-up.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DEMO_MODEL = Path("jobs/demo/model")
-PROMPT_TOKENS = 256
-MAX_TOKENS = 128
+from benchmarks.common import DEMO, ROOT, machine, versions
+
+NUM_ROWS = 2048
+MAX_TOKENS = 512
+STOP_TOKEN_IDS = list(range(1000, 1855))
 #: The shape of Llama-3.1-8B (its config.json), with a context of 8,192.
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,39 +55,126 @@ LLAMA_8B = {
     "torch_dtype": "bfloat16",
     "vocab_size": 128256,
 }
+PARTS = ("generate", "run", "costs", "fp8", "order", "stop")
+Record = Callable[..., None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--generate", type=Path, help=argparse.SUPPRESS)  # one LLM, in this process
+    parser.add_argument("--order", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    def record(test: str, **result: Any) -> None:
+        line = json.dumps({"test": test, **result})
+        print(line, flush=True)  # noqa: T201
+        with arguments.log.open("a") as log:
+            log.write(line + "\n")
+
+    if arguments.generate:
+        generate_all(json.loads(arguments.generate.read_text()), record)
+    elif arguments.order:
+        measure_orders(arguments.order, record)
+    else:
+        import torch
+
+        device = torch.cuda.get_device_name()
+        record("machine", device=device, **machine(), **versions())
+        with tempfile.TemporaryDirectory(prefix="batchinfer-gpu-") as name:
+            measure(Path(name), arguments, record)
+
+
+def measure(folder: Path, arguments: argparse.Namespace, record: Record) -> None:
+    write_model(folder / "model")
+    write_prompts(folder / "in")
+
+    def generate(what: str, **how: Any) -> None:
+        how_file = folder / "how.json"
+        how_file.write_text(json.dumps({"folder": str(folder), "what": what, **how}))
+        again("--generate", how_file)
+
+    def again(option: str, value: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--log", str(arguments.log)]
+        subprocess.run([*command, option, str(value)], cwd=ROOT, check=False)
+
+    def run(what: str, *, own_process: bool = False, **changes: Any) -> None:
+        job = job_of(folder, output=f"out-{time.time_ns()}", **changes)
+        record(what, **run_job(folder, job, own_process=own_process))
+
+    for part in arguments.parts:
+        if part == "generate":
+            calls = ["all", "all", "logprobs 0", "logprobs 5", "batches of 256", "batches of 64"]
+            generate("LLM.generate", calls=calls)
+            generate("LLM.generate, engine in its own process", calls=["all"], own_process=True)
+        elif part == "run":
+            run("batchinfer run")
+            run("batchinfer run, logprobs 0", logprobs=0)
+            run("batchinfer run, logprobs 5", logprobs=5)
+            run("batchinfer run, engine in its own process", own_process=True)
+        elif part == "costs":
+            generate("LLM.generate, log stats off", calls=["all", "all"], log_stats=False)
+            run("batchinfer run, a seed for each row", seed=0)
+            run("batchinfer run, again")
+        elif part == "fp8":
+            generate("LLM.generate, fp8", calls=["all", "all"], quantization="fp8")
+            run("batchinfer run, fp8", quantization="fp8")
+        elif part == "order":
+            again("--order", folder / "model")
+        else:
+            job = job_of(folder, output="stopped")
+            stopped = run_job(folder, job, stop_after_parts=folder / "stopped")
+            record("batchinfer run, SIGTERM in the middle", **stopped)
+            record("batchinfer run, started again", **run_job(folder, job))
 
 
 def write_model(folder: Path) -> None:
     """An 8B-shaped model folder: its config, and the demo model's tokenizer."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA_8B))
-    shutil.copy(DEMO_MODEL / "tokenizer.json", folder)
-    tokenizer = json.loads((DEMO_MODEL / "tokenizer_config.json").read_text())
+    shutil.copy(DEMO / "model" / "tokenizer.json", folder)
+    tokenizer = json.loads((DEMO / "model" / "tokenizer_config.json").read_text())
     tokenizer["model_max_length"] = LLAMA_8B["max_position_embeddings"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
 
 
-def write_prompts(path: Path, num_rows: int) -> np.ndarray:
-    """Random prompts as token ids, in four shards. Returns them. [num_rows, PROMPT_TOKENS]"""
-    tokens = np.random.default_rng(0).integers(10, 4000, (num_rows, PROMPT_TOKENS), dtype=np.int32)
-    for index, part in enumerate(np.array_split(tokens, 4)):
-        offsets = np.arange(0, part.size + 1, PROMPT_TOKENS, dtype=np.int32)
-        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.ravel()))
-        pq.write_table(pa.table({"prompt": column}), path / f"p{index}.parquet")
-    return tokens
+def write_prompts(folder: Path) -> None:
+    """Random token ids in four shards."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(256), 0.7, NUM_ROWS), 32, 2048).astype(np.int32)
+    for index, part in enumerate(np.array_split(lengths, 4)):
+        offsets = np.concatenate([[0], np.cumsum(part)]).astype(np.int32)
+        tokens = rng.integers(10, 128_000, offsets[-1], dtype=np.int32)
+        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens))
+        pq.write_table(pa.table({"prompt": column}), folder / f"p{index}.parquet")
 
 
-def job_8b(folder: Path, output: str) -> dict[str, Any]:
+def job_of(
+    folder: Path,
+    *,
+    output: str,
+    logprobs: int = 1,
+    seed: int | None = None,
+    quantization: str = "auto",
+) -> dict[str, Any]:
     return {
         "version": 1,
         "name": "llama-8b-shape",
         "input": {"path": str(folder / "in" / "*.parquet")},
         "prompt": {"token_ids_column": "prompt"},
-        "model": {"path": str(folder / "model"), "max_model_len": 4096},
+        "model": {
+            "path": str(folder / "model"),
+            "max_model_len": 4096,
+            "quantization": quantization,
+        },
         "sampling": {
             "max_tokens": MAX_TOKENS,
             "temperature": 1.0,
-            "logprobs": 1,
+            "logprobs": logprobs,
+            "seed": seed,
+            "stop_token_ids": STOP_TOKEN_IDS,
             "ignore_eos": True,
         },
         "engine": {"options": {"load_format": "dummy"}},
@@ -90,17 +182,22 @@ def job_8b(folder: Path, output: str) -> dict[str, Any]:
     }
 
 
-def write_job(path: Path, job: dict[str, Any]) -> str:
-    path.write_text(json.dumps(job))  # JSON is YAML
-    return str(path)
-
-
-def run_job(path: str, *arguments: str, stop_after_parts: Path | None = None) -> dict[str, Any]:
+def run_job(
+    folder: Path,
+    job: dict[str, Any],
+    *,
+    own_process: bool = False,
+    stop_after_parts: Path | None = None,
+) -> dict[str, Any]:
     """One `batchinfer run`; SIGTERM to its group once two parts stand in `stop_after_parts`."""
+    path = folder / "job.yaml"
+    path.write_text(json.dumps(job))  # JSON is YAML
     begun = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "batchinfer", "run", path, *arguments],
+        [sys.executable, "-m", "batchinfer", "run", str(path)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
+        env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(own_process))},
         text=True,
         start_new_session=True,
     )
@@ -112,77 +209,82 @@ def run_job(path: str, *arguments: str, stop_after_parts: Path | None = None) ->
         time.sleep(0.1)
     stdout, _ = process.communicate()
     ended = time.monotonic()
-    result: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    lines = stdout.splitlines()
+    result: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    for key in ("output", "message", "run"):
+        result.pop(key, None)
     result |= {"returncode": process.returncode, "wall_s": round(ended - begun, 1)}
+    if result.get("generation_s"):
+        rate = result["completion_tokens"] / result["generation_s"]
+        result["completion_tokens_per_s"] = round(rate, 1)
     if signalled is not None:
         result["s_from_signal_to_exit"] = round(ended - signalled, 2)
     return result
 
 
-def generate_all(folder: Path, tokens: np.ndarray) -> dict[str, Any]:
-    """One `LLM.generate` of everything, in this process, sized as batchinfer sizes the engine."""
-    from batchinfer.engine.vllm_setup import LARGE_GPU_SIZES, prepare_environment
-
-    prepare_environment(weights_bytes=16 << 30, is_local_model=True)
+def generate_all(how: dict[str, Any], record: Record) -> None:
+    """`LLM.generate` in this process, sized as batchinfer sizes the engine."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(how.get("own_process", False)))
     from vllm import LLM, SamplingParams
 
-    max_num_seqs, max_num_batched_tokens = LARGE_GPU_SIZES
+    from batchinfer.engine.vllm_setup import default_sizes
+
+    folder = Path(how["folder"])
+    max_num_seqs, max_num_batched_tokens = default_sizes(1)
     llm = LLM(
         str(folder / "model"),
         load_format="dummy",
         max_model_len=4096,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        disable_log_stats=False,
+        quantization=how.get("quantization"),
+        disable_log_stats=not how.get("log_stats", True),
     )
-    params = SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, logprobs=1, ignore_eos=True)
+    column = pq.read_table(folder / "in").column("prompt")
+    prompts = [{"prompt_token_ids": row} for row in column.to_pylist()]
+    params = SamplingParams(
+        max_tokens=MAX_TOKENS, temperature=1.0, stop_token_ids=STOP_TOKEN_IDS, ignore_eos=True
+    )
     params.detokenize = False
-    prompts = [{"prompt_token_ids": row.tolist()} for row in tokens]
-    seconds = []
-    for _ in range(2):
+    params.logprobs = 1
+    llm.generate(prompts[:64], params, use_tqdm=False)
+    for call in how["calls"]:
+        own = params.clone()
+        if call.startswith("logprobs"):
+            own.logprobs = int(call.split()[1])
+        num_batch = int(call.split()[2]) if call.startswith("batches") else len(prompts)
+        own_prompts = prompts[:256] if num_batch == 64 else prompts  # it takes long
         llm.reset_prefix_cache()
+        num_tokens = 0
         begun = time.monotonic()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        seconds.append(time.monotonic() - begun)
-    num_tokens = sum(len(o.outputs[0].token_ids) for o in outputs)
-    return {
-        "seconds": [round(s, 2) for s in seconds],
-        "completion_tokens_per_s": round(num_tokens / min(seconds), 1),
-    }
+        for start in range(0, len(own_prompts), num_batch):
+            outputs = llm.generate(own_prompts[start : start + num_batch], own, use_tqdm=False)
+            num_tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+        seconds = time.monotonic() - begun
+        record(
+            how["what"] if call == "all" else f"{how['what']}, {call}",
+            rows=len(own_prompts),
+            completion_tokens=num_tokens,
+            generation_s=round(seconds, 2),
+            completion_tokens_per_s=round(num_tokens / seconds, 1),
+        )
+    os._exit(0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", required=True)
-    parser.add_argument("--rows", type=int, default=2048)
-    arguments = parser.parse_args()
+def measure_orders(model_path: Path, record: Record) -> None:
+    """Documents of 1,000 tokens, more than the KV cache holds, in all four orders."""
+    from benchmarks.order import SETS, Set, documents, measure_set
 
-    def record(test: str, result: dict[str, Any]) -> None:
-        line = json.dumps({"test": test, **result})
-        print(line, flush=True)  # noqa: T201
-        with Path(arguments.log).open("a") as log:
-            log.write(line + "\n")
-
-    import torch
-    import vllm
-
-    device = torch.cuda.get_device_name()
-    versions = {"vllm": vllm.__version__, "torch": torch.__version__}
-    record("machine", {"device": device, **versions, "python": platform.python_version()})
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        demo = ("jobs/summarize.yaml", "--set", f"output.path={folder / 'demo'}")
-        record("demo job", run_job(*demo))
-        record("demo job again", run_job(*demo))
-        (folder / "in").mkdir()
-        write_model(folder / "model")
-        tokens = write_prompts(folder / "in", arguments.rows)
-        job = job_8b(folder, "whole")
-        record("8B shape", run_job(write_job(folder / "whole.yaml", job)))
-        stopped = write_job(folder / "stopped.yaml", job_8b(folder, "stopped"))
-        record("8B shape, SIGTERM", run_job(stopped, stop_after_parts=folder / "stopped"))
-        record("8B shape, resumed", run_job(stopped))
-        record("8B shape, one LLM.generate", generate_all(folder, tokens))
+    documents_set = Set(
+        SETS["b"].what,
+        lambda: documents(num_documents=100, num_questions=20),
+        max_tokens=16,
+        max_num_seqs=256,
+        kv_tokens=65_536,
+    )
+    found = measure_set(documents_set, 1, model_path=model_path, load_format="dummy")
+    record("orders", **found)
+    os._exit(0)
 
 
 if __name__ == "__main__":
