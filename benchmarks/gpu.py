@@ -273,10 +273,10 @@ def generate_all(how: dict[str, Any], record: Record) -> None:
 
 def measure_orders(model_path: Path, record: Record) -> None:
     """Documents of 1,000 tokens, more than the KV cache holds, in all four orders."""
-    from benchmarks.order import SETS, Set, documents, measure_set
+    from benchmarks.order import Set, documents, measure_set
 
     documents_set = Set(
-        SETS["b"].what,
+        "100 documents x 20 questions, shuffled",
         lambda: documents(num_documents=100, num_questions=20),
         max_tokens=16,
         max_num_seqs=256,

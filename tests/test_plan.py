@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from batchinfer.errors import RowError
 from batchinfer.plan import Chunk, plan_buffer, seed_of
+from batchinfer.plan.buffer import MAX_MIXED_CHUNKS
 from batchinfer.plan.order import PIECE_TOKENS, by_length, find_duplicates
 
 ORDERS = ("length", "prefix", "auto", "input")
@@ -180,6 +181,20 @@ def test_auto_groups_over_windows_only_where_that_saves_more_than_within_each() 
     assert order_chosen(scattered[:32], scattered[32:]) == "prefix over windows"
     assert order_chosen(documents(4, 8), documents(4, 8, system=32)) == "prefix in windows"
     assert order_chosen(documents(64, 1)) == "length"
+
+
+def test_rows_of_many_small_shards_are_mixed_in_groups_of_few() -> None:
+    """Each shard that is begun costs a part at every flush until it is done."""
+    prompts = documents(8, 64)
+    chunks = [
+        chunk_of(prompts[4 * n : 4 * n + 4], np.ones((4, 1), dtype=np.bool_), window=n)
+        for n in range(2 * MAX_MIXED_CHUNKS)
+    ]
+    buffer = plan_buffer(chunks, "auto")
+    assert buffer.order == "prefix over windows"
+    windows = [item.chunk.window for item in buffer.items()]
+    half = len(windows) // 2
+    assert max(windows[:half]) < MAX_MIXED_CHUNKS <= min(windows[half:])
 
 
 def test_auto_does_not_group_by_a_prefix_that_all_rows_have() -> None:

@@ -201,6 +201,7 @@ def test_nulls_and_empty_texts_are_errors_of_their_rows(tokenizer: Any) -> None:
     assert kinds_of(prepared) == {1: "missing_value", 2: "empty_prompt"}
     assert texts_of(prepared, tokenizer) == ["a", "", "", "b"]
     assert "'text'" in prepared.errors[1].message
+    assert prepared.errors[1].__traceback__ is None  # it would keep the whole table
     assert kinds_of(prompter(**chat()).prepare(table("a", None))) == {1: "missing_value"}
     nulls = pa.table({"text": pa.nulls(2)})
     assert set(kinds_of(prompter(column="text").prepare(nulls)).values()) == {"missing_value"}

@@ -130,6 +130,18 @@ def test_a_checkpoint_is_what_its_familys_settings_say(
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"producer": {}, "quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}},
+        {"quant_algo": None, "kv_cache_quant_algo": "FP8"},
+        {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"a": 1}},
+    ],
+)
+def test_settings_of_the_kv_cache_alone_leave_a_model_unquantized(settings: dict[str, Any]) -> None:
+    assert detect(settings, "folder/config.json").scheme == "plain"
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"quant_method": "squeeze9"}, "squeeze9"),
@@ -141,6 +153,7 @@ def test_a_checkpoint_is_what_its_familys_settings_say(
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
         ({"quant_method": "compressed-tensors"}, "lack 'config_groups'"),
         ({"quant_method": "compressed-tensors", "config_groups": {}}, "no config_groups"),
+        ({"quant_algo": None}, "missing"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}, "g"),
     ],
 )

@@ -9,11 +9,13 @@ from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import RowError
-from batchinfer.plan import Chunk
+from batchinfer.plan import Buffer, Chunk, plan_buffer
+from batchinfer.runner import ready as ready_module
 from batchinfer.runner.ready import ReadyWork
 
 NO_LIMIT = 1 << 40
@@ -40,9 +42,9 @@ def chunk_of(
 
 
 def ready_of(
-    *, order: str = "input", max_tokens: int = NO_LIMIT, max_bytes: int = NO_LIMIT
+    *, order: str = "input", max_tokens: int = NO_LIMIT, max_carried_bytes: int = NO_LIMIT
 ) -> ReadyWork:
-    return ReadyWork(order=order, max_tokens=max_tokens, max_bytes=max_bytes)
+    return ReadyWork(order=order, max_tokens=max_tokens, max_carried_bytes=max_carried_bytes)
 
 
 class Feeder:
@@ -90,7 +92,7 @@ def taken_until_exhausted(ready: ReadyWork) -> list[tuple[int, int]]:
     num_samples=st.integers(1, 3),
     order=st.sampled_from(["input", "length", "prefix", "auto"]),
     max_tokens=st.sampled_from([1, 5, 12, NO_LIMIT]),
-    max_bytes=st.sampled_from([1, 30, NO_LIMIT]),
+    max_carried_bytes=st.sampled_from([1, 30, NO_LIMIT]),
     num_feeders=st.integers(1, 3),
     data=st.data(),
 )
@@ -99,7 +101,7 @@ def test_everything_comes_out_once_and_a_single_reader_s_input_in_order(
     num_samples: int,
     order: str,
     max_tokens: int,
-    max_bytes: int,
+    max_carried_bytes: int,
     num_feeders: int,
     data: st.DataObject,
 ) -> None:
@@ -111,7 +113,7 @@ def test_everything_comes_out_once_and_a_single_reader_s_input_in_order(
         expected += [
             (first + i, s) for i in range(size) if i not in failed for s in range(num_samples)
         ]
-    ready = ready_of(order=order, max_tokens=max_tokens, max_bytes=max_bytes)
+    ready = ready_of(order=order, max_tokens=max_tokens, max_carried_bytes=max_carried_bytes)
     feeders = [Feeder(ready, chunks[n::num_feeders], closes=False) for n in range(num_feeders)]
     threading.Thread(target=lambda: [f.join() for f in feeders] and ready.close()).start()
     taken = taken_until_exhausted(ready)
@@ -140,9 +142,9 @@ def test_the_reader_is_three_buffers_ahead_at_most() -> None:
     feeder.join()
 
 
-def test_bytes_hold_the_reader_back_as_tokens_do() -> None:
+def test_kept_columns_hold_the_reader_back_as_tokens_do() -> None:
     chunk = chunk_of(0, 4)
-    ready = ready_of(max_bytes=chunk.size_bytes)
+    ready = ready_of(max_carried_bytes=chunk.carried_bytes)
     feeder = Feeder(ready, [chunk, *(chunk_of(100 * n, 4) for n in range(1, 4))])
     assert eventually(lambda: feeder.num_put == 2)
     time.sleep(0.05)
@@ -214,3 +216,23 @@ def test_waiting_ends_when_something_is_put_and_when_the_queue_is_closed() -> No
     threading.Timer(0.05, ready.close).start()
     assert not ready.wait(5)
     assert time.monotonic() - started_s < 4
+
+
+def test_nothing_is_ready_while_a_buffer_is_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the engine's thread would ask again and again, and slow down what it waits for."""
+    ready, began, may_plan = ready_of(max_tokens=2), threading.Event(), threading.Event()
+
+    def slow(chunks: list[Chunk], order: str) -> Buffer:
+        began.set()
+        may_plan.wait(5)
+        return plan_buffer(chunks, order)
+
+    monkeypatch.setattr(ready_module, "plan_buffer", slow)
+    feeders = [Feeder(ready, [chunk_of(100 * n, 2)], closes=False) for n in range(3)]
+    assert began.wait(5)
+    assert eventually(lambda: sum(f.num_put for f in feeders) == 2)
+    assert not ready.wait(0.05)
+    assert ready.take() is None
+    may_plan.set()
+    assert ready.wait(5)
+    assert ready.take() is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -263,3 +265,37 @@ def test_what_waits_for_storage_is_bounded_in_bytes(ledger: Ledger, store: Break
     assert 0 < most < 4000 + 2 * 700
     assert writer._held_bytes == 0
     assert rows_of_finished(store, "a.parquet") == list(range(NUM_ROWS))
+
+
+@pytest.mark.parametrize(("every_s", "num_parts"), [(0.2, 3), (60.0, 2)])
+def test_while_all_publishers_are_busy_a_part_is_begun_only_after_every_s(
+    ledger: Ledger, store: Breaking, every_s: float, num_parts: int
+) -> None:
+    may_write = threading.Event()
+    publish = ledger.store.publish
+
+    def waiting(key: str, write: Any) -> None:
+        may_write.wait(20)
+        publish(key, write)
+
+    store.publish = waiting  # type: ignore[method-assign]
+    writer = writer_on(ledger, every_rows=1, every_s=every_s)
+    writer.open_shard(ShardOutput("a.parquet", SCHEMA, lambda: None, has_parts=False))
+    results = results_of("a.parquet")
+    for num_writing in (1, 2):
+        writer.put([next(results)])
+        assert eventually(lambda n=num_writing: writer._num_writing == n)
+    writer.put([next(results)])
+    assert eventually(lambda: writer._num_writing == num_parts)
+    time.sleep(0.1)
+    assert writer._num_writing == num_parts
+    may_write.set()
+    writer.drain(finish_shards=False)
+    assert durable_rows(ledger, "a.parquet") == {0, 1, 2}
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline_s = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    return condition()

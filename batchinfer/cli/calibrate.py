@@ -46,7 +46,7 @@ def show_forecast(
     Raises Stopped, ConfigError, InputError, EngineDied.
     """
     job = looked.job
-    if rest.num_results <= 0:
+    if rest.num_results <= 0 and sample.passing_share > 0:
         click.echo("left     nothing: every row has its result, no row was run")
         return
     if not sample.prompts:

@@ -147,7 +147,8 @@ class PackingSettings(Section):
     batch_rows: int = Field(default=256, ge=1, description="Rows that are admitted together.")
     deduplicate: bool = Field(
         default=True,
-        description="Compute identical prompts of a window once (only under greedy decoding).",
+        description="Compute identical prompts of a chunk (a window, or the part of it that has "
+        "buffer_tokens) once, only under greedy decoding.",
     )
 
 

@@ -79,6 +79,9 @@ def _compute_capability() -> _Capability | None:
 
 def _visible(count: int) -> list[int]:
     """Indices that CUDA_VISIBLE_DEVICES leaves; all where it names devices otherwise."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is not None and variable.strip() in ("", "-1"):
+        return []  # hidden
+    named = (variable or "").split(",")
     indices = [int(name) for name in named if name.strip().isdecimal()]
     return [index for index in indices if index < count] or list(range(count))

@@ -219,6 +219,7 @@ def _free_closed() -> None:
     if _closed:
         while _closed:
             _closed.pop().engine_core.shutdown()
+        gc.unfreeze()
         gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
 
 

@@ -18,6 +18,9 @@ from batchinfer.plan.order import by_length, prefix_trees
 #: Grouping by prefix has to save so much of all prompt tokens to be worth leaving the order of
 #: lengths, or of the windows: rows of several windows in flight finish their shards later.
 MIN_SHARED = 0.05
+#: Rows of so many chunks at most are mixed: each has a shard or window of its own, which costs a
+#: part at every flush until it is done.
+MAX_MIXED_CHUNKS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +50,8 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
     """Put the rows of `chunks` in order.
 
     "input": as they were read. "length": longest expected work of each chunk first. "prefix": rows
-    that share a prefix of their prompts next to each other; over all chunks if that saves more than
-    within each. "auto": "prefix" where it saves work, else "length".
+    that share a prefix of their prompts next to each other; over up to `MAX_MIXED_CHUNKS` chunks if
+    that saves more than within each. "auto": "prefix" where it saves work, else "length".
     """
     sizes = [len(chunk.rows) for chunk in chunks]
     chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int64), sizes)
@@ -59,7 +62,9 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
     rows = np.flatnonzero(is_requested)
     shared = 0
     if order in ("prefix", "auto"):
-        overall, within = prefix_trees(*_concatenated(chunks), chunk_of, is_requested)
+        overall, within = prefix_trees(
+            *_concatenated(chunks), is_requested, chunk_of // MAX_MIXED_CHUNKS, chunk_of
+        )
         threshold = MIN_SHARED * num_prompt_tokens
         if overall.num_shared_tokens - within.num_shared_tokens > threshold:
             rows, order = overall.depth_first(), "prefix over windows"

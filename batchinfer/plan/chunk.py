@@ -45,13 +45,12 @@ class Chunk:
     is_todo: npt.NDArray[np.bool_]  # [n, num_samples] what is not done yet
     deduplicate: bool = False
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
-    size_bytes: int = field(init=False)  # of the token ids and carried columns
+    carried_bytes: int = field(init=False)  # of the carried columns and `is_todo`
     carried_row_bytes: int = field(init=False)  # mean
 
     def __post_init__(self) -> None:
-        carried_bytes = self.carried.nbytes
-        self.size_bytes = self.token_ids.nbytes + carried_bytes
-        self.carried_row_bytes = carried_bytes // max(1, len(self.rows))
+        self.carried_bytes = self.carried.nbytes + self.is_todo.nbytes
+        self.carried_row_bytes = self.carried_bytes // max(1, len(self.rows))
         if self.deduplicate:
             leader = find_duplicates(self.token_ids, self.offsets)
             for index in np.flatnonzero(leader >= 0).tolist():

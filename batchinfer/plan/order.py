@@ -38,7 +38,7 @@ def by_length(num_tokens: Int64Array) -> Int64Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixTree:
-    """Rows as leaves of a tree of shared prefixes of their prompts, or of one such tree a chunk.
+    """Rows as leaves of a tree of shared prefixes of their prompts, or of such a tree a group.
 
     `num_shared_tokens`: of prompts, in common with the row before, beyond what stays cached in any
     order. It is what grouping saves.
@@ -66,28 +66,31 @@ class PrefixTree:
 
 
 def prefix_trees(
-    token_ids: Int32Array, offsets: Int64Array, chunk_of: Int64Array, is_wanted: BoolArray
-) -> tuple[PrefixTree, PrefixTree]:
-    """The tree of all wanted rows, and the trees of each chunk alone.
+    token_ids: Int32Array, offsets: Int64Array, is_wanted: BoolArray, *partitions: Int64Array
+) -> list[PrefixTree]:
+    """For each partition of the rows, the trees of the wanted rows of each of its groups.
 
-    Row i's prompt is token_ids[offsets[i]:offsets[i + 1]]. offsets [n + 1]; chunk_of [n] ascending;
-    is_wanted [n].
+    Row i's prompt is token_ids[offsets[i]:offsets[i + 1]]. offsets [n + 1]; is_wanted [n]; of each
+    partition [n] the number of row i's group, ascending.
     """
     num_tokens = np.diff(offsets)
     rows = _sorted_rows(token_ids, offsets)
     rows = rows[is_wanted[rows]]
-    shared = _shared_pieces(token_ids, offsets, rows)
-    hot = _hot_pieces(shared)
-    edges = np.array([0, len(rows)] if len(rows) else [0])
-    overall = PrefixTree(rows, shared, num_tokens[rows], edges, _beyond(shared, hot))
-    rows = rows[np.argsort(chunk_of[rows], kind="stable")]
-    is_edge = np.diff(chunk_of[rows]) != 0
-    if not is_edge.any():
-        return overall, overall
-    shared = _shared_pieces(token_ids, offsets, rows)
-    shared[is_edge] = 0
-    edges = np.concatenate([[0], np.flatnonzero(is_edge) + 1, [len(rows)]])
-    return overall, PrefixTree(rows, shared, num_tokens[rows], edges, _beyond(shared, hot))
+    shared_by_all = _shared_pieces(token_ids, offsets, rows)
+    hot = _hot_pieces(shared_by_all)
+    trees = []
+    for group_of in partitions:
+        grouped = rows[np.argsort(group_of[rows], kind="stable")]
+        is_edge = np.diff(group_of[grouped]) != 0
+        shared = shared_by_all
+        if is_edge.any():
+            shared = _shared_pieces(token_ids, offsets, grouped)
+            shared[is_edge] = 0
+        ends = [len(grouped)] if len(grouped) else []
+        edges = np.array([0, *(np.flatnonzero(is_edge) + 1).tolist(), *ends])
+        num_shared = int(np.maximum(0, shared - hot).sum()) * PIECE_TOKENS
+        trees.append(PrefixTree(grouped, shared, num_tokens[grouped], edges, num_shared))
+    return trees
 
 
 def _sorted_rows(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
@@ -153,10 +156,6 @@ def _hot_pieces(shared: Int64Array) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _beyond(shared: Int64Array, hot: int) -> int:
-    return int(np.maximum(0, shared - hot).sum()) * PIECE_TOKENS
 
 
 def _depth_first(shared: Int64Array, num_tokens: Int64Array) -> Int64Array:

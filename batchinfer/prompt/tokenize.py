@@ -81,7 +81,7 @@ class Prompter:
             try:
                 drafts[index] = self._checked_draft(row)
             except RowError as error:
-                errors[index] = error
+                errors[index] = _without_traceback(error)
         tokens = self._encode(drafts)
         too_long = [i for i, ids in tokens.items() if len(ids) > self._max_prompt_tokens]
         if self._prompt.on_too_long != "error":
@@ -150,7 +150,7 @@ class Prompter:
                 try:
                     texts[index] = drafts[index].wrap(shorter)
                 except RowError as error:  # a chat template that refuses an empty message
-                    errors[index] = error
+                    errors[index] = _without_traceback(error)
             for index, ids in zip(texts, self._tokens(list(texts.values())), strict=True):
                 num_tokens[index] = len(ids)
                 if len(ids) <= self._max_prompt_tokens:
@@ -198,6 +198,11 @@ class Prompter:
             f"{num_tokens} prompt tokens{when} and max_tokens {self._max_tokens} exceed "
             f"max_model_len {self._max_model_len}",
         )
+
+
+def _without_traceback(error: RowError) -> RowError:
+    """The error anew: its traceback would hold the frame, and so all the table's drafts."""
+    return RowError(error.kind, error.message)
 
 
 def _rows(table: pa.Table, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -89,6 +89,8 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
     device = _device(record, machine)
     if isinstance(device, str):
         return device
+    if machine.device is None:
+        return None  # found out where it runs
     if scheme in device.refused:
         return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
     if scheme == "plain" and scheme not in device.schemes and device.online is None:
@@ -126,7 +128,7 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
     device = _device(record_of(name), machine)
     assert isinstance(device, Device)
     notes = []
-    if dtype not in device.dtypes:
+    if machine.device is not None and dtype not in device.dtypes:
         notes.append(
             f"the checkpoint's dtype is {dtype}; {name} is computed in {device.dtypes[0]} here"
         )

@@ -126,7 +126,7 @@ class Loop:
         self._counters.add_step(
             num_running,
             has_more=not self._ready.is_exhausted,
-            is_underfilled=num_given <= num_running < self._num_full,
+            is_underfilled=num_given <= num_running < self._num_full and not self._is_cautious,
         )
         self._finish(completions)
 

@@ -2,8 +2,8 @@
 
 Chunks gather in a buffer; a full one is put in order (`plan_buffer`) while the one before it is
 worked off. Must not know: where work comes from or goes to. Invariants: work comes out exactly
-once; `put` blocks the reader, `take` never blocks the engine's thread; at most one buffer is being
-worked off, one is in order, one is being filled.
+once; `put` blocks the reader, `take` never waits, but puts a buffer in order itself (milliseconds)
+when none is; at most one buffer is being worked off, one is in order, one is being filled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from batchinfer.plan import Buffer, Chunk, WorkItem, plan_buffer
 
 logger = logging.getLogger("batchinfer.runner")
 
-_MAX_BYTES = 16 << 20  # of token ids, the id and the kept columns
+_MAX_CARRIED_BYTES = 8 << 20  # the ids and the kept columns
 _MAX_ROWS = 65_536
 
 
@@ -28,13 +28,13 @@ class ReadyWork:
         *,
         order: str,
         max_tokens: int,
-        max_bytes: int = _MAX_BYTES,
+        max_carried_bytes: int = _MAX_CARRIED_BYTES,
         max_rows: int = _MAX_ROWS,
     ) -> None:
         """A buffer takes chunks up to these limits, but at least one."""
         self._order = order
         self._max_tokens = max_tokens
-        self._max_bytes = max_bytes
+        self._max_carried_bytes = max_carried_bytes
         self._max_rows = max_rows
         self._changed = threading.Condition()
         self._filling: list[Chunk] = []
@@ -91,7 +91,9 @@ class ReadyWork:
             return self._is_closed and not self._is_ready() and not self._is_planning
 
     def _is_ready(self) -> bool:
-        return bool(self._filling or self._planned or self._current)
+        """While a buffer is put in order, what fills the next cannot be taken."""
+        has_filled = self._filling and not self._is_planning
+        return bool(has_filled or self._planned or self._current)
 
     def _has_room(self, chunk: Chunk) -> bool:
         """Whether `chunk` fits, or will once the full buffer is put in order."""
@@ -100,14 +102,14 @@ class ReadyWork:
     def _fits(self, chunk: Chunk) -> bool:
         return not self._filling or (
             self._num_tokens + chunk.num_tokens <= self._max_tokens
-            and self._num_bytes + chunk.size_bytes <= self._max_bytes
+            and self._num_bytes + chunk.carried_bytes <= self._max_carried_bytes
             and self._num_rows + len(chunk.rows) <= self._max_rows
         )
 
     def _add(self, chunk: Chunk) -> None:
         self._filling.append(chunk)
         self._num_tokens += chunk.num_tokens
-        self._num_bytes += chunk.size_bytes
+        self._num_bytes += chunk.carried_bytes
         self._num_rows += len(chunk.rows)
 
     def _open_next(self) -> bool:
@@ -136,11 +138,14 @@ class ReadyWork:
         return chunks
 
     def _plan(self, chunks: list[Chunk]) -> None:
-        buffer = plan_buffer(chunks, self._order)
-        with self._changed:
-            self._planned = buffer
-            self._is_planning = False
-            self._changed.notify_all()
+        buffer = None
+        try:
+            buffer = plan_buffer(chunks, self._order)
+        finally:
+            with self._changed:
+                self._planned = buffer
+                self._is_planning = False
+                self._changed.notify_all()
         if buffer.order != self._last_order:
             self._last_order = buffer.order
             share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)

@@ -179,7 +179,8 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         context.counters.set_phase("reading input")
         with startup.span("first_window"):
             while not (ready.wait(0.2) or ready.is_exhausted or _should_stop(stop, threads)):
-                pass
+                if not importing.is_alive():
+                    gc.enable()  # a long look for the first row to compute
         has_work = not ready.is_exhausted and not _should_stop(stop, threads)
         if has_work:
             importing.join()
@@ -220,8 +221,11 @@ def _start_import(factory: EngineFactory, startup: StartUp) -> threading.Thread:
     """
 
     def work() -> None:
-        with contextlib.suppress(Exception), startup.span("engine_imports"):
-            factory.load()  # what is wrong with it, `factory.build` says
+        try:
+            with startup.span("engine_imports"):
+                factory.load()
+        except Exception as error:  # `factory.build` imports again, and raises what it finds
+            logger.warning("the engine cannot be imported: %s", error)
 
     thread = threading.Thread(target=work, name="import", daemon=True)
     thread.start()

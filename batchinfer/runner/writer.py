@@ -214,12 +214,18 @@ class Writer:
             return events
 
     def _wait_s(self) -> float:
-        if self._oldest_s is None or self._num_writing >= self._num_publishers:
+        if self._oldest_s is None:
             return 1.0
-        return max(0.0, min(1.0, self._oldest_s + self._flush_s - time.monotonic()))
+        period_s = self._every_s if self._is_busy() else self._flush_s
+        return max(0.0, min(1.0, self._oldest_s + period_s - time.monotonic()))
+
+    def _is_busy(self) -> bool:
+        return self._num_writing >= self._num_publishers
 
     def _is_flush_due(self) -> bool:
-        if self._oldest_s is None or self._num_writing >= self._num_publishers:
+        if self._oldest_s is None:
+            return False
+        if self._is_busy() and time.monotonic() < self._oldest_s + self._every_s:
             return False  # more parts would only wait, and be smaller
         return (
             self._num_buffered >= self._every_rows
