@@ -31,7 +31,8 @@ class Family:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | dict(variables),
+                # Ray's workers start elsewhere, and unpickle functions of ours by name.
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | dict(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

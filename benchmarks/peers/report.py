@@ -36,6 +36,7 @@ class Killed:
 
     share_done: float  # of the CPU seconds that generation takes undisturbed
     num_on_disk: int  # at the kill, whole and readable
+    failure: str  # of the second start, "" if it came to its end
     num_computed: int  # by the second start
     num_missing: int  # after it
     num_duplicated: int
@@ -112,9 +113,11 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _killed(killed: Mapping[str, int] | None, num_rows: int) -> str:
+def _killed(killed: Mapping[str, Any] | None, num_rows: int) -> str:
     if killed is None:
         return "| |"
+    if killed["failure"]:
+        return f"{killed['num_on_disk']} of {num_rows} | {killed['failure']} | |"
     end = "all rows once"
     if killed["num_missing"] or killed["num_duplicated"]:
         end = f"**{killed['num_missing']} missing, {killed['num_duplicated']} twice**"
