@@ -157,9 +157,9 @@ def test_kept_columns_hold_the_reader_back_as_tokens_do() -> None:
 
 def test_chunks_of_a_buffer_are_put_in_order_together() -> None:
     """Rows of one prefix, in chunks that were read one after the other, are neighbours."""
-    chunks = [chunk_of(100 * n, 3, row_tokens=64) for n in range(4)]
+    chunks = [chunk_of(100 * n, 3, row_tokens=256) for n in range(4)]
     for chunk in chunks:
-        chunk.token_ids = np.repeat(np.array([7, 8, 9], np.int32), 64)
+        chunk.token_ids = np.repeat(np.array([7, 8, 9], np.int32), 256)
     ready = ready_of(order="prefix")
     Feeder(ready, chunks).join()
     prefixes = [row % 100 for row, _ in taken_until_exhausted(ready)]

@@ -107,13 +107,9 @@ def test_the_rate_of_many_small_steps_keeps_few_samples(hands: Hands) -> None:
 
 def test_only_steps_while_rows_remain_count_as_underfilled(hands: Hands) -> None:
     counters = Counters(hands.clock)
-    for num_running, has_more, is_underfilled in (
-        (64, True, False),
-        (50, True, True),
-        (40, True, False),  # no room for more: the KV cache was full
-        (10, False, True),  # the end
-    ):
-        counters.add_step(num_running, has_more=has_more, is_underfilled=is_underfilled)
+    for num_running in (64, 50, 40, 10):
+        counters.add_step(num_running)
+    counters.add_steps_with_more(3, 1)  # the last one was the end
     snapshot = counters.snapshot()
     assert snapshot.share_of_steps_underfilled == pytest.approx(1 / 3)
     assert (snapshot.num_steps, snapshot.mean_num_running) == (4, 41)

@@ -155,6 +155,8 @@ def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
     is_plain = checkpoint.scheme == "plain"
     if is_plain and (name in _MADE_FROM_PLAIN):
         return
+    if isinstance(record_of(name).cpu, str) and isinstance(record_of(name).gpu, str):
+        raise ConfigError(f"model.quantization {name} cannot run: {record_of(name).cpu}")
     if is_plain:
         advice = f"give a checkpoint in that format ({record_of(name).how_to_make}), or write none"
     elif checkpoint.scheme in SCHEMES:

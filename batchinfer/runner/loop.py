@@ -65,6 +65,9 @@ class Loop:
         self._is_cautious = is_cautious
         self._on_first_step: Callable[[], None] | None = on_first_step
         self._max_admitted = job.packing.batch_rows
+        # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
+        self._num_steps = self._num_underfilled = 0
+        self._stalled_s = 0.0
         self._next_key = 0
         self._in_flight: dict[int, WorkItem] = {}
 
@@ -86,6 +89,9 @@ class Loop:
             item = self._ready.take()
             if item is None:
                 break
+            if self._num_steps:
+                self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
+                self._num_steps = self._num_underfilled = 0
             request = self._request(item)
             self._in_flight[request.key] = item
             try:
@@ -116,6 +122,8 @@ class Loop:
                     self._ready.wait(_IDLE_WAIT_S)
 
     def _step(self) -> None:
+        self._counters.add_stalled(self._stalled_s)
+        self._stalled_s = 0.0
         num_given = len(self._in_flight)
         completions = self._engine.step()
         if self._on_first_step is not None:
@@ -123,19 +131,17 @@ class Loop:
             self._on_first_step = None
         # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
         num_running = self._engine.num_running
-        self._counters.add_step(
-            num_running,
-            has_more=not self._ready.is_exhausted,
-            is_underfilled=num_given <= num_running < self._num_full and not self._is_cautious,
-        )
+        self._counters.add_step(num_running)
+        self._num_steps += 1
+        self._num_underfilled += num_given <= num_running < self._num_full and not self._is_cautious
         self._finish(completions)
 
     @contextmanager
     def _stall(self) -> Iterator[None]:
-        """Time that the engine stands still."""
+        """Time that the engine stands still, if another step follows."""
         begun_s = self._clock.monotonic()
         yield
-        self._counters.add_stalled(self._clock.monotonic() - begun_s)
+        self._stalled_s += self._clock.monotonic() - begun_s
 
     def _request(self, item: WorkItem) -> Request:
         key, self._next_key = self._next_key, self._next_key + 1

@@ -103,15 +103,19 @@ class Counters:
                 self._first_admission_s = self._clock.monotonic()
                 self._samples.append((self._first_admission_s, 0))
 
-    def add_step(self, num_running: int, *, has_more: bool, is_underfilled: bool) -> None:
-        """An engine step with so many sequences, and whether rows were left that were not in the
-        engine yet. Underfilled: it could have run at least a tenth more of them.
-        """
+    def add_step(self, num_running: int) -> None:
+        """An engine step with so many sequences."""
         with self._lock:
             self._num_steps += 1
             self._num_running += num_running
-            self._num_steps_with_more += has_more
-            self._num_steps_underfilled += has_more and is_underfilled
+
+    def add_steps_with_more(self, num_steps: int, num_underfilled: int) -> None:
+        """Of the steps so far, those after which another row was admitted: rows were left that were
+        not in the engine yet. Underfilled: it could have run at least a tenth more of them.
+        """
+        with self._lock:
+            self._num_steps_with_more += num_steps
+            self._num_steps_underfilled += num_underfilled
 
     def add_stalled(self, seconds: float) -> None:
         """Time in which the engine's thread waited for input, or for the writer."""
