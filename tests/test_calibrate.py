@@ -98,11 +98,37 @@ def test_only_what_is_left_counts_and_a_complete_output_runs_nothing(
     assert not log.exists()
 
 
+def test_with_a_filter_a_complete_output_is_all_done_and_one_that_passes_nothing_no_error(
+    four_shards: Place, tmp_path: Path, temporary: Path
+) -> None:
+    settings = job(four_shards, input={"filter": "id = '0-7'"})
+    path = write_job(tmp_path, settings)
+    run(path)
+    ended = plan(path, temporary=temporary)
+    assert re.search(r"results +1 to compute", ended.stdout)
+    assert re.search(r"done +1 \(100%\)", ended.stdout)
+    settings["input"]["filter"] = "id = 'nobody'"
+    settings["output"]["path"] += "-2"
+    path = write_job(tmp_path, settings)
+    ended = plan(path, "--calibrate", "8", temporary=temporary)
+    assert ended.code == 0, ended.stderr
+    assert "none of 200 rows read passes the filter, no row was run" in ended.stdout
+
+
+def test_a_forecast_from_very_few_rows_calls_itself_a_guess(
+    four_shards: Place, tmp_path: Path, temporary: Path
+) -> None:
+    path = write_job(tmp_path, job(four_shards))
+    assert "is a guess" in plan(path, "--calibrate", "8", temporary=temporary).stdout
+    assert "is a guess" not in plan(path, "--calibrate", "16", temporary=temporary).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
         (["--calibrate", "0"], "x>=1"),
         (["--calibrate", "8", "--price-per-hour", "-1"], "x>=0"),
+        (["--calibrate", "8", "--price-per-hour", "nan"], "no amount of money"),
         (["--price-per-hour", "2"], "needs --calibrate"),
         (["--calibrate", "8", "--no-tokenizer"], "without --no-tokenizer"),
     ],

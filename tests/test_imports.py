@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "batchinfer"
 #: docs/architecture.md: a room may import itself and what stands before it.
 ROOMS = (
     "errors",
+    "signals",
     "config",
     "storage",
     "source",

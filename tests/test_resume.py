@@ -94,6 +94,22 @@ def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
     assert run(two_shards).code == 0
 
 
+def test_a_signal_while_modules_are_imported_is_told_like_any_other(two_shards: Path) -> None:
+    process = start(two_shards, engine="real")
+
+    def is_held() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        return bool(blocked >> (signal.SIGTERM - 1) & 1)
+
+    wait_until(is_held, what="the import of the run's modules")
+    kill(process, signal.SIGTERM)
+    stopped = wait(process, 20)
+    assert stopped.code == 143
+    assert stopped.result["status"] == "stopped"
+    assert "received SIGTERM before the first row was admitted" in stopped.result["message"]
+
+
 def test_a_hanging_engine_is_ended_by_the_watchdog_and_finished_rows_are_kept(
     folder: Place, two_shards: Path
 ) -> None:

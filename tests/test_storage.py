@@ -118,6 +118,25 @@ def test_deleting_removes_the_given_keys_and_no_other(store: Store) -> None:
     assert keys_of(store) == ["a/2"]
 
 
+def test_folders_that_a_deletion_leaves_empty_go_while_others_write_into_them(
+    tmp_path: Path,
+) -> None:
+    store = open_store(str(tmp_path))
+    store.put("other/file", b"x")
+
+    def put_and_delete(number: int) -> None:
+        for _ in range(100):
+            store.put(f"parts/shard/{number}", b"x")
+            assert store.read(f"parts/shard/{number}") == b"x"
+            store.delete([f"parts/shard/{number}"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put_and_delete, range(4)))
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    store.delete(["other/file"])
+    assert tmp_path.is_dir() and not list(tmp_path.iterdir())
+
+
 def test_a_key_is_created_once(store: Store) -> None:
     assert store.create("runs/0001.json", b"first")
     assert not store.create("runs/0001.json", b"second")

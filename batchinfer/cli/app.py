@@ -6,6 +6,8 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +16,7 @@ import click
 
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, exit_code_of
+from batchinfer.signals import STOP_CODES, hold_signals
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -53,6 +56,12 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return int(index), int(count)
 
 
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no amount of money")
+    return value
+
+
 @cli.command()
 @job_argument
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then end.")
@@ -88,11 +97,12 @@ def run(
     Start it again after any interruption: it goes on where it stopped. The last line on stdout is
     one JSON object that says how it ended.
     """
+    if restart and slice_ is not None:
+        raise click.UsageError("--restart concerns the whole output: use it without --shard")
+    hold_signals()  # half a second of imports: a signal waits until `Start` can say what it did
     from batchinfer.cli.run import Start
     from batchinfer.runner.session import RunOptions
 
-    if restart and slice_ is not None:
-        raise click.UsageError("--restart concerns the whole output: use it without --shard")
     options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
     Start(job, sets, options, quiet=quiet, json_lines=log_format == "json").run()
 
@@ -137,6 +147,7 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(min=0),
+    callback=_finite,
     metavar="PRICE",
     help="With --calibrate: also the cost, at this price for the machine.",
 )
@@ -212,7 +223,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
-        sys.exit(130)
+        sys.exit(STOP_CODES[signal.SIGINT])
     except BatchInferError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(exit_code_of(error))

@@ -24,6 +24,9 @@ from batchinfer.runner.forecast import Estimate, Forecast, Left, forecast
 from batchinfer.runner.sample import Sample
 from batchinfer.telemetry import Stdio
 
+#: Below it two waves hold too few steps and lengths to say anything about their spread.
+MIN_ROWS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Rest:
@@ -46,8 +49,14 @@ def show_forecast(
     Raises Stopped, ConfigError, InputError, EngineDied.
     """
     job = looked.job
-    if rest.num_results <= 0 and sample.passing_share > 0:
+    if rest.num_results <= 0 < sample.passing_share:
         click.echo("left     nothing: every row has its result, no row was run")
+        return
+    if not sample.passing_share:
+        click.echo(
+            f"left     nothing found: none of {sample.num_read:,} rows read passes the filter, no "
+            "row was run"
+        )
         return
     if not sample.prompts:
         raise InputError(
@@ -90,6 +99,8 @@ def _show_calibration(calibration: Calibration, num_rows: int, left: Left) -> No
         f"ran      {num_rows:,} rows in {calibration.generation_s:.1f} s, up to "
         f"{calibration.max_running:,} sequences at once"
     )
+    if num_rows < min(MIN_ROWS, left.num_rows):
+        click.echo(f"         fewer than {MIN_ROWS} rows: what follows is a guess")
     width = min(left.num_rows * left.num_samples, calibration.facts.max_num_seqs)
     if calibration.max_running < width and num_rows < left.num_rows:
         click.echo(

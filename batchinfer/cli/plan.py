@@ -54,7 +54,9 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     window_rows = job.packing.window_rows
     num_windows = sum(math.ceil(footer.num_rows / window_rows) for footer in looked.footers)
     done = _done(looked)
-    num_results = num_rows * job.sampling.n
+    # How many rows of a shard pass the filter is known once its file is finished.
+    num_left = sum(size for shard, size in shards if shard.name not in done.finished)
+    num_results = num_left * job.sampling.n + done.num_finished
     note = " before the filter" if looked.row_filter else ""
     click.echo(
         f"input    {len(looked.shards):,} shards, {num_rows:,} rows{note}, {num_windows:,} windows"

@@ -233,14 +233,17 @@ def explain_sizes(
             why = "the job's"
         elif size != default:
             why = f"auto: {default}, fitted to the job's other sizes"
-        words.append(f"{name} {size} ({why})")
+        words.append((f"{name} {size}", why))
+    if words[0][1] == words[1][1]:
+        words = [(", ".join(size for size, _ in words), why)]
+    sentences = [f"{size} ({why})" for size, why in words]
     if kv_cache_tokens is not None:
         num_tokens = min(kv_cache_tokens // max_num_seqs, settings.max_model_len)
-        words.append(
+        sentences.append(
             f"KV cache for {kv_cache_tokens} tokens: all {max_num_seqs} run while they have "
             f"{num_tokens} tokens in the mean, else fewer"
         )
-    return "; ".join(words)
+    return "; ".join(sentences)
 
 
 def _cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:

@@ -21,8 +21,8 @@ _IDLE_WAIT_S = 0.2
 #: A step that runs fewer than this share of the sequences it could run is underfilled.
 _FULL_SHARE = 0.9
 #: In flight after a run that died without a durable row, until the first is durable. A row that
-#: kills
-#: is then one of few that are named, and a run that is killed again soon has got a little further.
+#: kills is then one of few that are named, and a run that is killed again soon has got a little
+#: further.
 MAX_CAUTIOUS = 8
 
 
@@ -85,6 +85,7 @@ class Loop:
         A request the engine refuses is a result at once.
         """
         room = self._room()
+        planned_s = self._ready.planned_s
         for _ in range(min(room, self._max_admitted)):
             item = self._ready.take()
             if item is None:
@@ -100,6 +101,7 @@ class Loop:
                 self._finish(
                     [Completion(request.key, error_type=error.kind, error_message=error.message)]
                 )
+        self._stalled_s += self._ready.planned_s - planned_s
         self._counters.set_in_flight(len(self._in_flight))
 
     def _room(self) -> int:

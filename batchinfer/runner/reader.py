@@ -26,7 +26,7 @@ from batchinfer.errors import InputError, RowError
 from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, Prompter
 from batchinfer.runner.ids import IdWarnings
-from batchinfer.runner.ready import ReadyWork
+from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.writer import ShardOutput, Writer
 from batchinfer.sink import Result, output_schema
 from batchinfer.source import RowFilter, Shard, ShardReader
@@ -34,7 +34,6 @@ from batchinfer.telemetry import Clock, Counters
 
 logger = logging.getLogger("batchinfer.runner")
 
-_MAX_CARRIED_BYTES = 8 << 20
 _BLOCK_BYTES = 4 << 20
 
 
@@ -226,7 +225,7 @@ class Reader:
                 self._add(pending, shard, block.rows[indices], ~done[indices], table)
             if (
                 pending.num_tokens >= self._job.packing.buffer_tokens
-                or pending.num_bytes >= _MAX_CARRIED_BYTES
+                or pending.num_bytes >= MAX_CARRIED_BYTES
             ):
                 if not self._emit(shard, window, pending):
                     return False

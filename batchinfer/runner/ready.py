@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 
 from batchinfer.plan import Buffer, Chunk, WorkItem, plan_buffer
 
 logger = logging.getLogger("batchinfer.runner")
 
-_MAX_CARRIED_BYTES = 8 << 20  # the ids and the kept columns
+#: Of a chunk, and of a buffer of chunks: the ids and the kept columns.
+MAX_CARRIED_BYTES = 8 << 20
 _MAX_ROWS = 65_536
 
 
@@ -28,7 +30,7 @@ class ReadyWork:
         *,
         order: str,
         max_tokens: int,
-        max_carried_bytes: int = _MAX_CARRIED_BYTES,
+        max_carried_bytes: int = MAX_CARRIED_BYTES,
         max_rows: int = _MAX_ROWS,
     ) -> None:
         """A buffer takes chunks up to these limits, but at least one."""
@@ -46,6 +48,7 @@ class ReadyWork:
         # Of the engine's thread alone:
         self._current: Buffer | None = None
         self._items: Iterator[WorkItem] = iter(())
+        self.planned_s = 0.0  # spent in `take` on putting buffers in order
 
     def put(self, chunk: Chunk) -> bool:
         """Add a chunk; waits while enough is ready. False if the queue was closed meanwhile."""
@@ -123,7 +126,9 @@ class ReadyWork:
                     return False
                 chunks = self._begin_planning()
         if self._planned is None:
+            begun_s = time.monotonic()
             self._plan(chunks)
+            self.planned_s += time.monotonic() - begun_s
         with self._changed:
             self._current, self._planned = self._planned, None
             self._changed.notify_all()
@@ -148,12 +153,15 @@ class ReadyWork:
                 self._changed.notify_all()
         if buffer.order != self._last_order:
             self._last_order = buffer.order
-            share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)
-            logger.info(
-                "order of admission: %s (%.0f %% of %s prompt tokens in %d chunks are shared with "
-                "the row before)",
-                buffer.order,
-                100 * share,
-                f"{buffer.num_prompt_tokens:,}",
-                len(chunks),
-            )
+            logger.info("order of admission: %s%s", buffer.order, _shared(buffer, len(chunks)))
+
+
+def _shared(buffer: Buffer, num_chunks: int) -> str:
+    """What an order by prefixes found; the others do not look for it."""
+    if not buffer.order.startswith("prefix"):
+        return ""
+    share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)
+    return (
+        f" ({share:.0%} of {buffer.num_prompt_tokens:,} prompt tokens in {num_chunks} chunks are "
+        "shared with the row before)"
+    )

@@ -11,26 +11,20 @@ import contextlib
 import gc
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
 from batchinfer import __version__
-from batchinfer.checkpoint import Lease, Totals, layout, records
+from batchinfer.checkpoint import Lease, records
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts
-from batchinfer.errors import (
-    EngineDied,
-    InputError,
-    Stopped,
-    TooManyFailedRows,
-    TransientError,
-)
+from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
 from batchinfer.runner.checks import check_layout
-from batchinfer.runner.context import Outcome, RunContext, outcome_of, release, write_status
+from batchinfer.runner.context import Outcome, RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
-from batchinfer.runner.digest import complete_digest, digest_ingredients
+from batchinfer.runner.digest import digest_ingredients
 from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
+from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.memory import bound_arenas
@@ -43,7 +37,6 @@ from batchinfer.runner.session import (
     find_complete,
     list_input,
     open_output,
-    totals_of,
 )
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
@@ -71,7 +64,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
     totals = find_complete(job, options, store, digest, shards)
     if totals is not None:
         logger.info("nothing to do: %s is complete", store.url)
-        return _judge(job, Outcome("complete", 0, store.url, totals=totals))
+        return judge(job, Outcome("complete", 0, store.url, totals=totals))
     versions = {"batchinfer": __version__} | {
         name: metadata.version(name) for name in ("pyarrow", "polars") if _is_installed(name)
     }
@@ -100,33 +93,15 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
         for warning in model.warnings:
             logger.warning("%s", warning)
         if session.pending:
-            _count_input(session, context.counters)
+            count_input(session, context.counters)
             context.on_run(session)
             context.is_cautious = refuse_repeated_death(session)
             is_limited = _compute(session, factory, context)
         else:
             is_limited = False
-        return _finalise(session, context, is_limited)
+        return finalise(session, context, is_limited)
     finally:
         release(context)
-
-
-def _count_input(session: Session, counters: Counters) -> None:
-    """What progress is measured against: the slice's rows, those of finished shards as read and
-    done.
-
-    With a filter the finished shards are left out: how many of their rows passed is in their
-    footers.
-    """
-    num_samples = session.job.sampling.n
-    if session.row_filter is not None:
-        counters.set_total(session.num_rows_of(session.pending) * num_samples, len(session.pending))
-        return
-    own = session.slice_of(session.shards)
-    pending = {shard.name for shard in session.pending}
-    num_done = session.num_rows_of([s for s in own if s.name not in pending]) * num_samples
-    counters.set_total(session.num_rows_of(own) * num_samples, len(own))
-    counters.add_read(num_done, num_done, num_done)
 
 
 def _compute(session: Session, factory: EngineFactory, context: RunContext) -> bool:
@@ -282,7 +257,8 @@ def _end_startup(context: RunContext, facts: EngineFacts) -> None:
         startup.add("compile_and_warm_up", model_end_s - warm_up_s, model_end_s)
     startup.add("first_step", model_end_s)
     startup.end()
-    log_event(logger, logging.INFO, "started_up", **startup.as_dict())
+    spans = startup.as_dict()
+    log_event(logger, logging.INFO, "started_up", total_s=spans.pop("total_s"), spans=spans)
 
 
 def _log_generation(counters: Counters) -> None:
@@ -323,49 +299,6 @@ class _Threads:
 
 def _should_stop(stop: StopControl, threads: _Threads) -> bool:
     return stop.is_requested or threads.first_error() is not None
-
-
-def _finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:
-    """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands."""
-    context.counters.set_phase("finishing")
-    outcome = outcome_of(context, "partial", 0)
-    if is_limited:
-        return outcome
-    names = {s.name for s in session.shards}
-    survey = session.ledger.survey()
-    if names - survey.finished or names & survey.with_parts:
-        return outcome  # other slices are not done, or in the middle of a retry
-    missing = [s for s in session.shards if s.name not in session.finished]
-    with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
-        found = pool.map(lambda s: totals_of(session, s), missing)
-        known = (session.finished[name] for name in names & session.finished.keys())
-        totals = sum(found, sum(known, Totals()))
-    success = {
-        "digest": complete_digest(session.digest, session.shards),
-        "job": session.job.name,
-        "shards": len(names),
-        **totals.as_dict(),
-        "finished_at": context.clock.utc(),
-    }
-    session.store.put(layout.SUCCESS_KEY, records.to_json(success))
-    outcome.status = "complete"
-    outcome.totals = totals
-    return _judge(session.job, outcome)
-
-
-def _judge(job: Job, outcome: Outcome) -> Outcome:
-    """Exit code 3 for a complete output with too many failed rows, at each start."""
-    totals = outcome.totals
-    assert totals is not None
-    if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
-        outcome.exit_code = TooManyFailedRows.exit_code
-        outcome.message = (
-            f"{totals.rows_failed} of {totals.rows} rows failed, more than "
-            f"limits.max_failed_fraction = {job.limits.max_failed_fraction:g} allows: see "
-            f"error_type and error_message in {outcome.output}. "
-            "--retry-failed computes only those again"
-        )
-    return outcome
 
 
 def _is_installed(name: str) -> bool:

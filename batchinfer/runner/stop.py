@@ -18,14 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 
+from batchinfer.signals import STOP_CODES, release_signals
+
 #: From the first signal to the end of the process, at most (schedulers send SIGKILL after 30 s or
 #: more).
 GRACE_S = 18.0
 _LAST_WORDS_S = 1.5
 #: Within it, storage may go on retrying for so long; then a failing write is given up.
 RETRY_GRACE_S = 10.0
-
-_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
 class StopControl:
@@ -91,9 +91,10 @@ class StopControl:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-        for number in _EXIT_CODES:
+        for number in STOP_CODES:
             signal.signal(number, lambda *_: None)  # the work is done by the watchdog's thread
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        release_signals()
 
     def _watch(self) -> None:
         assert self._pipe is not None
@@ -102,7 +103,7 @@ class StopControl:
             readable, _, _ = select.select([self._pipe[0]], [], [], timeout_s)
             if readable:
                 for number in os.read(self._pipe[0], 64):
-                    if number in _EXIT_CODES:
+                    if number in STOP_CODES:
                         self._on_signal(number)
             elif self.is_requested:
                 self._abandon(f"{self.reason}; the flush did not end within {self._grace_s:g} s")
@@ -119,9 +120,9 @@ class StopControl:
         name = signal.Signals(number).name
         self._num_signals += 1
         if self._num_signals > 1:
-            self._end_process(_EXIT_CODES[signal.Signals(number)])
+            self._end_process(STOP_CODES[signal.Signals(number)])
         if not self.is_requested:  # else limits.max_seconds was first: its flush goes on
-            self._request(_EXIT_CODES[signal.Signals(number)], f"received {name}")
+            self._request(STOP_CODES[signal.Signals(number)], f"received {name}")
 
     def _request(self, code: int, reason: str) -> None:
         with self._lock:

@@ -28,8 +28,7 @@ logger = logging.getLogger("batchinfer.runner")
 
 NUM_PUBLISHERS = 2
 NUM_REMOTE_PUBLISHERS = 4  # they wait more than they work
-#: Counted as in `Result.size_bytes`; small rows take about twice as
-#: much, as Python objects.
+#: Counted as in `Result.size_bytes`; small rows take about twice as much, as Python objects.
 MAX_HELD_BYTES = 16 << 20
 _FIRST_FLUSH_S = 0.5
 #: Of the time since the first row, until that is every_s: what an early kill may cost.

@@ -24,6 +24,7 @@ from batchinfer.storage.urls import join_url
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
 _WRITE_BUFFER_BYTES = 1024 * 1024
+_MAX_FOLDER_TRIES = 20
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # some FUSE and CIFS mounts
 
@@ -89,7 +90,7 @@ class LocalStore:
     def create(self, key: str, content: bytes) -> bool:
         path = self._path(key)
         with _temporary(path) as temporary:
-            with _new_file(temporary) as file:
+            with _new_file_for(path, temporary) as file:
                 file.write(content)
                 _fsync(file)
             with os_errors("write", path):
@@ -108,7 +109,7 @@ class LocalStore:
     def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
         path = self._path(key)
         with _temporary(path) as temporary:
-            with _new_file(temporary) as file:
+            with _new_file_for(path, temporary) as file:
                 write(file)
                 _fsync(file)
             with os_errors("write", path):
@@ -126,7 +127,7 @@ class LocalStore:
                     continue
             folders.add(path.parent)
         for folder in folders:
-            _fsync_folder(folder)
+            self._fsync_or_remove(folder)
 
     def sweep(self, owns: Callable[[str], bool]) -> int:
         num_removed = 0
@@ -146,6 +147,17 @@ class LocalStore:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _fsync_or_remove(self, folder: Path) -> None:
+        """A folder left empty goes, and those above that it leaves empty, but not the root."""
+        while folder != self._root:
+            try:
+                folder.rmdir()
+            except OSError:  # mostly ENOTEMPTY; whatever it is, an empty folder does no harm
+                break
+            folder = folder.parent
+        with suppress(FileNotFoundError):  # somebody else removed it
+            _fsync_folder(folder)
 
     def _path(self, key: str) -> Path:
         assert key and not key.startswith("/") and ".." not in key.split("/"), key
@@ -210,10 +222,8 @@ def _walk_folder(
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A fresh name beside `path`, in a folder that exists; what is left there goes at the end."""
+    """A fresh name beside `path`; what is left there goes at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with os_errors("write", path):
-        _make_folder(path.parent)
     try:
         yield temporary
     finally:
@@ -231,10 +241,18 @@ def _make_folder(folder: Path) -> None:
     except FileExistsError:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
-    except FileNotFoundError:  # /proc and its like hold what the kernel puts there, nothing else
-        problem = f"no folder can be made in {folder.parent}"
-        raise NotADirectoryError(errno.ENOTDIR, problem) from None
     _fsync_folder(folder.parent)
+
+
+def _new_file_for(path: Path, temporary: Path) -> BufferedWriter:
+    """Make its folder if need be; again if a `delete` elsewhere just found that one empty."""
+    with os_errors("write", path):
+        for _ in range(_MAX_FOLDER_TRIES):
+            with suppress(FileNotFoundError):
+                _make_folder(path.parent)
+                return _new_file(temporary)
+        # /proc and its like hold what the kernel puts there, nothing else
+        raise NotADirectoryError(errno.ENOTDIR, f"no folder can be made at {path.parent}")
 
 
 def _new_file(path: Path) -> BufferedWriter:

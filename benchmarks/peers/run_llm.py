@@ -4,7 +4,8 @@
 
 Prompts are tokenized before the clock starts and nothing is detokenized: as fast as `LLM` goes. A
 batch is written to a file of its own when it is done, and a second start skips the files there are,
-as a careful loop does. Loading and one warm-up batch are not counted.
+as a careful loop does. Loading is not counted. Nothing is warmed up, here or in a run: what an
+engine does in its first steps only is in both.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from batchinfer.runner.factory import engine_settings, prompter_of, vllm_factory
 from benchmarks.peers.events import tell
 from benchmarks.peers.work import read_input
 
-WARM_UP_ROWS = 64
-WARM_UP_TOKENS = 4
-
 
 def main(folder: Path, output: Path, batch_rows: int | None) -> None:
     job = load_job(folder / "job.yaml", []).job
@@ -42,7 +40,6 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
         for start, stop in zip(prepared.offsets[:-1], prepared.offsets[1:], strict=True)
     ]
     generate = _generator(engine_settings(job, model))
-    generate(prompts[:WARM_UP_ROWS], WARM_UP_TOKENS)
     output.mkdir(exist_ok=True)
     batch_rows = batch_rows or len(prompts)
     num_computed = 0
@@ -51,7 +48,7 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
         path = output / f"batch-{number:05d}.parquet"
         if path.exists():
             continue
-        completions = generate(prompts[start : start + batch_rows], None)
+        completions = generate(prompts[start : start + batch_rows])
         num_computed += len(completions)
         tell(output, "end", rows=num_computed)
         ids = [row_id for row_id, _ in rows[start : start + batch_rows]]
@@ -60,8 +57,8 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
     os._exit(0)  # vLLM's goodbyes are nobody's business here
 
 
-def _generator(settings: Any) -> Callable[[list[Any], int | None], list[Any]]:
-    """(prompts, max_tokens or None for the job's) -> completions."""
+def _generator(settings: Any) -> Callable[[list[Any]], list[Any]]:
+    """Prompts -> completions."""
     from batchinfer.engine.vllm import shared_params
     from batchinfer.engine.vllm_setup import engine_arguments, prepare_platform
 
@@ -71,10 +68,8 @@ def _generator(settings: Any) -> Callable[[list[Any], int | None], list[Any]]:
     llm = LLM(**engine_arguments(settings))
     params = shared_params(settings.sampling)
 
-    def generate(prompts: list[Any], max_tokens: int | None) -> list[Any]:
-        own = params.clone()
-        own.max_tokens = max_tokens or params.max_tokens
-        return [output.outputs[0] for output in llm.generate(prompts, own, use_tqdm=False)]
+    def generate(prompts: list[Any]) -> list[Any]:
+        return [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
 
     return generate
 

@@ -1,0 +1,77 @@
+"""How much there is to do, and what is true of the output when it is done: `_SUCCESS`, exit code 3.
+
+Must not know: engines, threads of a run.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from batchinfer.checkpoint import Totals, layout, records
+from batchinfer.config import Job
+from batchinfer.errors import TooManyFailedRows
+from batchinfer.runner.context import Outcome, RunContext, outcome_of
+from batchinfer.runner.digest import complete_digest
+from batchinfer.runner.session import Session, totals_of
+from batchinfer.telemetry import Counters
+
+
+def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:
+    """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands."""
+    context.counters.set_phase("finishing")
+    outcome = outcome_of(context, "partial", 0)
+    if is_limited:
+        return outcome
+    names = {s.name for s in session.shards}
+    survey = session.ledger.survey()
+    if names - survey.finished or names & survey.with_parts:
+        return outcome  # other slices are not done, or in the middle of a retry
+    missing = [s for s in session.shards if s.name not in session.finished]
+    with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
+        found = pool.map(lambda s: totals_of(session, s), missing)
+        known = (session.finished[name] for name in names & session.finished.keys())
+        totals = sum(found, sum(known, Totals()))
+    success = {
+        "digest": complete_digest(session.digest, session.shards),
+        "job": session.job.name,
+        "shards": len(names),
+        **totals.as_dict(),
+        "finished_at": context.clock.utc(),
+    }
+    session.store.put(layout.SUCCESS_KEY, records.to_json(success))
+    outcome.status = "complete"
+    outcome.totals = totals
+    return judge(session.job, outcome)
+
+
+def judge(job: Job, outcome: Outcome) -> Outcome:
+    """Exit code 3 for a complete output with too many failed rows, at each start."""
+    totals = outcome.totals
+    assert totals is not None
+    if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
+        outcome.exit_code = TooManyFailedRows.exit_code
+        outcome.message = (
+            f"{totals.rows_failed} of {totals.rows} rows failed, more than "
+            f"limits.max_failed_fraction = {job.limits.max_failed_fraction:g} allows: see "
+            f"error_type and error_message in {outcome.output}. "
+            "--retry-failed computes only those again"
+        )
+    return outcome
+
+
+def count_input(session: Session, counters: Counters) -> None:
+    """What progress is measured against: the slice's rows, those of finished shards as read and
+    done.
+
+    With a filter the finished shards are left out: how many of their rows passed is in their
+    footers.
+    """
+    num_samples = session.job.sampling.n
+    if session.row_filter is not None:
+        counters.set_total(session.num_rows_of(session.pending) * num_samples, len(session.pending))
+        return
+    own = session.slice_of(session.shards)
+    pending = {shard.name for shard in session.pending}
+    num_done = session.num_rows_of([s for s in own if s.name not in pending]) * num_samples
+    counters.set_total(session.num_rows_of(own) * num_samples, len(own))
+    counters.add_read(num_done, num_done, num_done)
