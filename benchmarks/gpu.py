@@ -1,6 +1,6 @@
 """On one GPU: `batchinfer run` beside one `LLM.generate` of the same prompts, and what costs what.
 
-    python -m benchmarks.gpu --log FILE [--parts generate run costs fp8 order stop]
+    python -m benchmarks.gpu --log FILE [--parts generate run processes ...]
 
 A model of Llama-3.1-8B's shape with dummy weights (speed only: its tokens are random). 2,048
 prompts of lognormal length (median 256 tokens); a completion ends at the first of 855 of 128,256
@@ -55,7 +55,7 @@ LLAMA_8B = {
     "torch_dtype": "bfloat16",
     "vocab_size": 128256,
 }
-PARTS = ("generate", "run", "costs", "fp8", "order", "stop")
+PARTS = ("generate", "run", "processes", "costs", "fp8", "order", "stop")
 Record = Callable[..., None]
 
 
@@ -107,12 +107,16 @@ def measure(folder: Path, arguments: argparse.Namespace, record: Record) -> None
         if part == "generate":
             calls = ["all", "all", "logprobs 0", "logprobs 5", "batches of 256", "batches of 64"]
             generate("LLM.generate", calls=calls)
-            generate("LLM.generate, engine in its own process", calls=["all"], own_process=True)
         elif part == "run":
             run("batchinfer run")
             run("batchinfer run, logprobs 0", logprobs=0)
             run("batchinfer run, logprobs 5", logprobs=5)
+        elif part == "processes":
+            calls = ["all", "all"]  # this is `LLM`'s own default
+            generate("LLM.generate, engine in its own process", calls=calls, own_process=True)
+            generate("LLM.generate, engine in our process", calls=calls)
             run("batchinfer run, engine in its own process", own_process=True)
+            run("batchinfer run, engine in our process")
         elif part == "costs":
             generate("LLM.generate, log stats off", calls=["all", "all"], log_stats=False)
             run("batchinfer run, a seed for each row", seed=0)
@@ -268,6 +272,8 @@ def generate_all(how: dict[str, Any], record: Record) -> None:
             generation_s=round(seconds, 2),
             completion_tokens_per_s=round(num_tokens / seconds, 1),
         )
+    if how.get("own_process"):
+        llm.llm_engine.engine_core.shutdown()  # it would keep the GPU's memory for a while
     os._exit(0)
 
 

@@ -7,6 +7,7 @@ without a request.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +56,28 @@ class Chunk:
             leader = find_duplicates(self.token_ids, self.offsets)
             for index in np.flatnonzero(leader >= 0).tolist():
                 self.followers.setdefault(int(leader[index]), []).append(index)
+
+    @classmethod
+    def of_prompts(
+        cls,
+        prompts: Sequence[npt.NDArray[np.int32]],
+        *,
+        num_samples: int = 1,
+        window: int = 0,
+        first_row: int = 0,
+    ) -> Chunk:
+        """Prompts that no shard's rows stand behind: to be run, and not written."""
+        num_rows = len(prompts)
+        return cls(
+            shard="",
+            window=window,
+            rows=np.arange(first_row, first_row + num_rows, dtype=np.int64),
+            token_ids=np.concatenate(prompts),
+            offsets=np.cumsum([0, *map(len, prompts)], dtype=np.int64),
+            carried=pa.table({"id": pa.nulls(num_rows)}),
+            errors={},
+            is_todo=np.ones((num_rows, num_samples), dtype=np.bool_),
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Completion, Engine, EngineFacts, Request
@@ -99,7 +98,7 @@ def _run_wave(
 ) -> Wave:
     clock = Clock()
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
-    ready.put(_chunk_of(prompts, job.sampling.n))
+    ready.put(Chunk.of_prompts(prompts, num_samples=job.sampling.n))
     ready.close()
     recorder = _Recorder(engine)
     loop = Loop(
@@ -116,20 +115,6 @@ def _run_wave(
     if stop.is_requested:
         raise Stopped(f"{stop.reason}: the calibration was given up", stop.code)
     return recorder.wave()
-
-
-def _chunk_of(prompts: Sequence[npt.NDArray[np.int32]], num_samples: int) -> Chunk:
-    num_rows = len(prompts)
-    return Chunk(
-        shard="",
-        window=0,
-        rows=np.arange(num_rows, dtype=np.int64),
-        token_ids=np.concatenate(prompts),
-        offsets=np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64),
-        carried=pa.table({"id": pa.nulls(num_rows)}),
-        errors={},
-        is_todo=np.ones((num_rows, num_samples), dtype=np.bool_),
-    )
 
 
 class _Recorder:
