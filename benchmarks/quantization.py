@@ -1,43 +1,53 @@
-"""Every quantization that this machine can run, end to end: what really ran, memory, speed, loss.
+"""What every quantization costs and gains here: memory, load time, speed, loss of quality.
 
-    python -m benchmarks.quantization [--rows 256] [--only int8 fp8 ...]
+    python -m benchmarks.quantization [--only int8 fp8 ...] [--shape demo|8b] [--write] [--log FILE]
 
-The demo model, its Linears rounded to nearest by tests/support/checkpoints.py (no calibration),
-each through two `batchinfer run`s: one writes 48 greedy tokens for each row, one scores the
-reference summaries. Prints a table: layers quantized of all, by which class and kernel, size of
-the weight file, start-up, completion tokens a second while generating, and the mean logprob of a
-reference token. A name that cannot run here has its reason instead. One run each, no warm-up: the
-speed of a 7M model says little about a large one's.
+One row for each name and checkpoint. The demo model's Linears are rounded to nearest by
+tests/support/checkpoints.py, without calibration. Two processes each:
+
+- a `batchinfer run` scores the reference summaries (teacher-forced): the mean negative
+  log-likelihood of a reference token, what ran, by which class and kernel;
+- the engine of a run, fed by its loop: seconds from its first import to the first step, bytes of
+  the loaded weights, completion tokens/s with many sequences at once and with few.
+
+--shape 8b: the second part alone, with dummy weights in the shape of Llama-3.1-8B. A name that
+cannot run here has its reason instead. --write puts the table into docs/quantization.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
-import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
-from benchmarks.common import DEMO, heading
-from tests.support.checkpoints import write_checkpoint
+from benchmarks.common import DEMO, ROOT, heading, machine
 
 TEMPLATE = (
     "<|im_start|>user\nSummarize this software package in one line.\n\n{{ description }}"
-    "<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_end|>\n<|im_start|>assistant\n{{ reference_summary }}<|im_end|>"
 )
+DOCS = ROOT / "docs" / "quantization.md"
+NUM_SCORED_ROWS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
-    """A name in the job file, the checkpoint it is run with (None: the demo model), a dtype."""
+    """A name in the job file, the checkpoint it is run with (None: the plain model), a dtype."""
 
     name: str
     kind: str | None = None
@@ -53,100 +63,246 @@ CASES = (
     Case("fp16"),
     Case("fp32"),
     Case("int8", "w8a8"),
-    Case("int8", "w8a8", "float16"),
     Case("int4", "w4a16"),
-    Case("int4", "w4a16", "float16"),
     Case("fp8"),
     Case("fp8", "fp8-block"),
-    Case("fp8", "fp8-block-compressed"),
     Case("fp8", "fp8-channel"),
     Case("fp8", "fp8-tensor"),
     Case("awq", "awq"),
-    Case("awq", "awq", "float16"),
     Case("gptq", "gptq"),
+    Case("nf4"),
+    Case("nf4", "bnb-nf4"),
+    Case("nf4", "bnb-fp4"),
+    Case("nf4", "bnb-int8"),
     Case("fp4", "nvfp4"),
     Case("fp4", "mxfp4"),
 )
 
 
-def run(folder: Path, case: Case, model: Path, what: str, prompt: str, **sampling: Any) -> Any:
-    """One `batchinfer run`: (its JSON line, the finished file's table and facts)."""
-    job = {
-        "version": 1,
-        "name": "quantization",
-        "input": {"path": str(folder / "in.parquet"), "keep_columns": ["num_scored"]},
-        "prompt": {"template": prompt},
-        "model": {"path": str(model), "quantization": case.name, "dtype": case.dtype},
-        "sampling": sampling,
-        "output": {"path": str(folder / what)},
-    }
-    path = folder / f"{what}.yaml"
-    path.write_text(json.dumps(job))  # JSON is YAML
-    done = subprocess.run(
-        [sys.executable, "-m", "batchinfer", "run", str(path)], capture_output=True, text=True
-    )
-    if not done.stdout:
-        return {"exit_code": done.returncode, "message": done.stderr[-300:]}, None, None
-    result = json.loads(done.stdout.splitlines()[-1])
-    file = folder / what / "in.parquet"
-    if result["exit_code"]:
-        return result, None, None
-    return result, pl.read_parquet(file), json.loads(pq.read_metadata(file).metadata[b"batchinfer"])
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How much the second part runs: prompts of `prompt_tokens`, completions of `max_tokens`."""
+
+    num_many: int
+    num_few: int
+    prompt_tokens: int
+    max_tokens: int
+    kv_cache_bytes: int
 
 
-def measure(case: Case, frame: pl.DataFrame) -> str:
-    """A line of the table."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = DEMO / "model"
-        if case.kind is not None:
-            model = write_checkpoint(case.kind, folder / "model")
-        frame.write_parquet(folder / "in.parquet")
-        result, _, facts = run(folder, case, model, "generate", TEMPLATE, max_tokens=48)
-        if facts is None:
-            return f"| {case.label} | exit {result['exit_code']}: {result['message']} |"
-        scored_prompt = TEMPLATE + "{{ reference_summary }}<|im_end|>"
-        ended, scored, _ = run(
-            folder, case, model, "score", scored_prompt, max_tokens=1, prompt_logprobs=True
-        )
-        assert scored is not None, ended
-        size = (model / "model.safetensors").stat().st_size / 1e6
-    logprobs = np.concatenate(
-        [
-            np.array(row[-num_scored:])
-            for row, num_scored in scored.select("prompt_token_logprobs", "num_scored").iter_rows()
-        ]
-    )
-    engine = facts["engine"]
-    layers = engine["extra"]["layers"]
-    ran = ", ".join([*layers["methods"], *layers["kernels"]])
-    return (
-        f"| {case.label} | {engine['dtype']} | {layers['num_quantized_layers']} of "
-        f"{layers['num_layers']} | {ran} | {size:.1f} | {result['startup_s']:.1f} | "
-        f"{result['completion_tokens_per_s']:,.0f} | {logprobs.mean():.4f} |"
-    )
-
-
-def show(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+SHAPES = {"demo": Shape(256, 8, 64, 48, 1 << 28), "8b": Shape(1024, 8, 256, 128, 64 << 30)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--only", nargs="*", help="names in the job file")
+    parser.add_argument("--shape", choices=SHAPES, default="demo")
+    parser.add_argument("--repeats", type=int, default=2, help="of the speed, the best counts")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
+    parser.add_argument("--log", type=Path, help="append a JSON line for each row to this file")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        measure_speed(arguments.child, SHAPES[arguments.shape], arguments.repeats)
+        return
+    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    lines = [heading(), ""]
+    click.echo(lines[0])
+    rows = []
+    for case in cases:
+        rows.append(measure(case, arguments.shape, arguments.repeats))
+        click.echo(json.dumps(rows[-1]))
+        if arguments.log:
+            with arguments.log.open("a") as log:
+                log.write(json.dumps({**machine(), "shape": arguments.shape, **rows[-1]}) + "\n")
+    text = "\n".join([*lines, *table(rows, SHAPES[arguments.shape])])
+    click.echo(text)
+    if arguments.write:
+        begin, end = f"<!-- {arguments.shape}: begin -->", f"<!-- {arguments.shape}: end -->"
+        head, _, rest = DOCS.read_text().partition(begin)
+        DOCS.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def measure(case: Case, shape: str, repeats: int) -> dict[str, Any]:
+    """A row of the table; "problem" if the name does not run here."""
+    found: dict[str, Any] = {"label": case.label}
+    with tempfile.TemporaryDirectory(prefix="batchinfer-quantization-") as name:
+        folder = Path(name)
+        model = write_model(folder / "model", case, shape)
+        if shape == "demo":
+            found |= score(folder, case, model)
+        if "problem" not in found:
+            path = folder / "speed.json"
+            path.write_text(json.dumps(job_of(folder, case, model, SHAPES[shape], is_scored=False)))
+            command = [sys.executable, "-m", "benchmarks.quantization", "--child", str(path)]
+            command += ["--shape", shape, "--repeats", str(repeats)]
+            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            found |= _last_json(ended)
+    return found
+
+
+def _last_json(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    try:
+        last: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"problem": f"exit {ended.returncode}: {ended.stderr.strip()[-300:]}"}
+    return last
+
+
+def write_model(folder: Path, case: Case, shape: str) -> Path:
+    from tests.support.checkpoints import KINDS, write_checkpoint  # imports torch
+
+    if shape == "demo":
+        return DEMO / "model" if case.kind is None else write_checkpoint(case.kind, folder)
+    from benchmarks.gpu import LLAMA_8B
+
+    folder.mkdir()
+    settings = {} if case.kind is None else {"quantization_config": dict(KINDS[case.kind].settings)}
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B | settings))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / "model" / file, folder)
+    return folder
+
+
+def job_of(
+    folder: Path, case: Case, model: Path, shape: Shape, *, is_scored: bool
+) -> dict[str, Any]:
+    is_dummy = not (model / "model.safetensors").exists()
+    return {
+        "version": 1,
+        "name": "quantization",
+        "input": {"path": str(folder / "in.parquet"), "keep_columns": ["num_scored"]},
+        "prompt": {"template": TEMPLATE},
+        "model": {
+            "path": str(model),
+            "quantization": case.name,
+            "dtype": case.dtype,
+            "max_model_len": 2048,
+        },
+        "sampling": {"max_tokens": 1, "prompt_logprobs": True}
+        if is_scored
+        else {"max_tokens": shape.max_tokens, "logprobs": 1, "ignore_eos": True},
+        "engine": {
+            "options": {"kv_cache_memory_bytes": shape.kv_cache_bytes}
+            | ({"load_format": "dummy"} if is_dummy else {})
+        },
+        "output": {"path": str(folder / "out")},
+    }
+
+
+def score(folder: Path, case: Case, model: Path) -> dict[str, Any]:
+    """One `batchinfer run`: what ran, and the mean negative log-likelihood of reference tokens."""
+    from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(DEMO / "model" / "tokenizer.json"))
-    frame = pl.read_parquet(DEMO / "prompts" / "*.parquet").head(arguments.rows)
-    texts = [f"{text}<|im_end|>" for text in frame["reference_summary"]]
+    rows = pq.read_table(DEMO / "prompts").slice(0, NUM_SCORED_ROWS)
+    texts = [f"{text}<|im_end|>" for text in rows.column("reference_summary").to_pylist()]
     encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
-    frame = frame.with_columns(num_scored=pl.Series([len(text.ids) for text in encoded]))
-    show(f"{heading()}\n{frame.height} rows, {frame['num_scored'].sum()} scored tokens\n")
-    show("| job | dtype | quantized | by | MB | start s | tok/s | logprob |")
-    show("|---|---|---|---|---|---|---|---|")
-    for case in CASES:
-        if not arguments.only or case.name in arguments.only:
-            show(measure(case, frame))
+    scored = pa.array([len(text.ids) for text in encoded], pa.int32())
+    pq.write_table(rows.append_column("num_scored", scored), folder / "in.parquet")
+    path = folder / "score.json"
+    path.write_text(json.dumps(job_of(folder, case, model, SHAPES["demo"], is_scored=True)))
+    command = [sys.executable, "-m", "batchinfer", "run", str(path)]
+    result = _last_json(subprocess.run(command, cwd=ROOT, capture_output=True, text=True))
+    if "problem" in result or result["exit_code"]:
+        return {"problem": result.get("problem") or result["message"]}
+    file = folder / "out" / "in.parquet"
+    table = pq.read_table(file, columns=["prompt_token_logprobs", "num_scored"])
+    logprobs = np.concatenate(
+        [
+            row.values.to_numpy(zero_copy_only=False)[-num_scored.as_py() :]
+            for row, num_scored in zip(*table.columns, strict=True)
+        ]
+    )
+    return {"nll": float(-logprobs.mean()), "num_scored": pc.sum(table["num_scored"]).as_py()}
+
+
+def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
+    """Build the job's engine and time it, in this process. Prints a JSON line."""
+    from batchinfer.config import load_job
+    from batchinfer.errors import BatchInferError
+    from batchinfer.runner.factory import model_of, vllm_factory
+
+    out = os.dup(1)
+    os.dup2(2, 1)  # what vLLM prints
+
+    def tell(**found: Any) -> None:
+        os.write(out, (json.dumps(found) + "\n").encode())
+        os._exit(0)
+
+    begun_s = time.monotonic()
+    job = load_job(path, []).job
+    try:
+        model = model_of(job)
+        factory = vllm_factory()
+        factory.prepare(job, model)
+        engine = factory.build(job, model)
+    except BatchInferError as error:
+        tell(problem=str(error))
+    rng = np.random.default_rng(0)
+
+    def rate(num_rows: int) -> float:
+        size = (num_rows, shape.prompt_tokens)
+        prompts = list(rng.integers(10, model.vocab_size - 10, size, dtype=np.int32))
+        return num_rows * shape.max_tokens / generate(job, engine, prompts)
+
+    rate(1)
+    start_s = time.monotonic() - begun_s
+    many = max(rate(shape.num_many) for _ in range(repeats))
+    few = max(rate(shape.num_few) for _ in range(repeats))
+    layers = engine.facts.extra["layers"]
+    tell(
+        dtype=engine.facts.dtype,
+        layers=layers,
+        start_s=round(start_s, 1),
+        tokens_per_s_many=round(many, 1),
+        tokens_per_s_few=round(few, 1),
+    )
+
+
+def generate(job: Any, engine: Any, prompts: Sequence[Any]) -> float:
+    """Seconds for all `prompts`, through the loop of a run."""
+    from batchinfer.plan import Chunk
+    from batchinfer.runner.loop import Loop
+    from batchinfer.runner.ready import ReadyWork
+    from batchinfer.telemetry import Clock, Counters
+
+    clock = Clock()
+    ready = ReadyWork(order="input", max_tokens=job.packing.buffer_tokens)
+    ready.put(Chunk.of_prompts(prompts))
+    ready.close()
+    begun_s = time.monotonic()
+    Loop(
+        engine,
+        ready,
+        lambda results: None,
+        Counters(clock),
+        clock,
+        job=job,
+        should_stop=lambda: False,
+    ).run()
+    return time.monotonic() - begun_s
+
+
+def table(rows: Sequence[dict[str, Any]], shape: Shape) -> list[str]:
+    lines = [
+        f"| job | dtype | quantized | by | weights, MB | start, s | tokens/s, {shape.num_many} at "
+        f"once | tokens/s, {shape.num_few} at once | NLL |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "problem" in row:
+            lines.append(f"| {row['label']} | {' '.join(row['problem'].split())} |")
+            continue
+        layers = row["layers"]
+        nll = f"{row['nll']:.4f}" if "nll" in row else ""
+        lines.append(
+            f"| {row['label']} | {row['dtype']} | {layers['num_quantized_layers']} of "
+            f"{layers['num_layers']} | {', '.join([*layers['methods'], *layers['kernels']])} | "
+            f"{layers['weights_bytes'] / 1e6:,.1f} | {row['start_s']:.1f} | "
+            f"{row['tokens_per_s_many']:,.0f} | {row['tokens_per_s_few']:,.0f} | {nll} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ class LayerReport:
     get_model: Any  # the worker's own
 
     def report_layers(self) -> dict[str, Any]:
-        """Counts over the layers that can be quantized: linear layers and experts."""
+        """Counts over the layers that can be quantized: linear layers and experts.
+
+        `weights_bytes` are those of all the model's parameters here, each tensor once.
+        """
         methods: Counter[str] = Counter()
         kernels: Counter[str] = Counter()
         num_quantized = 0
@@ -34,6 +37,7 @@ class LayerReport:
         return {
             "num_quantized_layers": num_quantized,
             "num_layers": methods.total(),
+            "weights_bytes": sum(p.nbytes for p in self.get_model().parameters()),
             "methods": dict(methods),
             "kernels": dict(kernels),
         }

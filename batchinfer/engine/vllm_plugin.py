@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from importlib.util import find_spec
 
 from batchinfer.engine.vllm_setup import OWNER_PID_VARIABLE
 
@@ -25,7 +26,12 @@ def register() -> None:
     thread that stays (the main one).
     """
     owner_pid = os.environ.get(OWNER_PID_VARIABLE)
-    if owner_pid is None or int(owner_pid) == os.getpid():
+    if owner_pid is None:
+        return
+    if find_spec("bitsandbytes") is not None:
+        from batchinfer.engine import vllm_bitsandbytes  # noqa: F401  # registers itself with vLLM
+
+    if int(owner_pid) == os.getpid():
         return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

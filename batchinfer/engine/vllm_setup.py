@@ -16,6 +16,7 @@ from typing import Any
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.vllm_layers import EXTENSION
 from batchinfer.errors import ConfigError
+from batchinfer.quantization import BITSANDBYTES
 
 GIB = 1 << 30
 
@@ -136,6 +137,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "disable_log_stats": False,
         "worker_extension_cls": EXTENSION,
     }
+    if settings.quantization == BITSANDBYTES:
+        arguments["load_format"] = BITSANDBYTES
     if is_cpu:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
         if settings.sampling.uses_seeds:

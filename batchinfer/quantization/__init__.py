@@ -23,6 +23,7 @@ from batchinfer.quantization.choose import Choice, choose, for_this_machine, why
 from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.table import (
+    BITSANDBYTES,
     SCHEMES,
     TABLE,
     Device,
@@ -32,6 +33,7 @@ from batchinfer.quantization.table import (
 )
 
 __all__ = [
+    "BITSANDBYTES",
     "SCHEMES",
     "TABLE",
     "Checkpoint",

@@ -142,7 +142,7 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
     is_online = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
     return Choice(
         name="none" if name in _DTYPES else name,
-        engine_quantization=device.online if is_online else None,
+        engine_quantization=device.online if is_online or device.is_plugin else None,
         dtype=dtype,
         notes=tuple(notes),
     )

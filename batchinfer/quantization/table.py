@@ -28,13 +28,16 @@ SCHEMES: Mapping[str, str] = MappingProxyType(
         "mxfp8": "MXFP8",
         "nvfp4": "NVFP4",
         "mxfp4": "MXFP4",
-        "bnb-4bit": "bitsandbytes, 4 bits",
+        "bnb-4bit": "bitsandbytes, 4 bits (NF4, FP4)",
         "bnb-8bit": "bitsandbytes, 8 bits",
         "exl3": "EXL3",
         "qtip": "QTIP",
         "gguf": "GGUF",
     }
 )
+
+#: vLLM's name for the method that our plugin registers with it.
+BITSANDBYTES = "batchinfer_bitsandbytes"
 
 _ALL_DTYPES = ("bfloat16", "float16", "float32")
 _HALF = ("bfloat16", "float16")
@@ -47,6 +50,7 @@ class Device:
     schemes: tuple[str, ...]  # of checkpoints
     refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
     online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    is_plugin: bool = False  # then vLLM knows checkpoints too by `online` alone
     dtypes: tuple[str, ...] = _HALF  # the first is taken where the checkpoint's own cannot be
     refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
     min_capability: tuple[int, int] | None = None
@@ -78,7 +82,6 @@ class Quantization:
 
 #: Of names that run nowhere yet.
 _ONLY_SCHEMES = {
-    "nf4": ("bnb-4bit", "bnb-8bit"),
     "qtip": ("qtip",),
     "exl3": ("exl3",),
     "gguf": ("gguf",),
@@ -199,10 +202,23 @@ TABLE: tuple[Quantization, ...] = (
     ),
     Quantization(
         name="nf4",
-        meaning="4-bit NormalFloat of bitsandbytes",
-        bits_per_weight=4.127,
-        cpu=_NOT_YET,
-        gpu=_NOT_YET,
+        meaning="4-bit NormalFloat of bitsandbytes, and its checkpoints; weight-only",
+        bits_per_weight=4.5,
+        cpu=Device(
+            schemes=("bnb-4bit", "bnb-8bit"),
+            online=BITSANDBYTES,
+            is_plugin=True,
+            dtypes=_ALL_DTYPES,
+            packages=("bitsandbytes",),
+        ),
+        gpu=Device(
+            schemes=("bnb-4bit", "bnb-8bit"),
+            online=BITSANDBYTES,
+            is_plugin=True,
+            dtypes=_ALL_DTYPES,
+            min_capability=(7, 5),
+            packages=("bitsandbytes",),
+        ),
         how_to_make="transformers with BitsAndBytesConfig(load_in_4bit=True)",
     ),
     Quantization(

@@ -193,6 +193,34 @@ def _float(num_bits: int, strategy: str, **more: Any) -> dict[str, Any]:
     return {"type": "float", "num_bits": num_bits, "strategy": strategy, **more}
 
 
+def _bnb_4bit(quant_type: str, *, is_nested: bool) -> Callable[[Tensor], Tensors]:
+    def pack(weight: Tensor) -> Tensors:
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(
+            weight.bfloat16(), quant_type=quant_type, compress_statistics=is_nested
+        )
+        pieces = state.as_dict(packed=True)
+        return {"weight": packed} | {f"weight.{name}": piece for name, piece in pieces.items()}
+
+    return pack
+
+
+def _bnb_int8(weight: Tensor) -> Tensors:
+    absmax = weight.abs().amax(1)
+    integers = (weight / absmax[:, None] * 127).round().to(torch.int8)
+    return {"weight": integers, "SCB": absmax, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+
+def _bnb(**settings: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "bitsandbytes",
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": ["lm_head"],
+        **settings,
+    }
+
+
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 _FOUR_BITS = {"bits": 4, "group_size": GROUP_SIZE}
 
@@ -205,6 +233,17 @@ KINDS: dict[str, Kind] = {
         {"quant_method": "gptq", "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
         | _FOUR_BITS,
     ),
+    "bnb-nf4": Kind(
+        _bnb_4bit("nf4", is_nested=False), _bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    ),
+    "bnb-nf4-nested": Kind(
+        _bnb_4bit("nf4", is_nested=True),
+        _bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    ),
+    "bnb-fp4": Kind(
+        _bnb_4bit("fp4", is_nested=False), _bnb(load_in_4bit=True, bnb_4bit_quant_type="fp4")
+    ),
+    "bnb-int8": Kind(_bnb_int8, _bnb(load_in_8bit=True)),
     "fp8-block": Kind(_fp8_block("weight_scale_inv"), _FP8 | {"weight_block_size": [BLOCK, BLOCK]}),
     "fp8-tensor": Kind(_fp8_tensor, _FP8),
     "fp8-block-compressed": Kind(

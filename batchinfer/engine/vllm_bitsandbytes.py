@@ -1,0 +1,281 @@
+"""bitsandbytes for vLLM, which has dropped its own: NF4 in flight; NF4, FP4 and 8-bit checkpoints.
+
+Weight-only: what is multiplied is the dequantized weight.
+
+A 4-bit weight is an index into 16 values of one block of 64 weights in a row, times the block's
+largest magnitude (QLoRA, Dettmers et al. 2023, section 3): 4.5 bits a weight. Block scales stay in
+float32: quantizing them too (0.37 bits less) would cost a kernel in every layer of every step.
+An 8-bit weight is an integer times its row's largest magnitude / 127 (LLM.int8(), Dettmers et al.
+2022); activations are not quantized here, so results are closer to the unquantized model's.
+
+Must not know: the rest of the package beyond a name. Works in our process and in vLLM's workers,
+registered by vllm_plugin.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
+from vllm.model_executor.parameter import ModelWeightParameter
+from vllm.model_executor.utils import replace_parameter
+
+from batchinfer.quantization import BITSANDBYTES
+
+BLOCK_SIZE = 64
+_STATE = ".quant_state.bitsandbytes__"
+
+
+@register_quantization_config(BITSANDBYTES)
+class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
+    """What config.json says; by default NF4, made in flight."""
+
+    def __init__(
+        self,
+        quant_type: str = "nf4",
+        *,
+        is_8bit: bool = False,
+        is_checkpoint: bool = False,
+        skipped: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        self.quant_type = quant_type
+        self.is_8bit = is_8bit
+        self.is_checkpoint = is_checkpoint
+        self.skipped = frozenset(skipped)
+
+    @classmethod
+    def get_name(cls) -> str:
+        return BITSANDBYTES
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 75
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> BitsAndBytesConfig:
+        return cls(
+            config.get("bnb_4bit_quant_type", "fp4"),
+            is_8bit=bool(config.get("load_in_8bit")),
+            is_checkpoint=True,
+            skipped=config.get("llm_int8_skip_modules") or (),
+        )
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        is_bitsandbytes = hf_quant_cfg.get("quant_method") == "bitsandbytes"
+        return BITSANDBYTES if is_bitsandbytes and user_quant == BITSANDBYTES else None
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
+        if not isinstance(layer, LinearBase):
+            return None
+        if self._is_skipped(prefix):
+            return UnquantizedLinearMethod()
+        return Bits8LinearMethod() if self.is_8bit else Bits4LinearMethod(self)
+
+    def _is_skipped(self, prefix: str) -> bool:
+        """A module is named by its last word, by its path, or by that of one above it."""
+        *above, last = prefix.split(".")
+        for name in self.packed_modules_mapping.get(last, [last]):
+            words = [*above, name]
+            paths = {".".join(words[:end]) for end in range(1, len(words) + 1)}
+            if self.skipped & (paths | set(words)):
+                return True
+        return False
+
+
+class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
+    """Weights arrive unquantized and are quantized layer by layer, while the next are read."""
+
+    uses_meta_device = True
+
+    #: Of the weights that arrive; None: the model's. From a checkpoint they are dequantized into
+    #: float32, out of which quantizing makes the checkpoint's own values again.
+    dtype: torch.dtype | None = torch.float32
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        weight = ModelWeightParameter(
+            data=torch.empty(
+                sum(output_partition_sizes),
+                input_size_per_partition,
+                device="meta",
+                dtype=self.dtype or params_dtype,
+            ),
+            input_dim=1,
+            output_dim=0,
+            weight_loader=extra_weight_attrs["weight_loader"],
+        )
+        layer.register_parameter("weight", weight)
+        initialize_online_processing(layer)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        if getattr(layer, "_already_called_process_weights_after_loading", False):
+            return
+        default_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(
+            torch.float32
+        )  # vLLM loads under the model's, and codes would have it
+        try:
+            self.quantize(layer, layer.weight.data.contiguous())
+        finally:
+            torch.set_default_dtype(default_dtype)
+        layer._already_called_process_weights_after_loading = True
+
+    def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Replace `layer.weight`. weight: [out, in]"""
+        raise NotImplementedError
+
+
+class Bits4LinearMethod(_LinearMethod):
+    """layer.weight: [out * in / 2] uint8, two weights each; layer.absmax: [out * in / 64]."""
+
+    def __init__(self, config: BitsAndBytesConfig) -> None:
+        import bitsandbytes  # noqa: F401  # registers its operators with torch
+
+        self.quant_type = config.quant_type
+        if not config.is_checkpoint:
+            self.dtype = None
+
+    def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
+        packed, absmax = torch.ops.bitsandbytes.quantize_4bit(
+            weight, BLOCK_SIZE, self.quant_type, torch.uint8
+        )
+        layer.weight_shape = tuple(weight.shape)
+        replace_parameter(layer, "weight", packed)
+        replace_parameter(layer, "absmax", absmax)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight = torch.ops.bitsandbytes.dequantize_4bit(
+            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, layer.weight_shape, x.dtype
+        )
+        return functional.linear(x, weight, bias)
+
+
+class Bits8LinearMethod(_LinearMethod):
+    """layer.weight: [out, in] int8; layer.scale: [out, 1] float32."""
+
+    def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
+        scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
+        integers = (weight / scale.clamp_min(1e-30)).round().to(torch.int8)
+        replace_parameter(layer, "weight", integers)
+        replace_parameter(layer, "scale", scale)
+
+    def apply(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight = (layer.weight * layer.scale).to(x.dtype)
+        return functional.linear(x, weight, bias)
+
+
+@register_model_loader(BITSANDBYTES)
+class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
+    """Reads checkpoints that transformers wrote with bitsandbytes, dequantized into float32."""
+
+    def __init__(self, load_config: Any) -> None:
+        load_config = copy.copy(load_config)
+        load_config.load_format = "auto"
+        super().__init__(load_config)
+
+    def get_all_weights(self, *arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return dequantized(super().get_all_weights(*arguments))
+
+
+def dequantized(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Packed weights and what belongs to them as one float32 tensor each; others as they are.
+
+    Tensors come in any order; each weight leaves as soon as it is whole. Raises ValueError if one
+    never is.
+    """
+    waiting: dict[str, dict[str, torch.Tensor]] = {}  # weight -> its tensors, by the rest of names
+    for name, tensor in weights:
+        weight_name, piece = _split(name, tensor)
+        if piece is None:
+            yield name, tensor
+            continue
+        pieces = waiting.setdefault(weight_name, {})
+        pieces[piece] = tensor
+        if (whole := _dequantize(pieces)) is not None:
+            del waiting[weight_name]
+            yield weight_name, whole
+    if lost := [name for name, pieces in waiting.items() if "" in pieces]:
+        raise ValueError(f"the checkpoint lacks what belongs to the packed weight {lost[0]}")
+
+
+def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
+    """(weight, piece of it): "" is the packed weight itself, None a tensor of no packed weight."""
+    path, separator, piece = name.partition(".weight.")
+    if separator:
+        return f"{path}.weight", piece
+    if name.endswith(".SCB"):
+        return f"{name.removesuffix('.SCB')}.weight", "SCB"
+    if name.endswith(".weight_format"):  # of 8 bits; says "rows" in all that is written today
+        return f"{name.removesuffix('.weight_format')}.weight", "format"
+    is_packed = tensor.dtype in (torch.uint8, torch.int8)
+    return name, "" if is_packed and name.endswith(".weight") else None
+
+
+def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """[out, in], None while pieces are missing."""
+    packed = pieces.get("")
+    if packed is None:
+        return None
+    if packed.dtype == torch.int8:
+        scale = pieces.get("SCB")
+        return None if scale is None else packed * (scale.float()[:, None] / 127)
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    state_piece = next((piece for piece in pieces if _STATE[1:] in piece), None)
+    needed = {"absmax", "quant_map"}
+    if state_piece is None or not needed <= pieces.keys():
+        return None
+    settings = json.loads(bytes(pieces[state_piece].tolist()))
+    if (
+        "nested_blocksize" in settings
+        and not {"nested_absmax", "nested_quant_map"} <= pieces.keys()
+    ):
+        return None
+    state = QuantState.from_dict({k: v for k, v in pieces.items() if k}, device=packed.device)
+    if state.blocksize != BLOCK_SIZE:
+        raise ValueError(
+            f"the checkpoint has blocks of {state.blocksize} weights; {BLOCK_SIZE} are read here"
+        )
+    state.dtype = torch.float32
+    weight: torch.Tensor = dequantize_4bit(packed, state)
+    return weight
