@@ -1,6 +1,6 @@
 """What every quantization costs and gains here: memory, load time, speed, loss of quality.
 
-    python -m benchmarks.quantization [--only int8 fp8 ...] [--shape demo|8b] [--write] [--log FILE]
+    python -m benchmarks.quantization [--only w8a8 nf4 ...] [--shape demo|8b] [--parts loss speed]
 
 One row for each name and checkpoint. The demo model's Linears are rounded to nearest by
 tests/support/checkpoints.py, without calibration. Two processes each:
@@ -54,6 +54,10 @@ class Case:
     dtype: str = "auto"
 
     @property
+    def key(self) -> str:
+        return self.kind or self.name
+
+    @property
     def label(self) -> str:
         return ", ".join(filter(None, [self.name, self.kind, self.dtype.replace("auto", "")]))
 
@@ -90,12 +94,13 @@ class Shape:
     kv_cache_bytes: int
 
 
-SHAPES = {"demo": Shape(256, 8, 64, 48, 1 << 28), "8b": Shape(1024, 8, 256, 128, 64 << 30)}
+SHAPES = {"demo": Shape(256, 8, 64, 48, 1 << 28), "8b": Shape(512, 8, 256, 128, 64 << 30)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="*", help="names in the job file")
+    parser.add_argument("--only", nargs="*", help="names of plain models, kinds of checkpoints")
+    parser.add_argument("--parts", nargs="+", choices=["loss", "speed"], default=["loss", "speed"])
     parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--repeats", type=int, default=2, help="of the speed, the best counts")
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
@@ -105,12 +110,12 @@ def main() -> None:
     if arguments.child:
         measure_speed(arguments.child, SHAPES[arguments.shape], arguments.repeats)
         return
-    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    cases = [case for case in CASES if not arguments.only or case.key in arguments.only]
     lines = [heading(), ""]
     click.echo(lines[0])
     rows = []
     for case in cases:
-        rows.append(measure(case, arguments.shape, arguments.repeats))
+        rows.append(measure(case, arguments.shape, arguments.parts, arguments.repeats))
         click.echo(json.dumps(rows[-1]))
         if arguments.log:
             with arguments.log.open("a") as log:
@@ -123,15 +128,15 @@ def main() -> None:
         DOCS.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
-def measure(case: Case, shape: str, repeats: int) -> dict[str, Any]:
+def measure(case: Case, shape: str, parts: Sequence[str], repeats: int) -> dict[str, Any]:
     """A row of the table; "problem" if the name does not run here."""
     found: dict[str, Any] = {"label": case.label}
     with tempfile.TemporaryDirectory(prefix="batchinfer-quantization-") as name:
         folder = Path(name)
         model = write_model(folder / "model", case, shape)
-        if shape == "demo":
+        if shape == "demo" and "loss" in parts:
             found |= score(folder, case, model)
-        if "problem" not in found:
+        if "speed" in parts and "problem" not in found:
             path = folder / "speed.json"
             path.write_text(json.dumps(job_of(folder, case, model, SHAPES[shape], is_scored=False)))
             command = [sys.executable, "-m", "benchmarks.quantization", "--child", str(path)]
@@ -214,7 +219,13 @@ def score(folder: Path, case: Case, model: Path) -> dict[str, Any]:
             for row, num_scored in zip(*table.columns, strict=True)
         ]
     )
-    return {"nll": float(-logprobs.mean()), "num_scored": pc.sum(table["num_scored"]).as_py()}
+    facts = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])["engine"]
+    return {
+        "dtype": facts["dtype"],
+        "layers": facts["extra"]["layers"],
+        "nll": float(-logprobs.mean()),
+        "num_scored": pc.sum(table["num_scored"]).as_py(),
+    }
 
 
 def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
@@ -295,14 +306,18 @@ def table(rows: Sequence[dict[str, Any]], shape: Shape) -> list[str]:
             lines.append(f"| {row['label']} | {' '.join(row['problem'].split())} |")
             continue
         layers = row["layers"]
-        nll = f"{row['nll']:.4f}" if "nll" in row else ""
         lines.append(
             f"| {row['label']} | {row['dtype']} | {layers['num_quantized_layers']} of "
             f"{layers['num_layers']} | {', '.join([*layers['methods'], *layers['kernels']])} | "
-            f"{layers['weights_bytes'] / 1e6:,.1f} | {row['start_s']:.1f} | "
-            f"{row['tokens_per_s_many']:,.0f} | {row['tokens_per_s_few']:,.0f} | {nll} |"
+            f"{layers['weights_bytes'] / 1e6:,.1f} | {_cell(row, 'start_s', 1)} | "
+            f"{_cell(row, 'tokens_per_s_many')} | {_cell(row, 'tokens_per_s_few')} | "
+            f"{_cell(row, 'nll', 4)} |"
         )
     return lines
+
+
+def _cell(row: dict[str, Any], key: str, num_digits: int = 0) -> str:
+    return f"{row[key]:,.{num_digits}f}" if key in row else ""
 
 
 if __name__ == "__main__":
