@@ -134,6 +134,8 @@ class InstantEngine:
 class LoopAlone:
     """The loop without threads around it: work is put in, what it emits comes out of `run`."""
 
+    planned_s = 0.0  # nothing is put in order
+
     def __init__(self, completions: Completions) -> None:
         self._completions = completions
         self._work: deque[WorkItem] = deque()

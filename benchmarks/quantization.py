@@ -163,6 +163,10 @@ def write_model(folder: Path, case: Case, shape: str) -> Path:
 
     folder.mkdir()
     settings = {} if case.kind is None else {"quantization_config": dict(KINDS[case.kind].settings)}
+    if case.kind == "gptq":  # vLLM would look into the weights that are not there
+        modules = [f"self_attn.{name}_proj" for name in "qkvo"]
+        modules += [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+        settings["quantization_config"]["modules_in_block_to_quantize"] = [modules]
     (folder / "config.json").write_text(json.dumps(LLAMA_8B | settings))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / "model" / file, folder)

@@ -117,6 +117,9 @@ def prepare_platform(settings: EngineSettings) -> None:
         num_threads = os.environ.get("OMP_NUM_THREADS", "")
         if num_threads.isdecimal():  # torch may have been imported before it was set
             torch.set_num_threads(int(num_threads))
+    if settings.quantization == BITSANDBYTES:
+        # vLLM's workers find it by the entry point; we may run from a source tree that has none.
+        from batchinfer.engine import vllm_bitsandbytes  # noqa: F401  # registers itself with vLLM
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
