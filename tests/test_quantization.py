@@ -6,6 +6,7 @@ The real engine runs every name that this CPU can run (see benchmarks/quantizati
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,7 +210,10 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("int8", "w8a8", PLAIN_CPU, "float16", "aborts the process"),
         ("int8", "w8a8", H200, "float16", None),
         ("int8", "w8a16", PLAIN_CPU, None, "4-bit weights"),
-        ("int8", "plain", H200, None, "llm-compressor"),
+        ("int8", "plain", H200, None, None),
+        ("int4", "plain", PLAIN_CPU, None, None),
+        ("int8", "plain", PLAIN_CPU, "float16", "aborts the process"),
+        ("int8", "plain", Machine("cpu"), None, "package compressed-tensors"),
         ("int4", "w4a8", H200, None, "packed weights"),
         ("fp4", "nvfp4", PLAIN_CPU, None, "no CPU kernel"),
         ("fp4", "nvfp4", T4, None, "compute capability 8.0, this one has 7.5"),
@@ -234,6 +238,22 @@ def test_fp8_of_a_plain_model_is_vllms_own_on_a_gpu_and_by_blocks_on_a_cpu() -> 
     assert choice("fp8", "plain", H200).engine_quantization == "fp8"
     assert choice("fp8", "plain", AMX).engine_quantization == "fp8_per_block"
     assert choice("fp8", "fp8-block", AMX).engine_quantization is None
+
+
+def test_a_name_that_a_plain_model_lacks_is_made_unless_it_is_computed_on_the_fly() -> None:
+    assert choice("int8", "plain", PLAIN_CPU).made_by == "int8"
+    assert choice("int4", "plain", H200).made_by == "int4"
+    assert choice("fp4", "plain", H200).made_by == "nvfp4"
+    for name, scheme, machine in (
+        ("fp8", "plain", AMX),
+        ("fp8", "plain", H200),
+        ("nf4", "plain", BNB_CPU),
+        ("int8", "w8a8", H200),
+        ("none", "plain", H200),
+        ("auto", "plain", H200),
+    ):
+        assert choice(name, scheme, machine).made_by is None
+    assert "rounded to nearest once" in for_this_machine(record_of("int4"), PLAIN_CPU)[1]
 
 
 def test_nf4_is_our_plugins_for_a_plain_model_and_for_a_checkpoint() -> None:
@@ -289,15 +309,18 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
 
 
 def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() -> None:
-    found = choice("fp4", "plain", PLAIN_CPU, fallback=("fp8", "int8", "fp32", "bf16"))
+    found = choice("fp4", "plain", PLAIN_CPU, fallback=("fp8", "awq", "fp32", "bf16"))
     assert (found.name, found.dtype) == ("none", "float32")
     assert found.warnings == (
         "quantization fp32 is used instead of fp4: vLLM has no CPU kernel for it",
     )
     assert choice("fp4", "plain", H200, fallback=("fp8", "bf16")).engine_quantization == "fp8"
     assert choice("fp8", "plain", H200, fallback=("bf16",)).warnings == ()
-    with pytest.raises(ConfigError, match=r"amx_tile.*\(nor can int8\)\. This model can run as"):
-        choice("fp8", "plain", PLAIN_CPU, fallback=("int8",))
+    assert choice("fp4", "plain", PLAIN_CPU, fallback=("int8", "bf16")).made_by == "int8"
+    with pytest.raises(
+        ConfigError, match=r"amx_tile.*\(nor can nf4\)\. This model can run as int8"
+    ):
+        choice("fp8", "plain", PLAIN_CPU, fallback=("nf4",))
 
 
 # Runs.
@@ -361,6 +384,8 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         "nf4-nested": ("bnb-nf4-nested", 24, "Bits4LinearMethod"),
         "nf4-fp4": ("bnb-fp4", 24, "Bits4LinearMethod"),
         "nf4-int8": ("bnb-int8", 24, "Bits8LinearMethod"),
+        "int8-made": (None, 24, "CompressedTensorsW8A8Int8"),
+        "int4-made": (None, 24, "CompressedTensorsWNA16"),
     }
     paths = []
     for name, (kind, _, _) in cases.items():
@@ -382,6 +407,7 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         paths.append(str(write_job(tmp_path, settings, f"{name}.yaml")))
     settings = job(folder, "aborts", model={"path": str(tmp_path / "int8"), "dtype": "float16"})
     paths.append(str(write_job(tmp_path, settings, "aborts.yaml")))
+    paths.append(str(tmp_path / "int8-made.yaml"))  # whose checkpoint is found now
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.run_many", *paths],
         capture_output=True,
@@ -389,8 +415,12 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         cwd=ROOT,
         timeout=280,
         check=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
-    *lines, refused = done.stdout.splitlines()
+    *lines, refused, again = done.stdout.splitlines()
+    assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
+    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("model-*"))
+    assert [folder.name.split("-")[1] for folder in made] == ["int4", "int8"]
     assert refused.startswith("2 ")
     assert "dtype float16 aborts the process in vLLM on a CPU" in refused
     means = []
@@ -410,5 +440,6 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     # Rounding costs little where the packing is right; by chance a token of 4096 has -8.3.
     assert np.ptp(np.array(means, np.float64)) < 0.3, dict(zip(cases, means, strict=True))
     assert means[2] == pytest.approx(means[3], abs=0.01) == means[4]  # one rounding, three formats
+    assert means[10] == pytest.approx(means[1], abs=0.02)  # the same by compressed-tensors
     # What is read is what was written: block scales are the same numbers again.
     assert means[6] == means[5] == pytest.approx(means[7], abs=0.01)

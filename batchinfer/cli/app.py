@@ -16,6 +16,7 @@ import click
 
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, exit_code_of
+from batchinfer.quantization.recipes import RECIPES
 from batchinfer.signals import STOP_CODES, hold_signals
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -194,6 +195,46 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     from batchinfer.cli.look import show_rows
 
     show_rows(output, max_rows=max_rows, failed=failed, as_json=as_json)
+
+
+@cli.command(short_help="Make a quantized checkpoint of an unquantized model.")
+@click.argument("model")
+@click.argument("out", type=click.Path())
+@click.option(
+    "--method",
+    type=click.Choice(list(RECIPES)),
+    required=True,
+    help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model.",
+)
+@click.option(
+    "--calibration", metavar="PARQUET", help="File, folder or glob of texts, for awq and gptq."
+)
+@click.option("--column", metavar="NAME", help="Column of --calibration that has the texts.")
+@click.option(
+    "--rows",
+    "max_rows",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Calibrate with so many of the rows, the first that are not empty.",
+)
+def quantize(
+    model: str, out: str, method: str, calibration: str | None, column: str | None, max_rows: int
+) -> None:
+    """Write a quantized checkpoint of MODEL, a folder or hub name, into the new folder OUT.
+
+    A job with model.path: OUT runs in that quantization, and so does plain vLLM.
+    """
+    is_calibrated = RECIPES[method].modifier is not None
+    if is_calibrated and (calibration is None or column is None):
+        raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
+    if not is_calibrated and (calibration is not None or column is not None):
+        raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
+    hold_signals()
+    from batchinfer.cli.quantize import Calibration, quantize_model
+
+    rows = Calibration(calibration, column, max_rows) if calibration and column else None
+    quantize_model(model, out, method, rows)
 
 
 @cli.command()

@@ -24,6 +24,7 @@ from batchinfer.model.folder import (
 )
 from batchinfer.model.weights import Weights, read_weights
 from batchinfer.quantization import (
+    RECIPES,
     SCHEMES,
     Checkpoint,
     Machine,
@@ -82,6 +83,7 @@ class ModelFacts:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     engine_quantization: str | None = None  # vLLM's argument; None: as the checkpoint says
+    made_by: str | None = None  # method by which a quantized checkpoint has to be made of it first
 
 
 def read_model(
@@ -123,6 +125,8 @@ def read_model(
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
+    if chosen.made_by:
+        digest["made by"] = RECIPES[chosen.made_by].identity
     return ModelFacts(
         path=str(folder),
         tokenizer_path=str(tokenizer_folder),
@@ -137,6 +141,7 @@ def read_model(
         notes=(*notes, *chosen.notes),
         warnings=chosen.warnings,
         engine_quantization=chosen.engine_quantization,
+        made_by=chosen.made_by,
     )
 
 

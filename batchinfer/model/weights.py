@@ -28,7 +28,7 @@ def read_weights(folder: Path) -> Weights:
     """Sizes, dtypes and hash of the weight files, each checked to be whole."""
     weights = Weights()
     digest = hashlib.sha256()
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         size_bytes = file.stat().st_size
         header = b""
         if file.suffix == ".safetensors":
@@ -44,7 +44,8 @@ def read_weights(folder: Path) -> Weights:
     return weights
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights. Raises ConfigError if one is missing."""
     index = folder / _WEIGHTS_INDEX
     if index.exists():
         names = read_json(index, "").get("weight_map", {}).values()

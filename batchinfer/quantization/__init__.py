@@ -22,6 +22,7 @@ plain values), whole model folders.
 from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
 from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.recipes import RECIPES, Recipe
 from batchinfer.quantization.table import (
     BITSANDBYTES,
     SCHEMES,
@@ -34,6 +35,7 @@ from batchinfer.quantization.table import (
 
 __all__ = [
     "BITSANDBYTES",
+    "RECIPES",
     "SCHEMES",
     "TABLE",
     "Checkpoint",
@@ -41,6 +43,7 @@ __all__ = [
     "Device",
     "Machine",
     "Quantization",
+    "Recipe",
     "check_hint",
     "choose",
     "detect",

@@ -7,12 +7,13 @@ if the job lists it, and never for a name that contradicts the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.table import (
+    MADE_ONCE,
     SCHEMES,
     TABLE,
     WEIGHT_ONLY,
@@ -36,6 +37,7 @@ class Choice:
     name: str  # of the table; of the family, if only vLLM knows it; "none" for fp32, fp16, bf16
     engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
     dtype: str
+    made_by: str | None = None  # the method by which the checkpoint has to be made first
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -69,9 +71,7 @@ def choose(
         if fits and why_not(other, checkpoint.scheme, machine, other_dtype) is None:
             found = _choice(other, checkpoint, machine, _DTYPES.get(other, dtype))
             warning = f"quantization {other} is used instead of {name}: {reason}"
-            return Choice(
-                found.name, found.engine_quantization, found.dtype, found.notes, (warning,)
-            )
+            return replace(found, warnings=(warning,))
     what = name if asked == name else f"{asked} ({name})"
     tried = f" (nor can {', '.join(fallback)})" if fallback else ""
     raise ConfigError(
@@ -93,7 +93,8 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
         return None  # found out where it runs
     if scheme in device.refused:
         return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
-    if scheme == "plain" and scheme not in device.schemes and device.online is None:
+    is_made = bool(device.online or device.made_by)
+    if scheme == "plain" and scheme not in device.schemes and not is_made:
         return f"the model is unquantized, and it needs a checkpoint ({record.how_to_make})"
     if lacks := _lacks(device, machine):
         return f"it {lacks}"
@@ -117,6 +118,8 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
     ways = []
     if device.online:
         ways.append(f'any model, on the fly (vLLM\'s "{device.online}")')
+    if device.made_by:
+        ways.append(MADE_ONCE)
     if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
         ways.append(f"checkpoints: {', '.join(checkpoints)}")
     if _is_weight_only(device, machine):
@@ -139,11 +142,12 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
             f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
             f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
         )
-    is_online = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
+    becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
     return Choice(
         name="none" if name in _DTYPES else name,
-        engine_quantization=device.online if is_online or device.is_plugin else None,
+        engine_quantization=device.online if becomes_another or device.is_plugin else None,
         dtype=dtype,
+        made_by=device.made_by if becomes_another and not device.online else None,
         notes=tuple(notes),
     )
 

@@ -50,6 +50,7 @@ class Device:
     schemes: tuple[str, ...]  # of checkpoints
     refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
     online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    made_by: str | None = None  # method (see recipes) of a checkpoint of a plain model; None: never
     is_plugin: bool = False  # then vLLM knows checkpoints too by `online` alone
     dtypes: tuple[str, ...] = _HALF  # the first is taken where the checkpoint's own cannot be
     refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
@@ -103,8 +104,8 @@ def _plain(name: str, meaning: str, bits: float, dtypes: tuple[str, ...]) -> Qua
     )
 
 
-def _llm_compressor(scheme: str) -> str:
-    return f'llm-compressor, QuantizationModifier(scheme="{scheme}", targets="Linear")'
+def _quantize(method: str) -> str:
+    return f"`batchinfer quantize MODEL OUT --method {method}`"
 
 
 TABLE: tuple[Quantization, ...] = (
@@ -121,28 +122,31 @@ TABLE: tuple[Quantization, ...] = (
             refused={"w8a16": "vLLM's CPU kernels for 16-bit activations take 4-bit weights"},
             dtypes=("bfloat16", "float32"),
             refused_dtypes={"float16": "aborts the process in vLLM"},
+            made_by="int8",
             packages=_COMPRESSED,
         ),
         gpu=Device(
             schemes=("w8a8", "w8a16"),
+            made_by="int8",
             dtypes=_HALF,
             min_capability=(7, 5),
             packages=_COMPRESSED,
         ),
-        how_to_make=_llm_compressor("W8A8"),
+        how_to_make=_quantize("int8"),
     ),
     Quantization(
         name="int4",
         meaning="4-bit integer weights in groups, 16-bit activations (compressed-tensors)",
         bits_per_weight=4.125,
-        cpu=Device(schemes=("w4a16", "w4a8"), packages=_COMPRESSED),
+        cpu=Device(schemes=("w4a16", "w4a8"), made_by="int4", packages=_COMPRESSED),
         gpu=Device(
             schemes=("w4a16",),
+            made_by="int4",
             refused={"w4a8": "vLLM does not find its packed weights"},
             min_capability=(7, 5),
             packages=_COMPRESSED,
         ),
-        how_to_make=_llm_compressor("W4A16"),
+        how_to_make=f"{_quantize('int4')}, or awq or gptq with calibration",
     ),
     Quantization(
         name="fp8",
@@ -166,7 +170,7 @@ TABLE: tuple[Quantization, ...] = (
             min_capability=(7, 5),
             native_capability=(8, 9),
         ),
-        how_to_make=_llm_compressor("FP8_BLOCK"),
+        how_to_make=_quantize("fp8"),
     ),
     Quantization(
         name="fp4",
@@ -175,11 +179,12 @@ TABLE: tuple[Quantization, ...] = (
         cpu="vLLM has no CPU kernel for it",
         gpu=Device(
             schemes=("nvfp4", "mxfp4"),
+            made_by="nvfp4",
             min_capability=(8, 0),
             native_capability=(10, 0),
             packages=_COMPRESSED,
         ),
-        how_to_make=_llm_compressor("NVFP4"),
+        how_to_make=f"{_quantize('nvfp4')} or mxfp4",
     ),
     Quantization(
         name="awq",
@@ -187,7 +192,7 @@ TABLE: tuple[Quantization, ...] = (
         bits_per_weight=4.156,
         cpu=Device(schemes=("awq",)),
         gpu=Device(schemes=("awq",), min_capability=(7, 5)),
-        how_to_make="AutoAWQ; llm-compressor's AWQModifier writes an int4 checkpoint",
+        how_to_make="AutoAWQ (`batchinfer quantize --method awq` writes an int4 checkpoint)",
     ),
     Quantization(
         name="gptq",
@@ -198,7 +203,7 @@ TABLE: tuple[Quantization, ...] = (
             refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
         ),
         gpu=Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
-        how_to_make="GPTQModel; llm-compressor's GPTQModifier writes an int4 checkpoint",
+        how_to_make="GPTQModel (`batchinfer quantize --method gptq` writes an int4 checkpoint)",
     ),
     Quantization(
         name="nf4",
@@ -284,6 +289,8 @@ def _cell(device: Device | str) -> str:
     checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
     if device.online:
         parts.append(f'on the fly (vLLM\'s "{device.online}")')
+    if device.made_by:
+        parts.append(MADE_ONCE)
     if checkpoints:
         parts.append(f"checkpoints: {', '.join(checkpoints)}")
     if needs := needs_of(device):
@@ -295,6 +302,7 @@ def _cell(device: Device | str) -> str:
     return "; ".join(parts) or "yes"
 
 
+MADE_ONCE = "any unquantized model, rounded to nearest once and kept"
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
 
 

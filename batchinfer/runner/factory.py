@@ -6,12 +6,13 @@ The only place that joins job, model folder and an engine's settings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
 from batchinfer.engine.hardware import this_machine
 from batchinfer.model import ModelFacts, read_model
+from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
 
 
@@ -46,7 +47,17 @@ def _load() -> None:
 def _build(job: Job, model: ModelFacts) -> Engine:
     from batchinfer.engine.vllm import build_vllm_engine
 
-    return build_vllm_engine(engine_settings(job, model))
+    return build_vllm_engine(engine_settings(job, _with_checkpoint(model)))
+
+
+def _with_checkpoint(model: ModelFacts) -> ModelFacts:
+    """The facts with the folder to load: the model's own, or what is made of it once."""
+    if model.made_by is None:
+        return model
+    from batchinfer.quantize.cached import cached_checkpoint
+
+    folder = cached_checkpoint(model, this_machine())
+    return replace(model, path=str(folder), weights_bytes=read_weights(folder).size_bytes)
 
 
 def model_of(job: Job) -> ModelFacts:

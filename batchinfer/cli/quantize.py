@@ -1,0 +1,165 @@
+"""`quantize`: a quantized checkpoint of an unquantized model, with a progress bar."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from batchinfer.engine.hardware import this_machine
+from batchinfer.errors import ConfigError, InputError, Stopped
+from batchinfer.model import ModelFacts, read_model
+from batchinfer.model.weights import read_weights
+from batchinfer.quantization import RECIPES, Recipe
+from batchinfer.quantize.publish import publish_folder
+from batchinfer.signals import STOP_CODES, release_signals
+from batchinfer.source import Shard, ShardReader, list_shards
+from batchinfer.storage import is_s3, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Rows of text to calibrate with."""
+
+    path: str
+    column: str
+    max_rows: int
+
+
+def quantize_model(path: str, out: str, method: str, calibration: Calibration | None) -> None:
+    """Raises ConfigError, InputError, TransientError, Stopped. `out` is there as a whole or not."""
+    _stop_by_error()
+    recipe = RECIPES[method]
+    target = _target(out)
+    model = read_model(path)
+    if model.quantization != "none":
+        raise ConfigError(
+            f"{path} is already quantized ({model.quantization}): give the unquantized model"
+        )
+    texts = _texts(calibration) if calibration else []
+    preset = recipe.preset_on(this_machine())
+    with _Bar() as bar:
+
+        def fill(temporary: Path) -> None:
+            if recipe.modifier is None:
+                bar.say(f"quantizing to {method} ({preset})")
+                _round(model, temporary, preset, bar)
+            else:
+                _calibrate(model, temporary, recipe, texts, bar)
+
+        is_made = publish_folder(
+            target,
+            fill,
+            on_wait=lambda: bar.say("waiting for another process that makes this folder"),
+            advice="Choose another OUT",
+        )
+    if not is_made:
+        raise ConfigError(f"{target} was made by another process meanwhile")
+    size_bytes = read_weights(target).size_bytes
+    click.echo(
+        f"{target}: {recipe.meaning}; {size_bytes:,} bytes of weights, the model has "
+        f"{model.weights_bytes:,}. Give it as model.path"
+    )
+
+
+def _target(out: str) -> Path:
+    if is_s3(out):
+        raise ConfigError(f"OUT {out}: models are read from local folders; give one")
+    target = Path(out).expanduser().absolute()
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if target.exists():
+        raise ConfigError(f"{target} exists: choose another OUT, or delete it")
+    return target
+
+
+def _texts(calibration: Calibration) -> list[str]:
+    """The first rows that are not empty."""
+    texts: list[str] = []
+    for shard in list_shards([calibration.path], lambda url: open_store(url)):
+        texts += _texts_of(shard, calibration, calibration.max_rows - len(texts))
+        if len(texts) == calibration.max_rows:
+            return texts
+    if not texts:
+        raise InputError(f"column {calibration.column!r} of {calibration.path} has no text")
+    click.echo(f"calibrating with all {len(texts):,} rows that have text", err=True)
+    return texts
+
+
+def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str]:
+    texts: list[str] = []
+    with ShardReader(shard, [calibration.column]) as reader:
+        kind = reader.schema.field(0).type
+        if str(kind) not in ("string", "large_string"):
+            raise InputError(f"{shard.url}: column {calibration.column!r} is {kind}, not text")
+        for block in reader.blocks(0, reader.num_rows):
+            texts += [text for text in block.table.column(0).to_pylist() if text]
+            if len(texts) >= max_rows:
+                return texts[:max_rows]
+    return texts
+
+
+def _round(model: ModelFacts, target: Path, preset: str, bar: _Bar) -> None:
+    from batchinfer.quantize.checkpoint import round_to_nearest
+
+    made = round_to_nearest(
+        Path(model.path), target, preset, lambda done, total: bar.move(done / total)
+    )
+    bar.say(f"quantized {made.num_quantized} of {made.num_linear} linear layers")
+
+
+def _calibrate(
+    model: ModelFacts, target: Path, recipe: Recipe, texts: list[str], bar: _Bar
+) -> None:
+    from batchinfer.quantize.calibrated import calibrate
+    from batchinfer.quantize.environment import llm_compressor_python
+
+    is_cpu = this_machine().device != "cuda"
+    python = llm_compressor_python(is_cpu=is_cpu, on_step=bar.say)
+    bar.say(f"calibrating {recipe.method} with {len(texts):,} rows")
+    calibrate(python, model, target, recipe, texts, bar.move)
+
+
+def _stop_by_error() -> None:
+    """A signal ends the command as an error does: what was begun is deleted."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise Stopped(f"received {name}: nothing was written", STOP_CODES[signal.Signals(number)])
+
+    for number in STOP_CODES:
+        signal.signal(number, stop)
+    release_signals()
+
+
+class _Bar:
+    """A live bar on a terminal; elsewhere a line for each step."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._is_live = sys.stderr.isatty()
+        self._progress = Progress(
+            console=Console(stderr=True), transient=True, disable=not self._is_live
+        )
+        self._task = self._progress.add_task("reading the model", total=1.0)
+
+    def say(self, what: str) -> None:
+        self._progress.update(self._task, description=what, completed=0.0)
+        if not self._is_live:
+            click.echo(what, err=True)
+
+    def move(self, share: float) -> None:
+        self._progress.update(self._task, completed=share)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

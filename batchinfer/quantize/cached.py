@@ -1,0 +1,125 @@
+"""Checkpoints that jobs need and their models lack: made once for this user, then found.
+
+They lie in `$XDG_CACHE_HOME/batchinfer/models` (by default below ~/.cache) under a name that
+follows from the content of the model's files and from how the checkpoint is made: a copy of a model
+finds what was made of it, and two models of one shape never share. Each folder may be deleted at
+any time. Must not know: jobs, engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from batchinfer.errors import ConfigError
+from batchinfer.model import ModelFacts
+from batchinfer.model.weights import read_weights, weight_files
+from batchinfer.quantization import RECIPES, Machine
+from batchinfer.quantize.publish import publish_folder
+
+logger = logging.getLogger("batchinfer.quantize")
+
+_HASH_THREADS = 8
+_SAY_EVERY_S = 10.0
+
+
+def user_cache() -> Path:
+    """Where this program keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchinfer"
+
+
+def cached_checkpoint(model: ModelFacts, machine: Machine) -> Path:
+    """The folder of the quantized checkpoint that `model` says has to be made of it.
+
+    Raises ConfigError, TransientError (disk full).
+    """
+    assert model.made_by is not None
+    recipe = RECIPES[model.made_by]
+    preset = recipe.preset_on(machine)
+    source = Path(model.path)
+    folder = user_cache() / "models"
+    target = folder / f"{source.name}-{recipe.method}-{_key(model, folder)}"
+    advice = (
+        "Set XDG_CACHE_HOME to a folder that can be written and has room for it, or make the "
+        f"checkpoint with `batchinfer quantize {source} OUT --method {recipe.method}` and give "
+        "OUT as model.path"
+    )
+
+    def fill(temporary: Path) -> None:
+        from batchinfer.quantize.checkpoint import round_to_nearest
+
+        logger.info("quantizing %s once (%s), into %s", source, recipe.meaning, target)
+        begun_s = time.monotonic()
+        said = _Progress()
+        made = round_to_nearest(source, temporary, preset, said)
+        logger.info(
+            "quantized %d of %d linear layers in %.1f s",
+            made.num_quantized,
+            made.num_linear,
+            time.monotonic() - begun_s,
+        )
+
+    def on_wait() -> None:
+        logger.info("another process makes %s: waiting for it", target)
+
+    if not publish_folder(target, fill, on_wait=on_wait, advice=advice):
+        logger.info("the quantized checkpoint is %s", target)
+    try:
+        read_weights(target)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the checkpoint {target}, which was made earlier, is damaged ({error}): delete that "
+            "folder, the next start makes it anew"
+        ) from error
+    return target
+
+
+class _Progress:
+    """A line in the log now and then."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        if time.monotonic() > self._last_s + _SAY_EVERY_S:
+            self._last_s = time.monotonic()
+            logger.info("quantizing: %.0f %%", 100 * done_bytes / total_bytes)
+
+
+def _key(model: ModelFacts, folder: Path) -> str:
+    """Names the content of all files of the model, and the recipe.
+
+    `model.digest` knows weights by their shapes, as it is asked for at every start: fine-tuned
+    models of one base would be equal.
+    """
+    files = weight_files(Path(model.path))
+    with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
+        hashes = list(pool.map(lambda file: _sha256(file, folder / ".hashes"), files))
+    own = {n: h for n, h in model.digest.items() if not n.startswith("tokenizer/")}
+    lines = [*own.items(), *((f.name, h) for f, h in zip(files, hashes, strict=True))]
+    text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _sha256(file: Path, notes: Path) -> str:
+    """Of the content; noted for as long as the file is not touched (2 GB take a second)."""
+    stat = file.stat()
+    seen = (file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    note = notes / hashlib.sha256(repr(seen).encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        if len(found := note.read_text(encoding="ascii")) == 64:
+            return found
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # no note: the next start reads the file again
+        notes.mkdir(parents=True, exist_ok=True)
+        temporary = notes / f".{uuid.uuid4().hex}.tmp"
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(note)
+    return digest

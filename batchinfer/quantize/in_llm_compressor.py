@@ -1,0 +1,47 @@
+"""The program that calibrates a checkpoint, run by llm-compressor's own Python.
+
+    python -I in_llm_compressor.py SETTINGS.json
+
+Nothing of batchinfer is installed there: it knows the keys of the settings file and no more. What
+llm-compressor prints goes to stderr; its progress bars are read there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Keys: model, target, modifier, preset, texts, max_tokens."""
+    import llmcompressor.modifiers.gptq
+    import llmcompressor.modifiers.transform.awq
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    modifiers = {
+        "AWQModifier": llmcompressor.modifiers.transform.awq.AWQModifier,
+        "GPTQModifier": llmcompressor.modifiers.gptq.GPTQModifier,
+    }
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    encoded = tokenizer(settings["texts"], truncation=True, max_length=settings["max_tokens"])
+    dataset = Dataset.from_dict({"input_ids": encoded["input_ids"]})
+    modifier = modifiers[settings["modifier"]](
+        targets=["Linear"], scheme=settings["preset"], ignore=["lm_head"]
+    )
+    oneshot(
+        model=model,
+        dataset=dataset,
+        recipe=[modifier],
+        max_seq_length=settings["max_tokens"],
+        num_calibration_samples=len(dataset),
+    )
+    model.save_pretrained(settings["target"], save_compressed=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
