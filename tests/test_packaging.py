@@ -19,12 +19,17 @@ import batchinfer
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("cpu", "cuda")
+#: Run by the Python of an environment of its own.
+COMPRESSOR = ROOT / "batchinfer" / "quantize" / "in_llm_compressor.py"
 
-#: Import name -> distribution, where they differ. torch and pydantic_core come with vllm and
-#: pydantic; aiohttp and botocore are s3fs's own, imported for their error classes.
+#: Import name -> distribution, where they differ. torch and compressed_tensors come with vllm,
+#: safetensors with transformers, pydantic_core with pydantic; aiohttp and botocore are s3fs's own,
+#: imported for their error classes.
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "torch": "vllm",
+    "compressed-tensors": "vllm",
+    "safetensors": "transformers",
     "pydantic-core": "pydantic",
     "aiohttp": "s3fs",
     "botocore": "s3fs",
@@ -45,7 +50,11 @@ def requirement_names(requirements: list[str]) -> set[str]:
 
 
 def locked(name: str) -> dict[str, str]:
-    lines = (ROOT / "requirements" / f"{name}.lock").read_text().splitlines()
+    return pins_of(ROOT / "requirements" / f"{name}.lock")
+
+
+def pins_of(lock: Path) -> dict[str, str]:
+    lines = lock.read_text().splitlines()
     pins = [line.split("#")[0].strip() for line in lines]
     return {normalized(n): v for n, _, v in (pin.partition("==") for pin in pins if pin)}
 
@@ -54,16 +63,30 @@ def test_every_imported_library_is_declared() -> None:
     declared = requirement_names(project()["dependencies"])
     for extra in ("s3", "cuda"):
         declared |= requirement_names(project()["optional-dependencies"][extra])
-    imported = set()
+    names = set()
     for file in (ROOT / "batchinfer").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                imported.add(node.module.partition(".")[0])
-    foreign = imported - sys.stdlib_module_names - {"batchinfer", "_typeshed"}
-    names = {normalized(name) for name in foreign}
+        if file != COMPRESSOR:
+            names |= imported_libraries(file)
     assert {DISTRIBUTIONS.get(name, name) for name in names} <= declared
+
+
+def test_the_program_of_another_environment_imports_what_its_lock_pins() -> None:
+    pins = pins_of(COMPRESSOR.with_name("llm_compressor.lock"))
+    assert imported_libraries(COMPRESSOR) <= pins.keys()
+    assert pins["torch"].endswith("+cpu")
+    assert all(re.fullmatch(r"\d[\w.+]*", version) for version in pins.values()), pins
+
+
+def imported_libraries(file: Path) -> set[str]:
+    """Top names of what a file imports, other than Python's own and ours."""
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"batchinfer", "_typeshed"}
+    return {normalized(name) for name in foreign}
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -111,6 +134,7 @@ def test_a_wheel_holds_the_package_its_marker_and_its_entry_points(tmp_path: Pat
         entry_points = archive.read(metadata).decode()
     assert wheel.name == f"batchinfer-{batchinfer.__version__}-py3-none-any.whl"
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "batchinfer").rglob("*.py")}
-    assert modules | {"batchinfer/py.typed"} <= names
+    lock = "batchinfer/quantize/llm_compressor.lock"
+    assert modules | {"batchinfer/py.typed", lock} <= names
     assert "batchinfer = batchinfer.cli:main" in entry_points
     assert "batchinfer = batchinfer.engine.vllm_plugin:register" in entry_points

@@ -314,7 +314,7 @@ def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() ->
     assert found.warnings == (
         "quantization fp32 is used instead of fp4: vLLM has no CPU kernel for it",
     )
-    assert choice("fp4", "plain", H200, fallback=("fp8", "bf16")).engine_quantization == "fp8"
+    assert choice("fp4", "plain", T4, fallback=("fp8", "bf16")).engine_quantization == "fp8"
     assert choice("fp8", "plain", H200, fallback=("bf16",)).warnings == ()
     assert choice("fp4", "plain", PLAIN_CPU, fallback=("int8", "bf16")).made_by == "int8"
     with pytest.raises(

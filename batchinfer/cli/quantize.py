@@ -80,7 +80,11 @@ def _target(out: str) -> Path:
 def _texts(calibration: Calibration) -> list[str]:
     """The first rows that are not empty."""
     texts: list[str] = []
-    for shard in list_shards([calibration.path], lambda url: open_store(url)):
+    try:
+        shards = list_shards([calibration.path], open_store)
+    except InputError as error:
+        raise InputError(str(error).replace("input.path", "--calibration")) from None
+    for shard in shards:
         texts += _texts_of(shard, calibration, calibration.max_rows - len(texts))
         if len(texts) == calibration.max_rows:
             return texts

@@ -143,11 +143,16 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
             f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
         )
     becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
+    made_by = device.made_by if becomes_another and not device.online else None
+    if made_by:
+        notes.append(
+            f"the model is unquantized: its {name} checkpoint is made once, and then found"
+        )
     return Choice(
         name="none" if name in _DTYPES else name,
         engine_quantization=device.online if becomes_another or device.is_plugin else None,
         dtype=dtype,
-        made_by=device.made_by if becomes_another and not device.online else None,
+        made_by=made_by,
         notes=tuple(notes),
     )
 

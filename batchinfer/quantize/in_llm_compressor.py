@@ -16,27 +16,30 @@ from typing import Any
 
 def main(settings: dict[str, Any]) -> None:
     """Keys: model, target, modifier, preset, texts, max_tokens."""
-    import llmcompressor.modifiers.gptq
-    import llmcompressor.modifiers.transform.awq
     from datasets import Dataset
     from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    modifiers = {
-        "AWQModifier": llmcompressor.modifiers.transform.awq.AWQModifier,
-        "GPTQModifier": llmcompressor.modifiers.gptq.GPTQModifier,
-    }
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     encoded = tokenizer(settings["texts"], truncation=True, max_length=settings["max_tokens"])
     dataset = Dataset.from_dict({"input_ids": encoded["input_ids"]})
-    modifier = modifiers[settings["modifier"]](
-        targets=["Linear"], scheme=settings["preset"], ignore=["lm_head"]
-    )
+    layers: dict[str, Any] = {
+        "targets": ["Linear"],
+        "ignore": ["lm_head"],
+        "scheme": settings["preset"],
+    }
+    recipes = {
+        "AWQModifier": lambda: [AWQModifier(), QuantizationModifier(**layers)],
+        "GPTQModifier": lambda: [GPTQModifier(**layers)],
+    }
     oneshot(
         model=model,
         dataset=dataset,
-        recipe=[modifier],
+        recipe=recipes[settings["modifier"]](),
         max_seq_length=settings["max_tokens"],
         num_calibration_samples=len(dataset),
     )
