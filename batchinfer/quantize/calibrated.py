@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
@@ -60,7 +60,6 @@ def calibrate(
             stderr=subprocess.STDOUT,
         )
         try:
-            assert process.stdout is not None
             said = _follow(process.stdout, on_progress)
             code = process.wait()
         finally:
@@ -77,7 +76,7 @@ def calibrate(
     (target / "config.json").write_bytes(config)
 
 
-def _follow(stream: BinaryIO | None, on_progress: Callable[[float], None]) -> bytes:
+def _follow(stream: IO[bytes] | None, on_progress: Callable[[float], None]) -> bytes:
     """Read to the end; returns the last of what was said."""
     assert stream is not None
     tail = b""

@@ -66,21 +66,21 @@ def round_to_nearest(source: Path, target: Path, preset: str, on_progress: OnPro
 
     Raises ConfigError for a model that cannot be.
     """
-    with _Weights(weight_files(source)) as weights:
-        layers, kept = linear_layers(source, weights.shapes)
-        _check_groups(weights, layers, preset)
-        with os_errors("write", target):
-            copy_settings(source, target)
-            config = read_json(source / "config.json", "a model folder needs it")
-            config["quantization_config"] = settings_of(preset, sorted(kept))
-            (target / "config.json").write_text(json.dumps(config, indent=2))
-            files = TensorFolder(target, _plan(weights, layers, preset))
-            try:
-                _fill(files, weights, layers, preset, on_progress)
-                files.close()
-            except BaseException:
-                files.abandon()
-                raise
+    weights = _Weights(weight_files(source))
+    layers, kept = linear_layers(source, weights.shapes)
+    _check_groups(weights, layers, preset)
+    with os_errors("write", target):
+        copy_settings(source, target)
+        config = read_json(source / "config.json", "a model folder needs it")
+        config["quantization_config"] = settings_of(preset, sorted(kept))
+        (target / "config.json").write_text(json.dumps(config, indent=2))
+        files = TensorFolder(target, _plan(weights, layers, preset))
+        try:
+            _fill(files, weights, layers, preset, on_progress)
+            files.close()
+        except BaseException:
+            files.abandon()
+            raise
     return Made(len(layers), len(layers) + len(kept & {n[:-7] for n in weights.shapes}))
 
 
@@ -181,20 +181,9 @@ class _Weights:
         file, _, _ = self.places[name]
         with _safetensors(file):
             if self._open is None or self._open[0] != file:
-                self.close()
-                self._open = file, safe_open(file, "pt").__enter__()
+                self._open = None  # closes it
+                self._open = file, safe_open(file, "pt")
             return self._open[1].get_tensor(name)
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open[1].__exit__(None, None, None)
-            self._open = None
-
-    def __enter__(self) -> _Weights:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @contextmanager

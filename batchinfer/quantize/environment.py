@@ -19,6 +19,7 @@ from batchinfer.quantize.cached import user_cache
 from batchinfer.quantize.publish import publish_folder
 
 _LOCK = Path(__file__).with_name("llm_compressor.lock")
+_PYTHON = "bin/python"
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -33,12 +34,12 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
     made_from = "\0".join([_LOCK.read_text(), torch, platform.python_version()])
     digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     target = user_cache() / "environments" / f"llm-compressor-{digest}"
-    python = Path("bin") / "python"
 
     def fill(temporary: Path) -> None:
         on_step("making the environment of llm-compressor (minutes, once)")
-        _call([sys.executable, "-m", "venv", temporary], "no environment can be made")
-        pip = [temporary / python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        _call([sys.executable, "-m", "venv", str(temporary)], "no environment can be made")
+        python = f"{temporary}/{_PYTHON}"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
         if is_cpu:
             # By its full version and first: the index's own torch may be the CUDA build.
             try:
@@ -51,8 +52,8 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
         others = temporary / "others.txt"
         lines = [line for line in _LOCK.read_text().splitlines() if not line.startswith("torch==")]
         others.write_text("\n".join(lines))
-        _call([*pip, "--no-deps", "-r", others], "its packages cannot be fetched")
-        _call([temporary / python, "-I", "-c", "import llmcompressor"], "it cannot be imported")
+        _call([*pip, "--no-deps", "-r", str(others)], "its packages cannot be fetched")
+        _call([python, "-I", "-c", "import llmcompressor"], "it cannot be imported")
 
     if not target.exists():
         publish_folder(
@@ -61,10 +62,10 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
             on_wait=lambda: on_step("waiting for another process to make the environment"),
             advice="Set XDG_CACHE_HOME to a folder that can be written and has room for 2 GB",
         )
-    return target / python
+    return target / _PYTHON
 
 
-def _call(command: Sequence[str | Path], what_failed: str) -> None:
+def _call(command: Sequence[str], what_failed: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if "ERROR" in line]
