@@ -18,6 +18,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.quantization import RECIPES, Machine
 from batchinfer.quantize.cached import cached_checkpoint
+from batchinfer.quantize.environment import environment_folder
 from batchinfer.quantize.publish import publish_folder
 from batchinfer.quantize.tensor_files import TensorFolder, TensorSpec
 from tests.support.jobs import MODEL, ROOT, Ended, run
@@ -169,6 +170,24 @@ def test_the_command_writes_a_folder_that_says_what_it_is(tmp_path: Path) -> Non
     assert "is already quantized (int4)" in again.stderr
 
 
+@pytest.mark.skipif(
+    not environment_folder(is_cpu=True).exists(),
+    reason="llm-compressor's environment is not made (batchinfer quantize --method gptq makes it)",
+)
+def test_a_calibrated_checkpoint_is_made_by_a_process_in_another_environment(
+    tmp_path: Path,
+) -> None:
+    texts = pl.DataFrame({"text": [None, *(f"The number {i} is {i}." for i in range(9))]})
+    texts.write_parquet(tmp_path / "texts.parquet")
+    calibration = ("--calibration", tmp_path / "texts.parquet", "--column", "text", "--rows", "8")
+    ended = quantize(MODEL, tmp_path / "out", "--method", "gptq", *calibration)
+    assert ended.code == 0, ended.stderr
+    assert "calibrating gptq with 8 rows" in ended.stderr
+    assert read_model(str(tmp_path / "out")).quantization == "int4"
+    tokenizer = "tokenizer.json"
+    assert (tmp_path / "out" / tokenizer).read_bytes() == (MODEL / tokenizer).read_bytes()
+
+
 # Refused before anything is computed.
 
 
@@ -197,6 +216,20 @@ def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_mode
         assert ended.code == 2, ended.stderr
         assert words in " ".join(ended.stderr.split())
         assert not out.exists()
+
+
+def test_packages_that_cannot_be_fetched_are_one_sentence_and_leave_no_environment(
+    tmp_path: Path,
+) -> None:
+    pl.DataFrame({"text": ["a"]}).write_parquet(tmp_path / "a.parquet")
+    calibration = ("--calibration", tmp_path / "a.parquet", "--column", "text")
+    environ = {"XDG_CACHE_HOME": str(tmp_path), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    out = tmp_path / "out"
+    ended = quantize(MODEL, out, "--method", "awq", *calibration, **environ)
+    assert ended.code == 2
+    assert "torch cannot be fetched: ERROR: No matching distribution" in ended.stderr
+    assert "int8, int4, fp8, nvfp4 and mxfp4 need none" in ended.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith((".llm", ".out"))]
 
 
 # The cache.
@@ -298,6 +331,6 @@ def test_what_fails_while_it_is_made_leaves_no_folder(tmp_path: Path) -> None:
     options: dict[str, Any] = {"on_wait": lambda: None, "advice": ""}
     with pytest.raises(ConfigError):
         publish_folder(tmp_path / "made", fill, **options)
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert not list(tmp_path.iterdir())
     assert publish_folder(tmp_path / "made", lambda folder: None, **options)
     assert not publish_folder(tmp_path / "made", fill, **options)  # it is there: nothing is filled

@@ -28,12 +28,8 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
 
     `on_step` is told what is done. Raises ConfigError if the environment cannot be made.
     """
-    torch = next(line for line in _LOCK.read_text().splitlines() if line.startswith("torch=="))
-    if not is_cpu:
-        torch = torch.partition("+")[0]
-    made_from = "\0".join([_LOCK.read_text(), torch, platform.python_version()])
-    digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
-    target = user_cache() / "environments" / f"llm-compressor-{digest}"
+    target = environment_folder(is_cpu=is_cpu)
+    torch = _torch(is_cpu)
 
     def fill(temporary: Path) -> None:
         on_step("making the environment of llm-compressor (minutes, once)")
@@ -63,6 +59,19 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
             advice="Set XDG_CACHE_HOME to a folder that can be written and has room for 2 GB",
         )
     return target / _PYTHON
+
+
+def environment_folder(*, is_cpu: bool) -> Path:
+    """Where the environment is, or would be."""
+    made_from = "\0".join([_LOCK.read_text(), _torch(is_cpu), platform.python_version()])
+    digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+    return user_cache() / "environments" / f"llm-compressor-{digest}"
+
+
+def _torch(is_cpu: bool) -> str:
+    """The requirement of torch; without the CPU build's suffix it is the index's own build."""
+    pin = next(line for line in _LOCK.read_text().splitlines() if line.startswith("torch=="))
+    return pin if is_cpu else pin.partition("+")[0]
 
 
 def _call(command: Sequence[str], what_failed: str) -> None:

@@ -65,9 +65,8 @@ def _making(target: Path, on_wait: Callable[[], None], advice: str) -> Iterator[
         time.sleep(_POLL_S)
     try:
         yield
-        # Who waits on the deleted file finds the folder there, as does who creates the file anew.
-        lock.path.unlink(missing_ok=True)
     finally:
+        lock.path.unlink(missing_ok=True)
         lock.release()
 
 

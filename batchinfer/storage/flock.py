@@ -1,7 +1,7 @@
 """Advisory locks on local files. The kernel frees them when the process dies, however it dies.
 
-Must not know: what is locked. The file is never replaced (a lock belongs to an inode), only
-rewritten.
+Must not know: what is locked. A lock belongs to an inode: the file is never replaced, only
+rewritten, or deleted by its holder; a lock on a deleted file is none.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class FileLock:
         except BlockingIOError:
             os.close(fd)
             return False
+        if not _is_named(fd, self.path):
+            os.close(fd)
+            return False
         self._fd = fd
         return True
 
@@ -54,3 +57,11 @@ class FileLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
