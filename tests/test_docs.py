@@ -89,6 +89,8 @@ def test_the_job_file_page_calls_frozen_what_the_digest_holds() -> None:
         "model.tokenizer",
         "model.quantization",
         "model.dtype",
+        "model.kv_cache_dtype",
+        "model.lora",
     }
 
 

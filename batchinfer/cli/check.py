@@ -11,7 +11,12 @@ from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
 from batchinfer.engine.hardware import this_machine
 from batchinfer.errors import InputError
-from batchinfer.quantization import for_this_machine, record_of
+from batchinfer.quantization import (
+    for_this_machine,
+    kv_cache_record,
+    kv_cache_why_not,
+    record_of,
+)
 from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import digest_ingredients
 from batchinfer.source import ShardReader
@@ -21,17 +26,25 @@ _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
 def explain_job(path: str, sets: tuple[str, ...]) -> None:
-    """A line a setting: key, value, origin. Below, what a quantization by name means here."""
+    """A line a setting: key, value, origin. Below, what names of quantizations mean here."""
     loaded = load_job(path, sets)
     rows = explain(loaded)
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
-    if (name := loaded.job.model.quantization) != "auto":
+    model = loaded.job.model
+    if (name := model.quantization) != "auto":
         can_run, text = for_this_machine(record_of(name), this_machine())
         click.echo(
             f"\n{name}: {record_of(name).meaning}. {'Here: ' if can_run else 'Not here: '}{text}"
+        )
+    if model.kv_cache_dtype != "auto":
+        record = kv_cache_record(model.kv_cache_dtype)
+        reason = kv_cache_why_not(record, this_machine(), None)
+        click.echo(
+            f"\nKV cache {record.name}: {record.meaning}, {record.bits} bits. "
+            f"{f'Not here: {reason}' if reason else 'Works here'}"
         )
 
 

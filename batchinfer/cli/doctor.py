@@ -16,10 +16,17 @@ import click
 
 from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
+from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.engine.hardware import cpu_flags, this_machine
 from batchinfer.errors import BatchInferError, ConfigError
-from batchinfer.quantization import TABLE, Machine, for_this_machine
+from batchinfer.quantization import (
+    KV_CACHE_TABLE,
+    TABLE,
+    Machine,
+    for_this_machine,
+    kv_cache_why_not,
+)
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.storage import Store, open_store
 
@@ -31,6 +38,7 @@ def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
     problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
     show_quantizations(this_machine())
+    show_kv_caches(this_machine())
     if job_path is not None:
         problems += _job(job_path)
     failed = [problem for problem in problems if problem]
@@ -52,7 +60,8 @@ def _engine() -> str | None:
         _line("engine", "vLLM is not installed: `make setup` installs it", ok=False)
         return "engine"
     try:
-        from batchinfer.engine.vllm_setup import default_sizes, describe_devices
+        from batchinfer.engine.vllm_setup import describe_devices
+        from batchinfer.engine.vllm_sizes import default_sizes
 
         devices = describe_devices()
         max_num_seqs, max_num_batched_tokens = default_sizes(1)
@@ -86,6 +95,16 @@ def show_quantizations(machine: Machine) -> None:
         _line(record.name, f"quantization, {text}", mark="ok" if can_run else "no")
 
 
+def show_kv_caches(machine: Machine) -> None:
+    """A line for each name of `model.kv_cache_dtype`, as above."""
+    if machine.device is None:
+        return
+    for record in KV_CACHE_TABLE:
+        reason = kv_cache_why_not(record, machine, None)
+        text = reason or f"{record.meaning}, {record.bits} bits"
+        _line(record.name, f"kv_cache_dtype, {text}", mark="no" if reason else "ok")
+
+
 def _store(what: str, store: Store) -> str | None:
     """Write, read back, list and delete; then whether create-if-absent can be relied on."""
     key = f"_batchinfer/leases/doctor-{uuid.uuid4().hex[:8]}"
@@ -114,6 +133,8 @@ def _job(path: str) -> list[str | None]:
     try:
         looked = look_at(job)
         _line("job", f"{path}: {len(looked.shards)} shards, model {looked.model.path}")
+        for line in memory_lines(job, looked.model):
+            _line("memory", line, mark="no" if line.startswith("does not fit") else "ok")
     except BatchInferError as error:
         _line("job", f"{path}: {error}", ok=False)
         problems.append("job")

@@ -14,6 +14,7 @@ import numpy as np
 from batchinfer.checkpoint import Ledger, layout
 from batchinfer.cli.calibrate import Rest, show_forecast
 from batchinfer.cli.common import Looked, look_at
+from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.runner import vllm_factory
 from batchinfer.runner.factory import prompter_of
@@ -67,6 +68,8 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
         f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
         f"{len(done.finished):,} finished files"
     )
+    for line in memory_lines(job, looked.model):
+        click.echo(f"memory   {line}")
     if options.max_rows is None or num_rows == 0:
         return
     factory = vllm_factory()

@@ -23,6 +23,7 @@ from batchinfer.config.values import (
     LocalOrHub,
     OneOrMoreTexts,
     PositiveOrAuto,
+    ShareOrAuto,
     Text,
     Texts,
     Tuple,
@@ -47,6 +48,15 @@ QuantizationName = Literal[
     "gguf",
 ]
 Quantization = Literal["auto", QuantizationName]
+#: What each means and needs: batchinfer/quantization/kv_cache.py.
+KvCacheDtype = Literal[
+    "auto",
+    "fp8",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8_per_token_head",
+    "int4_per_token_head",
+]
 
 _DTYPE_NAMES: dict[object, Dtype] = {
     "float": "float32",
@@ -94,10 +104,34 @@ class ModelSettings(Section):
     ] = Field(
         default="auto", description="Precision of weights and activations; auto: the model's."
     )
+    kv_cache_dtype: KvCacheDtype = Field(
+        default="auto",
+        description="What keys and values of past tokens are stored in; auto: model.dtype, or as "
+        "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",
+    )
+    lora: LocalOrHub | None = Field(
+        default=None,
+        description="Folder or hub name of a LoRA adapter that every row is computed with.",
+    )
     max_model_len: int | None = Field(
         default=None,
         ge=1,
         description="Longest prompt + completion in tokens; null means the model's.",
+    )
+    save_mode: bool = Field(
+        default=False,
+        description="On a GPU: keep KV cache that has no room there in the host's memory.",
+    )
+    save_mode_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB of the host's memory for save_mode; null: a quarter of what is free.",
+    )
+    cpu_offload_gib: float = Field(
+        default=0.0,
+        ge=0,
+        description="GiB of weights, for each GPU, that stay in the host's memory and are read "
+        "from there in every step.",
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, description="Number of GPUs that share the model."
@@ -115,6 +149,8 @@ class ModelSettings(Section):
                 raise key_error(
                     "dtype", f"{self.dtype} contradicts quantization {name}; give only one"
                 )
+        if self.save_mode_gib is not None and not self.save_mode:
+            raise key_error("save_mode_gib", "is the size of save_mode: set that to true")
         if self.quantization_fallback and self.quantization == "auto":
             raise key_error(
                 "quantization_fallback", "needs a quantization by name to fall back from, not auto"
@@ -259,8 +295,10 @@ class EngineSettings(Section):
     max_num_batched_tokens: PositiveOrAuto = Field(
         default="auto", description="Most tokens in one engine step; auto: by the device."
     )
-    gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may use."
+    gpu_memory_utilization: ShareOrAuto = Field(
+        default="auto",
+        description="Share of the GPU's memory that the engine may use; auto: 0.9, or what other "
+        "processes leave.",
     )
     options: FrozenMapping = Field(
         default_factory=dict,

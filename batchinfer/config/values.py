@@ -153,6 +153,14 @@ def _positive_or_auto(value: object) -> int | str:
     raise ValueError(f"must be auto or a whole number of at least 1, got {shown(value)}")
 
 
+def _share_or_auto(value: object) -> float | str:
+    if value == "auto" and isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1:
+        return float(value)
+    raise ValueError(f"must be auto or a number above 0 to 1, got {shown(value)}")
+
+
 _TEXT_SCHEMA = {"type": "string", "minLength": 1}
 _TEXT_OR_LIST_SCHEMA = {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA}]}
 
@@ -180,6 +188,13 @@ PositiveOrAuto = Annotated[
     int | str,
     PlainValidator(_positive_or_auto),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+]
+ShareOrAuto = Annotated[
+    float | str,
+    PlainValidator(_share_or_auto),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}
+    ),
 ]
 FrozenMapping = Annotated[
     Mapping[str, Any],

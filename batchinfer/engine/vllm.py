@@ -23,14 +23,16 @@ from batchinfer.engine.base import (
     Request,
     SamplingSettings,
 )
-from batchinfer.engine.vllm_layers import quantized_layers
+from batchinfer.engine.memory import device_memory
+from batchinfer.engine.vllm_errors import construction_error, first_line, rejections
+from batchinfer.engine.vllm_layers import check_moved, quantized_layers
 from batchinfer.engine.vllm_output import completion_of
 from batchinfer.engine.vllm_setup import (
     engine_arguments,
-    explain_sizes,
     prepare_platform,
     usable_platform,
 )
+from batchinfer.engine.vllm_sizes import explain_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
 
 log = logging.getLogger(__name__)
@@ -68,12 +70,13 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
 
     arguments = engine_arguments(settings)
     params = shared_params(settings.sampling)
+    memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
     try:
         with _WarmUpTime() as warm_up:
             core = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:
-        raise _construction_error(error, arguments) from error
+        raise construction_error(error, arguments, settings, memory) from error
     core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
     _watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
     engine = VllmEngine(core, params, settings)
@@ -85,7 +88,9 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     log.info("engine sizes: %s", facts.extra["sizes"])
     try:
         asked = core.vllm_config.model_config.quantization
-        engine.facts.extra["layers"] = quantized_layers(core, asked)
+        layers = engine.facts.extra["layers"] = quantized_layers(core, asked)
+        check_moved(layers, settings.cpu_offload_gib)
+        engine.load_adapter()
         engine.check_sampling(settings.sampling)
     except BaseException:
         engine.close()
@@ -101,11 +106,12 @@ class VllmEngine:
         self._params = params
         self._has_text = bool(settings.sampling.stop)
         self._uses_seeds = settings.sampling.uses_seeds
+        self._lora_request = _lora_request(settings)
         self._num_in_flight = 0
         self._num_running = 0
         # None: the engine core has a process of its own, and does not tell.
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
-        self._rejections = _rejections()
+        self._rejections = rejections()
         self.facts = _facts(core, settings)
 
     @property
@@ -148,6 +154,21 @@ class VllmEngine:
         except Exception:
             log.warning("vLLM did not shut down cleanly", exc_info=True)
 
+    def load_adapter(self) -> None:
+        """Load the job's adapter, if it has one. ConfigError if vLLM refuses it.
+
+        It would otherwise be loaded within the first step, where a refusal ends the engine.
+        """
+        if self._lora_request is None:
+            return
+        try:
+            self._core.add_lora(self._lora_request)
+        except Exception as error:
+            raise ConfigError(
+                f"vLLM cannot run the adapter {self._lora_request.lora_path} (model.lora): "
+                f"{first_line(error)}"
+            ) from error
+
     def check_sampling(self, sampling: SamplingSettings) -> None:
         """Send one request as every row will be sent; ConfigError if vLLM refuses it.
 
@@ -174,10 +195,15 @@ class VllmEngine:
         if self._core is None:
             raise EngineDied("the vLLM engine is closed")
         try:
-            self._core.add_request(request_id, {"prompt_token_ids": token_ids}, params)
+            self._core.add_request(
+                request_id,
+                {"prompt_token_ids": token_ids},
+                params,
+                lora_request=self._lora_request,
+            )
         except self._rejections as error:
             self._core.abort_request([request_id])  # in case it was refused half-way
-            raise RowError("engine_rejected", _first_line(error)) from error
+            raise RowError("engine_rejected", first_line(error)) from error
         except Exception as error:
             raise self._died(error) from error
 
@@ -196,7 +222,16 @@ class VllmEngine:
             return EngineDied(
                 "a worker process of the vLLM engine died; the run's log has what it said last"
             )
-        return EngineDied(f"the vLLM engine died: {type(error).__name__}: {_first_line(error)}")
+        return EngineDied(f"the vLLM engine died: {type(error).__name__}: {first_line(error)}")
+
+
+def _lora_request(settings: EngineSettings) -> Any:
+    """What every request names; None without an adapter."""
+    if settings.lora is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("model.lora", 1, settings.lora.path)
 
 
 def _is_in_process(core: Any) -> bool:
@@ -286,46 +321,8 @@ def shared_params(sampling: SamplingSettings) -> Any:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
         )
-    except _rejections() as error:
-        raise ConfigError(f"vLLM refuses the sampling settings: {_first_line(error)}") from error
-
-
-def _rejections() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a bad request: a ValueError up to 0.26, a family of its own later."""
-    from vllm import exceptions
-
-    return (ValueError, getattr(exceptions, "VLLMClientError", ValueError))
-
-
-def _construction_error(error: Exception, arguments: dict[str, Any]) -> ConfigError | EngineDied:
-    """What a failed start means: wrong values are the job's; a lost driver may come back."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return ConfigError(
-            f"{arguments['model']} does not fit the device's memory ({_first_line(error)}): end "
-            f"what else runs there, lower engine.gpu_memory_utilization (now "
-            f"{arguments['gpu_memory_utilization']}) or engine.max_num_seqs (now "
-            f"{arguments['max_num_seqs']}), or raise model.tensor_parallel_size"
-        )
-    if isinstance(error, (*_rejections(), OSError, NotImplementedError, ImportError, TypeError)):
-        return ConfigError(
-            f"vLLM cannot run {arguments['model']} with these settings: {_first_line(error)}"
-        )
-    return EngineDied(
-        f"the vLLM engine did not start: {_first_line(error)}; the run's log has the whole story"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    """The line that says it; of a pydantic ValidationError that is its first message."""
-    from pydantic import ValidationError
-
-    text = str(error)
-    if isinstance(error, ValidationError):
-        text = error.errors()[0]["msg"].removeprefix("Value error, ")
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line or type(error).__name__
+    except rejections() as error:
+        raise ConfigError(f"vLLM refuses the sampling settings: {first_line(error)}") from error
 
 
 def _facts(core: Any, settings: EngineSettings) -> EngineFacts:
@@ -350,6 +347,9 @@ def _facts(core: Any, settings: EngineSettings) -> EngineFacts:
             "enforce_eager": bool(config.model_config.enforce_eager),
             "enable_prefix_caching": bool(cache.enable_prefix_caching),
             "kv_cache_dtype": str(cache.cache_dtype),
+            "gpu_memory_utilization": cache.gpu_memory_utilization,
+            "lora": settings.lora and settings.lora.path,
+            "save_mode": settings.has_save_mode,
             "options": dict(settings.options),
         },
     )

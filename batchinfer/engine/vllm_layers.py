@@ -20,16 +20,15 @@ class LayerReport:
     """Adds to a vLLM worker what this room asks of it."""
 
     get_model: Any  # the worker's own
+    model_runner: Any
 
     def report_layers(self) -> dict[str, Any]:
-        """Counts over the layers that can be quantized: linear layers and experts.
-
-        `weights_bytes` are those of all the model's parameters here, each tensor once.
-        """
+        """Counts over the layers that can be quantized: linear layers and experts."""
+        model = self.get_model()
         methods: Counter[str] = Counter()
         kernels: Counter[str] = Counter()
         num_quantized = 0
-        for parts in _layers(self.get_model()):
+        for parts in _layers(model):
             names = [type(part).__name__ for part in parts]
             methods["/".join(names)] += 1
             num_quantized += not names[0].startswith("Unquantized")
@@ -37,9 +36,11 @@ class LayerReport:
         return {
             "num_quantized_layers": num_quantized,
             "num_layers": methods.total(),
-            "weights_bytes": sum(p.nbytes for p in self.get_model().parameters()),
             "methods": dict(methods),
             "kernels": dict(kernels),
+            "weights_bytes": weights_bytes(model),
+            # As measured by vLLM while loading, on a GPU: less where weights stay with the host.
+            "device_bytes": getattr(self.model_runner, "model_memory_usage", None),
         }
 
 
@@ -49,13 +50,35 @@ def _layers(model: Any) -> Iterator[list[Any]]:
 
     for module in model.modules():
         method = getattr(module, "quant_method", None)
-        # Embeddings stay as they are, and attention's methods are about its cache.
+        # Embeddings stay as they are, and attention's methods are about its cache. What wraps a
+        # layer for an adapter has the layer's own method.
         if method is None or isinstance(module, VocabParallelEmbedding):
+            continue
+        if hasattr(module, "base_layer"):
             continue
         if "KVCache" in type(method).__name__:
             continue
         scheme = getattr(module, "scheme", None)
         yield [method] if scheme is None else [method, scheme]
+
+
+def weights_bytes(model: Any) -> int:
+    """Of the loaded model in this worker: of its parameters, and of what kernels hold instead.
+
+    A CPU's kernels take a weight over, packed, and leave an empty parameter or none behind.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    for module in model.modules():
+        if isinstance(module, LinearBase) and "weight" in vars(module)["_parameters"]:
+            weight = module.weight
+            num_weights = module.input_size_per_partition * module.output_size_per_partition
+            if weight is None:  # of 8-bit integers
+                total += num_weights
+            elif not weight.numel():
+                total += num_weights * weight.element_size()
+    return int(total)
 
 
 def _class_name(value: object) -> str:
@@ -76,3 +99,17 @@ def quantized_layers(core: Any, asked: str | None) -> dict[str, Any]:
             "model.quantization: none, or give another checkpoint"
         )
     return report
+
+
+def check_moved(report: dict[str, Any], cpu_offload_gib: float) -> None:
+    """Raise ConfigError unless the weights that should stay with the host are not on the GPU."""
+    if not cpu_offload_gib:
+        return
+    wanted = min(cpu_offload_gib * (1 << 30), report["weights_bytes"])
+    moved = report["weights_bytes"] - (report["device_bytes"] or 0)
+    if report["device_bytes"] is None or moved < wanted / 2:
+        raise ConfigError(
+            f"model.cpu_offload_gib is {cpu_offload_gib:g}, and vLLM left {moved / 1e9:.2f} of "
+            f"{report['weights_bytes'] / 1e9:.2f} GB of weights with the host: it does not move "
+            "weights of this model or quantization, leave the setting out"
+        )

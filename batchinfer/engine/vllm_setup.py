@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.memory import GIB
 from batchinfer.engine.vllm_layers import EXTENSION
+from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, step_sizes, utilization
 from batchinfer.errors import ConfigError
+from batchinfer.model import Lora
 from batchinfer.quantization import BITSANDBYTES
 
-GIB = 1 << 30
+log = logging.getLogger(__name__)
 
 #: Below this many weight bytes a second OpenMP thread gains nothing (measured at 6 MB).
 SMALL_WEIGHTS_BYTES = 100_000_000
 
-#: Zeroing the KV cache is part of a start on the CPU, 1 to 2 s for each GiB (two cores): it grows
-#: with the weights, and a small model does not wait for room that its requests never fill.
-MIN_CPU_KV_CAP_BYTES = GIB // 2
-CPU_KV_CAP_WEIGHTS = 4
-CPU_BLOCK_TOKENS = 128
+#: What vLLM makes room for.
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 #: The worker plugin acts only in processes that descend from the one named here.
 OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
@@ -42,6 +43,13 @@ MANAGED_OPTIONS = {
     "tensor_parallel_size": "set model.tensor_parallel_size",
     "trust_remote_code": "set model.trust_remote_code",
     "quantization": "set model.quantization",
+    "kv_cache_dtype": "set model.kv_cache_dtype",
+    "kv_offloading_size": "set model.save_mode",
+    "cpu_offload_gb": "set model.cpu_offload_gib",
+    "enable_lora": "set model.lora",
+    "max_loras": "one adapter runs at a time, model.lora",
+    "max_cpu_loras": "one adapter runs at a time, model.lora",
+    "max_lora_rank": "it is that of model.lora",
     "revision": "set model.revision",
     "tokenizer_revision": "set model.revision",
     "max_num_seqs": "set engine.max_num_seqs",
@@ -107,6 +115,8 @@ def describe_devices() -> list[str]:
 def prepare_platform(settings: EngineSettings) -> None:
     """What has to happen between importing vLLM's platform and importing its engine."""
     os.environ[OWNER_PID_VARIABLE] = str(os.getpid())
+    if settings.cpu_offload_gib:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the newer one moves no weights, silently
     if usable_platform().is_cpu():
         import torch
 
@@ -135,13 +145,20 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel_size,
         "trust_remote_code": settings.trust_remote_code,
         "quantization": settings.quantization,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "kv_cache_dtype": settings.kv_cache_dtype,
+        "gpu_memory_utilization": utilization(settings, is_cpu=is_cpu),
         "max_logprobs": max(20, settings.sampling.logprobs or 0),
         "disable_log_stats": False,
         "worker_extension_cls": EXTENSION,
     }
     if settings.quantization == BITSANDBYTES:
         arguments["load_format"] = BITSANDBYTES
+    if settings.lora is not None:
+        arguments |= _lora_arguments(settings, settings.lora)
+    if settings.has_save_mode:
+        arguments["kv_offloading_size"] = _save_mode_gib(settings)
+    if settings.cpu_offload_gib:
+        arguments["cpu_offload_gb"] = settings.cpu_offload_gib
     if is_cpu:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
         if settings.sampling.uses_seeds:
@@ -153,7 +170,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
             "CPU: vLLM cannot rewind a CPU's random state after half a prompt; remove one of them"
         )
     needs_whole_prompts = arguments.get("enable_chunked_prefill") is False
-    max_num_seqs, max_num_batched_tokens = _sizes(settings, needs_whole_prompts)
+    max_num_seqs, max_num_batched_tokens = step_sizes(settings, needs_whole_prompts)
     arguments["max_num_seqs"] = max_num_seqs
     arguments["max_num_batched_tokens"] = max_num_batched_tokens
     if (
@@ -161,15 +178,13 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         and arguments.get("kv_cache_memory_bytes") is None
         and not os.environ.get("VLLM_CPU_KVCACHE_SPACE")
     ):
-        arguments["kv_cache_memory_bytes"] = _cpu_kv_cache_bytes(settings, max_num_seqs)
+        arguments["kv_cache_memory_bytes"] = cpu_kv_cache_bytes(settings, max_num_seqs)
     return arguments
 
 
 def check_options(options: dict[str, Any]) -> None:
     """Refuse names that are no vLLM engine argument, and those the job sets elsewhere."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    known = {f.name for f in dataclasses.fields(EngineArgs) if not f.name.startswith("_")}
+    known = _known_arguments()
     for name in options:
         if name in MANAGED_OPTIONS:
             raise ConfigError(f"engine.options.{name} cannot be given: {MANAGED_OPTIONS[name]}")
@@ -181,95 +196,38 @@ def check_options(options: dict[str, Any]) -> None:
             raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
 
 
-def default_sizes(num_devices: int) -> tuple[int, int]:
-    """max_num_seqs, max_num_batched_tokens of vLLM's own `LLM` class on this hardware.
+def _lora_arguments(settings: EngineSettings, lora: Lora) -> dict[str, Any]:
+    """Only the layers that the adapter changes are made ready for one.
 
-    An engine built without a usage context would get 128 and 2048 everywhere. They are upper
-    bounds: the scheduler runs what the KV cache has room for.
+    Beside speed: where the output layer is, vLLM cannot compute prompt logprobs.
     """
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.usage.usage_lib import UsageContext
-
-    of_tokens, of_seqs = EngineArgs.get_batch_defaults(num_devices)
-    return of_seqs[UsageContext.LLM_CLASS], of_tokens[UsageContext.LLM_CLASS]
-
-
-def _sizes(settings: EngineSettings, needs_whole_prompts: bool) -> tuple[int, int]:
-    """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other."""
-    max_num_seqs, max_num_batched_tokens = default_sizes(settings.tensor_parallel_size)
-    if settings.max_num_seqs is not None:
-        max_num_seqs = settings.max_num_seqs
-    elif settings.max_num_batched_tokens is not None:
-        max_num_seqs = min(max_num_seqs, settings.max_num_batched_tokens)
-    if settings.max_num_batched_tokens is None:
-        max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        if needs_whole_prompts:
-            max_num_batched_tokens = max(max_num_batched_tokens, settings.max_model_len)
-        return max_num_seqs, max_num_batched_tokens
-    max_num_batched_tokens = settings.max_num_batched_tokens
-    if needs_whole_prompts and max_num_batched_tokens < settings.max_model_len:
+    if settings.sampling.prompt_logprobs and "lm_head" in lora.modules:
         raise ConfigError(
-            f"engine.max_num_batched_tokens is {max_num_batched_tokens}, but prompts are read "
-            f"whole (sampling.seed on a CPU, or enable_chunked_prefill: false): set it to auto, or "
-            f"to at least model.max_model_len, {settings.max_model_len}"
+            f"vLLM cannot compute sampling.prompt_logprobs with an adapter of lm_head, such as "
+            f"{lora.path} (model.lora): remove one of them"
         )
-    return max_num_seqs, max_num_batched_tokens
+    arguments: dict[str, Any] = {
+        "enable_lora": True,
+        "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= lora.rank),
+    }
+    if "lora_target_modules" in _known_arguments() and "experts" not in lora.modules:
+        arguments["lora_target_modules"] = list(lora.modules)
+    return arguments
 
 
-def explain_sizes(
-    settings: EngineSettings,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    kv_cache_tokens: int | None,
-) -> str:
-    """What the sizes are, and why; and how long sequences may be if so many are to run at once."""
-    default_seqs, default_tokens = default_sizes(settings.tensor_parallel_size)
-    words = []
-    for name, asked, size, default in (
-        ("max_num_seqs", settings.max_num_seqs, max_num_seqs, default_seqs),
-        (
-            "max_num_batched_tokens",
-            settings.max_num_batched_tokens,
-            max_num_batched_tokens,
-            default_tokens,
-        ),
-    ):
-        why = "vLLM's default on this hardware"
-        if asked is not None:
-            why = "the job's"
-        elif size != default:
-            why = f"auto: {default}, fitted to the job's other sizes"
-        words.append((f"{name} {size}", why))
-    if words[0][1] == words[1][1]:
-        words = [(", ".join(size for size, _ in words), why)]
-    sentences = [f"{size} ({why})" for size, why in words]
-    if kv_cache_tokens is not None:
-        num_tokens = min(kv_cache_tokens // max_num_seqs, settings.max_model_len)
-        sentences.append(
-            f"KV cache for {kv_cache_tokens} tokens: all {max_num_seqs} run while they have "
-            f"{num_tokens} tokens in the mean, else fewer"
+def _known_arguments() -> set[str]:
+    """Of vLLM's EngineArgs."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    return {f.name for f in dataclasses.fields(EngineArgs) if not f.name.startswith("_")}
+
+
+def _save_mode_gib(settings: EngineSettings) -> float:
+    if settings.options.get("enable_prefix_caching") is False:
+        raise ConfigError(
+            "model.save_mode keeps prefixes, and engine.options.enable_prefix_caching: false turns "
+            "them off: remove one of them"
         )
-    return "; ".join(sentences)
-
-
-def _cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:
-    """Room for every sequence at its longest, within the caps; at least for one sequence."""
-    blocks_per_sequence = -(-settings.max_model_len // CPU_BLOCK_TOKENS) + 1
-    sequence_bytes = blocks_per_sequence * CPU_BLOCK_TOKENS * settings.kv_bytes_per_token
-    cap = max(MIN_CPU_KV_CAP_BYTES, CPU_KV_CAP_WEIGHTS * settings.weights_bytes)
-    cap = min(cap, available_memory_bytes() // 4)
-    return max(sequence_bytes, min(max_num_seqs * sequence_bytes, cap))
-
-
-def available_memory_bytes() -> int:
-    """Memory this process may still take: the machine's, or what its control group leaves."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(available, max(0, limit - used + int(stat["inactive_file"])))
-    except (OSError, ValueError):  # no control group of version 2, or its limit is "max"
-        return available
+    size_gib = settings.save_mode_gib or available_memory_bytes() / 4 / GIB
+    log.info("save_mode: %.1f GiB of the host's memory for KV cache", size_gib)
+    return size_gib

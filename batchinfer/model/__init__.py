@@ -1,5 +1,7 @@
 """Model folder -> facts: context length, dtype, sizes, a digest of its content. No engine here."""
 
 from batchinfer.model.facts import ModelFacts, read_model
+from batchinfer.model.lora import Lora
+from batchinfer.model.memory import Needs
 
-__all__ = ["ModelFacts", "read_model"]
+__all__ = ["Lora", "ModelFacts", "Needs", "read_model"]

@@ -22,6 +22,9 @@ from batchinfer.model.folder import (
     require_tokenizer,
     resolve_folder,
 )
+from batchinfer.model.lora import Lora, read_lora
+from batchinfer.model.memory import Needs, needs_of
+from batchinfer.model.shape import DTYPE_BYTES, kv_bytes_per_token, shape_of, text_config
 from batchinfer.model.weights import Weights, read_weights
 from batchinfer.quantization import (
     RECIPES,
@@ -29,12 +32,13 @@ from batchinfer.quantization import (
     Checkpoint,
     Machine,
     check_hint,
+    check_kv_cache,
     choose,
     detect,
     is_gguf,
+    kv_cache_of,
 )
 
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: How quantized weights are stored, and the least share of them among all (embeddings stay).
 _PACKED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")
@@ -63,7 +67,6 @@ _ROPE_WITHOUT_FACTOR = frozenset(
         "deepseek_llama_scaling",
     }
 )
-_NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +81,14 @@ class ModelFacts:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     weights_bytes: int  # 0 if none were asked for
-    kv_bytes_per_token: int  # an estimate: every layer with full attention, cache in `dtype`
+    kv_bytes_per_token: int  # an estimate: every layer with full attention
     digest: Mapping[str, str]  # file -> sha256
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     engine_quantization: str | None = None  # vLLM's argument; None: as the checkpoint says
     made_by: str | None = None  # method by which a quantized checkpoint has to be made of it first
+    lora: Lora | None = None
+    needs: Needs | None = None  # of memory; None where the weights are unknown
 
 
 def read_model(
@@ -94,6 +99,8 @@ def read_model(
     dtype: str = "auto",
     quantization: str = "auto",
     quantization_fallback: Sequence[str] = (),
+    kv_cache_dtype: str = "auto",
+    lora: str | None = None,
     machine: Machine = _ANY_MACHINE,
     max_model_len: int | None = None,
     needs_weights: bool = True,
@@ -109,8 +116,10 @@ def read_model(
     notes: list[str] = []
     require_tokenizer(tokenizer_folder)
     weights = read_weights(folder) if needs_weights else Weights()
-    text = _text_config(config, folder)
-    checkpoint = _checkpoint(config, text, folder)
+    text = text_config(config, folder)
+    shape = shape_of(text)
+    settings, file = _quantization_settings(config, text, folder)
+    checkpoint = detect(settings, str(file))
     _check_weights(checkpoint, weights, folder)
     if quantization == "auto":
         check_hint(Path(path).name, checkpoint)
@@ -122,51 +131,47 @@ def read_model(
         is_dtype_asked=dtype != "auto",
         fallback=quantization_fallback,
     )
+    check_kv_cache(kv_cache_dtype, machine, shape.cached_size)
+    if kv_cache_dtype == "auto":
+        kv_cache_dtype = kv_cache_of(settings)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
     if chosen.made_by:
         digest["made by"] = RECIPES[chosen.made_by].identity
+    adapter = read_lora(lora, weights.tensors) if lora else None
+    if adapter is not None:
+        digest |= adapter.digest
+    kv_per_token = kv_bytes_per_token(shape, chosen.dtype, kv_cache_dtype)
+    needs = None
+    if weights.tensors:
+        needs = needs_of(
+            weights.tensors,
+            shape,
+            name=chosen.name,
+            scheme=checkpoint.scheme,
+            dtype=chosen.dtype,
+            kv_per_token=kv_per_token,
+            machine=machine,
+        )
     return ModelFacts(
         path=str(folder),
         tokenizer_path=str(tokenizer_folder),
         dtype=chosen.dtype,
         quantization=chosen.name,
         max_model_len=_resolve_length(max_model_len, config, text, tokenizer_folder, notes),
-        vocab_size=int(text["vocab_size"]),
+        vocab_size=shape.vocab_size,
         eos_token_ids=_eos_token_ids(folder, text),
         weights_bytes=weights.size_bytes,
-        kv_bytes_per_token=_kv_bytes_per_token(text, chosen.dtype),
+        kv_bytes_per_token=kv_per_token,
         digest=digest,
         notes=(*notes, *chosen.notes),
         warnings=chosen.warnings,
         engine_quantization=chosen.engine_quantization,
         made_by=chosen.made_by,
+        lora=adapter,
+        needs=needs,
     )
-
-
-def _text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The language model's settings, with its class's defaults where config.json has none."""
-    nested = config.get("text_config")
-    text = {**config, **nested} if isinstance(nested, dict) else config
-    if all(isinstance(text.get(key), int) for key in _NEEDED_KEYS):
-        return text
-    from transformers import AutoConfig
-
-    try:
-        known = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-        defaults = known.to_dict()
-    except (ValueError, OSError, KeyError, AttributeError):  # a model that transformers lacks
-        defaults = {}
-    text = {**defaults, **{key: value for key, value in text.items() if value is not None}}
-    missing = [key for key in _NEEDED_KEYS if not isinstance(text.get(key), int)]
-    if missing:
-        raise ConfigError(
-            f"{folder / 'config.json'} has no {', '.join(missing)}, and transformers knows no "
-            f"default for model_type {config.get('model_type')!r}: it is not a text generation "
-            "model, or newer than this transformers"
-        )
-    return text
 
 
 def _resolve_dtype(
@@ -187,11 +192,13 @@ def _resolve_dtype(
             "(model.dtype: float32 keeps it)"
         )
         return "bfloat16"
-    return found if found in _DTYPE_BYTES else "bfloat16"
+    return found if found in DTYPE_BYTES else "bfloat16"
 
 
-def _checkpoint(config: dict[str, Any], text: dict[str, Any], folder: Path) -> Checkpoint:
-    """What the files are, by the settings of their family, wherever it writes them."""
+def _quantization_settings(
+    config: dict[str, Any], text: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any] | None, Path]:
+    """The settings of the checkpoint's family, wherever it writes them, and the file."""
     file = folder / "config.json"
     settings = next(
         (
@@ -210,7 +217,7 @@ def _checkpoint(config: dict[str, Any], text: dict[str, Any], folder: Path) -> C
             f"{file} says how the model is quantized, but config.json does not: put its content "
             'there as quantization_config, with "quant_method": "gptq"'
         )
-    return detect(settings, str(file))
+    return settings, file
 
 
 def _check_weights(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
@@ -297,14 +304,3 @@ def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
     if found is None:
         return ()
     return tuple(found) if isinstance(found, list) else (int(found),)
-
-
-def _kv_bytes_per_token(text: dict[str, Any], dtype: str) -> int:
-    num_layers = text["num_hidden_layers"]
-    latent = text.get("kv_lora_rank")
-    if latent:  # multi-head latent attention keeps one latent vector for all heads
-        return int(num_layers * (latent + text.get("qk_rope_head_dim", 0)) * _DTYPE_BYTES[dtype])
-    num_heads = text["num_attention_heads"]
-    num_kv_heads = text.get("num_key_value_heads") or num_heads
-    head_dim = text.get("head_dim") or text["hidden_size"] // num_heads
-    return int(2 * num_layers * num_kv_heads * head_dim * _DTYPE_BYTES[dtype])

@@ -107,12 +107,12 @@ def content_digest(folder: Path, tokenizer_folder: Path) -> dict[str, str]:
     files = [folder / name for name in names] + sorted(folder.glob("*.py"))
     tokenizer_names = (*_TOKENIZER_NAMES, *_TOKENIZER_SETTING_NAMES)
     of_tokenizer = [tokenizer_folder / name for name in tokenizer_names]
-    digest = {file.name: _sha256(file) for file in files if file.exists()}
+    digest = {file.name: file_sha256(file) for file in files if file.exists()}
     prefix = "" if tokenizer_folder == folder else "tokenizer/"
-    digest |= {prefix + file.name: _sha256(file) for file in of_tokenizer if file.exists()}
+    digest |= {prefix + file.name: file_sha256(file) for file in of_tokenizer if file.exists()}
     return digest
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import read_json
@@ -17,9 +18,18 @@ from batchinfer.model.folder import read_json
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
+class Tensor(NamedTuple):
+    """As a safetensors header describes it."""
+
+    dtype: str  # safetensors' name for it: BF16, U8, F8_E4M3, ...
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
 @dataclass(slots=True)
 class Weights:
     size_bytes: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # none of pytorch_model.bin
     dtypes: dict[str, int] = field(default_factory=dict)  # safetensors dtype -> bytes
     sha256: str = ""
 
@@ -32,12 +42,11 @@ def read_weights(folder: Path) -> Weights:
         size_bytes = file.stat().st_size
         header = b""
         if file.suffix == ".safetensors":
-            header = _safetensors_header(file, size_bytes)
-            for name, tensor in json.loads(header).items():
-                if name != "__metadata__":
-                    start, end = tensor["data_offsets"]
-                    kind = tensor["dtype"]
-                    weights.dtypes[kind] = weights.dtypes.get(kind, 0) + end - start
+            header, tensors = read_header(file)
+            weights.tensors |= tensors
+            for tensor in tensors.values():
+                kind = tensor.dtype
+                weights.dtypes[kind] = weights.dtypes.get(kind, 0) + tensor.num_bytes
         weights.size_bytes += size_bytes
         digest.update(f"{file.name}\0{size_bytes}\0{hashlib.sha256(header).hexdigest()}\n".encode())
     weights.sha256 = digest.hexdigest()
@@ -65,8 +74,12 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _safetensors_header(file: Path, size_bytes: int) -> bytes:
-    """The JSON header. Raises ConfigError if the file is not as long as the header says."""
+def read_header(file: Path) -> tuple[bytes, dict[str, Tensor]]:
+    """A safetensors file's JSON header and its tensors.
+
+    Raises ConfigError if the file is not as long as the header says.
+    """
+    size_bytes = file.stat().st_size
     with file.open("rb") as stream:
         num_header_bytes = int.from_bytes(stream.read(8), "little")
         if size_bytes < 8 or 8 + num_header_bytes > size_bytes:
@@ -74,11 +87,15 @@ def _safetensors_header(file: Path, size_bytes: int) -> bytes:
                 f"{file} is truncated within its header ({size_bytes} bytes): copy it again"
             )
         header = stream.read(num_header_bytes)
+    tensors = {}
+    data_bytes = 0
     try:
-        tensors = {
-            name: tensor for name, tensor in json.loads(header).items() if name != "__metadata__"
-        }
-        data_bytes = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+        for name, tensor in json.loads(header).items():
+            if name != "__metadata__":
+                start, end = map(int, tensor["data_offsets"])
+                shape = tuple(map(int, tensor["shape"]))
+                tensors[name] = Tensor(str(tensor["dtype"]), shape, end - start)
+                data_bytes = max(data_bytes, end)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} has no valid safetensors header: copy it again") from error
     expected = 8 + num_header_bytes + data_bytes
@@ -87,4 +104,4 @@ def _safetensors_header(file: Path, size_bytes: int) -> bytes:
             f"{file} has {size_bytes} bytes, its header says {expected}: it is truncated or "
             "damaged, copy it again"
         )
-    return header
+    return header, tensors

@@ -11,6 +11,8 @@ before a weight is read:
    machine cannot run is refused with the reason, or replaced by the first of
    `model.quantization_fallback` that it can.
 
+`model.kv_cache_dtype` is kept by a table of its own (`kv_cache`), in the same way.
+
 What really runs is counted by the engine once the model is loaded (`engine/vllm_layers`): a name
 that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
 
@@ -21,6 +23,14 @@ plain values), whole model folders.
 
 from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
 from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
+from batchinfer.quantization.kv_cache import (
+    KV_CACHE_TABLE,
+    check_kv_cache,
+    kv_cache_markdown,
+    kv_cache_of,
+    kv_cache_record,
+    kv_cache_why_not,
+)
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.recipes import RECIPES, Recipe
 from batchinfer.quantization.table import (
@@ -36,6 +46,7 @@ from batchinfer.quantization.table import (
 __all__ = [
     "BITSANDBYTES",
     "RECIPES",
+    "KV_CACHE_TABLE",
     "SCHEMES",
     "TABLE",
     "Checkpoint",
@@ -45,10 +56,15 @@ __all__ = [
     "Quantization",
     "Recipe",
     "check_hint",
+    "check_kv_cache",
     "choose",
     "detect",
     "for_this_machine",
     "is_gguf",
+    "kv_cache_markdown",
+    "kv_cache_of",
+    "kv_cache_record",
+    "kv_cache_why_not",
     "markdown_table",
     "record_of",
     "why_not",

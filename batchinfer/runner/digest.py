@@ -18,7 +18,6 @@ from batchinfer.source import Shard
 _OPTIONS_THAT_CHANGE_RESULTS = frozenset(
     {
         "hf_overrides",
-        "kv_cache_dtype",
         "load_format",
         "logits_processors",
         "override_generation_config",
@@ -32,6 +31,10 @@ _OPTIONS_THAT_CHANGE_RESULTS = frozenset(
 def digest_ingredients(job: Job, model: ModelFacts) -> dict[str, Any]:
     """What decides the content of the output. Everything else may change between runs."""
     dump = job.model_dump(mode="json")
+    # Settings that came later are there only where they are used: older outputs keep their digest.
+    chosen = {
+        "kv_cache_dtype": job.model.kv_cache_dtype if job.model.kv_cache_dtype != "auto" else None,
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "prompt": dump["prompt"],
@@ -42,6 +45,7 @@ def digest_ingredients(job: Job, model: ModelFacts) -> dict[str, Any]:
             "quantization": model.quantization,
             "max_model_len": model.max_model_len,  # decides what is too long, and what is cut
             "content": dict(model.digest),
+            **{name: value for name, value in chosen.items() if value is not None},
         },
         "engine_options": {
             name: value

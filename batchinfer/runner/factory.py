@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
 from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.memory import check_offload
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
@@ -62,6 +63,7 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
 
 def model_of(job: Job) -> ModelFacts:
     """Facts of the job's model folder. Raises ConfigError."""
+    check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
     return read_model(
         job.model.path,
         tokenizer=job.model.tokenizer,
@@ -69,6 +71,8 @@ def model_of(job: Job) -> ModelFacts:
         dtype=job.model.resolved_dtype,
         quantization=job.model.quantization,
         quantization_fallback=job.model.quantization_fallback,
+        kv_cache_dtype=job.model.kv_cache_dtype,
+        lora=job.model.lora,
         machine=this_machine(),
         max_model_len=job.model.max_model_len,
         needs_weights=job.engine.options.get("load_format") != "dummy",
@@ -122,11 +126,22 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,
+        kv_cache_dtype=job.model.kv_cache_dtype,
+        lora=model.lora,
+        has_save_mode=job.model.save_mode,
+        save_mode_gib=job.model.save_mode_gib,
+        cpu_offload_gib=job.model.cpu_offload_gib,
         max_num_seqs=_size(job.engine.max_num_seqs),
         max_num_batched_tokens=_size(job.engine.max_num_batched_tokens),
-        gpu_memory_utilization=job.engine.gpu_memory_utilization,
+        gpu_memory_utilization=_share(job.engine.gpu_memory_utilization),
+        needs=model.needs,
         options=thaw(job.engine.options),
     )
+
+
+def _share(value: float | str) -> float | None:
+    """`auto` is what other processes leave."""
+    return None if isinstance(value, str) else value
 
 
 def _size(value: int | str | None) -> int | None:

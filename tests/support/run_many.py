@@ -9,12 +9,38 @@ exit code, and the last line of its stdout. What one of them prints on stderr go
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from batchinfer.cli import main
 from batchinfer.engine.vllm_setup import prepare_environment
+
+
+def run_many(*paths: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Run jobs in one such process: (exit code, JSON line) of each."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.run_many", *map(str, paths)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=280,
+        check=True,
+    )
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    return [(int(code), json.loads(text)) for code, _, text in lines]
+
+
+def engine_facts(file: str) -> dict[str, Any]:
+    """What ran, as a finished file's footer says it."""
+    facts: dict[str, Any] = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])["engine"]
+    return facts
 
 
 def run_in_fork(job: str) -> tuple[int, str]:

@@ -1,0 +1,53 @@
+"""What a job will take of memory, as text, for the commands that only look."""
+
+from __future__ import annotations
+
+from batchinfer.config import Job
+from batchinfer.engine.hardware import gpus, this_machine
+from batchinfer.engine.memory import (
+    advice,
+    auto_sizes,
+    budget_of,
+    device_memory,
+    estimate,
+    gib,
+)
+from batchinfer.model import ModelFacts
+from batchinfer.runner.factory import engine_settings
+
+
+def memory_lines(job: Job, model: ModelFacts) -> list[str]:
+    """What it needs, then what there is; none where the weights or the device are unknown."""
+    settings = engine_settings(job, model)
+    is_cpu = this_machine().device == "cpu"
+    memory = device_memory(settings.tensor_parallel_size, is_cpu=is_cpu)
+    if model.needs is None:
+        return []
+    num_seqs, num_tokens = auto_sizes(gpus(), is_cpu=is_cpu)
+    num_tokens = settings.max_num_batched_tokens or num_tokens
+    num_seqs = settings.max_num_seqs or min(num_seqs, num_tokens)
+    found = estimate(
+        model.needs,
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_tokens,
+        num_devices=settings.tensor_parallel_size,
+        cpu_offload_gib=settings.cpu_offload_gib,
+    )
+    length = settings.max_model_len
+    lines = [
+        f"about {gib(found.weights)} of weights ({model.quantization}), {gib(found.step)} for a "
+        f"step of {num_tokens:,} tokens and {num_seqs:,} sequences, "
+        f"{gib(length * found.kv_per_token)} of KV cache for {length:,} tokens",
+    ]
+    if memory is None:
+        return lines
+    budget = budget_of(settings, memory)
+    room = found.room_for_tokens(budget)
+    if room < length:
+        return [*lines, f"does not fit: {advice(settings, (num_seqs, num_tokens), memory)}"]
+    left = "free" if is_cpu else "the engine's"
+    return [
+        *lines,
+        f"{gib(budget)} of {gib(memory.total_bytes)} are {left}: room for {room:,} tokens, "
+        f"{room // length:,} sequences of {length:,}",
+    ]

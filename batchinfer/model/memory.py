@@ -1,0 +1,120 @@
+"""What a model will take of a device's memory, from headers and sizes alone.
+
+Weights as they are once loaded, the KV cache of a token, and what one engine step holds besides.
+Must not know: engines, how much memory a machine has. The estimates are from above where they are
+not exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from batchinfer.model.shape import DTYPE_BYTES, Shape
+from batchinfer.model.weights import Tensor
+from batchinfer.quantization import TABLE, Machine, for_this_machine, record_of
+
+#: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_NOT_LINEAR = ("embed", "lm_head", "wte", "wpe", "norm", "conv")
+#: Names that say what files are, or what model.dtype does; no advice for an unquantized model.
+_FORMATS = ("none", "awq", "gptq", "exl3", "gguf")
+#: vLLM pads embedding and output layer to a multiple of so many tokens.
+_VOCABULARY_MULTIPLE = 64
+#: Of a token's logits, besides one in the model's dtype: in float32, its softmax, and sorted values
+#: with their indices for top-p (vLLM's sampler keeps them all at once).
+_LOGIT_BYTES = 4 + 4 + 4 + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes, on all devices together."""
+
+    weights: int
+    kv_per_token: int
+    step_per_token: int  # of the tokens that one step computes
+    logits_per_row: int  # of the sequences that one step samples
+    smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
+
+
+def needs_of(
+    tensors: Mapping[str, Tensor],
+    shape: Shape,
+    *,
+    name: str,
+    scheme: str,
+    dtype: str,
+    kv_per_token: int,
+    machine: Machine,
+) -> Needs:
+    """`name`: what runs; `scheme`: what the files are."""
+    linear, other, packed = _weights(tensors, shape, scheme, DTYPE_BYTES[dtype])
+    is_online = scheme == "plain" and name != "none"
+    bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]
+    smaller = {}
+    if not packed:
+        smaller = {
+            record.name: other + round(linear * record.bits_per_weight / 8)
+            for record in TABLE
+            if record.bits_per_weight < bits
+            and record.name not in _FORMATS
+            and for_this_machine(record, machine)[0]
+        }
+    return Needs(
+        weights=other + packed + round(linear * bits / 8),
+        kv_per_token=kv_per_token,
+        step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
+        logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
+        smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
+    )
+
+
+def _weights(
+    tensors: Mapping[str, Tensor], shape: Shape, scheme: str, dtype_bytes: int
+) -> tuple[int, int, int]:
+    """(numbers of unquantized linear layers, bytes of what stays so, bytes of packed layers)"""
+    linear = other = packed = 0
+    packed_modules = {
+        _module(name) for name, tensor in tensors.items() if tensor.dtype not in _FLOATS
+    }
+    for name, tensor in tensors.items():
+        if _module(name) in packed_modules:
+            packed += tensor.num_bytes if scheme != "bnb-4bit" else _bits4_bytes(name, tensor)
+            continue
+        if name.startswith("lm_head.") and shape.is_tied:
+            continue
+        size = math.prod(tensor.shape)
+        if tensor.shape and tensor.shape[0] == shape.vocab_size:
+            size += size // shape.vocab_size * (-shape.vocab_size % _VOCABULARY_MULTIPLE)
+        is_linear = (name.endswith(".weight") and len(tensor.shape) == 2) or ".experts." in name
+        if is_linear and not any(word in name for word in _NOT_LINEAR):
+            linear += size
+        else:
+            other += size * dtype_bytes
+    return linear, other, packed
+
+
+def _module(name: str) -> str:
+    """What a tensor belongs to; bitsandbytes writes `module.weight.absmax`."""
+    module, separator, _ = name.partition(".weight.")
+    return module if separator else name.rpartition(".")[0]
+
+
+def _bits4_bytes(name: str, tensor: Tensor) -> int:
+    """With the scales that our plugin keeps in float32, in place of the checkpoint's own."""
+    bits = record_of("nf4").bits_per_weight
+    return round(tensor.num_bytes * bits / 4) if name.endswith(".weight") else 0
+
+
+def _step_bytes(shape: Shape) -> int:
+    """Numbers that a layer holds of one token at its widest.
+
+    Residual and normed input, and either the MLP's gate, up and their product, or queries, keys,
+    values and what attention makes of the queries: the tensors of vLLM's Llama, none of them freed
+    before the next is made.
+    """
+    queries = shape.num_heads * shape.head_size
+    values = shape.num_kv_heads * shape.head_size
+    attention = 2 * queries + 2 * (shape.latent_size or values)
+    return 2 * shape.hidden_size + max(3 * shape.intermediate_size, attention)

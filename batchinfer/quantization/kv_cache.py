@@ -1,0 +1,145 @@
+"""The names of `model.kv_cache_dtype`: what keys and values of past tokens are stored in.
+
+Facts of CPUs were measured with vLLM 0.32, those of GPUs with vLLM 0.26 on an H200; least compute
+capabilities are those of vLLM's kernels. Must not know: weights, whole model folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from batchinfer.errors import ConfigError
+from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.table import dotted
+
+#: The CPU attention's instruction set, and the numbers of a head that it converts at once.
+_CPU_FLAG = "avx512f"
+_CPU_HEAD_MULTIPLE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheDtype:
+    """One name. `cpu_refused` and `gpu_refused` say why it does not run there; "" if it does."""
+
+    name: str  # also vLLM's
+    meaning: str
+    bits: int  # of a stored number
+    scale_bytes: int = 0  # of each key and each value of a head of a token
+    cpu_refused: str = ""
+    gpu_refused: str = ""
+    min_capability: tuple[int, int] = (7, 5)
+
+
+_NO_CPU_SCALES = "vLLM takes the name on a CPU and does not apply it"
+
+KV_CACHE_TABLE: tuple[KvCacheDtype, ...] = (
+    KvCacheDtype("fp8", "8-bit float, E4M3, scaled by tensor", 8, min_capability=(8, 9)),
+    KvCacheDtype(
+        "fp8_e5m2",
+        "8-bit float, E5M2: more range, fewer digits",
+        8,
+        gpu_refused="vLLM's attention on a GPU fails with it; fp8 (E4M3) takes the same memory",
+    ),
+    KvCacheDtype(
+        "fp8_per_token_head",
+        "8-bit float, a scale for each token and head",
+        8,
+        scale_bytes=4,
+        cpu_refused=_NO_CPU_SCALES,
+        min_capability=(8, 9),
+    ),
+    KvCacheDtype(
+        "int8_per_token_head",
+        "8-bit integer, a scale for each token and head",
+        8,
+        scale_bytes=4,
+        cpu_refused=_NO_CPU_SCALES,
+    ),
+    KvCacheDtype(
+        "int4_per_token_head",
+        "4-bit integer, a scale for each token and head",
+        4,
+        scale_bytes=4,
+        cpu_refused=_NO_CPU_SCALES,
+    ),
+)
+
+
+def kv_cache_record(name: str) -> KvCacheDtype:
+    """The record of a name that the job's model allows, other than auto."""
+    return next(record for record in KV_CACHE_TABLE if record.name == name)
+
+
+def check_kv_cache(name: str, machine: Machine, head_size: int) -> None:
+    """Raise ConfigError if this machine cannot keep the cache of heads of this size so."""
+    if name != "auto" and (reason := kv_cache_why_not(kv_cache_record(name), machine, head_size)):
+        works = [
+            record.name
+            for record in KV_CACHE_TABLE
+            if not kv_cache_why_not(record, machine, head_size)
+        ]
+        raise ConfigError(
+            f"model.kv_cache_dtype {name} cannot run here: {reason}. Write "
+            f"{' or '.join([*works, 'auto'])}"
+        )
+
+
+def kv_cache_why_not(record: KvCacheDtype, machine: Machine, head_size: int | None) -> str:
+    """What keeps this machine from it, in words; "" if nothing does, or nothing is known of it."""
+    match machine.device:
+        case "cpu":
+            if record.cpu_refused:
+                return record.cpu_refused
+            if _CPU_FLAG not in machine.cpu_flags:
+                return f"it needs a CPU with {_CPU_FLAG}, which this one lacks"
+            if head_size is not None and head_size % _CPU_HEAD_MULTIPLE:
+                return (
+                    f"on a CPU it needs heads of a multiple of {_CPU_HEAD_MULTIPLE} numbers, the "
+                    f"model's have {head_size}"
+                )
+        case "cuda":
+            if record.gpu_refused:
+                return record.gpu_refused
+            capability = machine.compute_capability
+            if capability and capability < record.min_capability:
+                return (
+                    f"it needs a GPU of compute capability {dotted(record.min_capability)}, this "
+                    f"one has {dotted(capability)}"
+                )
+    return ""
+
+
+def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
+    """What vLLM takes under auto for a checkpoint with these settings of its quantization."""
+    settings = settings or {}
+    inner = settings.get("quantization")
+    algorithm = (inner if isinstance(inner, Mapping) else settings).get("kv_cache_quant_algo")
+    scheme = settings.get("kv_cache_scheme")
+    is_float8 = isinstance(scheme, Mapping) and (scheme.get("num_bits"), scheme.get("type")) == (
+        8,
+        "float",
+    )
+    return "fp8" if is_float8 or str(algorithm).lower() == "fp8" else "auto"
+
+
+def kv_cache_markdown() -> str:
+    """The table in docs/quantization.md."""
+    lines = [
+        "| name | what it is | bits | on a CPU | on a GPU |",
+        "|---|---|---|---|---|",
+        "| `auto` | `model.dtype`, or as the checkpoint says | 16 | yes | yes |",
+    ]
+    for record in KV_CACHE_TABLE:
+        cpu = f"needs {_CPU_FLAG} and heads of a multiple of {_CPU_HEAD_MULTIPLE} numbers"
+        gpu = f"needs compute capability {dotted(record.min_capability)}"
+        cells = (
+            f"`{record.name}`",
+            record.meaning,
+            str(record.bits),
+            f"no: {record.cpu_refused}" if record.cpu_refused else cpu,
+            f"no: {record.gpu_refused}" if record.gpu_refused else gpu,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""`model.kv_cache_dtype`: what runs where, what is refused; digest and estimate follow it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from batchinfer.cli.doctor import show_kv_caches
+from batchinfer.config import Job
+from batchinfer.config.generation import KvCacheDtype
+from batchinfer.errors import ConfigError
+from batchinfer.model import read_model
+from batchinfer.quantization import (
+    KV_CACHE_TABLE,
+    Machine,
+    check_kv_cache,
+    kv_cache_markdown,
+    kv_cache_of,
+)
+from batchinfer.runner.digest import digest_ingredients
+from tests.support.adapters import write_adapter
+from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
+from tests.support.run_many import engine_facts, run_many
+
+AVX512 = Machine("cpu", cpu_flags=frozenset({"avx512f"}))
+AVX2 = Machine("cpu", cpu_flags=frozenset({"avx2"}))
+H200 = Machine("cuda", compute_capability=(9, 0))
+A100 = Machine("cuda", compute_capability=(8, 0))
+
+
+def test_the_job_file_knows_the_names_of_the_table_and_no_other() -> None:
+    assert get_args(KvCacheDtype) == ("auto", *(record.name for record in KV_CACHE_TABLE))
+
+
+def test_the_documented_table_is_the_programs() -> None:
+    assert f"\n{kv_cache_markdown()}\n" in (ROOT / "docs" / "quantization.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "head_size", "reason"),
+    [
+        ("auto", AVX2, 80, None),
+        ("fp8", AVX512, 64, None),
+        ("fp8_e5m2", AVX512, 128, None),
+        ("fp8", AVX2, 64, "CPU with avx512f"),
+        ("fp8", AVX512, 80, "multiple of 32 numbers, the model's have 80"),
+        ("int8_per_token_head", AVX512, 64, "does not apply it.* Write fp8 or fp8_e5m2 or auto"),
+        ("int4_per_token_head", H200, 80, None),
+        ("int8_per_token_head", A100, 64, None),
+        ("fp8", H200, 80, None),
+        ("fp8", A100, 64, r"compute capability 8\.9, this one has 8\.0.* Write int8_per_token"),
+        ("fp8_e5m2", H200, 64, "fails with it; fp8"),
+        ("fp8_e5m2", Machine(None), 80, None),
+    ],
+)
+def test_what_a_machine_cannot_run_is_refused_with_what_to_write(
+    name: str, machine: Machine, head_size: int, reason: str | None
+) -> None:
+    if reason is None:
+        check_kv_cache(name, machine, head_size)
+        return
+    with pytest.raises(ConfigError, match=f"kv_cache_dtype {name} cannot run here: .*{reason}"):
+        check_kv_cache(name, machine, head_size)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (None, "auto"),
+        ({"quant_method": "awq"}, "auto"),
+        ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, "fp8"),
+        ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "fp8"),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
+        ({"kv_cache_scheme": None}, "auto"),
+    ],
+)
+def test_auto_is_as_the_checkpoint_says(settings: dict[str, Any] | None, found: str) -> None:
+    assert kv_cache_of(settings) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    [("auto", 256), ("fp8", 128), ("int8_per_token_head", 136), ("int4_per_token_head", 72)],
+)
+def test_the_bytes_of_a_token_follow_the_name(name: str, num_bytes: int) -> None:
+    # Two heads of 64 for keys and for values, 6 layers; 1 GiB held so many on an H200.
+    assert read_model(str(MODEL), kv_cache_dtype=name).kv_bytes_per_token == 12 * num_bytes
+
+
+def test_a_latent_cache_has_one_vector_for_all_heads(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_model(str(folder)).kv_bytes_per_token == 6 * 576 * 2
+    assert read_model(str(folder), kv_cache_dtype="fp8").kv_bytes_per_token == 6 * 576
+
+
+def test_the_digest_has_the_name_only_where_one_is_chosen(folder: Place) -> None:
+    def of_model(name: str) -> dict[str, Any]:
+        model = {"path": str(MODEL), "kv_cache_dtype": name}
+        found = Job.model_validate(job(folder, model=model))
+        return digest_ingredients(found, read_model(str(MODEL)))["model"]
+
+    assert of_model("auto").keys() == {"dtype", "quantization", "max_model_len", "content"}
+    assert of_model("fp8")["kv_cache_dtype"] == "fp8"
+
+
+def test_vllms_own_option_is_refused_with_the_settings_name(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(4))
+    settings = job(folder, engine={"options": {"kv_cache_dtype": "fp8"}})
+    ended = run(write_job(tmp_path, settings))
+    assert ended.code == 2
+    assert "use model.kv_cache_dtype" in ended.stderr
+
+
+def test_doctor_and_explain_say_what_a_name_means_here(
+    folder: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_kv_caches(AVX512)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for mark, name, *_ in lines if mark == "ok"] == ["fp8", "fp8_e5m2"]
+    assert [name for _, name, *_ in lines] == [record.name for record in KV_CACHE_TABLE]
+    model = {"path": str(MODEL), "kv_cache_dtype": "int8_per_token_head"}
+    explained = run(write_job(tmp_path, job(folder, model=model)), command=("explain",))
+    assert "KV cache int8_per_token_head: 8-bit integer" in explained.stdout
+
+
+@pytest.mark.real_engine
+def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) -> None:
+    """One process for all engines: its imports are most of the time."""
+    folder.write_parquet("in/a.parquet", rows(12))
+    block_bytes = 128 * read_model(str(MODEL), dtype="float32").kv_bytes_per_token
+    adapters = {
+        "zero": write_adapter(tmp_path / "zero", scale=0.0),
+        "large": write_adapter(tmp_path / "large", scale=0.05),
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "auto": {},
+        "fp8": {"kv_cache_dtype": "fp8"},
+        "fp8_e5m2": {"kv_cache_dtype": "fp8_e5m2"},
+        "zero": {"lora": str(adapters["zero"])},
+        "large": {"lora": str(adapters["large"])},
+    }
+    paths = []
+    for name, change in changes.items():
+        settings = job(
+            folder,
+            name,
+            model={"path": str(MODEL), "dtype": "float32", "max_model_len": 256, **change},
+            sampling={"max_tokens": 8, "logprobs": 0, "prompt_logprobs": True},
+            engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 40 * block_bytes}},
+        )
+        paths.append(write_job(tmp_path, settings, f"{name}.yaml"))
+    done = run_many(*paths)
+    assert [code for code, _ in done] == [0] * len(changes), done
+    tables = {name: results(folder, name).sort("row") for name in changes}
+    engines = {name: engine_facts(folder.url(name, "a.parquet")) for name in changes}
+
+    def mean_difference(name: str) -> float:
+        """Of the prompts' logprobs from those of auto."""
+        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in ("auto", name))
+        difference: Any = (one - other).drop_nans().abs().mean()
+        return float(difference)
+
+    tokens = {name: engine["kv_cache_tokens"] for name, engine in engines.items()}
+    assert tokens["auto"] == 40 * 128
+    assert tokens["fp8"] == tokens["fp8_e5m2"] == 4 * tokens["auto"]  # which is in float32
+    assert 0.001 < mean_difference("fp8") < mean_difference("fp8_e5m2") < 0.5
+    for name in ("auto", "fp8", "fp8_e5m2"):
+        assert engines[name]["extra"]["kv_cache_dtype"] == name
+    assert mean_difference("zero") < 1e-5
+    assert tables["zero"]["completion"].equals(tables["auto"]["completion"])
+    assert mean_difference("large") > 0.1
+    assert not tables["large"]["completion"].equals(tables["auto"]["completion"])
+    assert engines["large"]["extra"]["lora"] == str(adapters["large"])
+    assert engines["large"]["extra"]["layers"]["num_layers"] == 24

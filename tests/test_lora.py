@@ -1,0 +1,91 @@
+"""`model.lora`: what is refused before loading, what the digest holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchinfer.errors import ConfigError
+from batchinfer.model import read_model
+from tests.support.adapters import write_adapter
+from tests.support.jobs import MODEL
+
+
+def with_lora(folder: Path | str) -> Any:
+    return read_model(str(MODEL), lora=str(folder))
+
+
+def test_an_adapters_rank_is_its_largest_and_its_content_is_in_the_digest(tmp_path: Path) -> None:
+    facts = with_lora(write_adapter(tmp_path / "a", scale=0.1, rank_pattern={"q_proj": 24}))
+    assert (facts.lora.rank, facts.lora.num_layers) == (24, 12)
+    assert facts.lora.modules == ("down_proj", "q_proj")
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert with_lora(copy).digest == facts.digest
+    other = with_lora(write_adapter(tmp_path / "b", scale=0.2, rank_pattern={"q_proj": 24}))
+    changed = {name for name in facts.digest if facts.digest[name] != other.digest[name]}
+    assert changed == {"lora/adapter_model.safetensors"}
+    assert facts.digest.keys() - read_model(str(MODEL)).digest.keys() == {
+        "lora/adapter_config.json",
+        "lora/adapter_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3 is no LoRA adapter"),
+        ({"use_dora": True}, "cannot run an adapter with use_dora True: merge it"),
+        ({"bias": "all"}, "with bias 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "with modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "with init_lora_weights 'pissa'"),
+        ({"r": 0}, "r and rank_pattern must be whole numbers"),
+        ({"r": None}, "r and rank_pattern must be whole numbers"),
+        ({"rank_pattern": {"q_proj": 600}}, "rank 600 is above vLLM's 512"),
+        ({"target_modules": None}, "has no target_modules"),
+        ({"lora_alpha": None}, "has no lora_alpha"),
+        ({"num_layers": 8}, r"changes model\.layers\.6\.mlp\.down_proj, which the model does"),
+        ({"num_layers": 0}, "holds no LoRA weights"),
+    ],
+)
+def test_an_adapter_that_vllm_cannot_run_or_of_another_model_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    rank = {"r": changes.pop("r")} if "r" in changes else {}
+    folder = write_adapter(tmp_path / "a", scale=0.1, **changes)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | rank))
+    with pytest.raises(ConfigError, match=words) as caught:
+        with_lora(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_an_adapter_of_a_wider_model_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b"[256,1024]", b"[128,2048]")
+    assert header != content[8 : 8 + length]
+    file.write_bytes(content[:8] + header + content[8 + length :])
+    with pytest.raises(ConfigError, match=r"down_proj of 256 x 1024, the model's has 128 x 2048"):
+        read_model(str(model), lora=str(write_adapter(tmp_path / "a", scale=0.1)))
+
+
+def test_a_part_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", scale=0.1)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ConfigError, match="save the adapter as safetensors"):
+        with_lora(folder)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ConfigError, match=r"adapter_config\.json is missing"):
+        with_lora(folder)
+    with pytest.raises(ConfigError, match=r"model\.lora: there is no folder"):
+        with_lora(tmp_path / "nothing")
+    torn = write_adapter(tmp_path / "torn", scale=0.1) / "adapter_model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="truncated"):
+        with_lora(torn.parent)
