@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 
 from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
+from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.memory import auto_sizes
 from batchinfer.engine.vllm_setup import (
     OWNER_PID_VARIABLE,
-    available_memory_bytes,
     check_options,
     describe_devices,
     engine_arguments,
     prepare_environment,
 )
+from batchinfer.engine.vllm_sizes import default_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
+from batchinfer.model import read_model
 
 pytestmark = [
     pytest.mark.real_engine,
@@ -145,6 +148,22 @@ def test_what_vllm_refuses_to_build_is_a_config_error(changes: dict[str, Any], w
     with pytest.raises(ConfigError, match=words) as caught:
         build_vllm_engine(dataclasses.replace(SETTINGS, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_a_kv_cache_that_is_too_small_is_answered_with_the_length_that_fits() -> None:
+    from batchinfer.engine.vllm import build_vllm_engine
+
+    needs = read_model(MODEL, dtype="float32").needs
+    options = {"kv_cache_memory_bytes": 128 * 12 * 6144}  # 12 blocks, in float32
+    settings = dataclasses.replace(SETTINGS, needs=needs, options=options, max_model_len=2048)
+    with pytest.raises(ConfigError, match=r"What would fit: model\.max_model_len 1536") as caught:
+        build_vllm_engine(settings)
+    assert "26.5 MiB for weights" in str(caught.value)
+    build_vllm_engine(dataclasses.replace(settings, max_model_len=1536)).close()
+
+
+def test_the_sizes_of_an_estimate_are_those_of_vllm() -> None:
+    assert auto_sizes([], is_cpu=True) == default_sizes(1)
 
 
 @pytest.fixture(scope="module")

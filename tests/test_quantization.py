@@ -21,6 +21,7 @@ from batchinfer.cli.doctor import show_quantizations
 from batchinfer.config.generation import QuantizationName
 from batchinfer.engine.hardware import this_machine
 from batchinfer.errors import ConfigError
+from batchinfer.model import read_model
 from batchinfer.quantization import (
     BITSANDBYTES,
     SCHEMES,
@@ -388,8 +389,9 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         "int4-made": (None, 24, "CompressedTensorsWNA16"),
     }
     paths = []
+    models = {}
     for name, (kind, _, _) in cases.items():
-        model = write_checkpoint(kind, tmp_path / name) if kind else MODEL
+        model = models[name] = write_checkpoint(kind, tmp_path / name) if kind else MODEL
         settings = job(
             folder,
             name,
@@ -431,6 +433,14 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
             "layers"
         ]
         assert (layers["num_quantized_layers"], layers["num_layers"]) == (cases[name][1], 24)
+        estimated = read_model(
+            str(models[name]),
+            quantization=name.partition("-")[0],
+            quantization_fallback=("bf16",),
+            machine=this_machine(),
+        ).needs
+        assert estimated is not None
+        assert layers["weights_bytes"] == pytest.approx(estimated.weights, rel=0.05), name
         (method,) = layers["methods"]
         assert cases[name][2] in method
         if "nf4" not in name:  # whose operators are no class of vLLM's

@@ -1,0 +1,292 @@
+"""Memory before loading: what is estimated, what would fit, and what a GPU's other users leave."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchinfer.config import Job
+from batchinfer.engine import hardware
+from batchinfer.engine.base import EngineSettings, SamplingSettings
+from batchinfer.engine.hardware import Gpu
+from batchinfer.engine.memory import (
+    GIB,
+    Memory,
+    advice,
+    auto_sizes,
+    auto_utilization,
+    estimate,
+)
+from batchinfer.errors import ConfigError
+from batchinfer.model import Needs, read_model
+from batchinfer.quantization import Machine
+from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+
+H200 = Machine("cuda", compute_capability=(9, 0), packages=frozenset({"compressed-tensors"}))
+#: Of Llama-3.1-8B in bfloat16.
+LLAMA_8B = Needs(
+    weights=15 * GIB,
+    kv_per_token=131_072,
+    step_per_token=102_400,
+    logits_per_row=128_256 * 22,
+    smaller={"fp8": 8 * GIB, "int4": 5 * GIB},
+)
+SETTINGS = EngineSettings(
+    model_path="m",
+    tokenizer_path="m",
+    dtype="bfloat16",
+    max_model_len=8192,
+    weights_bytes=15 * GIB,
+    kv_bytes_per_token=131_072,
+    sampling=SamplingSettings(max_tokens=16),
+    needs=LLAMA_8B,
+)
+
+
+def test_weights_are_counted_as_they_will_be_once_loaded() -> None:
+    tensors = 13_900_288  # of the file's 13.9 MB, less its header
+    linear = 6 * 2 * (256 * 512 + 256 * 256 + 3 * 256 * 1024)  # bytes, two for each weight
+
+    def weights(**how: Any) -> int:
+        needs = read_model(str(MODEL), machine=H200, **how).needs
+        assert needs is not None
+        return needs.weights
+
+    assert weights() == tensors
+    assert weights(dtype="float32") == 2 * tensors
+    assert weights(quantization="fp8") == tensors - linear // 2
+
+
+def test_what_is_smaller_are_quantizations_that_this_machine_can_run() -> None:
+    needs = read_model(str(MODEL), machine=H200).needs
+    assert needs is not None
+    assert list(needs.smaller) == ["int8", "fp8", "fp4", "int4"]
+    assert sorted(needs.smaller.values(), reverse=True) == list(needs.smaller.values())
+    quantized = read_model(str(MODEL), machine=H200, quantization="fp8").needs
+    assert quantized is not None and list(quantized.smaller) == ["fp4", "int4"]
+
+
+def test_padding_of_the_vocabulary_and_an_output_layer_of_its_own_are_counted(
+    tmp_path: Path,
+) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    embedding = header["model.embed_tokens.weight"]
+    start, end = embedding["data_offsets"]
+    embedding |= {"shape": [4000, 256], "data_offsets": [start, end]}
+    size = len(content) - 8 - length
+    header["lm_head.weight"] = embedding | {"data_offsets": [size, size + end - start]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :] + bytes(end))
+
+    def weights(**changes: Any) -> int:
+        config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 4000} | changes
+        (folder / "config.json").write_text(json.dumps(config))
+        needs = read_model(str(folder)).needs
+        assert needs is not None
+        return needs.weights
+
+    tied = weights(tie_word_embeddings=True)
+    assert tied == 13_900_288 - (4096 - math.ceil(4000 / 64) * 64) * 256 * 2
+    assert weights(tie_word_embeddings=False) == tied + math.ceil(4000 / 64) * 64 * 256 * 2
+
+
+def test_a_step_is_its_widest_layer_or_its_logits_and_several_devices_share_the_rest() -> None:
+    one = estimate(LLAMA_8B, max_num_seqs=1, max_num_batched_tokens=1000)
+    assert one.step == 1000 * 102_400
+    many = estimate(LLAMA_8B, max_num_seqs=1024, max_num_batched_tokens=1000, num_devices=4)
+    assert many.step == 1024 * LLAMA_8B.logits_per_row
+    assert (many.weights, many.kv_per_token) == (15 * GIB // 4, 32_768)
+    assert many.room_for_tokens(3 * GIB) == 0
+
+
+# What would fit.
+
+
+def said(memory: Memory, **changes: Any) -> str:
+    return advice(replace(SETTINGS, **changes), (256, 8192), memory).partition(". ")[2]
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "changes", "words"),
+    [
+        (24, 23.6, {"max_model_len": 131_072}, "model.max_model_len 3"),
+        (24, 23.6, {"max_model_len": 131_072}, "model.tensor_parallel_size 2"),
+        (19.5, 19.4, {}, "engine.gpu_memory_utilization 0.94"),
+        (16, 15.9, {}, "model.quantization fp8 (8.0 GiB of weights)"),
+        (10, 9.9, {}, "model.quantization int4 (5.0 GiB of weights)"),
+        (80, 40, {"gpu_memory_utilization": 0.9}, "engine.gpu_memory_utilization auto (now 0.48)"),
+        (
+            80,
+            79,
+            {"options": {"kv_cache_memory_bytes": 1 << 29}},
+            "model.max_model_len 4096, or engine.options.kv_cache_memory_bytes 1073741824",
+        ),
+        (16, 15.9, {}, "model.cpu_offload_gib 4 (slower)"),
+        (16, 15.9, {"cpu_offload_gib": 3.0, "max_model_len": 65_536}, "model.cpu_offload_gib 11 ("),
+        (80, 79, {}, "Lower engine.max_num_seqs (now 256)"),
+        (2, 1.9, {}, "take a smaller model or a larger device"),
+    ],
+)
+def test_what_would_fit_is_named(
+    total: float, free: float, changes: dict[str, Any], words: str
+) -> None:
+    memory = Memory(int(total * GIB), int(free * GIB))
+    assert words in said(memory, **changes)
+
+
+def test_what_is_named_as_fitting_fits() -> None:
+    memory = Memory(24 * GIB, int(23.6 * GIB))
+    text = said(memory, max_model_len=131_072)
+    length = int(text.partition("max_model_len ")[2].partition(",")[0])
+    budget = int(0.9 * memory.total_bytes) - GIB
+    found = estimate(LLAMA_8B, max_num_seqs=256, max_num_batched_tokens=8192)
+    assert 0 <= found.room_for_tokens(budget) - length < 16
+
+
+def test_on_a_cpu_no_share_of_a_gpu_is_named() -> None:
+    text = said(Memory(64 * GIB, 20 * GIB, is_gpu=False), max_model_len=131_072)
+    assert text.startswith("What would fit: model.max_model_len 3")
+    assert "gpu" not in text and "parallel" not in text
+
+
+# What other processes leave.
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "share"),
+    [(140, 139.6, 0.9), (140, 70, 0.49), (24, 23.6, 0.9), (80, 2, 0.01)],
+)
+def test_auto_is_nine_tenths_or_what_others_leave(total: float, free: float, share: float) -> None:
+    assert auto_utilization(Memory(int(total * GIB), int(free * GIB))) == share
+
+
+def test_a_device_that_others_fill_is_refused_and_an_unknown_one_is_taken() -> None:
+    with pytest.raises(ConfigError, match=r"other processes hold .* 1\.0 GiB of 80\.0 GiB are"):
+        auto_utilization(Memory(80 * GIB, GIB))
+    assert auto_utilization(None) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "sizes"),
+    [
+        ("NVIDIA H200", 140, (1024, 16384)),
+        ("NVIDIA A100-SXM4-80GB", 80, (256, 8192)),
+        ("NVIDIA L4", 23, (256, 8192)),
+    ],
+)
+def test_sizes_are_vllms_by_device(name: str, gib: int, sizes: tuple[int, int]) -> None:
+    assert auto_sizes([Gpu(name, gib * GIB, gib * GIB, (8, 0))], is_cpu=False) == sizes
+
+
+class FakeNvml:
+    """The driver's management library on a host with two devices, one of them half full."""
+
+    FREE_GIB = (139, 70)
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    nvmlShutdown = nvmlInit_v2
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+        handle._obj.value = index + 1
+        return int(index > 1)
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        handle._obj.value = 2
+        return int(uuid != b"GPU-b")
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: Any, parent: Any) -> int:
+        return 2  # not one
+
+    def nvmlDeviceGetName(self, handle: Any, name: Any, length: int) -> int:
+        name.value = b"NVIDIA H200"
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        memory._obj.total = 140 * GIB
+        memory._obj.free = self.FREE_GIB[handle.value - 1] * GIB
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
+        major._obj.value, minor._obj.value = 9, 0
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "free_gib"),
+    [
+        (None, [139, 70]),
+        ("1", [70]),
+        ("1,0", [70, 139]),
+        ("GPU-b", [70]),
+        ("GPU-unknown", [139, 70]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_the_visible_devices_are_looked_at(
+    visible: str | None, free_gib: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeNvml())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = hardware.gpus()
+    assert [gpu.free_bytes // GIB for gpu in found] == free_gib
+    assert all((gpu.name, gpu.capability) == ("NVIDIA H200", (9, 0)) for gpu in found)
+
+
+# In the commands.
+
+
+def test_plan_and_doctor_say_what_a_job_takes(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(4))
+    path = write_job(tmp_path, job(folder, engine={"max_num_seqs": 8}))
+    planned = run(path, command=("plan",))
+    assert planned.code == 0, planned.stderr
+    lines = [line for line in planned.stdout.splitlines() if line.startswith("memory")]
+    assert "about 13.3 MiB of weights (none)" in lines[0]
+    assert "6.0 MiB of KV cache for 2,048 tokens" in lines[0]
+    assert "free: room for" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"save_mode": True}, "model.save_mode cannot run here: it moves data between a GPU"),
+        ({"cpu_offload_gib": 2}, "model.cpu_offload_gib cannot run here"),
+        ({"save_mode_gib": 2}, "save_mode_gib: is the size of save_mode"),
+    ],
+)
+def test_save_mode_and_offload_are_refused_on_a_cpu(
+    folder: Place, tmp_path: Path, model: dict[str, Any], words: str
+) -> None:
+    folder.write_parquet("in/a.parquet", rows(4))
+    ended = run(write_job(tmp_path, job(folder, model={"path": str(MODEL), **model})))
+    assert ended.code == 2
+    assert words in ended.stderr
+
+
+def test_the_share_of_a_gpu_is_a_number_or_auto(folder: Place) -> None:
+    for value in ("auto", 0.5, 1):
+        found = Job.model_validate(job(folder, engine={"gpu_memory_utilization": value}))
+        assert found.engine.gpu_memory_utilization == value
+    for value in (0, 1.2, "half", True):
+        with pytest.raises(ValueError, match="must be auto or a number above 0 to 1"):
+            Job.model_validate(job(folder, engine={"gpu_memory_utilization": value}))
