@@ -154,7 +154,7 @@ def test_a_kv_cache_that_is_too_small_is_answered_with_the_length_that_fits() ->
     from batchinfer.engine.vllm import build_vllm_engine
 
     needs = read_model(MODEL, dtype="float32").needs
-    options = {"kv_cache_memory_bytes": 128 * 12 * 6144}  # 12 blocks, in float32
+    options = {"kv_cache_memory_bytes": 128 * 13 * 6144}  # 13 blocks, in float32
     settings = dataclasses.replace(SETTINGS, needs=needs, options=options, max_model_len=2048)
     with pytest.raises(ConfigError, match=r"What would fit: model\.max_model_len 1536") as caught:
         build_vllm_engine(settings)

@@ -48,7 +48,12 @@ def test_the_documented_table_is_the_programs() -> None:
         ("fp8_e5m2", AVX512, 128, None),
         ("fp8", AVX2, 64, "CPU with avx512f"),
         ("fp8", AVX512, 80, "multiple of 32 numbers, the model's have 80"),
-        ("int8_per_token_head", AVX512, 64, "does not apply it.* Write fp8 or fp8_e5m2 or auto"),
+        (
+            "int8_per_token_head",
+            AVX512,
+            64,
+            "computes something else.* Write fp8 or fp8_e5m2 or auto",
+        ),
         ("int4_per_token_head", H200, 80, None),
         ("int8_per_token_head", A100, 64, None),
         ("fp8", H200, 80, None),
@@ -89,6 +94,18 @@ def test_auto_is_as_the_checkpoint_says(settings: dict[str, Any] | None, found: 
 def test_the_bytes_of_a_token_follow_the_name(name: str, num_bytes: int) -> None:
     # Two heads of 64 for keys and for values, 6 layers; 1 GiB held so many on an H200.
     assert read_model(str(MODEL), kv_cache_dtype=name).kv_bytes_per_token == 12 * num_bytes
+
+
+def test_a_checkpoints_own_cache_dtype_is_counted_under_auto(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {},
+        "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_model(str(folder)).kv_bytes_per_token == 12 * 128
 
 
 def test_a_latent_cache_has_one_vector_for_all_heads(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
+from batchinfer.model.lora import check_beside
+from batchinfer.quantization import Machine
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL
 
@@ -73,6 +75,13 @@ def test_an_adapter_of_a_wider_model_is_refused_with_both_sizes(tmp_path: Path) 
     file.write_bytes(content[:8] + header + content[8 + length :])
     with pytest.raises(ConfigError, match=r"down_proj of 256 x 1024, the model's has 128 x 2048"):
         read_model(str(model), lora=str(write_adapter(tmp_path / "a", scale=0.1)))
+
+
+def test_an_adapter_beside_int8_is_refused_on_a_cpu_and_not_beside_int4() -> None:
+    check_beside("int8", Machine("cuda"))
+    check_beside("int4", Machine("cpu"))
+    with pytest.raises(ConfigError, match="cannot run here with quantization int8: vLLM's CPU"):
+        check_beside("int8", Machine("cpu"))
 
 
 def test_a_part_of_an_adapter_is_refused(tmp_path: Path) -> None:

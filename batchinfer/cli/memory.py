@@ -37,7 +37,7 @@ def memory_lines(job: Job, model: ModelFacts) -> list[str]:
     lines = [
         f"about {gib(found.weights)} of weights ({model.quantization}), {gib(found.step)} for a "
         f"step of {num_tokens:,} tokens and {num_seqs:,} sequences, "
-        f"{gib(length * found.kv_per_token)} of KV cache for {length:,} tokens",
+        f"{gib(found.cache_bytes(length))} of KV cache for {length:,} tokens",
     ]
     if memory is None:
         return lines

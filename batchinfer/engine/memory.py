@@ -25,7 +25,8 @@ MOST_ASKED = 0.98
 RESERVED_BYTES = GIB
 #: Above this a GPU gets vLLM's larger steps, unless it is an A100.
 _LARGE_GPU_BYTES = 70 * GIB
-_LEAST_LENGTH = 64
+#: A block of vLLM's KV cache on a CPU; 16 on a GPU. One block is never a sequence's.
+BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,16 @@ class Estimate:
 
     def room_for_tokens(self, budget_bytes: int) -> int:
         """Tokens that the KV cache holds in what weights and a step leave of `budget_bytes`."""
-        return max(0, budget_bytes - self.weights - self.step) // self.kv_per_token
+        return self.tokens_in(budget_bytes - self.weights - self.step)
+
+    def tokens_in(self, cache_bytes: int) -> int:
+        """In whole blocks, without the one that vLLM keeps to itself."""
+        num_blocks = cache_bytes // (self.kv_per_token * BLOCK_TOKENS) - 1
+        return max(0, num_blocks) * BLOCK_TOKENS
+
+    def cache_bytes(self, num_tokens: int) -> int:
+        """The least cache that has room for so many tokens."""
+        return (-(-num_tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS * self.kv_per_token
 
 
 def device_memory(num_devices: int, *, is_cpu: bool) -> Memory | None:
@@ -130,7 +140,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     budget = budget_of(settings, memory)
     what = (
         f"it needs about {gib(found.weights)} for weights, {gib(found.step)} for a step and "
-        f"{gib(length * found.kv_per_token)} for the KV cache of one sequence of {length} tokens; "
+        f"{gib(found.cache_bytes(length))} for the KV cache of one sequence of {length} tokens; "
         f"{gib(memory.free_bytes)} of {gib(memory.total_bytes)} were free"
     )
     if memory.is_gpu:
@@ -147,13 +157,13 @@ def _ways(settings: EngineSettings, needs: Needs, found: Estimate, memory: Memor
     length = settings.max_model_len
     budget = budget_of(settings, memory)
     room = found.room_for_tokens(budget)
-    of_sequence = length * found.kv_per_token
+    of_sequence = found.cache_bytes(length)
     needed = found.weights + found.step + of_sequence
     fixed = settings.options.get("kv_cache_memory_bytes")
     if isinstance(fixed, int):
-        room = min(room, fixed // found.kv_per_token)
-    if _LEAST_LENGTH <= room < length:
-        yield f"model.max_model_len {room // 16 * 16}"
+        room = min(room, found.tokens_in(fixed))
+    if 0 < room < length:
+        yield f"model.max_model_len {room}"
     if isinstance(fixed, int):
         if fixed < of_sequence:
             yield f"engine.options.kv_cache_memory_bytes {of_sequence}"

@@ -22,7 +22,7 @@ from batchinfer.model.folder import (
     require_tokenizer,
     resolve_folder,
 )
-from batchinfer.model.lora import Lora, read_lora
+from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.memory import Needs, needs_of
 from batchinfer.model.shape import DTYPE_BYTES, kv_bytes_per_token, shape_of, text_config
 from batchinfer.model.weights import Weights, read_weights
@@ -141,6 +141,7 @@ def read_model(
         digest["made by"] = RECIPES[chosen.made_by].identity
     adapter = read_lora(lora, weights.tensors) if lora else None
     if adapter is not None:
+        check_beside(chosen.name, machine)
         digest |= adapter.digest
     kv_per_token = kv_bytes_per_token(shape, chosen.dtype, kv_cache_dtype)
     needs = None

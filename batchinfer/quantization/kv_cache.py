@@ -32,7 +32,8 @@ class KvCacheDtype:
     min_capability: tuple[int, int] = (7, 5)
 
 
-_NO_CPU_SCALES = "vLLM takes the name on a CPU and does not apply it"
+#: Measured: one wrong result for all three names, and no error.
+_NO_CPU_SCALES = "vLLM has no CPU kernel for it, takes the name and computes something else"
 
 KV_CACHE_TABLE: tuple[KvCacheDtype, ...] = (
     KvCacheDtype("fp8", "8-bit float, E4M3, scaled by tensor", 8, min_capability=(8, 9)),

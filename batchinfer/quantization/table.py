@@ -58,6 +58,7 @@ class Device:
     native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
     cpu_flags: tuple[str, ...] = ()  # all of them
     packages: tuple[str, ...] = ()
+    refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ TABLE: tuple[Quantization, ...] = (
             refused_dtypes={"float16": "aborts the process in vLLM"},
             made_by="int8",
             packages=_COMPRESSED,
+            refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find "
+            "them",
         ),
         gpu=Device(
             schemes=("w8a8", "w8a16"),
