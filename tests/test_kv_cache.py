@@ -127,6 +127,11 @@ def test_the_digest_has_the_name_only_where_one_is_chosen(folder: Place) -> None
     assert of_model("fp8")["kv_cache_dtype"] == "fp8"
 
 
+def test_vllms_other_word_for_fp8_is_taken(folder: Place) -> None:
+    found = Job.model_validate(job(folder, model={"path": "m", "kv_cache_dtype": "fp8_e4m3"}))
+    assert found.model.kv_cache_dtype == "fp8"
+
+
 def test_vllms_own_option_is_refused_with_the_settings_name(folder: Place, tmp_path: Path) -> None:
     folder.write_parquet("in/a.parquet", rows(4))
     settings = job(folder, engine={"options": {"kv_cache_dtype": "fp8"}})

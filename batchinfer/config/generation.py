@@ -6,7 +6,7 @@ Must not know: engines themselves (the ranges are vLLM's, its package is not imp
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
@@ -104,7 +104,11 @@ class ModelSettings(Section):
     ] = Field(
         default="auto", description="Precision of weights and activations; auto: the model's."
     )
-    kv_cache_dtype: KvCacheDtype = Field(
+    kv_cache_dtype: Annotated[
+        KvCacheDtype,
+        BeforeValidator(lambda name: "fp8" if name == "fp8_e4m3" else name),
+        WithJsonSchema({"enum": [*get_args(KvCacheDtype), "fp8_e4m3"]}),
+    ] = Field(
         default="auto",
         description="What keys and values of past tokens are stored in; auto: model.dtype, or as "
         "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",
