@@ -45,8 +45,8 @@ from batchinfer.quantization.table import (
 
 __all__ = [
     "BITSANDBYTES",
-    "RECIPES",
     "KV_CACHE_TABLE",
+    "RECIPES",
     "SCHEMES",
     "TABLE",
     "Checkpoint",
