@@ -16,13 +16,18 @@ from typing import Any
 
 def main(settings: dict[str, Any]) -> None:
     """Keys: model, target, modifier, preset, texts, max_tokens."""
+    import torch
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not torch.accelerator.is_available():
+        # AWQ in 0.14.0.1 pins memory for copies to a device, and fails where there is none.
+        IntermediatesCache.pin_memory = lambda *_: None
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     encoded = tokenizer(settings["texts"], truncation=True, max_length=settings["max_tokens"])
