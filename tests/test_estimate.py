@@ -141,6 +141,7 @@ def said(memory: Memory, **changes: Any) -> str:
         (16, 15.9, {}, "model.cpu_offload_gib 4 (slower)"),
         (16, 15.9, {"cpu_offload_gib": 3.0, "max_model_len": 65_536}, "model.cpu_offload_gib 11 ("),
         (80, 79, {}, "Lower engine.max_num_seqs (now 256)"),
+        (80, 0.5, {}, "take a smaller model or a larger device"),
         (2, 1.9, {}, "take a smaller model or a larger device"),
     ],
 )
@@ -158,6 +159,11 @@ def test_what_is_named_as_fitting_fits() -> None:
     budget = int(0.9 * memory.total_bytes) - GIB
     found = estimate(LLAMA_8B, max_num_seqs=256, max_num_batched_tokens=8192)
     assert 0 <= budget - found.weights - found.step - found.cache_bytes(length) < 128 * 131_072
+
+
+def test_of_unknown_weights_the_settings_that_matter_are_named() -> None:
+    text = advice(replace(SETTINGS, needs=None), (256, 8192), Memory(GIB, GIB))
+    assert "model.max_model_len (now 8192) or engine.max_num_seqs (now 256)" in text
 
 
 def test_on_a_cpu_no_share_of_a_gpu_is_named() -> None:

@@ -75,14 +75,14 @@ def auto_utilization(memory: Memory | None) -> float:
     """
     if memory is None:
         return MOST_UTILIZATION
-    share = math.floor(100 * _free_share(memory)) / 100
+    share = _auto_share(memory)
     if share < 0.01:
         raise ConfigError(
             f"other processes hold the GPU's memory: {gib(memory.free_bytes)} of "
             f"{gib(memory.total_bytes)} are free. End them, or choose another device with "
             "CUDA_VISIBLE_DEVICES"
         )
-    return min(MOST_UTILIZATION, share)
+    return share
 
 
 def auto_sizes(gpus: Sequence[Gpu], *, is_cpu: bool) -> tuple[int, int]:
@@ -128,7 +128,10 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     """
     needs = settings.needs
     if needs is None:
-        return "end what else runs there, or take a smaller model"
+        return (
+            f"end what else runs there, lower model.max_model_len (now {settings.max_model_len}) "
+            f"or engine.max_num_seqs (now {sizes[0]}), or raise model.tensor_parallel_size"
+        )
     found = estimate(
         needs,
         max_num_seqs=sizes[0],
@@ -198,8 +201,8 @@ def budget_of(settings: EngineSettings, memory: Memory) -> int:
     if not memory.is_gpu:
         return memory.free_bytes
     share = settings.gpu_memory_utilization
-    share = auto_utilization(memory) if share is None else share
-    return min(int(share * memory.total_bytes), memory.free_bytes) - RESERVED_BYTES
+    share = _auto_share(memory) if share is None else share
+    return max(0, min(int(share * memory.total_bytes), memory.free_bytes) - RESERVED_BYTES)
 
 
 def gib(num_bytes: float) -> str:
@@ -207,6 +210,10 @@ def gib(num_bytes: float) -> str:
     if num_bytes < GIB / 10:
         return f"{num_bytes / (1 << 20):.1f} MiB"
     return f"{num_bytes / GIB:.1f} GiB"
+
+
+def _auto_share(memory: Memory) -> float:
+    return min(MOST_UTILIZATION, math.floor(100 * _free_share(memory)) / 100)
 
 
 def _free_share(memory: Memory) -> float:

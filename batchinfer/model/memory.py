@@ -53,7 +53,7 @@ def needs_of(
     is_online = scheme == "plain" and name != "none"
     bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]
     smaller = {}
-    if not packed:
+    if scheme == "plain":
         smaller = {
             record.name: other + round(linear * record.bits_per_weight / 8)
             for record in TABLE
@@ -75,9 +75,9 @@ def _weights(
 ) -> tuple[int, int, int]:
     """(numbers of unquantized linear layers, bytes of what stays so, bytes of packed layers)"""
     linear = other = packed = 0
-    packed_modules = {
-        _module(name) for name, tensor in tensors.items() if tensor.dtype not in _FLOATS
-    }
+    packed_modules = set()
+    if scheme != "plain":  # whose integers are buffers
+        packed_modules = {_module(n) for n, t in tensors.items() if t.dtype not in _FLOATS}
     for name, tensor in tensors.items():
         if _module(name) in packed_modules:
             packed += tensor.num_bytes if scheme != "bnb-4bit" else _bits4_bytes(name, tensor)
