@@ -180,7 +180,7 @@ def test_auto_groups_over_windows_only_where_that_saves_more_than_within_each() 
     scattered = documents(8, 8)
     assert order_chosen(scattered[:32], scattered[32:]) == "prefix over windows"
     assert order_chosen(documents(4, 8), documents(4, 8, system=32)) == "prefix in windows"
-    assert order_chosen(documents(64, 1)) == "length"
+    assert order_chosen(documents(64, 1)) == "input"
 
 
 def test_rows_of_many_small_shards_are_mixed_in_groups_of_few() -> None:

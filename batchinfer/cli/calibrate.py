@@ -71,7 +71,7 @@ def show_forecast(
         num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
         num_samples=job.sampling.n,
         prompt_tokens=sample.lengths,
-        is_longest_first=job.packing.order != "input",
+        is_longest_first=job.packing.order == "length",
         chunk_rows=max(
             1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
         ),

@@ -134,13 +134,13 @@ class PackingSettings(Section):
         default="auto",
         description="length: longest expected work of a window first; prefix: rows that share a "
         "prompt prefix next to each other, for the engine's prefix cache; auto: prefix where that "
-        "saves work, else length; input: as in the file.",
+        "saves work, else input; input: as in the file.",
     )
     window_rows: int = Field(
         default=16384, ge=1, description="Rows of a window; fixed for the life of an output."
     )
     buffer_tokens: int = Field(
-        default=4_000_000,
+        default=3_000_000,
         ge=1,
         description="Most prompt tokens that are put in order together, over windows and shards.",
     )

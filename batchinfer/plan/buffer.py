@@ -15,8 +15,8 @@ import numpy.typing as npt
 from batchinfer.plan.chunk import Chunk, WorkItem
 from batchinfer.plan.order import by_length, prefix_trees
 
-#: Grouping by prefix has to save so much of all prompt tokens to be worth leaving the order of
-#: lengths, or of the windows: rows of several windows in flight finish their shards later.
+#: Grouping by prefix has to save so much of all prompt tokens to be worth leaving the order of the
+#: rows, or of the windows: rows of several windows in flight finish their shards later.
 MIN_SHARED = 0.05
 #: Rows of so many chunks at most are mixed: each has a shard or window of its own, which costs a
 #: part at every flush until it is done.
@@ -51,7 +51,7 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
 
     "input": as they were read. "length": longest expected work of each chunk first. "prefix": rows
     that share a prefix of their prompts next to each other; over up to `MAX_MIXED_CHUNKS` chunks if
-    that saves more than within each. "auto": "prefix" where it saves work, else "length".
+    that saves more than within each. "auto": "prefix" where it saves work, else "input".
     """
     sizes = [len(chunk.rows) for chunk in chunks]
     chunk_of = np.repeat(np.arange(len(chunks), dtype=np.int64), sizes)
@@ -73,7 +73,7 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
             rows, order = within.depth_first(), "prefix in windows"
             shared = within.num_shared_tokens
         else:
-            order = "length"
+            order = "input"
     if order == "length":
         longest_first = by_length(num_tokens[rows])
         rows = rows[longest_first[np.argsort(chunk_of[rows[longest_first]], kind="stable")]]
