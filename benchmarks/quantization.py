@@ -11,7 +11,8 @@ tests/support/checkpoints.py, without calibration. Two processes each:
   the loaded weights, completion tokens/s with many sequences at once and with few.
 
 --shape 8b: the second part alone, with dummy weights in the shape of Llama-3.1-8B. A name that
-cannot run here has its reason instead. --write puts the table into docs/quantization.md.
+cannot run here has its reason instead. --write puts the table into docs/quantization.md; with
+--from LOG it is made of a log of another machine: speed and size of the 8b shape, loss of the demo.
 """
 
 from __future__ import annotations
@@ -105,14 +106,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="of the speed, the best counts")
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
     parser.add_argument("--log", type=Path, help="append a JSON line for each row to this file")
+    parser.add_argument("--from", dest="made_from", type=Path, help="make the table of this log")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         measure_speed(arguments.child, SHAPES[arguments.shape], arguments.repeats)
         return
+    if arguments.made_from:
+        rows = _of_log(arguments.made_from)
+        show(f"{rows[0]['cpu']}, {rows[0]['cores']} cores, one NVIDIA H200", rows, "8b", arguments)
+        return
     cases = [case for case in CASES if not arguments.only or case.key in arguments.only]
-    lines = [heading(), ""]
-    click.echo(lines[0])
+    title = heading()
+    click.echo(title)
     rows = []
     for case in cases:
         rows.append(measure(case, arguments.shape, arguments.parts, arguments.repeats))
@@ -120,12 +126,32 @@ def main() -> None:
         if arguments.log:
             with arguments.log.open("a") as log:
                 log.write(json.dumps({**machine(), "shape": arguments.shape, **rows[-1]}) + "\n")
-    text = "\n".join([*lines, *table(rows, SHAPES[arguments.shape])])
+    show(title, rows, arguments.shape, arguments)
+
+
+def show(
+    title: str, rows: Sequence[dict[str, Any]], shape: str, arguments: argparse.Namespace
+) -> None:
+    text = "\n".join([title, "", *table(rows, SHAPES[shape])])
     click.echo(text)
     if arguments.write:
-        begin, end = f"<!-- {arguments.shape}: begin -->", f"<!-- {arguments.shape}: end -->"
+        begin, end = f"<!-- {shape}: begin -->", f"<!-- {shape}: end -->"
         head, _, rest = DOCS.read_text().partition(begin)
         DOCS.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
+def _of_log(log: Path) -> list[dict[str, Any]]:
+    """A row for each case, in the order of `CASES`: what the 8b shape says, and the demo's loss."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        kept = found.get(row["label"], {})
+        found[row["label"]] = row | kept if row["shape"] == "demo" else kept | row
+    rows = [found[case.label] for case in CASES if case.label in found]
+    for row in rows:
+        if row["shape"] == "demo":
+            del row["layers"]["weights_bytes"]  # says nothing beside those of the 8b shape
+    return rows
 
 
 def measure(case: Case, shape: str, parts: Sequence[str], repeats: int) -> dict[str, Any]:
@@ -313,15 +339,15 @@ def table(rows: Sequence[dict[str, Any]], shape: Shape) -> list[str]:
         lines.append(
             f"| {row['label']} | {row['dtype']} | {layers['num_quantized_layers']} of "
             f"{layers['num_layers']} | {', '.join([*layers['methods'], *layers['kernels']])} | "
-            f"{layers['weights_bytes'] / 1e6:,.1f} | {_cell(row, 'start_s', 1)} | "
+            f"{_cell(layers, 'weights_bytes', 1, 1e6)} | {_cell(row, 'start_s', 1)} | "
             f"{_cell(row, 'tokens_per_s_many')} | {_cell(row, 'tokens_per_s_few')} | "
             f"{_cell(row, 'nll', 4)} |"
         )
     return lines
 
 
-def _cell(row: dict[str, Any], key: str, num_digits: int = 0) -> str:
-    return f"{row[key]:,.{num_digits}f}" if key in row else ""
+def _cell(row: dict[str, Any], key: str, num_digits: int = 0, unit: float = 1.0) -> str:
+    return f"{row[key] / unit:,.{num_digits}f}" if key in row else ""
 
 
 if __name__ == "__main__":
