@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -182,7 +183,8 @@ class _Weights:
     def read(self, name: str) -> Tensor:
         file, _, _ = self.places[name]
         with _safetensors(file):
-            return safe_open(file, "pt").get_tensor(name)
+            stream: Any = safe_open(file, "pt")
+            return stream.get_tensor(name)
 
 
 @contextmanager
