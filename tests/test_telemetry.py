@@ -118,6 +118,8 @@ def test_only_steps_while_rows_remain_count_as_underfilled(hands: Hands) -> None
 class Trickle:
     """Work that comes a few items at a time, as from a reader that is behind."""
 
+    planned_s = 0.0
+
     def __init__(self, num_rows: int, at_once: int) -> None:
         chunk = Chunk(
             shard="a.parquet",
