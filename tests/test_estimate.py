@@ -140,7 +140,7 @@ def said(memory: Memory, **changes: Any) -> str:
         ),
         (16, 15.9, {}, "model.cpu_offload_gib 4 (slower)"),
         (16, 15.9, {"cpu_offload_gib": 3.0, "max_model_len": 65_536}, "model.cpu_offload_gib 11 ("),
-        (80, 79, {}, "Lower engine.max_num_seqs (now 256)"),
+        (80, 79, {}, "else lower engine.max_num_seqs (now 256)"),
         (80, 0.5, {}, "take a smaller model or a larger device"),
         (2, 1.9, {}, "take a smaller model or a larger device"),
     ],

@@ -150,8 +150,11 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
         what += f", of which it may use {gib(budget)}"
     if ways := list(_ways(settings, needs, found, memory)):
         return f"{what}. What would fit: {', or '.join(ways)}"
-    if found.room_for_tokens(budget) >= length:  # what is not in the estimate was too much
-        return f"{what}. Lower engine.max_num_seqs (now {sizes[0]})"
+    if found.room_for_tokens(budget) >= length:  # or what is not in the estimate was too much
+        return (
+            f"{what}. That should fit: if another process has taken memory meanwhile, start again; "
+            f"else lower engine.max_num_seqs (now {sizes[0]})"
+        )
     return f"{what}. End what else runs there, or take a smaller model or a larger device"
 
 
