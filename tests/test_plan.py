@@ -202,6 +202,13 @@ def test_auto_does_not_group_by_a_prefix_that_all_rows_have() -> None:
     assert order_chosen(documents(8, 8, system=320)) == "prefix in windows"
 
 
+def test_a_prefix_that_half_of_the_rows_have_does_not_hide_what_the_others_share() -> None:
+    one_context = [[7] * (10 * PIECE_TOKENS) + [n] for n in range(64)]
+    assert order_chosen(one_context) == "input"
+    assert order_chosen(one_context + documents(8, 8)) == "prefix in windows"
+    assert order_chosen(documents(8, 7) + one_context) == "prefix in windows"
+
+
 def test_of_groups_and_of_rows_in_a_group_the_longest_comes_first() -> None:
     a, b = [1] * PIECE_TOKENS, [2] * PIECE_TOKENS
     prompts = [[*a, 7], [3], [*b, 7, 7], [*a, 8, 8, 8], [*b, 8], [4, 4]]

@@ -77,7 +77,8 @@ def prefix_trees(
     rows = _sorted_rows(token_ids, offsets)
     rows = rows[is_wanted[rows]]
     shared_by_all = _shared_pieces(token_ids, offsets, rows)
-    hot = _hot_pieces(shared_by_all)
+    hot = np.zeros(len(num_tokens), dtype=np.int64)
+    hot[rows] = _hot_pieces(shared_by_all)
     trees = []
     for group_of in partitions:
         grouped = rows[np.argsort(group_of[rows], kind="stable")]
@@ -88,7 +89,7 @@ def prefix_trees(
             shared[is_edge] = 0
         ends = [len(grouped)] if len(grouped) else []
         edges = np.array([0, *(np.flatnonzero(is_edge) + 1).tolist(), *ends])
-        num_shared = int(np.maximum(0, shared - hot).sum()) * PIECE_TOKENS
+        num_shared = int(np.maximum(0, shared - hot[grouped[1:]]).sum()) * PIECE_TOKENS
         trees.append(PrefixTree(grouped, shared, num_tokens[grouped], edges, num_shared))
     return trees
 
@@ -141,21 +142,29 @@ def _common_pieces(
     return common
 
 
-def _hot_pieces(shared: Int64Array) -> int:
-    """The longest prefix, in pieces, that at least `_HOT_SHARE` of the sorted rows have in common.
+def _hot_pieces(shared: Int64Array) -> Int64Array:
+    """How many pieces each sorted row has of the prefix that stays cached in any order.
 
-    shared [n - 1]: pieces in common with the next row.
+    That is the longest one that at least `_HOT_SHARE` of the rows have in common. shared [n - 1]:
+    pieces in common with the next row. [n]
     """
+    num_rows = len(shared) + 1
     low, high = 0, int(shared.max(initial=0))
+    start, stop = 0, num_rows
     while low < high:
         middle = (low + high + 1) // 2
         breaks = np.flatnonzero(np.concatenate([[True], shared < middle, [True]]))
-        longest_run = int(np.diff(breaks).max())
-        if longest_run >= _HOT_SHARE * (len(shared) + 1):
+        longest = int(np.diff(breaks).argmax())
+        if breaks[longest + 1] - breaks[longest] >= _HOT_SHARE * num_rows:
             low = middle
+            start, stop = int(breaks[longest]), int(breaks[longest + 1])
         else:
             high = middle - 1
-    return low
+    hot = np.full(num_rows, low, dtype=np.int64)
+    # Rows outside of that run have what they share with it: in sorted order, the least between.
+    hot[:start] = np.minimum.accumulate(shared[:start][::-1])[::-1]
+    hot[stop:] = np.minimum.accumulate(shared[stop - 1 :])
+    return np.minimum(hot, low)
 
 
 def _depth_first(shared: Int64Array, num_tokens: Int64Array) -> Int64Array:

@@ -162,6 +162,6 @@ def _shared(buffer: Buffer, num_chunks: int) -> str:
         return ""
     share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)
     return (
-        f" ({share:.0%} of {buffer.num_prompt_tokens:,} prompt tokens in {num_chunks} chunks are "
-        "shared with the row before)"
+        f" (saves {share:.0%} of {buffer.num_prompt_tokens:,} prompt tokens in {num_chunks} "
+        "chunks: shared with the row before, and cached in no other order)"
     )
