@@ -8,6 +8,7 @@ Prints a JSON line.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -64,4 +65,6 @@ def main(kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("kind", choices=["plain", "bnb-nf4", "bnb-fp4", "bnb-int8"])
+    main(parser.parse_args().kind)

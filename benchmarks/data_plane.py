@@ -351,7 +351,7 @@ def measure_runs(folder: Path, num_rows: int, repeats: int) -> None:
         engine = InstantEngine(Completions(k))
         stages[f"run, logprobs: {k}"] = partial(run_once, job_of(folder, k), engine)
         before[f"run, logprobs: {k}"] = partial(shutil.rmtree, folder / "out", ignore_errors=True)
-    measured = measure(stages, repeats - 1, before)
+    measured = measure(stages, max(1, repeats - 1), before)
     for k, found in zip(NUM_LOGPROBS, measured.values(), strict=True):
         found.note = f"aim {AIMS[k]:,} tokens/s"
     show(measured)

@@ -38,6 +38,7 @@ from batchinfer.quantization import (
     why_not,
 )
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
+from tests.support.run_many import engine_facts, run_many
 
 COMPRESSED = frozenset({"compressed-tensors"})
 AMX = Machine("cpu", cpu_flags=frozenset({"avx512f", "amx_tile", "amx_bf16"}), packages=COMPRESSED)
@@ -453,3 +454,30 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     assert means[10] == pytest.approx(means[1], abs=0.02)  # the same by compressed-tensors
     # What is read is what was written: block scales are the same numbers again.
     assert means[6] == means[5] == pytest.approx(means[7], abs=0.01)
+
+
+@pytest.mark.real_engine
+def test_a_mixture_of_experts_runs_unquantized_and_is_never_left_half_quantized(
+    folder: Place, tmp_path: Path
+) -> None:
+    from tests.support.checkpoints import write_experts  # imports torch
+
+    model = write_experts(tmp_path / "experts")
+    folder.write_parquet("in/a.parquet", rows(4))
+    paths = []
+    for name in ("none", "nf4", "int8"):
+        settings = job(
+            folder,
+            name,
+            model={"path": str(model), "quantization": name, "max_model_len": 256},
+            engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 1 << 25}},
+        )
+        paths.append(write_job(tmp_path, settings, f"{name}.yaml"))
+    ran, *refused = run_many(*paths)
+    assert ran[0] == 0, ran
+    layers = engine_facts(folder.url("none", "a.parquet"))["extra"]["layers"]
+    file_bytes = (model / "model.safetensors").stat().st_size
+    assert layers["weights_bytes"] == pytest.approx(file_bytes, rel=0.05)
+    assert [code for code, _ in refused] == [2, 2]
+    assert "this model has experts" in refused[0][1]["message"]
+    assert "no CPU kernels for quantized experts" in refused[1][1]["message"]

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_proxy import FaultProxy, Rule, fault_proxy
-from tests.support.jobs import Place, job, kill, results, rows, run, start, wait, write_job
+from tests.support.jobs import (
+    Place,
+    job,
+    kill,
+    results,
+    rows,
+    run,
+    start,
+    wait,
+    wait_until,
+    write_job,
+)
 from tests.support.s3_server import S3Server
 
 pytestmark = pytest.mark.s3
@@ -132,7 +143,7 @@ def test_a_stuck_upload_is_given_up_by_the_watchdog(
     slow = {"step_s": 0.1, "max_num_seqs": 8}
     environ = {"FAKE_GRACE_S": "3"}
     process = start(path, place=through(proxy, bucket), fake=slow, environ=environ)
-    wait_for_part(bucket)
+    wait_until(lambda: proxy.num_seen("PUT", r"/parts/") > 1, what="an upload that is stuck")
     sent = time.monotonic()
     kill(process, 15)
     stopped = wait(process, 25)

@@ -12,6 +12,7 @@ from batchinfer.engine.memory import (
     estimate,
     gib,
 )
+from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes
 from batchinfer.model import ModelFacts
 from batchinfer.runner.factory import engine_settings
 
@@ -45,7 +46,10 @@ def memory_lines(job: Job, model: ModelFacts) -> list[str]:
     room = found.room_for_tokens(budget)
     if room < length:
         return [*lines, f"does not fit: {advice(settings, (num_seqs, num_tokens), memory)}"]
-    left = "free" if is_cpu else "the engine's"
+    left = "the engine's"
+    if is_cpu:  # where a cache takes seconds to clear, and no more than is useful is taken
+        left = "free, of which it takes a part for its KV cache"
+        room = min(room, found.tokens_in(cpu_kv_cache_bytes(settings, num_seqs)))
     return [
         *lines,
         f"{gib(budget)} of {gib(memory.total_bytes)} are {left}: room for {room:,} tokens, "

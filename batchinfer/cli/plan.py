@@ -139,11 +139,14 @@ def _done(looked: Looked) -> _Done:
     if looked.store.stat(layout.JOB_KEY) is None:
         return _Done(0, 0, set())
     from batchinfer.checkpoint import records
+    from batchinfer.runner.checks import earlier_record
     from batchinfer.runner.digest import digest_ingredients
 
-    digest = records.digest_of(digest_ingredients(looked.job, looked.model))
+    ingredients = digest_ingredients(looked.job, looked.model)
+    digest = records.digest_of(ingredients)
     ledger = Ledger(looked.store, {"digest": digest}, looked.job.packing.window_rows)
     survey = ledger.survey()
+    earlier_record(looked.store, survey, ingredients, is_whole=True)  # raises as a run would
     names = {shard.name for shard in looked.shards}
     finished = names & survey.finished
     totals = [ledger.totals_of(name) for name in sorted(finished)]

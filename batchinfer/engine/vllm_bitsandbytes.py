@@ -37,6 +37,8 @@ from vllm.model_executor.utils import replace_parameter
 from batchinfer.quantization import BITSANDBYTES
 
 BLOCK_SIZE = 64
+#: Layers of mixtures of experts in vLLM 0.26 to 0.33: most of a model's weights, if it has them.
+_EXPERTS = ("FusedMoE", "RoutedExperts")
 _STATE = ".quant_state.bitsandbytes__"
 
 
@@ -91,6 +93,8 @@ class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is n
         return BITSANDBYTES if is_bitsandbytes and user_quant == BITSANDBYTES else None
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
+        if type(layer).__name__ in _EXPERTS:
+            raise ValueError("bitsandbytes quantizes linear layers, and this model has experts")
         if not isinstance(layer, LinearBase):
             return None
         if self._is_skipped(prefix):

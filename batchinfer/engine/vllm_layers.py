@@ -73,12 +73,18 @@ def weights_bytes(model: Any) -> int:
     for module in model.modules():
         if isinstance(module, LinearBase) and "weight" in vars(module)["_parameters"]:
             weight = module.weight
-            num_weights = module.input_size_per_partition * module.output_size_per_partition
             if weight is None:  # of 8-bit integers
-                total += num_weights
+                total += _num_weights(module)
             elif not weight.numel():
-                total += num_weights * weight.element_size()
+                total += _num_weights(module) * weight.element_size()
     return int(total)
+
+
+def _num_weights(linear: Any) -> int:
+    """In this worker. Layers that are replicated in all of them do not tell their part."""
+    num_in = getattr(linear, "input_size_per_partition", linear.input_size)
+    num_out = getattr(linear, "output_size_per_partition", linear.output_size)
+    return int(num_in * num_out)
 
 
 def _class_name(value: object) -> str:

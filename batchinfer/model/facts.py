@@ -138,6 +138,11 @@ def read_model(
     if weights.sha256:
         digest["weights"] = weights.sha256
     if chosen.made_by:
+        if machine.device == "cpu" and any(".experts." in name for name in weights.tensors):
+            raise ConfigError(
+                f"model.quantization {chosen.name} cannot be made of {folder} here: vLLM has no "
+                "CPU kernels for quantized experts. Write none"
+            )
         digest["made by"] = RECIPES[chosen.made_by].identity
     adapter = read_lora(lora, weights.tensors) if lora else None
     if adapter is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
+from batchinfer.model.folder import read_json
 from batchinfer.model.weights import read_weights, weight_files
 from batchinfer.quantization import RECIPES, Machine
 from batchinfer.quantize.publish import publish_folder
@@ -72,6 +73,7 @@ def cached_checkpoint(model: ModelFacts, machine: Machine) -> Path:
         logger.info("the quantized checkpoint is %s", target)
     try:
         read_weights(target)
+        read_json(target / "config.json", "a model folder needs it")
     except ConfigError as error:
         raise ConfigError(
             f"the checkpoint {target}, which was made earlier, is damaged ({error}): delete that "

@@ -8,6 +8,7 @@ it leaves is deleted by the next who makes that folder.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import uuid
@@ -34,10 +35,12 @@ def publish_folder(
     `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
     be written.
     """
+    if target.exists():  # perhaps on a disk that takes no lock any more
+        return False
     with _making(target, on_wait, advice):
         if target.exists():
             return False
-        for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        for leftover in _leftovers(target):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -52,6 +55,12 @@ def publish_folder(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return True
+
+
+def _leftovers(target: Path) -> list[Path]:
+    """Of processes that were killed while they made `target`, and of no other name."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
+    return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
 
 
 @contextmanager

@@ -60,6 +60,31 @@ def write_checkpoint(kind: str, folder: Path) -> Path:
     return folder
 
 
+def write_experts(folder: Path) -> Path:
+    """A tiny mixture of experts, random weights and the demo's tokenizer. Returns the folder."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+    )
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for file in DEMO.iterdir():
+        if file.name.startswith(("tokenizer", "chat_template")):
+            shutil.copy(file, folder)
+    return folder
+
+
 def _nibbles(values: Tensor) -> Tensor:
     """Values of 0 to 15, eight to an int32, the first in the lowest bits. [.., n] -> [.., n / 8]"""
     shifts = torch.arange(0, 32, 4)
