@@ -83,6 +83,11 @@ def show_forecast(
     start_s = rest.ready_s + max(calibration.load_s, first_chunk_s) + calibration.build_s
     generation_s = found.generation_s.at_least(row_s * num_rows)
     _show_calibration(calibration, len(sample.prompts), left)
+    if sample.num_duplicates and job.packing.deduplicate and job.sampling.is_greedy:
+        click.echo(
+            f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read are those "
+            "of other rows too: a window computes them once, the forecast counts them all"
+        )
     _show_work(found, generation_s, rest.num_results)
     total_s = generation_s.plus(start_s + calibration.close_s)
     click.echo(

@@ -51,6 +51,8 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
             else:
                 _calibrate(model, temporary, recipe, texts, bar)
 
+        if target.is_dir():
+            target.rmdir()  # empty, see `_target`
         is_made = publish_folder(
             target,
             fill,
@@ -70,9 +72,7 @@ def _target(out: str) -> Path:
     if is_s3(out):
         raise ConfigError(f"OUT {out}: models are read from local folders; give one")
     target = Path(out).expanduser().absolute()
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    if target.exists():
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ConfigError(f"{target} exists: choose another OUT, or delete it")
     return target
 

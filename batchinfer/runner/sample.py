@@ -6,14 +6,16 @@ are asked for.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.prompt import Prompter
+from batchinfer.prompt import Prepared, Prompter
 from batchinfer.source import RowFilter, Shard, ShardReader
 
 #: Runs of neighbouring rows that a sample consists of: neighbours are what shares prefixes.
@@ -27,6 +29,7 @@ class Sample:
     num_read: int
     lengths: npt.NDArray[np.int64]  # [num_prompts] tokens
     num_errors: int
+    num_duplicates: int  # of the prompts, those that another row read has too
     prepare_s: float  # to render and tokenize them
     prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
 
@@ -54,7 +57,8 @@ def read_sample(
     """
     lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     prompts: list[npt.NDArray[np.int32]] = []
-    num_read = num_errors = 0
+    num_read = num_errors = num_duplicates = 0
+    seen: set[bytes] = set()
     prepare_s = 0.0
     num_kept_each = -(-num_prompts // _NUM_PLACES)
     for shard, ranges in _ranges(shards, max_rows):
@@ -69,6 +73,9 @@ def read_sample(
                     sizes = np.diff(prepared.offsets)
                     lengths.append(sizes[sizes > 0])
                     num_errors += len(prepared.errors)
+                    digests = _digests(prepared)
+                    num_duplicates += len(digests) - len(set(digests) - seen)
+                    seen.update(digests)
                     for row in np.flatnonzero(sizes)[: num_kept_each - num_kept].tolist():
                         low, high = prepared.offsets[row : row + 2]
                         prompts.append(prepared.token_ids[low:high].copy())
@@ -78,9 +85,20 @@ def read_sample(
         num_read=num_read,
         lengths=np.concatenate(lengths),
         num_errors=num_errors,
+        num_duplicates=num_duplicates,
         prepare_s=prepare_s,
         prompts=[prompts[i] for i in chosen],
     )
+
+
+def _digests(prepared: Prepared) -> list[bytes]:
+    """Of each prompt."""
+    edges = prepared.offsets.tolist()
+    return [
+        hashlib.blake2b(prepared.token_ids[low:high].tobytes(), digest_size=16).digest()
+        for low, high in pairwise(edges)
+        if low < high
+    ]
 
 
 def _ranges(
