@@ -98,6 +98,32 @@ PROMPTS = [
 ]
 
 
+def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values() -> None:
+    import torch
+
+    from batchinfer.engine.vllm_bitsandbytes import (
+        BLOCK_SIZE,
+        Bits4LinearMethod,
+        BitsAndBytesConfig,
+        dequantized,
+    )
+    from tests.support.checkpoints import KINDS
+
+    torch.manual_seed(0)
+    pieces = KINDS["bnb-nf4-nested"].pack(torch.randn(128, 256))
+    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
+    ((name, whole),) = dequantized(reversed(named))
+    method = Bits4LinearMethod(BitsAndBytesConfig("nf4", is_checkpoint=True))
+    layer = torch.nn.Module()
+    arrived = whole.to(method.dtype or torch.bfloat16)
+    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
+    method.quantize(layer, layer.weight.data)
+    held = torch.ops.bitsandbytes.dequantize_4bit(
+        layer.weight, layer.absmax, BLOCK_SIZE, "nf4", layer.weight_shape, torch.float32
+    )
+    assert name == "layer.weight" and torch.equal(held, whole)
+
+
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -158,9 +159,9 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
             torch.set_default_dtype(default_dtype)
         layer._already_called_process_weights_after_loading = True
 
+    @abstractmethod
     def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
         """Replace `layer.weight`. weight: [out, in]"""
-        raise NotImplementedError
 
 
 class Bits4LinearMethod(_LinearMethod):

@@ -51,13 +51,12 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
         _call([*pip, "--no-deps", "-r", str(others)], "its packages cannot be fetched")
         _call([python, "-I", "-c", "import llmcompressor"], "it cannot be imported")
 
-    if not target.exists():
-        publish_folder(
-            target,
-            fill,
-            on_wait=lambda: on_step("waiting for another process to make the environment"),
-            advice="Set XDG_CACHE_HOME to a folder that can be written and has room for 2 GB",
-        )
+    publish_folder(
+        target,
+        fill,
+        on_wait=lambda: on_step("waiting for another process to make the environment"),
+        advice="Set XDG_CACHE_HOME to a folder that can be written and has room for 2 GB",
+    )
     return target / _PYTHON
 
 
