@@ -33,7 +33,7 @@ class FileLock:
         except OSError as error:
             raise ConfigError(
                 f"cannot create the lock file {self.path}: {error.strerror}. "
-                "Make the output folder writable or choose another output.path"
+                "Make that folder writable or choose another"
             ) from error
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
