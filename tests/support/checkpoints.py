@@ -60,7 +60,7 @@ def write_checkpoint(kind: str, folder: Path) -> Path:
     return folder
 
 
-def write_experts(folder: Path) -> Path:
+def write_experts(folder: Path, *, expert_size: int = 64) -> Path:
     """A tiny mixture of experts, random weights and the demo's tokenizer. Returns the folder."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -69,7 +69,7 @@ def write_experts(folder: Path) -> Path:
         vocab_size=4096,
         hidden_size=128,
         intermediate_size=128,
-        moe_intermediate_size=64,
+        moe_intermediate_size=expert_size,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
