@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.hardware import gpus, this_machine
 from batchinfer.model import read_model
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
@@ -168,6 +169,46 @@ def test_smaller_caches_and_adapters_are_really_applied(folder: Place, tmp_path:
             assert 0 < differences[output] < 0.3
     assert differences["zero"] < 0.02  # other kernels, the same sums
     assert differences["large"] > 0.1
+
+
+#: Output -> (name in the job, checkpoint). Scales and blocks must not depend on the cut.
+ON_TWO = {
+    "bf16": ("bf16", None),
+    "int8": ("int8", "w8a8"),
+    "nf4": ("nf4", None),
+    "nf4-checkpoint": ("nf4", "bnb-nf4"),
+    "nf4-int8": ("nf4", "bnb-int8"),
+}
+
+
+@pytest.mark.skipif(len(gpus()) < 2, reason="needs two GPUs")
+def test_two_gpus_compute_what_one_does(folder: Place, tmp_path: Path) -> None:
+    prompts = pl.read_parquet(ROOT / "jobs" / "demo" / "prompts" / "*.parquet").head(64)
+    folder.write_parquet("in/a.parquet", prompts)
+    paths = {}
+    for output, (name, kind) in ON_TWO.items():
+        model = {"path": model_of(kind, tmp_path / "models" / output), "quantization": name}
+        for num_gpus in (1, 2):
+            settings = job(
+                folder,
+                f"{output}-{num_gpus}",
+                prompt={"template": "{{ description }}"},
+                model=model | {"max_model_len": 1024, "tensor_parallel_size": num_gpus},
+                sampling={"max_tokens": 4, "prompt_logprobs": True},
+                engine={"options": {"kv_cache_memory_bytes": 1 << 29, "enforce_eager": True}},
+            )
+            paths[output, num_gpus] = write_job(tmp_path, settings, f"{output}-{num_gpus}.yaml")
+    with ThreadPoolExecutor(5) as pool:
+        done = pool.map(lambda path: run(path, engine="real", timeout_s=280), paths.values())
+    means = {}
+    for (output, num_gpus), ended in zip(paths, done, strict=True):
+        assert ended.code == 0, (output, num_gpus, ended.stderr)
+        file = folder.url(f"{output}-{num_gpus}", "a.parquet")
+        column = pl.read_parquet(file)["prompt_token_logprobs"]
+        means[output, num_gpus] = column.explode().drop_nans().drop_nulls().mean()
+        log.info("%s on %d: mean %.4f", output, num_gpus, means[output, num_gpus])
+    for output in ON_TWO:
+        assert means[output, 2] == pytest.approx(means[output, 1], abs=0.003), output
 
 
 def model_of(kind: str | None, path: Path) -> str:
