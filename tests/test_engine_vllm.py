@@ -98,30 +98,55 @@ PROMPTS = [
 ]
 
 
+def from_checkpoint(kind: str, weight: Any) -> Any:
+    """What the loader makes of a weight [out, in] in a checkpoint of this kind."""
+    from batchinfer.engine.vllm_bitsandbytes import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(weight)
+    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
+    ((name, whole),) = dequantized(reversed(named))
+    assert name == "layer.weight"
+    return whole
+
+
+def held(method: Any, weight: Any) -> Any:
+    """What a layer computes with after it was given `weight` [out, in]."""
+    import torch
+
+    layer = torch.nn.Module()
+    arrived = weight.to(method.dtype or torch.bfloat16)
+    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
+    method.quantize(layer, layer.weight.data)
+    return method.apply(layer, torch.eye(weight.shape[1])).T
+
+
+def bits4(quant_type: str = "nf4", *, is_checkpoint: bool) -> Any:
+    from batchinfer.engine.vllm_bitsandbytes import Bits4LinearMethod, BitsAndBytesConfig
+
+    return Bits4LinearMethod(BitsAndBytesConfig(quant_type, is_checkpoint=is_checkpoint))
+
+
 def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values() -> None:
     import torch
 
-    from batchinfer.engine.vllm_bitsandbytes import (
-        BLOCK_SIZE,
-        Bits4LinearMethod,
-        BitsAndBytesConfig,
-        dequantized,
-    )
-    from tests.support.checkpoints import KINDS
+    torch.manual_seed(0)
+    whole = from_checkpoint("bnb-nf4-nested", torch.randn(128, 256))
+    assert torch.equal(held(bits4(is_checkpoint=True), whole), whole)
+
+
+@pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8
+def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: int) -> None:
+    import torch
 
     torch.manual_seed(0)
-    pieces = KINDS["bnb-nf4-nested"].pack(torch.randn(128, 256))
-    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
-    ((name, whole),) = dequantized(reversed(named))
-    method = Bits4LinearMethod(BitsAndBytesConfig("nf4", is_checkpoint=True))
-    layer = torch.nn.Module()
-    arrived = whole.to(method.dtype or torch.bfloat16)
-    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
-    method.quantize(layer, layer.weight.data)
-    held = torch.ops.bitsandbytes.dequantize_4bit(
-        layer.weight, layer.absmax, BLOCK_SIZE, "nf4", layer.weight_shape, torch.float32
-    )
-    assert name == "layer.weight" and torch.equal(held, whole)
+    weight = torch.randn(96, num_in)
+    assert 0.08 < (held(bits4(is_checkpoint=False), weight) - weight).norm() / weight.norm() < 0.1
+    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-fp4"):
+        whole = from_checkpoint(kind, weight)
+        assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
+        method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)
+        assert torch.equal(held(method, whole), whole)
 
 
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.

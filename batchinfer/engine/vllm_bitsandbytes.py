@@ -2,9 +2,9 @@
 
 Weight-only: what is multiplied is the dequantized weight.
 
-A 4-bit weight is an index into 16 values of one block of 64 weights in a row, times the block's
-largest magnitude (QLoRA, Dettmers et al. 2023, section 3): 4.5 bits a weight. Block scales stay in
-float32: quantizing them too (0.37 bits less) would cost a kernel in every layer of every step.
+A 4-bit weight is an index into 16 values, times the largest magnitude of its block: 64 weights of
+the flattened matrix (QLoRA, Dettmers et al. 2023, section 3), 4.5 bits a weight. Block scales stay
+in float32: quantizing them too (0.37 bits less) would cost a kernel in every layer of every step.
 An 8-bit weight is an integer times its row's largest magnitude / 127 (LLM.int8(), Dettmers et al.
 2022); activations are not quantized here, so results are closer to the unquantized model's.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -185,10 +186,19 @@ class Bits4LinearMethod(_LinearMethod):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
+        shape = layer.weight_shape
         weight = torch.ops.bitsandbytes.dequantize_4bit(
-            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, layer.weight_shape, x.dtype
+            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, _kernel_shape(shape), x.dtype
         )
-        return functional.linear(x, weight, bias)
+        return functional.linear(x, weight.view(shape), bias)
+
+
+def _kernel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to ask bitsandbytes for, whose CPU kernel takes each row for the start of a block.
+
+    Flat it is right for any shape; 28 instead of 23 ms for 4096 x 4096 on two cores.
+    """
+    return shape if shape[-1] % BLOCK_SIZE == 0 else (math.prod(shape),)
 
 
 class Bits8LinearMethod(_LinearMethod):
@@ -282,5 +292,7 @@ def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
             f"the checkpoint has blocks of {state.blocksize} weights; {BLOCK_SIZE} are read here"
         )
     state.dtype = torch.float32
+    shape = tuple(state.shape)
+    state.shape = _kernel_shape(shape)
     weight: torch.Tensor = dequantize_4bit(packed, state)
-    return weight
+    return weight.view(shape)
