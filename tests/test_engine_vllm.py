@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -147,6 +148,24 @@ def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: in
         assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
         method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)
         assert torch.equal(held(method, whole), whole)
+
+
+def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.shards"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rounded = {name: found.pop(name) for name in list(found) if name.startswith("None")}
+    assert len(rounded) == 4 and all(0.1 < largest < 0.6 for largest in rounded.values())
+    cut = [found.pop(f"{kind} 192 row") for kind in ("bnb-nf4", "bnb-fp4")]
+    assert all("64 x 192 weights would be cut within the checkpoint's" in error for error in cut)
+    assert len(found) == 10 and set(found.values()) == {0.0}
 
 
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.

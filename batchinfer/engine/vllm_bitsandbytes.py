@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from vllm.distributed import get_tp_group
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
@@ -123,6 +124,9 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
     #: float32, out of which quantizing makes the checkpoint's own values again.
     dtype: torch.dtype | None = torch.float32
 
+    #: Whether those values come in blocks, which no device may hold a part of.
+    keeps_blocks = False
+
     def create_weights(
         self,
         layer: torch.nn.Module,
@@ -133,6 +137,17 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
+        layer.has_cut_rows = input_size_per_partition != input_size
+        is_whole = not layer.has_cut_rows and output_partition_sizes == [output_size]
+        pieces = [input_size_per_partition]  # runs of weights that stay together
+        if not layer.has_cut_rows:
+            pieces = [num_out * input_size for num_out in output_partition_sizes]
+        if self.keeps_blocks and not is_whole and any(size % BLOCK_SIZE for size in pieces):
+            raise ValueError(
+                f"a layer of {output_size} x {input_size} weights would be cut within the "
+                f"checkpoint's blocks of {BLOCK_SIZE}, {input_size_per_partition} inputs to a "
+                "device: lower model.tensor_parallel_size, or give the unquantized model"
+            )
         weight = ModelWeightParameter(
             data=torch.empty(
                 sum(output_partition_sizes),
@@ -172,6 +187,7 @@ class Bits4LinearMethod(_LinearMethod):
         import bitsandbytes  # noqa: F401  # registers its operators with torch
 
         self.quant_type = config.quant_type
+        self.keeps_blocks = config.is_checkpoint
         if not config.is_checkpoint:
             self.dtype = None
 
@@ -206,6 +222,9 @@ class Bits8LinearMethod(_LinearMethod):
 
     def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
         scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
+        if layer.has_cut_rows:  # and the largest of a row may be another device's
+            group = get_tp_group().device_group
+            torch.distributed.all_reduce(scale, torch.distributed.ReduceOp.MAX, group=group)
         integers = (weight / scale.clamp_min(1e-30)).round().to(torch.int8)
         replace_parameter(layer, "weight", integers)
         replace_parameter(layer, "scale", scale)
@@ -224,6 +243,11 @@ class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
     def __init__(self, load_config: Any) -> None:
         load_config = copy.copy(load_config)
         load_config.load_format = "auto"
+        # Devices ask each other for scales (8 bits), so all have to read in the same order.
+        load_config.model_loader_extra_config = {
+            **load_config.model_loader_extra_config,
+            "enable_multithread_load": False,
+        }
         super().__init__(load_config)
 
     def get_all_weights(self, *arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
