@@ -150,6 +150,47 @@ def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: in
         assert torch.equal(held(method, whole), whole)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "is_skipped"),
+    [
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1", True),
+        ("language_model.model.layers.3.mlp.gate_up_proj", True),
+        ("language_model.model.layers.3.self_attn.qkv_proj", False),
+        ("language_model.model.layers.30.mlp.gate_up_proj", False),
+        ("language_model.model.layers.5.self_attn.qkv_proj", True),
+        ("multi_modal_projector.linear_1", True),
+        ("language_model.lm_head", True),
+    ],
+)
+def test_what_a_bitsandbytes_checkpoint_skips_is_found_by_vllms_names(
+    prefix: str, is_skipped: bool
+) -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    from batchinfer.engine.vllm_bitsandbytes import BitsAndBytesConfig
+
+    # Those of vLLM's Gemma3ForConditionalGeneration.
+    prefixes = {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    }
+    skipped = [
+        "model.vision_tower",
+        "multi_modal_projector",
+        "lm_head",
+        "model.language_model.layers.3.mlp",
+        "model.language_model.layers.5.self_attn.k_proj",
+    ]
+    config = BitsAndBytesConfig.from_config(
+        {"load_in_4bit": True, "llm_int8_skip_modules": skipped}
+    )
+    config.packed_modules_mapping["qkv_proj"] = ["q_proj", "k_proj", "v_proj"]
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix=prefixes))
+    assert config._is_skipped(prefix) is is_skipped
+
+
 def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.shards"],

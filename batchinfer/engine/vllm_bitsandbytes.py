@@ -95,6 +95,14 @@ class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is n
         is_bitsandbytes = hf_quant_cfg.get("quant_method") == "bitsandbytes"
         return BITSANDBYTES if is_bitsandbytes and user_quant == BITSANDBYTES else None
 
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Add vLLM's names of what is skipped. Its rules for prefixes end in a dot: so do we.
+
+        Called for the model and for models within it: the checkpoint's names stay for the next.
+        """
+        renamed = hf_to_vllm_mapper.apply_list([f"{name}." for name in self.skipped])
+        self.skipped |= {name.removesuffix(".") for name in renamed}
+
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
         if type(layer).__name__ in _EXPERTS:
             raise ValueError("bitsandbytes quantizes linear layers, and this model has experts")
