@@ -20,6 +20,7 @@ from batchinfer.engine.base import Completion, EngineSettings, Request, Sampling
 from batchinfer.engine.hardware import available_memory_bytes
 from batchinfer.engine.memory import auto_sizes
 from batchinfer.engine.vllm_setup import (
+    BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
     check_options,
     describe_devices,
@@ -517,6 +518,21 @@ def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from batchinfer import engine
+    from batchinfer.engine.vllm_plugin import register
+
+    monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))
+    monkeypatch.setitem(sys.modules, "batchinfer.engine.vllm_bitsandbytes", None)  # is broken
+    monkeypatch.delattr(engine, "vllm_bitsandbytes", raising=False)
+    register()
+    monkeypatch.setenv(BITSANDBYTES_VARIABLE, "1")
+    with pytest.raises(ImportError):
+        register()
+
+
 WORKER_SCRIPT = """
 import multiprocessing, os, signal, sys, time
 from tests.test_engine_vllm import PROMPTS, with_sampling
@@ -527,6 +543,8 @@ def main():
     from batchinfer.engine.vllm import build_vllm_engine
     from batchinfer.errors import EngineDied
     settings = with_sampling(max_tokens=150, ignore_eos=True)
+    if sys.argv[1] == "mp":  # and the worker has to know our own quantization
+        settings = dataclasses.replace(settings, quantization="batchinfer_bitsandbytes")
     in_processes = {"distributed_executor_backend": sys.argv[1]}
     engine = build_vllm_engine(dataclasses.replace(settings, options=in_processes))
     [worker] = multiprocessing.active_children()
