@@ -36,13 +36,14 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from batchinfer.quantization import BITSANDBYTES
 
 BLOCK_SIZE = 64
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33: most of a model's weights, if it has them.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
-_STATE = ".quant_state.bitsandbytes__"
+_STATE = "quant_state.bitsandbytes__"
 
 
 @register_quantization_config(BITSANDBYTES)
@@ -173,14 +174,8 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if getattr(layer, "_already_called_process_weights_after_loading", False):
             return
-        default_dtype = torch.get_default_dtype()
-        torch.set_default_dtype(
-            torch.float32
-        )  # vLLM loads under the model's, and codes would have it
-        try:
+        with set_default_torch_dtype(torch.float32):  # codes would be in that of the model
             self.quantize(layer, layer.weight.data.contiguous())
-        finally:
-            torch.set_default_dtype(default_dtype)
         layer._already_called_process_weights_after_loading = True
 
     @abstractmethod
@@ -308,7 +303,7 @@ def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
         return None if scale is None else packed * (scale.float()[:, None] / 127)
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    state_piece = next((piece for piece in pieces if _STATE[1:] in piece), None)
+    state_piece = next((piece for piece in pieces if _STATE in piece), None)
     needed = {"absmax", "quant_map"}
     if state_piece is None or not needed <= pieces.keys():
         return None
