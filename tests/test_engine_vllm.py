@@ -19,6 +19,7 @@ import pytest
 from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
 from batchinfer.engine.hardware import available_memory_bytes
 from batchinfer.engine.memory import auto_sizes
+from batchinfer.engine.vllm_layers import whole_model
 from batchinfer.engine.vllm_setup import (
     BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
@@ -208,6 +209,34 @@ def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() ->
     cut = [found.pop(f"{kind} 192 row") for kind in ("bnb-nf4", "bnb-fp4")]
     assert all("64 x 192 weights would be cut within the checkpoint's" in error for error in cut)
     assert len(found) == 10 and set(found.values()) == {0.0}
+
+
+def test_layers_of_all_pipeline_stages_are_counted_once_each() -> None:
+    def report(
+        stage: int, num_layers: int, kernel: str, device_bytes: int | None
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "num_quantized_layers": num_layers,
+            "num_layers": num_layers + 1,
+            "methods": {"A": num_layers, "Unquantized": 1},
+            "kernels": {kernel: num_layers},
+            "weights_bytes": 10 * num_layers,
+            "device_bytes": device_bytes,
+        }
+
+    first, last = report(0, 8, "KernelA", 70), report(1, 4, "KernelB", 50)
+    whole = {
+        "num_quantized_layers": 12,
+        "num_layers": 14,
+        "methods": {"A": 12, "Unquantized": 2},
+        "kernels": {"KernelA": 8, "KernelB": 4},
+        "weights_bytes": 120,
+        "device_bytes": 120,
+    }
+    assert whole_model([first, first, last, last]) == whole
+    one = whole_model([report(0, 3, "KernelA", None)] * 2)
+    assert (one["num_layers"], one["device_bytes"]) == (4, None)
 
 
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.
