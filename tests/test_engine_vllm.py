@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 
 from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
 from batchinfer.engine.hardware import available_memory_bytes
-from batchinfer.engine.memory import auto_sizes
+from batchinfer.engine.memory import GIB, Memory, auto_sizes
+from batchinfer.engine.vllm_errors import construction_error
 from batchinfer.engine.vllm_layers import whole_model
 from batchinfer.engine.vllm_setup import (
     BITSANDBYTES_VARIABLE,
@@ -209,6 +211,31 @@ def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() ->
     cut = [found.pop(f"{kind} 192 row") for kind in ("bnb-nf4", "bnb-fp4")]
     assert all("64 x 192 weights would be cut within the checkpoint's" in error for error in cut)
     assert len(found) == 10 and set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "options", "error", "kind", "words"),
+    [
+        (10, {}, Exception("WorkerProc failed"), ConfigError, "What would fit: .*_size 4"),
+        (40, {}, Exception("WorkerProc failed"), EngineDied, "did not start: WorkerProc failed"),
+        (10, {"pipeline_parallel_size": 2}, Exception("x"), EngineDied, "did not start"),
+        (10, {}, ValueError("no such backend"), ConfigError, "these settings: no such backend"),
+        (40, {}, MemoryError(), ConfigError, "does not fit the device's memory: it needs about"),
+    ],
+)
+def test_a_start_that_fails_without_a_reason_is_the_jobs_mistake_where_memory_is_short(
+    free_gib: float, options: dict[str, Any], error: Exception, kind: type, words: str
+) -> None:
+    needs = read_model(MODEL).needs
+    assert needs is not None
+    needs = dataclasses.replace(needs, weights=30 * GIB)
+    settings = dataclasses.replace(
+        SETTINGS, tensor_parallel_size=2, needs=needs, options=options, max_model_len=8192
+    )
+    arguments = {"model": "m", "max_num_seqs": 256, "max_num_batched_tokens": 8192}
+    memory = Memory(total_bytes=int(free_gib * GIB), free_bytes=int(free_gib * GIB))
+    found = construction_error(error, arguments, settings, memory)
+    assert type(found) is kind and re.search(words, str(found))
 
 
 def test_layers_of_all_pipeline_stages_are_counted_once_each() -> None:
