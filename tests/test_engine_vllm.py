@@ -105,7 +105,7 @@ PROMPTS = [
 
 def from_checkpoint(kind: str, weight: Any) -> Any:
     """What the loader makes of a weight [out, in] in a checkpoint of this kind."""
-    from batchinfer.engine.vllm_bitsandbytes import dequantized
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
     from tests.support.checkpoints import KINDS
 
     pieces = KINDS[kind].pack(weight)

@@ -8,15 +8,13 @@ in float32: quantizing them too (0.37 bits less) would cost a kernel in every la
 An 8-bit weight is an integer times its row's largest magnitude / 127 (LLM.int8(), Dettmers et al.
 2022); activations are not quantized here, so results are closer to the unquantized model's.
 
-Must not know: the rest of the package beyond a name. Works in our process and in vLLM's workers,
-registered by vllm_plugin.
+Must not know: the rest of the package beyond a name, how checkpoints store packed weights. Works in
+our process and in vLLM's workers, registered by vllm_plugin.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,12 +36,11 @@ from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
 from vllm.utils.torch_utils import set_default_torch_dtype
 
+from batchinfer.engine.vllm_bitsandbytes_files import BLOCK_SIZE, dequantized, kernel_shape
 from batchinfer.quantization import BITSANDBYTES
 
-BLOCK_SIZE = 64
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33: most of a model's weights, if it has them.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
-_STATE = "quant_state.bitsandbytes__"
 
 
 @register_quantization_config(BITSANDBYTES)
@@ -147,11 +144,11 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
         **extra_weight_attrs: Any,
     ) -> None:
         layer.has_cut_rows = input_size_per_partition != input_size
-        is_whole = not layer.has_cut_rows and output_partition_sizes == [output_size]
-        pieces = [input_size_per_partition]  # runs of weights that stay together
+        pieces = [input_size_per_partition]  # weights that stay in one run
         if not layer.has_cut_rows:
             pieces = [num_out * input_size for num_out in output_partition_sizes]
-        if self.keeps_blocks and not is_whole and any(size % BLOCK_SIZE for size in pieces):
+        is_cut = pieces != [output_size * input_size]
+        if self.keeps_blocks and is_cut and any(size % BLOCK_SIZE for size in pieces):
             raise ValueError(
                 f"a layer of {output_size} x {input_size} weights would be cut within the "
                 f"checkpoint's blocks of {BLOCK_SIZE}, {input_size_per_partition} inputs to a "
@@ -207,17 +204,9 @@ class Bits4LinearMethod(_LinearMethod):
     ) -> torch.Tensor:
         shape = layer.weight_shape
         weight = torch.ops.bitsandbytes.dequantize_4bit(
-            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, _kernel_shape(shape), x.dtype
+            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, kernel_shape(shape), x.dtype
         )
         return functional.linear(x, weight.view(shape), bias)
-
-
-def _kernel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape to ask bitsandbytes for, whose CPU kernel takes each row for the start of a block.
-
-    Flat it is right for any shape; 28 instead of 23 ms for 4096 x 4096 on two cores.
-    """
-    return shape if shape[-1] % BLOCK_SIZE == 0 else (math.prod(shape),)
 
 
 class Bits8LinearMethod(_LinearMethod):
@@ -255,71 +244,3 @@ class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def get_all_weights(self, *arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
         return dequantized(super().get_all_weights(*arguments))
-
-
-def dequantized(
-    weights: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Packed weights and what belongs to them as one float32 tensor each; others as they are.
-
-    Tensors come in any order; each weight leaves as soon as it is whole. Raises ValueError if one
-    never is.
-    """
-    waiting: dict[str, dict[str, torch.Tensor]] = {}  # weight -> its tensors, by the rest of names
-    for name, tensor in weights:
-        weight_name, piece = _split(name, tensor)
-        if piece is None:
-            yield name, tensor
-            continue
-        pieces = waiting.setdefault(weight_name, {})
-        pieces[piece] = tensor
-        if (whole := _dequantize(pieces)) is not None:
-            del waiting[weight_name]
-            yield weight_name, whole
-    if lost := [name for name, pieces in waiting.items() if "" in pieces]:
-        raise ValueError(f"the checkpoint lacks what belongs to the packed weight {lost[0]}")
-
-
-def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
-    """(weight, piece of it): "" is the packed weight itself, None a tensor of no packed weight."""
-    path, separator, piece = name.partition(".weight.")
-    if separator:
-        return f"{path}.weight", piece
-    if name.endswith(".SCB"):
-        return f"{name.removesuffix('.SCB')}.weight", "SCB"
-    if name.endswith(".weight_format"):  # of 8 bits; says "rows" in all that is written today
-        return f"{name.removesuffix('.weight_format')}.weight", "format"
-    is_packed = tensor.dtype in (torch.uint8, torch.int8)
-    return name, "" if is_packed and name.endswith(".weight") else None
-
-
-def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """[out, in], None while pieces are missing."""
-    packed = pieces.get("")
-    if packed is None:
-        return None
-    if packed.dtype == torch.int8:
-        scale = pieces.get("SCB")
-        return None if scale is None else packed * (scale.float()[:, None] / 127)
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    state_piece = next((piece for piece in pieces if _STATE in piece), None)
-    needed = {"absmax", "quant_map"}
-    if state_piece is None or not needed <= pieces.keys():
-        return None
-    settings = json.loads(bytes(pieces[state_piece].tolist()))
-    if (
-        "nested_blocksize" in settings
-        and not {"nested_absmax", "nested_quant_map"} <= pieces.keys()
-    ):
-        return None
-    state = QuantState.from_dict({k: v for k, v in pieces.items() if k}, device=packed.device)
-    if state.blocksize != BLOCK_SIZE:
-        raise ValueError(
-            f"the checkpoint has blocks of {state.blocksize} weights; {BLOCK_SIZE} are read here"
-        )
-    state.dtype = torch.float32
-    shape = tuple(state.shape)
-    state.shape = _kernel_shape(shape)
-    weight: torch.Tensor = dequantize_4bit(packed, state)
-    return weight.view(shape)
