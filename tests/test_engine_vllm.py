@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,11 @@ import pytest
 
 from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
 from batchinfer.engine.hardware import available_memory_bytes
-from batchinfer.engine.memory import auto_sizes
+from batchinfer.engine.memory import GIB, Memory, auto_sizes
+from batchinfer.engine.vllm_errors import construction_error
+from batchinfer.engine.vllm_layers import whole_model
 from batchinfer.engine.vllm_setup import (
+    BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
     check_options,
     describe_devices,
@@ -98,30 +103,167 @@ PROMPTS = [
 ]
 
 
+def from_checkpoint(kind: str, weight: Any) -> Any:
+    """What the loader makes of a weight [out, in] in a checkpoint of this kind."""
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(weight)
+    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
+    ((name, whole),) = dequantized(reversed(named))
+    assert name == "layer.weight"
+    return whole
+
+
+def held(method: Any, weight: Any) -> Any:
+    """What a layer computes with after it was given `weight` [out, in]."""
+    import torch
+
+    layer = torch.nn.Module()
+    arrived = weight.to(method.dtype or torch.bfloat16)
+    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
+    method.quantize(layer, layer.weight.data)
+    return method.apply(layer, torch.eye(weight.shape[1])).T
+
+
+def bits4(quant_type: str = "nf4", *, is_checkpoint: bool) -> Any:
+    from batchinfer.engine.vllm_bitsandbytes import Bits4LinearMethod, BitsAndBytesConfig
+
+    return Bits4LinearMethod(BitsAndBytesConfig(quant_type, is_checkpoint=is_checkpoint))
+
+
 def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values() -> None:
     import torch
 
-    from batchinfer.engine.vllm_bitsandbytes import (
-        BLOCK_SIZE,
-        Bits4LinearMethod,
-        BitsAndBytesConfig,
-        dequantized,
-    )
-    from tests.support.checkpoints import KINDS
+    torch.manual_seed(0)
+    whole = from_checkpoint("bnb-nf4-nested", torch.randn(128, 256))
+    assert torch.equal(held(bits4(is_checkpoint=True), whole), whole)
+
+
+@pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8
+def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: int) -> None:
+    import torch
 
     torch.manual_seed(0)
-    pieces = KINDS["bnb-nf4-nested"].pack(torch.randn(128, 256))
-    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
-    ((name, whole),) = dequantized(reversed(named))
-    method = Bits4LinearMethod(BitsAndBytesConfig("nf4", is_checkpoint=True))
-    layer = torch.nn.Module()
-    arrived = whole.to(method.dtype or torch.bfloat16)
-    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
-    method.quantize(layer, layer.weight.data)
-    held = torch.ops.bitsandbytes.dequantize_4bit(
-        layer.weight, layer.absmax, BLOCK_SIZE, "nf4", layer.weight_shape, torch.float32
+    weight = torch.randn(96, num_in)
+    assert 0.08 < (held(bits4(is_checkpoint=False), weight) - weight).norm() / weight.norm() < 0.1
+    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-fp4"):
+        whole = from_checkpoint(kind, weight)
+        assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
+        method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)
+        assert torch.equal(held(method, whole), whole)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_skipped"),
+    [
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1", True),
+        ("language_model.model.layers.3.mlp.gate_up_proj", True),
+        ("language_model.model.layers.3.self_attn.qkv_proj", False),
+        ("language_model.model.layers.30.mlp.gate_up_proj", False),
+        ("language_model.model.layers.5.self_attn.qkv_proj", True),
+        ("multi_modal_projector.linear_1", True),
+        ("language_model.lm_head", True),
+    ],
+)
+def test_what_a_bitsandbytes_checkpoint_skips_is_found_by_vllms_names(
+    prefix: str, is_skipped: bool
+) -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    from batchinfer.engine.vllm_bitsandbytes import BitsAndBytesConfig
+
+    # Those of vLLM's Gemma3ForConditionalGeneration.
+    prefixes = {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    }
+    skipped = [
+        "model.vision_tower",
+        "multi_modal_projector",
+        "lm_head",
+        "model.language_model.layers.3.mlp",
+        "model.language_model.layers.5.self_attn.k_proj",
+    ]
+    config = BitsAndBytesConfig.from_config(
+        {"load_in_4bit": True, "llm_int8_skip_modules": skipped}
     )
-    assert name == "layer.weight" and torch.equal(held, whole)
+    config.packed_modules_mapping["qkv_proj"] = ["q_proj", "k_proj", "v_proj"]
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix=prefixes))
+    assert config._is_skipped(prefix) is is_skipped
+
+
+def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.shards"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rounded = {name: found.pop(name) for name in list(found) if name.startswith("None")}
+    assert len(rounded) == 4 and all(0.1 < largest < 0.6 for largest in rounded.values())
+    cut = [found.pop(f"{kind} 192 row") for kind in ("bnb-nf4", "bnb-fp4")]
+    assert all("64 x 192 weights would be cut within the checkpoint's" in error for error in cut)
+    assert len(found) == 10 and set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "options", "error", "kind", "words"),
+    [
+        (10, {}, Exception("WorkerProc failed"), ConfigError, "What would fit: .*_size 4"),
+        (40, {}, Exception("WorkerProc failed"), EngineDied, "did not start: WorkerProc failed"),
+        (10, {"pipeline_parallel_size": 2}, Exception("x"), EngineDied, "did not start"),
+        (10, {}, ValueError("no such backend"), ConfigError, "these settings: no such backend"),
+        (40, {}, MemoryError(), ConfigError, "does not fit the device's memory: it needs about"),
+    ],
+)
+def test_a_start_that_fails_without_a_reason_is_the_jobs_mistake_where_memory_is_short(
+    free_gib: float, options: dict[str, Any], error: Exception, kind: type, words: str
+) -> None:
+    needs = read_model(MODEL).needs
+    assert needs is not None
+    needs = dataclasses.replace(needs, weights=30 * GIB)
+    settings = dataclasses.replace(
+        SETTINGS, tensor_parallel_size=2, needs=needs, options=options, max_model_len=8192
+    )
+    arguments = {"model": "m", "max_num_seqs": 256, "max_num_batched_tokens": 8192}
+    memory = Memory(total_bytes=int(free_gib * GIB), free_bytes=int(free_gib * GIB))
+    found = construction_error(error, arguments, settings, memory)
+    assert type(found) is kind and re.search(words, str(found))
+
+
+def test_layers_of_all_pipeline_stages_are_counted_once_each() -> None:
+    def report(
+        stage: int, num_layers: int, kernel: str, device_bytes: int | None
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "num_quantized_layers": num_layers,
+            "num_layers": num_layers + 1,
+            "methods": {"A": num_layers, "Unquantized": 1},
+            "kernels": {kernel: num_layers},
+            "weights_bytes": 10 * num_layers,
+            "device_bytes": device_bytes,
+        }
+
+    first, last = report(0, 8, "KernelA", 70), report(1, 4, "KernelB", 50)
+    whole = {
+        "num_quantized_layers": 12,
+        "num_layers": 14,
+        "methods": {"A": 12, "Unquantized": 2},
+        "kernels": {"KernelA": 8, "KernelB": 4},
+        "weights_bytes": 120,
+        "device_bytes": 120,
+    }
+    assert whole_model([first, first, last, last]) == whole
+    one = whole_model([report(0, 3, "KernelA", None)] * 2)
+    assert (one["num_layers"], one["device_bytes"]) == (4, None)
 
 
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.
@@ -432,6 +574,21 @@ def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from batchinfer import engine
+    from batchinfer.engine.vllm_plugin import register
+
+    monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))
+    monkeypatch.setitem(sys.modules, "batchinfer.engine.vllm_bitsandbytes", None)  # is broken
+    monkeypatch.delattr(engine, "vllm_bitsandbytes", raising=False)
+    register()
+    monkeypatch.setenv(BITSANDBYTES_VARIABLE, "1")
+    with pytest.raises(ImportError):
+        register()
+
+
 WORKER_SCRIPT = """
 import multiprocessing, os, signal, sys, time
 from tests.test_engine_vllm import PROMPTS, with_sampling
@@ -442,6 +599,8 @@ def main():
     from batchinfer.engine.vllm import build_vllm_engine
     from batchinfer.errors import EngineDied
     settings = with_sampling(max_tokens=150, ignore_eos=True)
+    if sys.argv[1] == "mp":  # and the worker has to know our own quantization
+        settings = dataclasses.replace(settings, quantization="batchinfer_bitsandbytes")
     in_processes = {"distributed_executor_backend": sys.argv[1]}
     engine = build_vllm_engine(dataclasses.replace(settings, options=in_processes))
     [worker] = multiprocessing.active_children()

@@ -26,6 +26,8 @@ from batchinfer.engine.memory import (
 )
 from batchinfer.errors import ConfigError
 from batchinfer.model import Needs, read_model
+from batchinfer.model.memory import needs_of
+from batchinfer.model.shape import shape_of
 from batchinfer.quantization import Machine
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 
@@ -71,6 +73,28 @@ def test_what_is_smaller_are_quantizations_that_this_machine_can_run() -> None:
     assert sorted(needs.smaller.values(), reverse=True) == list(needs.smaller.values())
     quantized = read_model(str(MODEL), machine=H200, quantization="fp8").needs
     assert quantized is not None and list(quantized.smaller) == ["fp4", "int4"]
+
+
+def test_a_step_holds_the_widest_layer_dequantized_where_weights_are_computed_so() -> None:
+    gate_and_up = 256 * 2 * 1024
+    bnb = Machine("cpu", packages=frozenset({"bitsandbytes"}))
+    for how, num_bytes in (
+        ({"quantization": "nf4"}, 2 * gate_and_up),
+        ({"quantization": "nf4", "dtype": "float32"}, 4 * gate_and_up),
+        ({"quantization": "none"}, 0),
+    ):
+        needs = read_model(str(MODEL), machine=bnb, **how).needs
+        assert needs is not None and needs.dequantized == num_bytes
+    shape = shape_of(json.loads((MODEL / "config.json").read_text()))
+    of_8_bits = needs_of(
+        {}, shape, name="nf4", scheme="bnb-8bit", dtype="bfloat16", kv_per_token=1, machine=bnb
+    )
+    assert of_8_bits.dequantized == (4 + 2) * gate_and_up
+    sizes = {"max_num_seqs": 1, "max_num_batched_tokens": 1}
+    without = estimate(LLAMA_8B, **sizes)
+    needs = replace(LLAMA_8B, dequantized=1000)
+    assert estimate(needs, **sizes).step == without.step + 1000
+    assert estimate(needs, **sizes, num_devices=2).step == without.step + 500
 
 
 def test_padding_of_the_vocabulary_and_an_output_layer_of_its_own_are_counted(

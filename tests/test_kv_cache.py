@@ -155,11 +155,14 @@ def test_doctor_and_explain_say_what_a_name_means_here(
 @pytest.mark.real_engine
 def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) -> None:
     """One process for all engines: its imports are most of the time."""
+    from tests.support.checkpoints import write_checkpoint  # imports torch
+
     folder.write_parquet("in/a.parquet", rows(12))
     block_bytes = 128 * read_model(str(MODEL), dtype="float32").kv_bytes_per_token
+    int4 = write_checkpoint("w4a16", tmp_path / "int4")
     adapters = {
         "zero": write_adapter(tmp_path / "zero", scale=0.0),
-        "large": write_adapter(tmp_path / "large", scale=0.05),
+        "large": write_adapter(tmp_path / "large", scale=0.2),
     }
     changes: dict[str, dict[str, Any]] = {
         "auto": {},
@@ -167,6 +170,8 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
         "fp8_e5m2": {"kv_cache_dtype": "fp8_e5m2"},
         "zero": {"lora": str(adapters["zero"])},
         "large": {"lora": str(adapters["large"])},
+        "large, nf4": {"lora": str(adapters["large"]), "quantization": "nf4"},
+        "large, int4": {"lora": str(adapters["large"]), "path": str(int4), "dtype": "bfloat16"},
     }
     paths = []
     for name, change in changes.items():
@@ -183,9 +188,9 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
     tables = {name: results(folder, name).sort("row") for name in changes}
     engines = {name: engine_facts(folder.url(name, "a.parquet")) for name in changes}
 
-    def mean_difference(name: str) -> float:
-        """Of the prompts' logprobs from those of auto."""
-        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in ("auto", name))
+    def mean_difference(name: str, from_: str = "auto") -> float:
+        """Of the prompts' logprobs."""
+        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in (from_, name))
         difference: Any = (one - other).drop_nans().abs().mean()
         return float(difference)
 
@@ -197,7 +202,11 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
         assert engines[name]["extra"]["kv_cache_dtype"] == name
     assert mean_difference("zero") < 1e-5
     assert tables["zero"]["completion"].equals(tables["auto"]["completion"])
-    assert mean_difference("large") > 0.1
+    assert mean_difference("large") > 1
     assert not tables["large"]["completion"].equals(tables["auto"]["completion"])
     assert engines["large"]["extra"]["lora"] == str(adapters["large"])
-    assert engines["large"]["extra"]["layers"]["num_layers"] == 24
+    for name, num_quantized in (("large", 0), ("large, nf4", 24), ("large, int4", 24)):
+        layers = engines[name]["extra"]["layers"]
+        assert (layers["num_quantized_layers"], layers["num_layers"]) == (num_quantized, 24)
+        # Rounding moves logprobs too, but far less than this adapter.
+        assert mean_difference(name, from_="large") < mean_difference("large") / 4

@@ -114,6 +114,7 @@ def estimate(
 ) -> Estimate:
     """A step is counted whole on each device: its residuals and logits are on all of them."""
     step = max(max_num_batched_tokens * needs.step_per_token, max_num_seqs * needs.logits_per_row)
+    step += -(-needs.dequantized // num_devices)
     return Estimate(
         weights=max(0, -(-needs.weights // num_devices) - int(cpu_offload_gib * GIB)),
         step=step,

@@ -2,26 +2,26 @@
 
 Weight-only: what is multiplied is the dequantized weight.
 
-A 4-bit weight is an index into 16 values of one block of 64 weights in a row, times the block's
-largest magnitude (QLoRA, Dettmers et al. 2023, section 3): 4.5 bits a weight. Block scales stay in
-float32: quantizing them too (0.37 bits less) would cost a kernel in every layer of every step.
+A 4-bit weight is an index into 16 values, times the largest magnitude of its block: 64 weights of
+the flattened matrix (QLoRA, Dettmers et al. 2023, section 3), 4.5 bits a weight. Block scales stay
+in float32: quantizing them too (0.37 bits less) would cost a kernel in every layer of every step.
 An 8-bit weight is an integer times its row's largest magnitude / 127 (LLM.int8(), Dettmers et al.
 2022); activations are not quantized here, so results are closer to the unquantized model's.
 
-Must not know: the rest of the package beyond a name. Works in our process and in vLLM's workers,
-registered by vllm_plugin.
+Must not know: the rest of the package beyond a name, how checkpoints store packed weights. Works in
+our process and in vLLM's workers, registered by vllm_plugin.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional
+from vllm.distributed import get_tp_group
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
@@ -34,13 +34,13 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
+from vllm.utils.torch_utils import set_default_torch_dtype
 
+from batchinfer.engine.vllm_bitsandbytes_files import BLOCK_SIZE, dequantized, kernel_shape
 from batchinfer.quantization import BITSANDBYTES
 
-BLOCK_SIZE = 64
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33: most of a model's weights, if it has them.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
-_STATE = ".quant_state.bitsandbytes__"
 
 
 @register_quantization_config(BITSANDBYTES)
@@ -93,6 +93,14 @@ class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is n
         is_bitsandbytes = hf_quant_cfg.get("quant_method") == "bitsandbytes"
         return BITSANDBYTES if is_bitsandbytes and user_quant == BITSANDBYTES else None
 
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Add vLLM's names of what is skipped. Its rules for prefixes end in a dot: so do we.
+
+        Called for the model and for models within it: the checkpoint's names stay for the next.
+        """
+        renamed = hf_to_vllm_mapper.apply_list([f"{name}." for name in self.skipped])
+        self.skipped |= {name.removesuffix(".") for name in renamed}
+
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
         if type(layer).__name__ in _EXPERTS:
             raise ValueError("bitsandbytes quantizes linear layers, and this model has experts")
@@ -122,6 +130,9 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
     #: float32, out of which quantizing makes the checkpoint's own values again.
     dtype: torch.dtype | None = torch.float32
 
+    #: Whether those values come in blocks, which no device may hold a part of.
+    keeps_blocks = False
+
     def create_weights(
         self,
         layer: torch.nn.Module,
@@ -132,6 +143,17 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
+        layer.has_cut_rows = input_size_per_partition != input_size
+        pieces = [input_size_per_partition]  # weights that stay in one run
+        if not layer.has_cut_rows:
+            pieces = [num_out * input_size for num_out in output_partition_sizes]
+        is_cut = pieces != [output_size * input_size]
+        if self.keeps_blocks and is_cut and any(size % BLOCK_SIZE for size in pieces):
+            raise ValueError(
+                f"a layer of {output_size} x {input_size} weights would be cut within the "
+                f"checkpoint's blocks of {BLOCK_SIZE}, {input_size_per_partition} inputs to a "
+                "device: lower model.tensor_parallel_size, or give the unquantized model"
+            )
         weight = ModelWeightParameter(
             data=torch.empty(
                 sum(output_partition_sizes),
@@ -149,14 +171,8 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if getattr(layer, "_already_called_process_weights_after_loading", False):
             return
-        default_dtype = torch.get_default_dtype()
-        torch.set_default_dtype(
-            torch.float32
-        )  # vLLM loads under the model's, and codes would have it
-        try:
+        with set_default_torch_dtype(torch.float32):  # codes would be in that of the model
             self.quantize(layer, layer.weight.data.contiguous())
-        finally:
-            torch.set_default_dtype(default_dtype)
         layer._already_called_process_weights_after_loading = True
 
     @abstractmethod
@@ -171,6 +187,7 @@ class Bits4LinearMethod(_LinearMethod):
         import bitsandbytes  # noqa: F401  # registers its operators with torch
 
         self.quant_type = config.quant_type
+        self.keeps_blocks = config.is_checkpoint
         if not config.is_checkpoint:
             self.dtype = None
 
@@ -185,10 +202,11 @@ class Bits4LinearMethod(_LinearMethod):
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
+        shape = layer.weight_shape
         weight = torch.ops.bitsandbytes.dequantize_4bit(
-            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, layer.weight_shape, x.dtype
+            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, kernel_shape(shape), x.dtype
         )
-        return functional.linear(x, weight, bias)
+        return functional.linear(x, weight.view(shape), bias)
 
 
 class Bits8LinearMethod(_LinearMethod):
@@ -196,6 +214,9 @@ class Bits8LinearMethod(_LinearMethod):
 
     def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
         scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
+        if layer.has_cut_rows:  # and the largest of a row may be another device's
+            group = get_tp_group().device_group
+            torch.distributed.all_reduce(scale, torch.distributed.ReduceOp.MAX, group=group)
         integers = (weight / scale.clamp_min(1e-30)).round().to(torch.int8)
         replace_parameter(layer, "weight", integers)
         replace_parameter(layer, "scale", scale)
@@ -214,73 +235,12 @@ class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
     def __init__(self, load_config: Any) -> None:
         load_config = copy.copy(load_config)
         load_config.load_format = "auto"
+        # Devices ask each other for scales (8 bits), so all have to read in the same order.
+        load_config.model_loader_extra_config = {
+            **load_config.model_loader_extra_config,
+            "enable_multithread_load": False,
+        }
         super().__init__(load_config)
 
     def get_all_weights(self, *arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
         return dequantized(super().get_all_weights(*arguments))
-
-
-def dequantized(
-    weights: Iterable[tuple[str, torch.Tensor]],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Packed weights and what belongs to them as one float32 tensor each; others as they are.
-
-    Tensors come in any order; each weight leaves as soon as it is whole. Raises ValueError if one
-    never is.
-    """
-    waiting: dict[str, dict[str, torch.Tensor]] = {}  # weight -> its tensors, by the rest of names
-    for name, tensor in weights:
-        weight_name, piece = _split(name, tensor)
-        if piece is None:
-            yield name, tensor
-            continue
-        pieces = waiting.setdefault(weight_name, {})
-        pieces[piece] = tensor
-        if (whole := _dequantize(pieces)) is not None:
-            del waiting[weight_name]
-            yield weight_name, whole
-    if lost := [name for name, pieces in waiting.items() if "" in pieces]:
-        raise ValueError(f"the checkpoint lacks what belongs to the packed weight {lost[0]}")
-
-
-def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
-    """(weight, piece of it): "" is the packed weight itself, None a tensor of no packed weight."""
-    path, separator, piece = name.partition(".weight.")
-    if separator:
-        return f"{path}.weight", piece
-    if name.endswith(".SCB"):
-        return f"{name.removesuffix('.SCB')}.weight", "SCB"
-    if name.endswith(".weight_format"):  # of 8 bits; says "rows" in all that is written today
-        return f"{name.removesuffix('.weight_format')}.weight", "format"
-    is_packed = tensor.dtype in (torch.uint8, torch.int8)
-    return name, "" if is_packed and name.endswith(".weight") else None
-
-
-def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """[out, in], None while pieces are missing."""
-    packed = pieces.get("")
-    if packed is None:
-        return None
-    if packed.dtype == torch.int8:
-        scale = pieces.get("SCB")
-        return None if scale is None else packed * (scale.float()[:, None] / 127)
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-
-    state_piece = next((piece for piece in pieces if _STATE[1:] in piece), None)
-    needed = {"absmax", "quant_map"}
-    if state_piece is None or not needed <= pieces.keys():
-        return None
-    settings = json.loads(bytes(pieces[state_piece].tolist()))
-    if (
-        "nested_blocksize" in settings
-        and not {"nested_absmax", "nested_quant_map"} <= pieces.keys()
-    ):
-        return None
-    state = QuantState.from_dict({k: v for k, v in pieces.items() if k}, device=packed.device)
-    if state.blocksize != BLOCK_SIZE:
-        raise ValueError(
-            f"the checkpoint has blocks of {state.blocksize} weights; {BLOCK_SIZE} are read here"
-        )
-    state.dtype = torch.float32
-    weight: torch.Tensor = dequantize_4bit(packed, state)
-    return weight

@@ -8,7 +8,7 @@ mixes `LayerReport` into its worker class (engine argument `worker_extension_cls
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from batchinfer.errors import ConfigError
@@ -23,7 +23,12 @@ class LayerReport:
     model_runner: Any
 
     def report_layers(self) -> dict[str, Any]:
-        """Counts over the layers that can be quantized: linear layers and experts."""
+        """Counts over the layers that can be quantized: linear layers and experts.
+
+        Of this worker: one stage of the pipeline, and of each layer in it this worker's part.
+        """
+        from vllm.distributed import get_pp_group
+
         model = self.get_model()
         methods: Counter[str] = Counter()
         kernels: Counter[str] = Counter()
@@ -34,6 +39,7 @@ class LayerReport:
             num_quantized += not names[0].startswith("Unquantized")
             kernels.update({_class_name(k) for part in parts for k in vars(part).values()} - {""})
         return {
+            "stage": get_pp_group().rank_in_group,
             "num_quantized_layers": num_quantized,
             "num_layers": methods.total(),
             "methods": dict(methods),
@@ -97,7 +103,7 @@ def quantized_layers(core: Any, asked: str | None) -> dict[str, Any]:
 
     Raises ConfigError if that quantized nothing.
     """
-    report: dict[str, Any] = core.collective_rpc("report_layers")[0]
+    report = whole_model(core.collective_rpc("report_layers"))
     if asked is not None and not report["num_quantized_layers"]:
         raise ConfigError(
             f"vLLM accepted the quantization {asked} and quantized none of the model's "
@@ -105,6 +111,22 @@ def quantized_layers(core: Any, asked: str | None) -> dict[str, Any]:
             "model.quantization: none, or give another checkpoint"
         )
     return report
+
+
+def whole_model(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """From the reports of all workers: the sum over the stages, each by one of those that share it.
+
+    Workers that share a stage (tensor parallel) have parts of the same layers.
+    """
+    whole, *others = {report["stage"]: report for report in reversed(reports)}.values()
+    whole = {name: value for name, value in whole.items() if name != "stage"}
+    for report in others:
+        for name, value in whole.items():
+            if isinstance(value, dict):
+                whole[name] = dict(Counter(value) + Counter(report[name]))
+            elif value is not None:
+                whole[name] = value + report[name]
+    return whole
 
 
 def check_moved(report: dict[str, Any], cpu_offload_gib: float) -> None:

@@ -2,7 +2,7 @@
 
 Loaded by vLLM itself (entry point `vllm.general_plugins`), after its worker set its own handlers.
 Does nothing except in processes below an engine of ours, so other users of the same environment
-never notice it. Must not know: the rest of the package beyond the name of one variable.
+never notice it. Must not know: the rest of the package beyond the names of two variables.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
-from importlib.util import find_spec
 
-from batchinfer.engine.vllm_setup import OWNER_PID_VARIABLE
+from batchinfer.engine.vllm_setup import BITSANDBYTES_VARIABLE, OWNER_PID_VARIABLE
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,7 +27,7 @@ def register() -> None:
     owner_pid = os.environ.get(OWNER_PID_VARIABLE)
     if owner_pid is None:
         return
-    if find_spec("bitsandbytes") is not None:
+    if os.environ.get(BITSANDBYTES_VARIABLE):
         from batchinfer.engine import vllm_bitsandbytes  # noqa: F401  # registers itself with vLLM
 
     if int(owner_pid) == os.getpid():

@@ -32,6 +32,9 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 #: The worker plugin acts only in processes that descend from the one named here.
 OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
+#: Set where it has to register our bitsandbytes method too, whose imports reach far into vLLM: what
+#: breaks there must not break the other engines.
+BITSANDBYTES_VARIABLE = "BATCHINFER_ENGINE_BITSANDBYTES"
 
 #: Engine arguments that follow from other keys of the job, and what to write instead.
 MANAGED_OPTIONS = {
@@ -127,7 +130,9 @@ def prepare_platform(settings: EngineSettings) -> None:
         num_threads = os.environ.get("OMP_NUM_THREADS", "")
         if num_threads.isdecimal():  # torch may have been imported before it was set
             torch.set_num_threads(int(num_threads))
+    os.environ.pop(BITSANDBYTES_VARIABLE, None)
     if settings.quantization == BITSANDBYTES:
+        os.environ[BITSANDBYTES_VARIABLE] = "1"
         # vLLM's workers find it by the entry point; we may run from a source tree that has none.
         from batchinfer.engine import vllm_bitsandbytes  # noqa: F401  # registers itself with vLLM
 

@@ -36,6 +36,7 @@ class Needs:
     step_per_token: int  # of the tokens that one step computes
     logits_per_row: int  # of the sequences that one step samples
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
+    dequantized: int = 0  # of the widest layer, where a step dequantizes weights (nf4)
 
 
 def needs_of(
@@ -67,6 +68,7 @@ def needs_of(
         step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
         logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
+        dequantized=_dequantized_bytes(shape, scheme, DTYPE_BYTES[dtype]) if name == "nf4" else 0,
     )
 
 
@@ -118,3 +120,14 @@ def _step_bytes(shape: Shape) -> int:
     values = shape.num_kv_heads * shape.head_size
     attention = 2 * queries + 2 * (shape.latent_size or values)
     return 2 * shape.hidden_size + max(3 * shape.intermediate_size, attention)
+
+
+def _dequantized_bytes(shape: Shape, scheme: str, dtype_bytes: int) -> int:
+    """Of the widest layer as vLLM has it: gate and up, or queries, keys and values, are one.
+
+    8-bit integers become float32 on the way to the model's dtype.
+    """
+    values = shape.num_kv_heads * shape.head_size
+    queries = shape.num_heads * shape.head_size
+    num_out = max(2 * shape.intermediate_size, queries + 2 * values)
+    return shape.hidden_size * num_out * (dtype_bytes + (4 if scheme == "bnb-8bit" else 0))

@@ -1,0 +1,92 @@
+"""Packed weights as transformers writes them with bitsandbytes, dequantized again.
+
+Must not know: vLLM, where the weights go.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+
+#: Weights that share a scale; bitsandbytes' default.
+BLOCK_SIZE = 64
+_STATE = "quant_state.bitsandbytes__"
+
+
+def kernel_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to ask bitsandbytes for, whose CPU kernel takes each row for the start of a block.
+
+    Flat it is right for any shape; 28 instead of 23 ms for 4096 x 4096 on two cores.
+    """
+    return shape if shape[-1] % BLOCK_SIZE == 0 else (math.prod(shape),)
+
+
+def dequantized(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Packed weights and what belongs to them as one float32 tensor each; others as they are.
+
+    Tensors come in any order; each weight leaves as soon as it is whole. Raises ValueError if one
+    never is.
+    """
+    waiting: dict[str, dict[str, torch.Tensor]] = {}  # weight -> its tensors, by the rest of names
+    for name, tensor in weights:
+        weight_name, piece = _split(name, tensor)
+        if piece is None:
+            yield name, tensor
+            continue
+        pieces = waiting.setdefault(weight_name, {})
+        pieces[piece] = tensor
+        if (whole := _dequantize(pieces)) is not None:
+            del waiting[weight_name]
+            yield weight_name, whole
+    if lost := [name for name, pieces in waiting.items() if "" in pieces]:
+        raise ValueError(f"the checkpoint lacks what belongs to the packed weight {lost[0]}")
+
+
+def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
+    """(weight, piece of it): "" is the packed weight itself, None a tensor of no packed weight."""
+    path, separator, piece = name.partition(".weight.")
+    if separator:
+        return f"{path}.weight", piece
+    if name.endswith(".SCB"):
+        return f"{name.removesuffix('.SCB')}.weight", "SCB"
+    if name.endswith(".weight_format"):  # of 8 bits; says "rows" in all that is written today
+        return f"{name.removesuffix('.weight_format')}.weight", "format"
+    is_packed = tensor.dtype in (torch.uint8, torch.int8)
+    return name, "" if is_packed and name.endswith(".weight") else None
+
+
+def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """[out, in], None while pieces are missing."""
+    packed = pieces.get("")
+    if packed is None:
+        return None
+    if packed.dtype == torch.int8:
+        scale = pieces.get("SCB")
+        return None if scale is None else packed * (scale.float()[:, None] / 127)
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+
+    state_piece = next((piece for piece in pieces if _STATE in piece), None)
+    needed = {"absmax", "quant_map"}
+    if state_piece is None or not needed <= pieces.keys():
+        return None
+    settings = json.loads(bytes(pieces[state_piece].tolist()))
+    if (
+        "nested_blocksize" in settings
+        and not {"nested_absmax", "nested_quant_map"} <= pieces.keys()
+    ):
+        return None
+    state = QuantState.from_dict({k: v for k, v in pieces.items() if k}, device=packed.device)
+    if state.blocksize != BLOCK_SIZE:
+        raise ValueError(
+            f"the checkpoint has blocks of {state.blocksize} weights; {BLOCK_SIZE} are read here"
+        )
+    state.dtype = torch.float32
+    shape = tuple(state.shape)
+    state.shape = kernel_shape(shape)
+    weight: torch.Tensor = dequantize_4bit(packed, state)
+    return weight.view(shape)
