@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -221,6 +222,9 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("fp4", "nvfp4", T4, None, "compute capability 8.0, this one has 7.5"),
         ("fp4", "nvfp4", Machine("cuda", (9, 0)), None, "package compressed-tensors"),
         ("bf16", "plain", T4, "bfloat16", "8.0"),
+        ("none", "plain", T4, "bfloat16", "float16 or float32: bfloat16 needs compute capability"),
+        ("int8", "w8a8", T4, "bfloat16", "but in float16: bfloat16 needs compute capability 8.0"),
+        ("int8", "w8a8", T4, "float16", None),
         ("nf4", "plain", PLAIN_CPU, "float32", "package bitsandbytes"),
         ("nf4", "bnb-4bit", BNB_CPU, "float32", None),
         ("nf4", "bnb-8bit", BNB_CPU, None, None),
@@ -289,6 +293,25 @@ def test_a_checkpoints_dtype_gives_way_and_one_that_was_asked_for_does_not() -> 
     assert "float16" in found.notes[0]
     with pytest.raises(ConfigError, match=r"auto \(int8\) .* float16 aborts"):
         choice("auto", "w8a8", PLAIN_CPU, dtype="float16", is_dtype_asked=True)
+
+
+def test_where_bfloat16_does_not_run_a_checkpoint_in_it_is_computed_in_float16() -> None:
+    machine = replace(T4, packages=T4.packages | {"bitsandbytes"})
+    for asked, scheme in (
+        ("auto", "plain"),
+        ("int8", "plain"),
+        ("int4", "w4a16"),
+        ("fp8", "plain"),
+        ("awq", "awq"),
+        ("nf4", "plain"),
+    ):
+        found = choice(asked, scheme, machine)
+        assert found.dtype == "float16", asked
+        assert "the checkpoint's dtype is bfloat16" in found.notes[0]
+        assert choice(asked, scheme, machine, dtype="float16").dtype == "float16"
+    assert choice("bf16", "plain", H200).dtype == choice("auto", "plain", BNB_CPU).dtype
+    with pytest.raises(ConfigError, match=r"bfloat16 needs compute capability 8\.0"):
+        choice("auto", "plain", T4, is_dtype_asked=True)
 
 
 @pytest.mark.parametrize(

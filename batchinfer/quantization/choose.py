@@ -13,6 +13,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.table import (
+    BFLOAT16_CAPABILITY,
     MADE_ONCE,
     SCHEMES,
     TABLE,
@@ -103,8 +104,12 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
             f"dtype {dtype} {device.refused_dtypes[dtype]} on {_where(machine)}; it is computed in "
             f"{' or '.join(device.dtypes)}"
         )
-    if dtype is not None and dtype not in device.dtypes:
-        return f"it is not computed in {dtype}, but in {' or '.join(device.dtypes)}"
+    dtypes = _dtypes(device, machine)
+    if dtype is not None and dtype not in dtypes:
+        reason = f"it is not computed in {dtype}, but in {' or '.join(dtypes)}"
+        if dtype in device.dtypes:
+            reason += f": {dtype} needs compute capability {dotted(BFLOAT16_CAPABILITY)}"
+        return reason
     return None
 
 
@@ -131,11 +136,13 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
     device = _device(record_of(name), machine)
     assert isinstance(device, Device)
     notes = []
-    if machine.device is not None and dtype not in device.dtypes:
+    dtypes = _dtypes(device, machine)
+    if machine.device is not None and dtype not in dtypes:
         notes.append(
-            f"the checkpoint's dtype is {dtype}; {name} is computed in {device.dtypes[0]} here"
+            f"the checkpoint's dtype is {dtype}; quantization {name} is computed in {dtypes[0]} "
+            "here"
         )
-        dtype = device.dtypes[0]
+        dtype = dtypes[0]
     if _is_weight_only(device, machine):
         assert device.native_capability is not None and machine.compute_capability is not None
         notes.append(
@@ -201,6 +208,14 @@ def _lacks(device: Device, machine: Machine) -> str:
     if missing := [package for package in device.packages if package not in machine.packages]:
         return f"needs the package {missing[0]}, which is not installed"
     return ""
+
+
+def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
+    """Those that this very machine computes in, the first being taken where it may be chosen."""
+    capability = machine.compute_capability
+    if machine.device != "cuda" or not capability or capability >= BFLOAT16_CAPABILITY:
+        return device.dtypes
+    return tuple(dtype for dtype in device.dtypes if dtype != "bfloat16")
 
 
 def _is_weight_only(device: Device, machine: Machine) -> bool:

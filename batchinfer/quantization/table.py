@@ -39,6 +39,9 @@ SCHEMES: Mapping[str, str] = MappingProxyType(
 #: vLLM's name for the method that our plugin registers with it.
 BITSANDBYTES = "batchinfer_bitsandbytes"
 
+#: Below this compute capability vLLM refuses bfloat16, in which most checkpoints are.
+BFLOAT16_CAPABILITY = (8, 0)
+
 _ALL_DTYPES = ("bfloat16", "float16", "float32")
 _HALF = ("bfloat16", "float16")
 
@@ -94,7 +97,7 @@ _COMPRESSED = ("compressed-tensors",)
 
 
 def _plain(name: str, meaning: str, bits: float, dtypes: tuple[str, ...]) -> Quantization:
-    capability = (8, 0) if dtypes == ("bfloat16",) else None
+    capability = BFLOAT16_CAPABILITY if dtypes == ("bfloat16",) else None
     return Quantization(
         name=name,
         meaning=meaning,
