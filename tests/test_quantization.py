@@ -120,6 +120,8 @@ def test_the_documented_table_is_the_programs() -> None:
         (compressed(floats(4, "group", 32)), "mxfp4"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor"),
+        ({"quant_method": "fp8", "kv_cache_scheme": "static"}, "fp8-tensor"),  # AutoFP8's
+        ({"quant_method": "quark", "kv_cache_scheme": {"num_bits": 8}}, "quark"),
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, "nvfp4"),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8-tensor"),
         ({"quant_method": "mxfp4"}, "mxfp4"),

@@ -98,9 +98,11 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
 
     `source` is the file for messages. Raises ConfigError for a family or scheme nobody knows.
     """
-    if not settings or _is_cache_only(settings):
+    if not settings:
         return Checkpoint("plain", "")
     family = str(settings.get("quant_method") or "").lower()
+    if _is_cache_only(family, settings):
+        return Checkpoint("plain", "")
     if not family and settings.get("quant_algo"):
         family = "modelopt"
     if family in OTHER_FAMILIES:
@@ -125,12 +127,19 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
     return Checkpoint(scheme, family)
 
 
-def _is_cache_only(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings say how the KV cache is kept, and nothing of the weights."""
+def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the settings say how the KV cache is kept, and nothing of the weights.
+
+    Other families name it beside weights that they quantize (AutoFP8 does).
+    """
     of_modelopt = settings.get("quantization", settings)
     if isinstance(of_modelopt, Mapping) and of_modelopt.get("kv_cache_quant_algo"):
         return of_modelopt.get("quant_algo") is None
-    return bool(settings.get("kv_cache_scheme")) and not settings.get("config_groups")
+    return (
+        family in ("", "compressed-tensors")
+        and bool(settings.get("kv_cache_scheme"))
+        and not settings.get("config_groups")
+    )
 
 
 def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
