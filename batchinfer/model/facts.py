@@ -32,11 +32,10 @@ from batchinfer.quantization import (
     Checkpoint,
     Machine,
     check_hint,
-    check_kv_cache,
     choose,
+    choose_kv_cache,
     detect,
     is_gguf,
-    kv_cache_of,
 )
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -131,9 +130,7 @@ def read_model(
         is_dtype_asked=dtype != "auto",
         fallback=quantization_fallback,
     )
-    check_kv_cache(kv_cache_dtype, machine, shape.cached_size)
-    if kv_cache_dtype == "auto":
-        kv_cache_dtype = kv_cache_of(settings)
+    kv_cache_dtype = choose_kv_cache(kv_cache_dtype, settings, machine, shape.cached_size)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256

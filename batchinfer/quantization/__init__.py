@@ -25,7 +25,7 @@ from batchinfer.quantization.choose import Choice, choose, for_this_machine, why
 from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
-    check_kv_cache,
+    choose_kv_cache,
     kv_cache_markdown,
     kv_cache_of,
     kv_cache_record,
@@ -56,8 +56,8 @@ __all__ = [
     "Quantization",
     "Recipe",
     "check_hint",
-    "check_kv_cache",
     "choose",
+    "choose_kv_cache",
     "detect",
     "for_this_machine",
     "is_gguf",
