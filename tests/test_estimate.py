@@ -36,6 +36,8 @@ LLAMA_8B = Needs(
     kv_per_token=131_072,
     step_per_token=102_400,
     logits_per_row=128_256 * 22,
+    num_heads=32,
+    num_kv_shards=8,
     smaller={"fp8": 8 * GIB, "int4": 5 * GIB},
 )
 SETTINGS = EngineSettings(
@@ -110,6 +112,27 @@ def test_a_step_is_its_widest_layer_or_its_logits_and_several_devices_share_the_
     assert many.room_for_tokens(3 * GIB) == 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "num_devices", "num_bytes"),
+    [
+        ({}, 2, 6 * 2 * 64 * 2),  # two KV heads of the demo's: one on each device
+        ({}, 4, 6 * 2 * 64 * 2),  # and each on two
+        ({"num_key_value_heads": 4}, 2, 2 * 6 * 2 * 64 * 2),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2, 6 * 576 * 2),
+    ],
+)
+def test_devices_share_kv_heads_and_each_keeps_a_whole_latent_vector(
+    shape: dict[str, Any], num_devices: int, num_bytes: int, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text()) | shape
+    (folder / "config.json").write_text(json.dumps(config))
+    needs = read_model(str(folder)).needs
+    assert needs is not None
+    found = estimate(needs, max_num_seqs=1, max_num_batched_tokens=1, num_devices=num_devices)
+    assert found.kv_per_token == num_bytes
+
+
 # What would fit.
 
 
@@ -150,6 +173,17 @@ def test_what_would_fit_is_named(
 ) -> None:
     memory = Memory(int(total * GIB), int(free * GIB))
     assert words in said(memory, **changes)
+
+
+def test_a_number_of_devices_that_does_not_divide_the_heads_is_not_named() -> None:
+    memory = Memory(24 * GIB, int(23.6 * GIB))
+    needs = replace(LLAMA_8B, num_heads=28, num_kv_shards=4)
+    assert "parallel_size 2" in said(memory, needs=needs, max_model_len=131_072)
+    text = said(memory, needs=replace(needs, num_heads=3 * 5), max_model_len=131_072)
+    assert "parallel_size" not in text
+    latent = replace(LLAMA_8B, num_kv_shards=1)  # whose cache no number of devices divides
+    assert "parallel_size" not in said(memory, needs=latent, max_model_len=196_608)
+    assert "parallel_size" in said(memory, needs=LLAMA_8B, max_model_len=196_608)
 
 
 def test_what_is_named_as_fitting_fits() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.hardware import Gpu, available_memory_bytes, gpus, total_memory_bytes
@@ -112,12 +112,26 @@ def estimate(
     num_devices: int = 1,
     cpu_offload_gib: float = 0.0,
 ) -> Estimate:
-    """A step is counted whole on each device: its residuals and logits are on all of them."""
+    """A step is counted whole on each device: its residuals and logits are on all of them.
+
+    A KV head is on at least one device, and a latent vector, which is for all heads, on each.
+    """
     step = max(max_num_batched_tokens * needs.step_per_token, max_num_seqs * needs.logits_per_row)
     return Estimate(
         weights=max(0, -(-needs.weights // num_devices) - int(cpu_offload_gib * GIB)),
         step=step,
-        kv_per_token=-(-needs.kv_per_token // num_devices),
+        kv_per_token=-(-needs.kv_per_token // min(num_devices, needs.num_kv_shards)),
+    )
+
+
+def estimate_of(settings: EngineSettings, needs: Needs, sizes: tuple[int, int]) -> Estimate:
+    """`sizes`: max_num_seqs, max_num_batched_tokens."""
+    return estimate(
+        needs,
+        max_num_seqs=sizes[0],
+        max_num_batched_tokens=sizes[1],
+        num_devices=settings.tensor_parallel_size,
+        cpu_offload_gib=settings.cpu_offload_gib,
     )
 
 
@@ -132,13 +146,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
             f"end what else runs there, lower model.max_model_len (now {settings.max_model_len}) "
             f"or engine.max_num_seqs (now {sizes[0]}), or raise model.tensor_parallel_size"
         )
-    found = estimate(
-        needs,
-        max_num_seqs=sizes[0],
-        max_num_batched_tokens=sizes[1],
-        num_devices=settings.tensor_parallel_size,
-        cpu_offload_gib=settings.cpu_offload_gib,
-    )
+    found = estimate_of(settings, needs, sizes)
     length = settings.max_model_len
     budget = budget_of(settings, memory)
     what = (
@@ -148,7 +156,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     )
     if memory.is_gpu:
         what += f", of which it may use {gib(budget)}"
-    if ways := list(_ways(settings, needs, found, memory)):
+    if ways := list(_ways(settings, needs, sizes, memory)):
         return f"{what}. What would fit: {', or '.join(ways)}"
     if found.room_for_tokens(budget) >= length:  # or what is not in the estimate was too much
         return (
@@ -158,8 +166,11 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     return f"{what}. End what else runs there, or take a smaller model or a larger device"
 
 
-def _ways(settings: EngineSettings, needs: Needs, found: Estimate, memory: Memory) -> Iterator[str]:
+def _ways(
+    settings: EngineSettings, needs: Needs, sizes: tuple[int, int], memory: Memory
+) -> Iterator[str]:
     """Settings with which one sequence of full length would fit; or how long one may be."""
+    found = estimate_of(settings, needs, sizes)
     length = settings.max_model_len
     budget = budget_of(settings, memory)
     room = found.room_for_tokens(budget)
@@ -190,8 +201,11 @@ def _ways(settings: EngineSettings, needs: Needs, found: Estimate, memory: Memor
             break
     if memory.is_gpu:
         for num_devices in (2, 4, 8):
-            share = settings.tensor_parallel_size / num_devices
-            if share < 1 and share * (found.weights + of_sequence) + found.step <= budget:
+            if num_devices <= settings.tensor_parallel_size or needs.num_heads % num_devices:
+                continue
+            shared = replace(settings, tensor_parallel_size=num_devices)
+            other = estimate_of(shared, needs, sizes)
+            if other.room_for_tokens(budget) >= length:
                 yield f"model.tensor_parallel_size {num_devices}"
                 break
         if needed - budget < found.weights:

@@ -35,6 +35,8 @@ class Needs:
     kv_per_token: int
     step_per_token: int  # of the tokens that one step computes
     logits_per_row: int  # of the sequences that one step samples
+    num_heads: int  # the number of devices divides it
+    num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
 
 
@@ -66,6 +68,8 @@ def needs_of(
         kv_per_token=kv_per_token,
         step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
         logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
+        num_heads=shape.num_heads,
+        num_kv_shards=1 if shape.latent_size else shape.num_kv_heads,
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
     )
 
