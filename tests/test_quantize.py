@@ -21,6 +21,7 @@ from batchinfer.quantize.cached import cached_checkpoint
 from batchinfer.quantize.environment import environment_folder
 from batchinfer.quantize.publish import publish_folder
 from batchinfer.quantize.tensor_files import TensorFolder, TensorSpec
+from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Ended, run
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
@@ -285,7 +286,7 @@ def test_a_checkpoint_is_found_by_the_content_of_its_model(
         stream.write(b"\x11")
     for model in models:
         for method in ("int8", "int4"):
-            cached_checkpoint(read_model(str(model), quantization=method, machine=CPU), CPU)
+            cached_checkpoint(read_model(str(model), quantization=method, machine=CPU))
     names = [path.name for path in published]
     assert names[:2] == names[2:4]  # a copy finds it
     assert len(set(names)) == 4  # another content does not, nor does another method
@@ -293,16 +294,31 @@ def test_a_checkpoint_is_found_by_the_content_of_its_model(
     with (models[0] / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x11")
-    cached_checkpoint(read_model(str(models[0]), quantization="int8", machine=CPU), CPU)
+    cached_checkpoint(read_model(str(models[0]), quantization="int8", machine=CPU))
     assert published[-1].name == names[4]
+
+
+def test_adapters_and_other_tokenizers_share_the_checkpoint_of_their_model(
+    published: list[Path], tmp_path: Path
+) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(MODEL, tokenizer)
+    beside: list[dict[str, Any]] = [{}, {"tokenizer": str(tokenizer)}]
+    beside += [
+        {"lora": str(write_adapter(tmp_path / f"adapter-{scale}", scale=scale))}
+        for scale in (0.1, 0.2)
+    ]
+    for changes in beside:
+        cached_checkpoint(read_model(str(MODEL), quantization="int4", machine=CPU, **changes))
+    assert len({path.name for path in published}) == 1
 
 
 def test_a_cached_checkpoint_that_was_damaged_is_named(published: list[Path]) -> None:
     model = read_model(str(MODEL), quantization="int8", machine=CPU)
-    file = cached_checkpoint(model, CPU) / "model.safetensors"
+    file = cached_checkpoint(model) / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ConfigError, match=r"made earlier, is damaged .* delete that folder"):
-        cached_checkpoint(model, CPU)
+        cached_checkpoint(model)
 
 
 def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(
@@ -312,7 +328,7 @@ def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     model = read_model(str(MODEL), quantization="int8", machine=CPU)
     with pytest.raises(ConfigError, match=r"file/batchinfer.* Set XDG_CACHE_HOME .* --method int8"):
-        cached_checkpoint(model, CPU)
+        cached_checkpoint(model)
 
 
 def test_the_digest_of_a_job_names_how_its_checkpoint_is_made_and_not_whether_it_is() -> None:

@@ -29,7 +29,7 @@ KILLED_AT = 20  # of the demo model's 57 tensors
 
 def make() -> str:
     model = read_model(sys.argv[1], quantization=sys.argv[2], machine=CPU)
-    return str(cached_checkpoint(model, CPU))
+    return str(cached_checkpoint(model))
 
 
 def make_and_die() -> str:
