@@ -13,7 +13,11 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
+from batchinfer.quantization import Machine
 
+PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
+CPU = Machine("cpu", packages=PACKAGES)
+H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
 DEMO = Path(__file__).parent.parent / "jobs" / "demo" / "model"
 
 
@@ -157,6 +161,30 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
     store_as(folder / "model.safetensors", b"I8")
     with pytest.raises(ConfigError, match=r"say unquantized, .* stored as I8"):
         read_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "is_refused"),
+    [
+        ("nf4", CPU, True),
+        ("nf4", H200, True),
+        ("int8", CPU, True),
+        ("int4", CPU, True),
+        ("int8", H200, False),
+        ("fp8", H200, False),
+        ("none", CPU, False),
+    ],
+)
+def test_a_mixture_of_experts_that_cannot_be_quantized_is_refused_before_it_is_loaded(
+    folder: Path, name: str, machine: Machine, is_refused: bool
+) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"mlp.up_proj", b".experts.0."))
+    if not is_refused:
+        assert read_model(str(folder), quantization=name, machine=machine).quantization == name
+        return
+    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, and .*Write none"):
+        read_model(str(folder), quantization=name, machine=machine)
 
 
 def test_a_folders_name_is_a_hint_that_the_files_must_bear_out(folder: Path) -> None:

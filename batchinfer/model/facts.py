@@ -134,12 +134,13 @@ def read_model(
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
+    if chosen.refused_experts and any(".experts." in name for name in weights.tensors):
+        advice = "Write" if checkpoint.scheme == "plain" else "Give the unquantized model and write"
+        raise ConfigError(
+            f"model.quantization {chosen.name} cannot run {folder} here: this model has experts, "
+            f"and {chosen.refused_experts}. {advice} none"
+        )
     if chosen.made_by:
-        if machine.device == "cpu" and any(".experts." in name for name in weights.tensors):
-            raise ConfigError(
-                f"model.quantization {chosen.name} cannot be made of {folder} here: vLLM has no "
-                "CPU kernels for quantized experts. Write none"
-            )
         digest["made by"] = RECIPES[chosen.made_by].identity
     adapter = read_lora(lora, weights.tensors) if lora else None
     if adapter is not None:

@@ -39,6 +39,7 @@ class Choice:
     engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
     dtype: str
     made_by: str | None = None  # the method by which the checkpoint has to be made first
+    refused_experts: str = ""  # why a model with experts cannot run so; "": it can, or vLLM says
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -155,11 +156,13 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
         notes.append(
             f"the model is unquantized: its {name} checkpoint is made once, and then found"
         )
+    engine_quantization = device.online if becomes_another or device.is_plugin else None
     return Choice(
         name="none" if name in _DTYPES else name,
-        engine_quantization=device.online if becomes_another or device.is_plugin else None,
+        engine_quantization=engine_quantization,
         dtype=dtype,
         made_by=made_by,
+        refused_experts=device.refused_experts if made_by or engine_quantization else "",
         notes=tuple(notes),
     )
 

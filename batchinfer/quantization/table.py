@@ -62,6 +62,7 @@ class Device:
     cpu_flags: tuple[str, ...] = ()  # all of them
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
+    refused_experts: str = ""  # why no experts are quantized by us; "": they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ _ONLY_SCHEMES = {
     "gguf": ("gguf",),
 }
 
+_NO_CPU_EXPERTS = "vLLM has no CPU kernels for quantized experts"
+_NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
 _NOT_YET = "not yet in this version"
 _COMPRESSED = ("compressed-tensors",)
 
@@ -130,6 +133,7 @@ TABLE: tuple[Quantization, ...] = (
             packages=_COMPRESSED,
             refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find "
             "them",
+            refused_experts=_NO_CPU_EXPERTS,
         ),
         gpu=Device(
             schemes=("w8a8", "w8a16"),
@@ -144,7 +148,12 @@ TABLE: tuple[Quantization, ...] = (
         name="int4",
         meaning="4-bit integer weights in groups, 16-bit activations (compressed-tensors)",
         bits_per_weight=4.125,
-        cpu=Device(schemes=("w4a16", "w4a8"), made_by="int4", packages=_COMPRESSED),
+        cpu=Device(
+            schemes=("w4a16", "w4a8"),
+            made_by="int4",
+            packages=_COMPRESSED,
+            refused_experts=_NO_CPU_EXPERTS,
+        ),
         gpu=Device(
             schemes=("w4a16",),
             made_by="int4",
@@ -221,6 +230,7 @@ TABLE: tuple[Quantization, ...] = (
             is_plugin=True,
             dtypes=_ALL_DTYPES,
             packages=("bitsandbytes",),
+            refused_experts=_NO_BNB_EXPERTS,
         ),
         gpu=Device(
             schemes=("bnb-4bit", "bnb-8bit"),
@@ -229,6 +239,7 @@ TABLE: tuple[Quantization, ...] = (
             dtypes=_ALL_DTYPES,
             min_capability=(7, 5),
             packages=("bitsandbytes",),
+            refused_experts=_NO_BNB_EXPERTS,
         ),
         how_to_make="transformers with BitsAndBytesConfig(load_in_4bit=True)",
     ),
