@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from batchinfer.cli.memory import memory_lines
 from batchinfer.config import Job
 from batchinfer.engine import hardware
 from batchinfer.engine.base import EngineSettings, SamplingSettings
@@ -311,6 +313,35 @@ def test_plan_and_doctor_say_what_a_job_takes(folder: Place, tmp_path: Path) -> 
     assert "6.4 MiB of KV cache for 2,048 tokens" in lines[0]
     # What 8 sequences of full length can use, in blocks of 128 tokens, less the one vLLM keeps.
     assert f"room for {8 * (2048 + 128) - 128:,} tokens, 8 sequences of 2,048" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        # Of 3,072 bytes a token, in blocks of 128 tokens, less the one that vLLM keeps.
+        ({"engine": {"options": {"kv_cache_memory_bytes": 40 * 128 * 3072}}}, "room for 4,992 "),
+        (
+            {"engine": {"options": {"kv_cache_memory_bytes": 9 * 128 * 3072}}},
+            "does not fit: .*What would fit: model.max_model_len 1024, or engine.options.kv_cache",
+        ),
+        ({"engine": {"max_num_seqs": 6000}}, "step of 6,000 tokens and 6,000 sequences"),
+        ({"engine": {"max_num_batched_tokens": 100}}, "step of 100 tokens and 100 sequences"),
+        (
+            {"sampling": {"seed": 1, "temperature": 1}, "engine": {"max_num_batched_tokens": 100}},
+            "max_num_batched_tokens is 100, but prompts are read whole",
+        ),
+    ],
+)
+def test_plan_takes_the_sizes_that_a_run_takes(
+    folder: Place, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    found = Job.model_validate(job(folder, **changes))
+    model = read_model(str(MODEL))
+    try:
+        said = " ".join(memory_lines(found, model))
+    except ConfigError as error:
+        said = str(error)
+    assert re.search(words, said), said
 
 
 @pytest.mark.parametrize(

@@ -173,12 +173,10 @@ def _ways(
     found = estimate_of(settings, needs, sizes)
     length = settings.max_model_len
     budget = budget_of(settings, memory)
-    room = found.room_for_tokens(budget)
+    room = room_of(settings, found, memory)
     of_sequence = found.cache_bytes(length)
     needed = found.weights + found.step + of_sequence
     fixed = settings.options.get("kv_cache_memory_bytes")
-    if isinstance(fixed, int):
-        room = min(room, found.tokens_in(fixed))
     if 0 < room < length:
         yield f"model.max_model_len {room}"
     if isinstance(fixed, int):
@@ -220,6 +218,13 @@ def budget_of(settings: EngineSettings, memory: Memory) -> int:
     share = settings.gpu_memory_utilization
     share = _auto_share(memory) if share is None else share
     return max(0, min(int(share * memory.total_bytes), memory.free_bytes) - RESERVED_BYTES)
+
+
+def room_of(settings: EngineSettings, found: Estimate, memory: Memory) -> int:
+    """Tokens that the KV cache holds: in what is left, or in the size that the job gives it."""
+    room = found.room_for_tokens(budget_of(settings, memory))
+    fixed = settings.options.get("kv_cache_memory_bytes")
+    return min(room, found.tokens_in(fixed)) if isinstance(fixed, int) else room
 
 
 def gib(num_bytes: float) -> str:
