@@ -286,6 +286,11 @@ def test_a_family_that_only_vllm_knows_is_left_to_it() -> None:
 def test_fp4_is_weight_only_below_blackwell_and_that_is_said() -> None:
     assert "only the weights are quantized" in choice("auto", "nvfp4", H200).notes[0]
     assert choice("auto", "nvfp4", B200).notes == ()
+    for machine in (H200, B200):  # what is made of an unquantized model has no activations in it
+        (note,) = choice("fp4", "plain", machine).notes
+        assert "its fp4 checkpoint (NVFP4A16, weights only) is made once" in note
+        assert "(NVFP4A16, weights only) and kept" in for_this_machine(record_of("fp4"), machine)[1]
+    assert "(W8A8) is made once" in choice("int8", "plain", H200).notes[0]
     assert "native from 10.0" in for_this_machine(record_of("fp4"), H200)[1]
 
 

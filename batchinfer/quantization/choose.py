@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.recipes import RECIPES
 from batchinfer.quantization.table import (
     BFLOAT16_CAPABILITY,
-    MADE_ONCE,
     SCHEMES,
     TABLE,
     WEIGHT_ONLY,
     Device,
     Quantization,
     dotted,
+    made_once,
     name_of,
     record_of,
 )
@@ -125,7 +126,7 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
     if device.online:
         ways.append(f'any model, on the fly (vLLM\'s "{device.online}")')
     if device.made_by:
-        ways.append(MADE_ONCE)
+        ways.append(made_once(device.made_by))
     if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
         ways.append(f"checkpoints: {', '.join(checkpoints)}")
     if _is_weight_only(device, machine):
@@ -144,17 +145,18 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
             "here"
         )
         dtype = dtypes[0]
-    if _is_weight_only(device, machine):
-        assert device.native_capability is not None and machine.compute_capability is not None
-        notes.append(
-            f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
-            f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
-        )
     becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
     made_by = device.made_by if becomes_another and not device.online else None
     if made_by:
         notes.append(
-            f"the model is unquantized: its {name} checkpoint is made once, and then found"
+            f"the model is unquantized: its {name} checkpoint ({RECIPES[made_by].result}) is made "
+            "once, and then found"
+        )
+    elif _is_weight_only(device, machine):
+        assert device.native_capability is not None and machine.compute_capability is not None
+        notes.append(
+            f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
+            f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
         )
     engine_quantization = device.online if becomes_another or device.is_plugin else None
     return Choice(

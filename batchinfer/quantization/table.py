@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from batchinfer.quantization.recipes import RECIPES
+
 #: What the files of a checkpoint can be -> how it is called.
 SCHEMES: Mapping[str, str] = MappingProxyType(
     {
@@ -307,7 +309,7 @@ def _cell(device: Device | str) -> str:
     if device.online:
         parts.append(f'on the fly (vLLM\'s "{device.online}")')
     if device.made_by:
-        parts.append(MADE_ONCE)
+        parts.append(made_once(device.made_by))
     if checkpoints:
         parts.append(f"checkpoints: {', '.join(checkpoints)}")
     if needs := needs_of(device):
@@ -319,7 +321,11 @@ def _cell(device: Device | str) -> str:
     return "; ".join(parts) or "yes"
 
 
-MADE_ONCE = "any unquantized model, rounded to nearest once and kept"
+def made_once(method: str) -> str:
+    """What an unquantized model becomes, in words."""
+    return f"any unquantized model, rounded to nearest once ({RECIPES[method].result}) and kept"
+
+
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
 
 
