@@ -340,6 +340,17 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
         choice(asked, scheme, H200, fallback=("awq", "bf16"))
 
 
+def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:
+    for name in ("qtip", "exl3", "gguf"):
+        with pytest.raises(
+            ConfigError, match=f"{name} cannot run here: not yet .* can run as none"
+        ):
+            choice(name, "plain", H200)
+        assert choice(name, "plain", H200, fallback=("fp8",)).name == "fp8"
+        with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):
+            choice(name, "awq", H200, fallback=("fp8",))
+
+
 def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() -> None:
     found = choice("fp4", "plain", PLAIN_CPU, fallback=("fp8", "awq", "fp32", "bf16"))
     assert (found.name, found.dtype) == ("none", "float32")

@@ -18,8 +18,6 @@ from batchinfer.quantization import TABLE, Machine, for_this_machine, record_of
 #: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NOT_LINEAR = ("embed", "lm_head", "wte", "wpe", "norm", "conv")
-#: Names that say what files are, or what model.dtype does; no advice for an unquantized model.
-_FORMATS = ("none", "awq", "gptq", "exl3", "gguf")
 #: vLLM pads embedding and output layer to a multiple of so many tokens.
 _VOCABULARY_MULTIPLE = 64
 #: Of a token's logits, besides one in the model's dtype: in float32, its softmax, and sorted values
@@ -60,7 +58,7 @@ def needs_of(
             record.name: other + round(linear * record.bits_per_weight / 8)
             for record in TABLE
             if record.bits_per_weight < bits
-            and record.name not in _FORMATS
+            and (record.takes_plain or record.dtype)
             and for_this_machine(record, machine)[0]
         }
     return Needs(

@@ -22,7 +22,7 @@ plain values), whole model folders.
 """
 
 from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
-from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
+from batchinfer.quantization.detect import OTHER_FAMILIES, Checkpoint, check_hint, detect, is_gguf
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
     choose_kv_cache,
@@ -39,13 +39,14 @@ from batchinfer.quantization.table import (
     TABLE,
     Device,
     Quantization,
-    markdown_table,
     record_of,
 )
+from batchinfer.quantization.words import markdown_table
 
 __all__ = [
     "BITSANDBYTES",
     "KV_CACHE_TABLE",
+    "OTHER_FAMILIES",
     "RECIPES",
     "SCHEMES",
     "TABLE",

@@ -17,19 +17,14 @@ from batchinfer.quantization.table import (
     BFLOAT16_CAPABILITY,
     SCHEMES,
     TABLE,
-    WEIGHT_ONLY,
     Device,
     Quantization,
-    dotted,
-    made_once,
     name_of,
     record_of,
 )
+from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
-
-#: Names whose dtype is their meaning.
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +64,11 @@ def choose(
     if reason is None:
         return _choice(name, checkpoint, machine, dtype)
     for other in fallback:
-        fits = checkpoint.scheme in ("plain", *record_of(other).schemes)
-        other_dtype = asked_dtype or _DTYPES.get(other)
+        record = record_of(other)
+        fits = checkpoint.scheme in ("plain", *record.schemes)
+        other_dtype = asked_dtype or record.dtype
         if fits and why_not(other, checkpoint.scheme, machine, other_dtype) is None:
-            found = _choice(other, checkpoint, machine, _DTYPES.get(other, dtype))
+            found = _choice(other, checkpoint, machine, record.dtype or dtype)
             warning = f"quantization {other} is used instead of {name}: {reason}"
             return replace(found, warnings=(warning,))
     what = name if asked == name else f"{asked} ({name})"
@@ -89,7 +85,7 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
     `dtype` is the one asked for, None if it may be chosen.
     """
     record = record_of(name)
-    device = _device(record, machine)
+    device = record.on(machine)
     if isinstance(device, str):
         return device
     if machine.device is None:
@@ -117,7 +113,7 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
 
 def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]:
     """Whether a name can run here with some checkpoint, and how, or what is missing. For people."""
-    device = _device(record, machine)
+    device = record.on(machine)
     if isinstance(device, str):
         return False, device
     if lacks := _lacks(device, machine):
@@ -135,7 +131,7 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
 
 
 def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> Choice:
-    device = _device(record_of(name), machine)
+    device = record_of(name).on(machine)
     assert isinstance(device, Device)
     notes = []
     dtypes = _dtypes(device, machine)
@@ -160,7 +156,7 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
         )
     engine_quantization = device.online if becomes_another or device.is_plugin else None
     return Choice(
-        name="none" if name in _DTYPES else name,
+        name="none" if record_of(name).dtype else name,
         engine_quantization=engine_quantization,
         dtype=dtype,
         made_by=made_by,
@@ -171,15 +167,14 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
 
 def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
     """A name of another family than the checkpoint's; an unquantized model may become quantized."""
-    if checkpoint.scheme in record_of(name).schemes:
+    record = record_of(name)
+    if checkpoint.scheme in record.schemes:
         return
     is_plain = checkpoint.scheme == "plain"
-    if is_plain and (name in _MADE_FROM_PLAIN):
+    if is_plain and (record.takes_plain or not record.runs):
         return
-    if isinstance(record_of(name).cpu, str) and isinstance(record_of(name).gpu, str):
-        raise ConfigError(f"model.quantization {name} cannot run: {record_of(name).cpu}")
     if is_plain:
-        advice = f"give a checkpoint in that format ({record_of(name).how_to_make}), or write none"
+        advice = f"give a checkpoint in that format ({record.how_to_make}), or write none"
     elif checkpoint.scheme in SCHEMES:
         advice = f"write {name_of(checkpoint.scheme)} or auto, or give another checkpoint"
     else:
@@ -187,15 +182,6 @@ def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
     raise ConfigError(
         f"model.quantization is {name}, but the checkpoint is {checkpoint.words}: {advice}"
     )
-
-
-#: These say what the weights become; awq, gptq, exl3 and gguf say what the files are.
-_MADE_FROM_PLAIN = ("int8", "int4", "fp8", "fp4", "nf4", "qtip")
-
-
-def _device(record: Quantization, machine: Machine) -> Device | str:
-    """How the record runs on the machine's kind of device; on an unknown one as on a GPU."""
-    return record.cpu if machine.device == "cpu" else record.gpu
 
 
 def _lacks(device: Device, machine: Machine) -> str:
@@ -233,7 +219,7 @@ def _where(machine: Machine) -> str:
 
 
 def _what_instead(name: str, checkpoint: Checkpoint, machine: Machine) -> str:
-    others = [record for record in TABLE if record.name not in (name, *_DTYPES)]
+    others = [record for record in TABLE if record.name != name and not record.dtype]
     if checkpoint.scheme == "plain":
         names = [r.name for r in others if why_not(r.name, "plain", machine, None) is None]
         return f"This model can run as {' or '.join(names)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.table import dotted
+from batchinfer.quantization.words import dotted
 
 #: The CPU attention's instruction set, and the numbers of a head that it converts at once.
 _CPU_FLAG = "avx512f"

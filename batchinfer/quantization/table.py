@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from batchinfer.quantization.recipes import RECIPES
+from batchinfer.quantization.machine import Machine
 
 #: What the files of a checkpoint can be -> how it is called.
 SCHEMES: Mapping[str, str] = MappingProxyType(
@@ -77,6 +77,7 @@ class Quantization:
     cpu: Device | str
     gpu: Device | str
     how_to_make: str
+    only_schemes: tuple[str, ...] = ()  # of a name that runs nowhere yet
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -85,15 +86,30 @@ class Quantization:
         for device in (self.cpu, self.gpu):
             if isinstance(device, Device):
                 found += [*device.schemes, *device.refused]
-        return tuple(dict.fromkeys(found)) or _ONLY_SCHEMES.get(self.name, ())
+        return tuple(dict.fromkeys(found)) or self.only_schemes
 
+    def on(self, machine: Machine) -> Device | str:
+        """How it runs on the machine's kind of device; on an unknown one as on a GPU."""
+        return self.cpu if machine.device == "cpu" else self.gpu
 
-#: Of names that run nowhere yet.
-_ONLY_SCHEMES = {
-    "qtip": ("qtip",),
-    "exl3": ("exl3",),
-    "gguf": ("gguf",),
-}
+    @property
+    def runs(self) -> bool:
+        """Anywhere."""
+        return isinstance(self.cpu, Device) or isinstance(self.gpu, Device)
+
+    @property
+    def takes_plain(self) -> bool:
+        """Whether it says what weights become; other names say what the files are."""
+        devices = (self.cpu, self.gpu)
+        return any(isinstance(d, Device) and (d.online or d.made_by) for d in devices)
+
+    @property
+    def dtype(self) -> str | None:
+        """The one that is its whole meaning: of fp32, fp16 and bf16."""
+        if isinstance(self.cpu, Device) and self.cpu.schemes == ("plain",):
+            return self.cpu.dtypes[0] if len(self.cpu.dtypes) == 1 else None
+        return None
+
 
 _NO_CPU_EXPERTS = "vLLM has no CPU kernels for quantized experts"
 _NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
@@ -252,6 +268,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="QTIP's own tools",
+        only_schemes=("qtip",),
     ),
     Quantization(
         name="exl3",
@@ -260,6 +277,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="ExLlamaV3's convert.py",
+        only_schemes=("exl3",),
     ),
     Quantization(
         name="gguf",
@@ -268,6 +286,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="llama.cpp's convert_hf_to_gguf.py and llama-quantize",
+        only_schemes=("gguf",),
     ),
 )
 
@@ -280,64 +299,3 @@ def record_of(name: str) -> Quantization:
 def name_of(scheme: str) -> str:
     """The name that `auto` takes for a checkpoint of this scheme."""
     return next(record.name for record in TABLE if scheme in record.schemes)
-
-
-def markdown_table() -> str:
-    """The table in docs/quantization.md."""
-    lines = [
-        "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in TABLE:
-        cells = (
-            f"`{record.name}`",
-            record.meaning,
-            f"{record.bits_per_weight:g}",
-            _cell(record.cpu),
-            _cell(record.gpu),
-            record.how_to_make,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(device: Device | str) -> str:
-    if isinstance(device, str):
-        return f"no: {device}"
-    parts = []
-    checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
-    if device.online:
-        parts.append(f'on the fly (vLLM\'s "{device.online}")')
-    if device.made_by:
-        parts.append(made_once(device.made_by))
-    if checkpoints:
-        parts.append(f"checkpoints: {', '.join(checkpoints)}")
-    if needs := needs_of(device):
-        parts.append(f"needs {needs}")
-    if device.native_capability:
-        parts.append(f"below {dotted(device.native_capability)} {WEIGHT_ONLY}")
-    parts += [f"not {SCHEMES[scheme]} ({why})" for scheme, why in device.refused.items()]
-    parts += [f"{dtype} {why}" for dtype, why in device.refused_dtypes.items()]
-    return "; ".join(parts) or "yes"
-
-
-def made_once(method: str) -> str:
-    """What an unquantized model becomes, in words."""
-    return f"any unquantized model, rounded to nearest once ({RECIPES[method].result}) and kept"
-
-
-WEIGHT_ONLY = "only the weights are quantized (Marlin)"
-
-
-def needs_of(device: Device) -> str:
-    """What has to be there, in words; "" if nothing has to."""
-    needs = []
-    if device.min_capability:
-        needs.append(f"compute capability {dotted(device.min_capability)}")
-    if device.cpu_flags:
-        needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
-    return ", ".join(needs)
-
-
-def dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
