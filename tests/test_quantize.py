@@ -19,8 +19,9 @@ from batchinfer.model import read_model
 from batchinfer.quantization import RECIPES, Machine
 from batchinfer.quantize.cached import cached_checkpoint
 from batchinfer.quantize.environment import environment_folder
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantize.publish import publish_folder, sweep
 from batchinfer.quantize.tensor_files import TensorFolder, TensorSpec
+from batchinfer.storage.flock import FileLock
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Ended, run
 
@@ -247,8 +248,8 @@ def test_a_death_while_making_leaves_nothing_and_of_two_makers_one_waits(tmp_pat
         check=True,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )
-    killed, *both = json.loads(done.stdout)
-    assert killed["code"] == -9
+    of_another_method, killed, *both = json.loads(done.stdout)
+    assert of_another_method["code"] == killed["code"] == -9
     assert [outcome["code"] for outcome in both] == [0, 0], done.stderr
     (folder,) = {outcome["lines"][-1] for outcome in both}
     said = ["\n".join(outcome["lines"]) for outcome in both]
@@ -350,3 +351,20 @@ def test_what_fails_while_it_is_made_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert publish_folder(tmp_path / "made", lambda folder: None, **options)
     assert not publish_folder(tmp_path / "made", fill, **options)  # it is there: nothing is filled
+
+
+def test_what_a_dead_process_left_is_deleted_and_what_is_being_made_is_not(tmp_path: Path) -> None:
+    for name in (".dead.0123abcd.tmp", ".alive.0123abcd.tmp", ".unlocked.0123abcd.tmp", "made"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("")
+    for name in (".dead.lock", ".alone.lock"):
+        (tmp_path / name).write_text("")
+    lock = FileLock(tmp_path / ".alive.lock")
+    assert lock.acquire()
+    sweep(tmp_path)
+    kept = {".alive.0123abcd.tmp", ".alive.lock", "made"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    lock.release()  # as the kernel does for the dead
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"made"}
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["model.safetensors"]

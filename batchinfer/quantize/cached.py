@@ -22,7 +22,7 @@ from batchinfer.model import ModelFacts
 from batchinfer.model.folder import content_digest, read_json
 from batchinfer.model.weights import read_weights, weight_files
 from batchinfer.quantization import RECIPES, Recipe
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantize.publish import publish_folder, sweep
 
 logger = logging.getLogger("batchinfer.quantize")
 
@@ -54,6 +54,7 @@ def cached_checkpoint(model: ModelFacts) -> Path:
     def fill(temporary: Path) -> None:
         from batchinfer.quantize.checkpoint import round_to_nearest
 
+        sweep(folder)
         logger.info("quantizing %s once (%s), into %s", source, recipe.meaning, target)
         begun_s = time.monotonic()
         said = _Progress()
