@@ -22,7 +22,14 @@ plain values), whole model folders.
 """
 
 from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
-from batchinfer.quantization.detect import OTHER_FAMILIES, Checkpoint, check_hint, detect, is_gguf
+from batchinfer.quantization.detect import (
+    OTHER_FAMILIES,
+    Checkpoint,
+    check_hint,
+    detect,
+    is_gguf,
+    meant_by,
+)
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
     choose_kv_cache,
@@ -67,6 +74,7 @@ __all__ = [
     "kv_cache_record",
     "kv_cache_why_not",
     "markdown_table",
+    "meant_by",
     "record_of",
     "why_not",
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.quantization.recipes import RECIPES
 from batchinfer.quantization.table import SCHEMES, name_of
 
 GGUF_MAGIC = b"GGUF"
@@ -198,6 +199,26 @@ def _of_group(group: Mapping[str, Any]) -> str:
     if of_activations:
         text += f" and {of_activations[1]}-bit {of_activations[0]} activations"
     return text
+
+
+def meant_by(word: str) -> str | None:
+    """The name for what other programs call `word`: a scheme, a preset, a family of checkpoints.
+
+    auto for a family of several schemes, None for an unknown word.
+    """
+    word = word.lower()
+    presets = {recipe.preset.lower(): recipe.makes for recipe in RECIPES.values()}
+    if word in presets:
+        return presets[word]
+    scheme = word.replace("_", "-").replace("-per-", "-")
+    if scheme not in SCHEMES:
+        try:
+            scheme = _scheme(word, {"bits": 4}) or ""
+        except KeyError:  # its settings tell
+            return "auto"
+    if scheme in SCHEMES:
+        return name_of(scheme)
+    return "auto" if word in OTHER_FAMILIES else None
 
 
 def is_gguf(file: Path) -> bool:
