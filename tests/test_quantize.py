@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from batchinfer.cli.doctor import show_made_checkpoints
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.quantization import RECIPES, Machine
@@ -330,6 +331,27 @@ def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(
     model = read_model(str(MODEL), quantization="int8", machine=CPU)
     with pytest.raises(ConfigError, match=r"file/batchinfer.* Set XDG_CACHE_HOME .* --method int8"):
         cached_checkpoint(model)
+
+
+def test_doctor_has_a_line_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line() -> str:
+        show_made_checkpoints()
+        return capsys.readouterr().out.strip()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = tmp_path / "cache" / "batchinfer" / "models"
+    assert line() == f"ok       cache     {models}: 0 made checkpoints, 0 bytes"
+    assert not (tmp_path / "cache").exists()
+    for name in ("a-int8-0", "b-int4-1", ".c-int4-2.01234567.tmp", ".hashes"):
+        (models / name).mkdir(parents=True)
+        (models / name / "model.safetensors").write_bytes(bytes(600))
+    assert line().endswith("models: 2 made checkpoints, 1,200 bytes")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert line().startswith("no       cache ")
+    assert line().endswith("cannot be written: set XDG_CACHE_HOME to a folder that can")
 
 
 def test_the_digest_of_a_job_names_how_its_checkpoint_is_made_and_not_whether_it_is() -> None:

@@ -35,6 +35,28 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchinfer"
 
 
+def describe_cache() -> tuple[bool, str]:
+    """Whether checkpoints can be made here, and where, how many there are, how large. For people.
+
+    Writes nothing: the folder need not be there yet.
+    """
+    folder = user_cache() / "models"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return False, f"{folder} cannot be written: set XDG_CACHE_HOME to a folder that can"
+    made = [path for path in folder.glob("[!.]*") if path.is_dir()]
+    num_bytes = sum(map(_num_bytes, made))
+    return True, f"{folder}: {len(made):,} made checkpoints, {num_bytes:,} bytes"
+
+
+def _num_bytes(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):  # deleted meanwhile
+        for file in folder.iterdir():
+            total += file.stat().st_size
+    return total
+
+
 def cached_checkpoint(model: ModelFacts) -> Path:
     """The folder of the quantized checkpoint that `model` says has to be made of it.
 
