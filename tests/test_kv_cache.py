@@ -174,8 +174,12 @@ def test_doctor_and_explain_say_what_a_name_means_here(
 
 
 @pytest.mark.real_engine
-def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) -> None:
+def test_fp8_and_an_adapter_are_really_applied_this_also_beside_quantized_weights(
+    folder: Place, tmp_path: Path
+) -> None:
     """One process for all engines: its imports are most of the time."""
+    from tests.support.checkpoints import write_checkpoint, write_rounded  # imports torch
+
     folder.write_parquet("in/a.parquet", rows(12))
     block_bytes = 128 * read_model(str(MODEL), dtype="float32").kv_bytes_per_token
     adapters = {
@@ -189,6 +193,14 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
         "zero": {"lora": str(adapters["zero"])},
         "large": {"lora": str(adapters["large"])},
     }
+    for name, path, quantization in (
+        ("int4", write_checkpoint("w4a16", tmp_path / "packed"), "int4"),
+        ("int4-rounded", write_rounded("w4a16", tmp_path / "int-rounded"), "none"),
+        ("nf4", MODEL, "nf4"),
+        ("nf4-rounded", write_rounded("nf4", tmp_path / "float-rounded"), "none"),
+    ):
+        of_name = {"path": str(path), "quantization": quantization, "dtype": "bfloat16"}
+        changes[name] = of_name | {"lora": str(adapters["large"])}
     paths = []
     for name, change in changes.items():
         settings = job(
@@ -204,9 +216,9 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
     tables = {name: results(folder, name).sort("row") for name in changes}
     engines = {name: engine_facts(folder.url(name, "a.parquet")) for name in changes}
 
-    def mean_difference(name: str) -> float:
-        """Of the prompts' logprobs from those of auto."""
-        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in ("auto", name))
+    def mean_difference(name: str, other_name: str = "auto") -> float:
+        """Of the prompts' logprobs from those of another job."""
+        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in (other_name, name))
         difference: Any = (one - other).drop_nans().abs().mean()
         return float(difference)
 
@@ -222,3 +234,10 @@ def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) ->
     assert not tables["large"]["completion"].equals(tables["auto"]["completion"])
     assert engines["large"]["extra"]["lora"] == str(adapters["large"])
     assert engines["large"]["extra"]["layers"]["num_layers"] == 24
+    for name in ("int4", "nf4"):  # an adapter adds to the rounded weights as to any others
+        extra = engines[name]["extra"]
+        assert (extra["lora"], extra["layers"]["num_quantized_layers"]) == (
+            str(adapters["large"]),
+            24,
+        )
+        assert mean_difference(name, f"{name}-rounded") < 0.01  # without it 0.39 and 0.27

@@ -60,6 +60,16 @@ def write_checkpoint(kind: str, folder: Path) -> Path:
     return folder
 
 
+def write_rounded(kind: str, folder: Path) -> Path:
+    """The demo model, unquantized, its Linears rounded as those of `kind`. Returns the folder."""
+    shutil.copytree(DEMO, folder)
+    tensors = load_file(DEMO / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name] = ROUNDED[kind](tensors[name].float()).bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def write_experts(folder: Path) -> Path:
     """A tiny mixture of experts, random weights and the demo's tokenizer. Returns the folder."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -112,6 +122,18 @@ def _w4a16(weight: Tensor) -> Tensors:
         "weight_scale": scale.bfloat16(),
         "weight_shape": torch.tensor(weight.shape),
     }
+
+
+def _rounded_w4a16(weight: Tensor) -> Tensor:
+    values, scale = _int4_groups(weight)
+    groups = values.unflatten(1, (-1, GROUP_SIZE)) * scale.bfloat16().unsqueeze(2)
+    return groups.flatten(1)
+
+
+def _rounded_nf4(weight: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight.bfloat16(), quant_type="nf4"))
 
 
 def _gptq(weight: Tensor) -> Tensors:
@@ -289,6 +311,8 @@ KINDS: dict[str, Kind] = {
     ),
     "mxfp4": Kind(_mxfp4, _compressed("mxfp4-pack-quantized", _float(4, "group", group_size=32))),
 }
+
+ROUNDED = {"w4a16": _rounded_w4a16, "nf4": _rounded_nf4}
 
 
 if __name__ == "__main__":
