@@ -123,6 +123,20 @@ def test_a_forecast_from_very_few_rows_calls_itself_a_guess(
     assert "is a guess" not in plan(path, "--calibrate", "16", temporary=temporary).stdout
 
 
+def test_prompts_that_repeat_are_looked_for_only_where_a_forecast_is_made(
+    folder: Place, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"id": [str(n) for n in range(32)], "text": ["the same"] * 32}
+    folder.write_parquet("in/0.parquet", pl.DataFrame(texts))
+    path = write_job(tmp_path, job(folder))
+    said = plan(path, "--calibrate", "8", temporary=temporary).stdout
+    assert "31 of 32 prompts read are those of other rows too" in said
+    monkeypatch.setattr("batchinfer.runner.sample._digests", lambda _: pytest.fail("hashed"))
+    ended = CliRunner().invoke(cli, ["plan", str(path)])
+    assert ended.exit_code == 0, ended.output
+    assert "32 rows read, 32 prompts" in ended.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -505,6 +505,37 @@ def test_short_names_of_dtypes_mean_the_long_ones(dtype: str, canonical: str) ->
     assert model.dtype == model.resolved_dtype == canonical
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("w4a16", "int4"),
+        ("w8a8", "int8"),
+        ("W8A16", "int8"),
+        ("nvfp4", "fp4"),
+        ("MXFP4", "fp4"),
+        ("nvfp4a16", "fp4"),
+        ("fp8_per_block", "fp8"),
+        ("fp8_per_tensor", "fp8"),
+        ("FP8_DYNAMIC", "fp8"),
+        ("mxfp8", "fp8"),
+        ("bitsandbytes", "nf4"),
+        ("gptq_marlin", "gptq"),
+        ("awq_marlin", "awq"),
+        ("compressed-tensors", "auto"),
+        ("modelopt_fp4", "auto"),
+        ("torchao", "auto"),
+    ],
+)
+def test_another_programs_word_for_a_quantization_is_refused_with_the_name_here(
+    word: str, meant: str
+) -> None:
+    with pytest.raises(ValidationError, match=f'write {meant}, .*got "{word}"'):
+        job(model={"path": "m", "quantization": word})
+    sentence = f"write {meant}, " if meant != "auto" else "Input should be 'none', "
+    with pytest.raises(ValidationError, match=sentence):
+        job(model={"path": "m", "quantization": "int8", "quantization_fallback": ["bf16", word]})
+
+
 def test_a_quantization_that_names_a_dtype_decides_it_and_may_not_contradict_it() -> None:
     assert job(model={"path": "m", "quantization": "fp16"}).model.resolved_dtype == "float16"
     job(model={"path": "m", "quantization": "fp16", "dtype": "half"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from batchinfer.cli.memory import memory_lines
 from batchinfer.config import Job
 from batchinfer.engine import hardware
 from batchinfer.engine.base import EngineSettings, SamplingSettings
@@ -38,6 +40,8 @@ LLAMA_8B = Needs(
     kv_per_token=131_072,
     step_per_token=102_400,
     logits_per_row=128_256 * 22,
+    num_heads=32,
+    num_kv_shards=8,
     smaller={"fp8": 8 * GIB, "int4": 5 * GIB},
 )
 SETTINGS = EngineSettings(
@@ -134,6 +138,27 @@ def test_a_step_is_its_widest_layer_or_its_logits_and_several_devices_share_the_
     assert many.room_for_tokens(3 * GIB) == 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "num_devices", "num_bytes"),
+    [
+        ({}, 2, 6 * 2 * 64 * 2),  # two KV heads of the demo's: one on each device
+        ({}, 4, 6 * 2 * 64 * 2),  # and each on two
+        ({"num_key_value_heads": 4}, 2, 2 * 6 * 2 * 64 * 2),
+        ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2, 6 * 576 * 2),
+    ],
+)
+def test_devices_share_kv_heads_and_each_keeps_a_whole_latent_vector(
+    shape: dict[str, Any], num_devices: int, num_bytes: int, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text()) | shape
+    (folder / "config.json").write_text(json.dumps(config))
+    needs = read_model(str(folder)).needs
+    assert needs is not None
+    found = estimate(needs, max_num_seqs=1, max_num_batched_tokens=1, num_devices=num_devices)
+    assert found.kv_per_token == num_bytes
+
+
 # What would fit.
 
 
@@ -174,6 +199,17 @@ def test_what_would_fit_is_named(
 ) -> None:
     memory = Memory(int(total * GIB), int(free * GIB))
     assert words in said(memory, **changes)
+
+
+def test_a_number_of_devices_that_does_not_divide_the_heads_is_not_named() -> None:
+    memory = Memory(24 * GIB, int(23.6 * GIB))
+    needs = replace(LLAMA_8B, num_heads=28, num_kv_shards=4)
+    assert "parallel_size 2" in said(memory, needs=needs, max_model_len=131_072)
+    text = said(memory, needs=replace(needs, num_heads=3 * 5), max_model_len=131_072)
+    assert "parallel_size" not in text
+    latent = replace(LLAMA_8B, num_kv_shards=1)  # whose cache no number of devices divides
+    assert "parallel_size" not in said(memory, needs=latent, max_model_len=196_608)
+    assert "parallel_size" in said(memory, needs=LLAMA_8B, max_model_len=196_608)
 
 
 def test_what_is_named_as_fitting_fits() -> None:
@@ -301,6 +337,35 @@ def test_plan_and_doctor_say_what_a_job_takes(folder: Place, tmp_path: Path) -> 
     assert "6.4 MiB of KV cache for 2,048 tokens" in lines[0]
     # What 8 sequences of full length can use, in blocks of 128 tokens, less the one vLLM keeps.
     assert f"room for {8 * (2048 + 128) - 128:,} tokens, 8 sequences of 2,048" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        # Of 3,072 bytes a token, in blocks of 128 tokens, less the one that vLLM keeps.
+        ({"engine": {"options": {"kv_cache_memory_bytes": 40 * 128 * 3072}}}, "room for 4,992 "),
+        (
+            {"engine": {"options": {"kv_cache_memory_bytes": 9 * 128 * 3072}}},
+            "does not fit: .*What would fit: model.max_model_len 1024, or engine.options.kv_cache",
+        ),
+        ({"engine": {"max_num_seqs": 6000}}, "step of 6,000 tokens and 6,000 sequences"),
+        ({"engine": {"max_num_batched_tokens": 100}}, "step of 100 tokens and 100 sequences"),
+        (
+            {"sampling": {"seed": 1, "temperature": 1}, "engine": {"max_num_batched_tokens": 100}},
+            "max_num_batched_tokens is 100, but prompts are read whole",
+        ),
+    ],
+)
+def test_plan_takes_the_sizes_that_a_run_takes(
+    folder: Place, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    found = Job.model_validate(job(folder, **changes))
+    model = read_model(str(MODEL))
+    try:
+        said = " ".join(memory_lines(found, model))
+    except ConfigError as error:
+        said = str(error)
+    assert re.search(words, said), said
 
 
 @pytest.mark.parametrize(

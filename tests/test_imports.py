@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "batchinfer"
 ROOMS = (
     "errors",
     "signals",
+    "quantization",
     "config",
     "storage",
     "source",
-    "quantization",
     "model",
     "quantize",
     "prompt",

@@ -17,7 +17,7 @@ from batchinfer.model import read_model
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
     Machine,
-    check_kv_cache,
+    choose_kv_cache,
     kv_cache_markdown,
     kv_cache_of,
 )
@@ -52,12 +52,12 @@ def test_the_documented_table_is_the_programs() -> None:
             "int8_per_token_head",
             AVX512,
             64,
-            "computes something else.* Write fp8 or fp8_e5m2 or auto",
+            r"computes something else.* Write model\.kv_cache_dtype: fp8 or fp8_e5m2 or auto$",
         ),
         ("int4_per_token_head", H200, 80, None),
         ("int8_per_token_head", A100, 64, None),
         ("fp8", H200, 80, None),
-        ("fp8", A100, 64, r"compute capability 8\.9, this one has 8\.0.* Write int8_per_token"),
+        ("fp8", A100, 64, r"compute capability 8\.9, this one has 8\.0.*_dtype: int8_per_token"),
         ("fp8_e5m2", H200, 64, "fails with it; fp8"),
         ("fp8_e5m2", Machine(None), 80, None),
     ],
@@ -66,10 +66,29 @@ def test_what_a_machine_cannot_run_is_refused_with_what_to_write(
     name: str, machine: Machine, head_size: int, reason: str | None
 ) -> None:
     if reason is None:
-        check_kv_cache(name, machine, head_size)
+        assert choose_kv_cache(name, None, machine, head_size) == name
         return
     with pytest.raises(ConfigError, match=f"kv_cache_dtype {name} cannot run here: .*{reason}"):
-        check_kv_cache(name, machine, head_size)
+        choose_kv_cache(name, None, machine, head_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "words"),
+    [
+        ("auto", A100, "keeps its KV cache in fp8, which .* 8.0. Write .*: int8_per_token_head or"),
+        ("auto", AVX2, "in fp8, which .* with avx512f.*lacks. Give a checkpoint of the model that"),
+        ("fp8", A100, "kv_cache_dtype fp8 cannot .* int8_per_token_head or int4_per_token_head, "),
+    ],
+)
+def test_what_the_checkpoint_says_of_its_cache_is_checked_as_what_the_job_says(
+    name: str, machine: Machine, words: str
+) -> None:
+    settings = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    with pytest.raises(ConfigError, match=words) as caught:
+        choose_kv_cache(name, settings, machine, 64)
+    assert "or auto" not in str(caught.value)  # which is no way out
+    assert choose_kv_cache("auto", settings, H200, 64) == "fp8"
+    assert choose_kv_cache("int8_per_token_head", settings, A100, 64) == "int8_per_token_head"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +125,8 @@ def test_a_checkpoints_own_cache_dtype_is_counted_under_auto(tmp_path: Path) -> 
     }
     (folder / "config.json").write_text(json.dumps(config))
     assert read_model(str(folder)).kv_bytes_per_token == 12 * 128
+    with pytest.raises(ConfigError, match="the checkpoint keeps its KV cache in fp8"):
+        read_model(str(folder), machine=AVX2)
 
 
 def test_a_latent_cache_has_one_vector_for_all_heads(tmp_path: Path) -> None:
@@ -153,7 +174,9 @@ def test_doctor_and_explain_say_what_a_name_means_here(
 
 
 @pytest.mark.real_engine
-def test_fp8_and_an_adapter_are_really_applied(folder: Place, tmp_path: Path) -> None:
+def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
+    folder: Place, tmp_path: Path
+) -> None:
     """One process for all engines: its imports are most of the time."""
     from tests.support.checkpoints import write_checkpoint  # imports torch
 

@@ -13,7 +13,12 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
+from batchinfer.quantization import Machine
+from batchinfer.quantize.layers import linear_layers
 
+PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
+CPU = Machine("cpu", packages=PACKAGES)
+H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
 DEMO = Path(__file__).parent.parent / "jobs" / "demo" / "model"
 
 
@@ -159,6 +164,30 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
         read_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "machine", "is_refused"),
+    [
+        ("nf4", CPU, True),
+        ("nf4", H200, True),
+        ("int8", CPU, True),
+        ("int4", CPU, True),
+        ("int8", H200, False),
+        ("fp8", H200, False),
+        ("none", CPU, False),
+    ],
+)
+def test_a_mixture_of_experts_that_cannot_be_quantized_is_refused_before_it_is_loaded(
+    folder: Path, name: str, machine: Machine, is_refused: bool
+) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"mlp.up_proj", b".experts.0."))
+    if not is_refused:
+        assert read_model(str(folder), quantization=name, machine=machine).quantization == name
+        return
+    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, and .*Write none"):
+        read_model(str(folder), quantization=name, machine=machine)
+
+
 def test_a_folders_name_is_a_hint_that_the_files_must_bear_out(folder: Path) -> None:
     hinted = folder.rename(folder.parent / "Demo-7M-AWQ")
     with pytest.raises(ConfigError, match="Demo-7M-AWQ says awq, but its files are unquantized"):
@@ -215,6 +244,19 @@ def test_settings_that_config_json_leaves_out_are_its_class_defaults(folder: Pat
         read_model(str(folder))
 
 
+def test_code_that_comes_with_a_model_is_not_asked_about(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    code = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
+    change(folder / "config.json", model_type="no-such", auto_map=code, architectures=None)
+    with pytest.raises(ConfigError, match=r"cannot be quantized here: .*custom code"):
+        linear_layers(folder, {"model.layers.0.mlp.up_proj.weight": (1024, 256)})
+    change(folder / "config.json", vocab_size=None)
+    with pytest.raises(ConfigError, match="has no vocab_size"):
+        read_model(str(folder))
+
+
 def test_several_eos_tokens_are_kept(folder: Path) -> None:
     change(folder / "generation_config.json", eos_token_id=[2, 5])
     assert read_model(str(folder)).eos_token_ids == (2, 5)
@@ -257,6 +299,43 @@ def test_a_missing_part_of_sharded_weights_is_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=r"1 of 2 weight files.*model-2\.safetensors"):
         read_model(str(folder))
+
+
+@pytest.mark.parametrize("weight_map", [[1], {"a": 3}, {"a": ""}, "x", None])
+def test_an_index_that_names_no_files_is_refused(folder: Path, weight_map: Any) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ConfigError, match=r"index\.json: weight_map must name a file"):
+        read_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "words"),
+    [
+        ("config.json", {"head_dim": "64"}, "head_dim is '64', not a whole number"),
+        ("config.json", {"head_dim": 64.0}, r"head_dim is 64\.0"),
+        ("config.json", {"num_key_value_heads": [2, "2"]}, "num_key_value_heads is "),
+        ("config.json", {"intermediate_size": "wide"}, "intermediate_size is 'wide'"),
+        ("config.json", {"num_experts_per_tok": {}}, "num_experts_per_tok is {}"),
+        ("config.json", {"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ("config.json", {"vocab_size": [4096]}, r"vocab_size is \[4096\]"),
+        ("config.json", {"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "factor '4'"),
+        ("config.json", {"vocab_size": None, "hidden_act": 3}, "has no vocab_size"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+        ("generation_config.json", {"eos_token_id": [2, [5]]}, r"eos_token_id is \[2, \[5\]\]"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(
+    folder: Path, file: str, settings: dict[str, Any], words: str
+) -> None:
+    change(folder / file, **settings)
+    with pytest.raises(ConfigError, match=words):
+        read_model(str(folder))
+
+
+def test_sizes_may_be_given_for_each_layer(folder: Path) -> None:
+    change(folder / "config.json", num_key_value_heads=[1, 2, 2, 2, 2, 2], intermediate_size=[64])
+    assert read_model(str(folder)).kv_bytes_per_token == 2 * 6 * 2 * 64 * 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -119,6 +120,8 @@ def test_the_documented_table_is_the_programs() -> None:
         (compressed(floats(4, "group", 32)), "mxfp4"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor"),
+        ({"quant_method": "fp8", "kv_cache_scheme": "static"}, "fp8-tensor"),  # AutoFP8's
+        ({"quant_method": "quark", "kv_cache_scheme": {"num_bits": 8}}, "quark"),
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, "nvfp4"),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8-tensor"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
@@ -221,6 +224,9 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("fp4", "nvfp4", T4, None, "compute capability 8.0, this one has 7.5"),
         ("fp4", "nvfp4", Machine("cuda", (9, 0)), None, "package compressed-tensors"),
         ("bf16", "plain", T4, "bfloat16", "8.0"),
+        ("none", "plain", T4, "bfloat16", "float16 or float32: bfloat16 needs compute capability"),
+        ("int8", "w8a8", T4, "bfloat16", "but in float16: bfloat16 needs compute capability 8.0"),
+        ("int8", "w8a8", T4, "float16", None),
         ("nf4", "plain", PLAIN_CPU, "float32", "package bitsandbytes"),
         ("nf4", "bnb-4bit", BNB_CPU, "float32", None),
         ("nf4", "bnb-8bit", BNB_CPU, None, None),
@@ -280,6 +286,11 @@ def test_a_family_that_only_vllm_knows_is_left_to_it() -> None:
 def test_fp4_is_weight_only_below_blackwell_and_that_is_said() -> None:
     assert "only the weights are quantized" in choice("auto", "nvfp4", H200).notes[0]
     assert choice("auto", "nvfp4", B200).notes == ()
+    for machine in (H200, B200):  # what is made of an unquantized model has no activations in it
+        (note,) = choice("fp4", "plain", machine).notes
+        assert "its fp4 checkpoint (NVFP4A16, weights only) is made once" in note
+        assert "(NVFP4A16, weights only) and kept" in for_this_machine(record_of("fp4"), machine)[1]
+    assert "(W8A8) is made once" in choice("int8", "plain", H200).notes[0]
     assert "native from 10.0" in for_this_machine(record_of("fp4"), H200)[1]
 
 
@@ -289,6 +300,25 @@ def test_a_checkpoints_dtype_gives_way_and_one_that_was_asked_for_does_not() -> 
     assert "float16" in found.notes[0]
     with pytest.raises(ConfigError, match=r"auto \(int8\) .* float16 aborts"):
         choice("auto", "w8a8", PLAIN_CPU, dtype="float16", is_dtype_asked=True)
+
+
+def test_where_bfloat16_does_not_run_a_checkpoint_in_it_is_computed_in_float16() -> None:
+    machine = replace(T4, packages=T4.packages | {"bitsandbytes"})
+    for asked, scheme in (
+        ("auto", "plain"),
+        ("int8", "plain"),
+        ("int4", "w4a16"),
+        ("fp8", "plain"),
+        ("awq", "awq"),
+        ("nf4", "plain"),
+    ):
+        found = choice(asked, scheme, machine)
+        assert found.dtype == "float16", asked
+        assert "the checkpoint's dtype is bfloat16" in found.notes[0]
+        assert choice(asked, scheme, machine, dtype="float16").dtype == "float16"
+    assert choice("bf16", "plain", H200).dtype == choice("auto", "plain", BNB_CPU).dtype
+    with pytest.raises(ConfigError, match=r"bfloat16 needs compute capability 8\.0"):
+        choice("auto", "plain", T4, is_dtype_asked=True)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +338,17 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         choice(asked, scheme, H200, fallback=("awq", "bf16"))
+
+
+def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:
+    for name in ("qtip", "exl3", "gguf"):
+        with pytest.raises(
+            ConfigError, match=f"{name} cannot run here: not yet .* can run as none"
+        ):
+            choice(name, "plain", H200)
+        assert choice(name, "plain", H200, fallback=("fp8",)).name == "fp8"
+        with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):
+            choice(name, "awq", H200, fallback=("fp8",))
 
 
 def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() -> None:

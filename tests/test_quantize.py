@@ -14,13 +14,16 @@ from typing import Any
 import polars as pl
 import pytest
 
+from batchinfer.cli.doctor import show_made_checkpoints
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.quantization import RECIPES, Machine
 from batchinfer.quantize.cached import cached_checkpoint
 from batchinfer.quantize.environment import environment_folder
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantize.publish import publish_folder, sweep
 from batchinfer.quantize.tensor_files import TensorFolder, TensorSpec
+from batchinfer.storage.flock import FileLock
+from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Ended, run
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
@@ -246,8 +249,8 @@ def test_a_death_while_making_leaves_nothing_and_of_two_makers_one_waits(tmp_pat
         check=True,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )
-    killed, *both = json.loads(done.stdout)
-    assert killed["code"] == -9
+    of_another_method, killed, *both = json.loads(done.stdout)
+    assert of_another_method["code"] == killed["code"] == -9
     assert [outcome["code"] for outcome in both] == [0, 0], done.stderr
     (folder,) = {outcome["lines"][-1] for outcome in both}
     said = ["\n".join(outcome["lines"]) for outcome in both]
@@ -285,7 +288,7 @@ def test_a_checkpoint_is_found_by_the_content_of_its_model(
         stream.write(b"\x11")
     for model in models:
         for method in ("int8", "int4"):
-            cached_checkpoint(read_model(str(model), quantization=method, machine=CPU), CPU)
+            cached_checkpoint(read_model(str(model), quantization=method, machine=CPU))
     names = [path.name for path in published]
     assert names[:2] == names[2:4]  # a copy finds it
     assert len(set(names)) == 4  # another content does not, nor does another method
@@ -293,16 +296,31 @@ def test_a_checkpoint_is_found_by_the_content_of_its_model(
     with (models[0] / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         stream.write(b"\x11")
-    cached_checkpoint(read_model(str(models[0]), quantization="int8", machine=CPU), CPU)
+    cached_checkpoint(read_model(str(models[0]), quantization="int8", machine=CPU))
     assert published[-1].name == names[4]
+
+
+def test_adapters_and_other_tokenizers_share_the_checkpoint_of_their_model(
+    published: list[Path], tmp_path: Path
+) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(MODEL, tokenizer)
+    beside: list[dict[str, Any]] = [{}, {"tokenizer": str(tokenizer)}]
+    beside += [
+        {"lora": str(write_adapter(tmp_path / f"adapter-{scale}", scale=scale))}
+        for scale in (0.1, 0.2)
+    ]
+    for changes in beside:
+        cached_checkpoint(read_model(str(MODEL), quantization="int4", machine=CPU, **changes))
+    assert len({path.name for path in published}) == 1
 
 
 def test_a_cached_checkpoint_that_was_damaged_is_named(published: list[Path]) -> None:
     model = read_model(str(MODEL), quantization="int8", machine=CPU)
-    file = cached_checkpoint(model, CPU) / "model.safetensors"
+    file = cached_checkpoint(model) / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(ConfigError, match=r"made earlier, is damaged .* delete that folder"):
-        cached_checkpoint(model, CPU)
+        cached_checkpoint(model)
 
 
 def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(
@@ -312,7 +330,28 @@ def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     model = read_model(str(MODEL), quantization="int8", machine=CPU)
     with pytest.raises(ConfigError, match=r"file/batchinfer.* Set XDG_CACHE_HOME .* --method int8"):
-        cached_checkpoint(model, CPU)
+        cached_checkpoint(model)
+
+
+def test_doctor_has_a_line_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line() -> str:
+        show_made_checkpoints()
+        return capsys.readouterr().out.strip()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = tmp_path / "cache" / "batchinfer" / "models"
+    assert line() == f"ok       cache     {models}: 0 made checkpoints, 0 bytes"
+    assert not (tmp_path / "cache").exists()
+    for name in ("a-int8-0", "b-int4-1", ".c-int4-2.01234567.tmp", ".hashes"):
+        (models / name).mkdir(parents=True)
+        (models / name / "model.safetensors").write_bytes(bytes(600))
+    assert line().endswith("models: 2 made checkpoints, 1,200 bytes")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert line().startswith("no       cache ")
+    assert line().endswith("cannot be written: set XDG_CACHE_HOME to a folder that can")
 
 
 def test_the_digest_of_a_job_names_how_its_checkpoint_is_made_and_not_whether_it_is() -> None:
@@ -334,3 +373,20 @@ def test_what_fails_while_it_is_made_leaves_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert publish_folder(tmp_path / "made", lambda folder: None, **options)
     assert not publish_folder(tmp_path / "made", fill, **options)  # it is there: nothing is filled
+
+
+def test_what_a_dead_process_left_is_deleted_and_what_is_being_made_is_not(tmp_path: Path) -> None:
+    for name in (".dead.0123abcd.tmp", ".alive.0123abcd.tmp", ".unlocked.0123abcd.tmp", "made"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("")
+    for name in (".dead.lock", ".alone.lock"):
+        (tmp_path / name).write_text("")
+    lock = FileLock(tmp_path / ".alive.lock")
+    assert lock.acquire()
+    sweep(tmp_path)
+    kept = {".alive.0123abcd.tmp", ".alive.lock", "made"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    lock.release()  # as the kernel does for the dead
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"made"}
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["model.safetensors"]

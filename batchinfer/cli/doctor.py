@@ -27,6 +27,7 @@ from batchinfer.quantization import (
     for_this_machine,
     kv_cache_why_not,
 )
+from batchinfer.quantize.cached import describe_cache
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.storage import Store, open_store
 
@@ -38,6 +39,7 @@ def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
     problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
     show_quantizations(this_machine())
+    show_made_checkpoints()
     show_kv_caches(this_machine())
     if job_path is not None:
         problems += _job(job_path)
@@ -93,6 +95,12 @@ def show_quantizations(machine: Machine) -> None:
     for record in TABLE:
         can_run, text = for_this_machine(record, machine)
         _line(record.name, f"quantization, {text}", mark="ok" if can_run else "no")
+
+
+def show_made_checkpoints() -> None:
+    """A line for the cache of those. Only names that are made of unquantized models need it."""
+    can_be_made, text = describe_cache()
+    _line("cache", text, mark="ok" if can_be_made else "no")
 
 
 def show_kv_caches(machine: Machine) -> None:

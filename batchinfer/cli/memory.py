@@ -9,10 +9,11 @@ from batchinfer.engine.memory import (
     auto_sizes,
     budget_of,
     device_memory,
-    estimate,
+    estimate_of,
     gib,
+    room_of,
 )
-from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes
+from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, fit_sizes, needs_whole_prompts
 from batchinfer.model import ModelFacts
 from batchinfer.runner.factory import engine_settings
 
@@ -24,16 +25,10 @@ def memory_lines(job: Job, model: ModelFacts) -> list[str]:
     memory = device_memory(settings.tensor_parallel_size, is_cpu=is_cpu)
     if model.needs is None:
         return []
-    num_seqs, num_tokens = auto_sizes(gpus(), is_cpu=is_cpu)
-    num_tokens = settings.max_num_batched_tokens or num_tokens
-    num_seqs = settings.max_num_seqs or min(num_seqs, num_tokens)
-    found = estimate(
-        model.needs,
-        max_num_seqs=num_seqs,
-        max_num_batched_tokens=num_tokens,
-        num_devices=settings.tensor_parallel_size,
-        cpu_offload_gib=settings.cpu_offload_gib,
-    )
+    is_whole = needs_whole_prompts(settings, is_cpu=is_cpu)
+    sizes = fit_sizes(settings, auto_sizes(gpus(), is_cpu=is_cpu), is_whole=is_whole)
+    num_seqs, num_tokens = sizes
+    found = estimate_of(settings, model.needs, sizes)
     length = settings.max_model_len
     lines = [
         f"about {gib(found.weights)} of weights ({model.quantization}), {gib(found.step)} for a "
@@ -43,13 +38,14 @@ def memory_lines(job: Job, model: ModelFacts) -> list[str]:
     if memory is None:
         return lines
     budget = budget_of(settings, memory)
-    room = found.room_for_tokens(budget)
+    room = room_of(settings, found, memory)
     if room < length:
-        return [*lines, f"does not fit: {advice(settings, (num_seqs, num_tokens), memory)}"]
+        return [*lines, f"does not fit: {advice(settings, sizes, memory)}"]
     left = "the engine's"
-    if is_cpu:  # where a cache takes seconds to clear, and no more than is useful is taken
+    if is_cpu:
         left = "free, of which it takes a part for its KV cache"
-        room = min(room, found.tokens_in(cpu_kv_cache_bytes(settings, num_seqs)))
+        if "kv_cache_memory_bytes" not in settings.options:  # clearing it takes seconds
+            room = min(room, found.tokens_in(cpu_kv_cache_bytes(settings, num_seqs)))
     return [
         *lines,
         f"{gib(budget)} of {gib(memory.total_bytes)} are {left}: room for {room:,} tokens, "

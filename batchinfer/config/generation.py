@@ -6,6 +6,7 @@ Must not know: engines themselves (the ranges are vLLM's, its package is not imp
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
@@ -27,7 +28,9 @@ from batchinfer.config.values import (
     Text,
     Texts,
     Tuple,
+    shown,
 )
+from batchinfer.quantization import meant_by
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 #: What each means and needs: batchinfer/quantization/table.py. A test holds the two together.
@@ -47,7 +50,20 @@ QuantizationName = Literal[
     "exl3",
     "gguf",
 ]
-Quantization = Literal["auto", QuantizationName]
+
+
+def _known_name(name: object, *, may_be_auto: bool = True) -> object:
+    """Refuse another program's word with the name that means it. What is unknown is left as is."""
+    is_word = isinstance(name, str) and name not in get_args(QuantizationName)
+    meant = meant_by(str(name)) if is_word else None
+    if meant is None or (meant == "auto" and not may_be_auto):
+        return name
+    what = "which takes what the checkpoint is" if meant == "auto" else "the name for it here"
+    raise ValueError(f"write {meant}, {what}, got {shown(name)}")
+
+
+Quantization = Annotated[Literal["auto", QuantizationName], BeforeValidator(_known_name)]
+_Fallback = Annotated[QuantizationName, BeforeValidator(partial(_known_name, may_be_auto=False))]
 #: What each means and needs: batchinfer/quantization/kv_cache.py.
 KvCacheDtype = Literal[
     "auto",
@@ -90,7 +106,7 @@ class ModelSettings(Section):
         "unquantized in that precision; fp8: a checkpoint, or on the fly; the others: a "
         "checkpoint of that kind (docs/quantization.md).",
     )
-    quantization_fallback: Annotated[tuple[QuantizationName, ...], Tuple] = Field(
+    quantization_fallback: Annotated[tuple[_Fallback, ...], Tuple] = Field(
         default=(),
         description="Names to take instead, the first that this machine can run, where it cannot "
         "run the one above.",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.hardware import Gpu, available_memory_bytes, gpus, total_memory_bytes
@@ -112,13 +112,27 @@ def estimate(
     num_devices: int = 1,
     cpu_offload_gib: float = 0.0,
 ) -> Estimate:
-    """A step is counted whole on each device: its residuals and logits are on all of them."""
+    """A step is counted whole on each device: its residuals and logits are on all of them.
+
+    A KV head is on at least one device, and a latent vector, which is for all heads, on each.
+    """
     step = max(max_num_batched_tokens * needs.step_per_token, max_num_seqs * needs.logits_per_row)
     step += -(-needs.dequantized // num_devices)
     return Estimate(
         weights=max(0, -(-needs.weights // num_devices) - int(cpu_offload_gib * GIB)),
         step=step,
-        kv_per_token=-(-needs.kv_per_token // num_devices),
+        kv_per_token=-(-needs.kv_per_token // min(num_devices, needs.num_kv_shards)),
+    )
+
+
+def estimate_of(settings: EngineSettings, needs: Needs, sizes: tuple[int, int]) -> Estimate:
+    """`sizes`: max_num_seqs, max_num_batched_tokens."""
+    return estimate(
+        needs,
+        max_num_seqs=sizes[0],
+        max_num_batched_tokens=sizes[1],
+        num_devices=settings.tensor_parallel_size,
+        cpu_offload_gib=settings.cpu_offload_gib,
     )
 
 
@@ -133,13 +147,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
             f"end what else runs there, lower model.max_model_len (now {settings.max_model_len}) "
             f"or engine.max_num_seqs (now {sizes[0]}), or raise model.tensor_parallel_size"
         )
-    found = estimate(
-        needs,
-        max_num_seqs=sizes[0],
-        max_num_batched_tokens=sizes[1],
-        num_devices=settings.tensor_parallel_size,
-        cpu_offload_gib=settings.cpu_offload_gib,
-    )
+    found = estimate_of(settings, needs, sizes)
     length = settings.max_model_len
     budget = budget_of(settings, memory)
     what = (
@@ -149,7 +157,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     )
     if memory.is_gpu:
         what += f", of which it may use {gib(budget)}"
-    if ways := list(_ways(settings, needs, found, memory)):
+    if ways := list(_ways(settings, needs, sizes, memory)):
         return f"{what}. What would fit: {', or '.join(ways)}"
     if found.room_for_tokens(budget) >= length:  # or what is not in the estimate was too much
         return (
@@ -159,16 +167,17 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     return f"{what}. End what else runs there, or take a smaller model or a larger device"
 
 
-def _ways(settings: EngineSettings, needs: Needs, found: Estimate, memory: Memory) -> Iterator[str]:
+def _ways(
+    settings: EngineSettings, needs: Needs, sizes: tuple[int, int], memory: Memory
+) -> Iterator[str]:
     """Settings with which one sequence of full length would fit; or how long one may be."""
+    found = estimate_of(settings, needs, sizes)
     length = settings.max_model_len
     budget = budget_of(settings, memory)
-    room = found.room_for_tokens(budget)
+    room = room_of(settings, found, memory)
     of_sequence = found.cache_bytes(length)
     needed = found.weights + found.step + of_sequence
     fixed = settings.options.get("kv_cache_memory_bytes")
-    if isinstance(fixed, int):
-        room = min(room, found.tokens_in(fixed))
     if 0 < room < length:
         yield f"model.max_model_len {room}"
     if isinstance(fixed, int):
@@ -191,8 +200,11 @@ def _ways(settings: EngineSettings, needs: Needs, found: Estimate, memory: Memor
             break
     if memory.is_gpu:
         for num_devices in (2, 4, 8):
-            share = settings.tensor_parallel_size / num_devices
-            if share < 1 and share * (found.weights + of_sequence) + found.step <= budget:
+            if num_devices <= settings.tensor_parallel_size or needs.num_heads % num_devices:
+                continue
+            shared = replace(settings, tensor_parallel_size=num_devices)
+            other = estimate_of(shared, needs, sizes)
+            if other.room_for_tokens(budget) >= length:
                 yield f"model.tensor_parallel_size {num_devices}"
                 break
         if needed - budget < found.weights:
@@ -207,6 +219,13 @@ def budget_of(settings: EngineSettings, memory: Memory) -> int:
     share = settings.gpu_memory_utilization
     share = _auto_share(memory) if share is None else share
     return max(0, min(int(share * memory.total_bytes), memory.free_bytes) - RESERVED_BYTES)
+
+
+def room_of(settings: EngineSettings, found: Estimate, memory: Memory) -> int:
+    """Tokens that the KV cache holds: in what is left, or in the size that the job gives it."""
+    room = found.room_for_tokens(budget_of(settings, memory))
+    fixed = settings.options.get("kv_cache_memory_bytes")
+    return min(room, found.tokens_in(fixed)) if isinstance(fixed, int) else room
 
 
 def gib(num_bytes: float) -> str:

@@ -17,7 +17,13 @@ from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.hardware import available_memory_bytes
 from batchinfer.engine.memory import GIB
 from batchinfer.engine.vllm_layers import EXTENSION
-from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, step_sizes, utilization
+from batchinfer.engine.vllm_sizes import (
+    cpu_kv_cache_bytes,
+    default_sizes,
+    fit_sizes,
+    needs_whole_prompts,
+    utilization,
+)
 from batchinfer.errors import ConfigError
 from batchinfer.model import Lora
 from batchinfer.quantization import BITSANDBYTES
@@ -166,16 +172,19 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         arguments["cpu_offload_gb"] = settings.cpu_offload_gib
     if is_cpu:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
-        if settings.sampling.uses_seeds:
-            arguments["enable_chunked_prefill"] = False
+    if needs_whole_prompts(settings, is_cpu=is_cpu):
+        arguments["enable_chunked_prefill"] = False
     arguments.update(settings.options)
     if is_cpu and settings.sampling.uses_seeds and arguments["enable_chunked_prefill"]:
         raise ConfigError(
             "engine.options.enable_chunked_prefill: true and sampling.seed do not go together on a "
             "CPU: vLLM cannot rewind a CPU's random state after half a prompt; remove one of them"
         )
-    needs_whole_prompts = arguments.get("enable_chunked_prefill") is False
-    max_num_seqs, max_num_batched_tokens = step_sizes(settings, needs_whole_prompts)
+    max_num_seqs, max_num_batched_tokens = fit_sizes(
+        settings,
+        default_sizes(settings.tensor_parallel_size),
+        is_whole=needs_whole_prompts(settings, is_cpu=is_cpu),
+    )
     arguments["max_num_seqs"] = max_num_seqs
     arguments["max_num_batched_tokens"] = max_num_batched_tokens
     if (

@@ -10,6 +10,7 @@ import logging
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.hardware import available_memory_bytes
 from batchinfer.engine.memory import (
+    BLOCK_TOKENS,
     GIB,
     MOST_UTILIZATION,
     auto_utilization,
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 #: with the weights, and a small model does not wait for room that its requests never fill.
 MIN_CPU_KV_CAP_BYTES = GIB // 2
 CPU_KV_CAP_WEIGHTS = 4
-CPU_BLOCK_TOKENS = 128
 
 
 def default_sizes(num_devices: int) -> tuple[int, int]:
@@ -40,20 +40,31 @@ def default_sizes(num_devices: int) -> tuple[int, int]:
     return of_seqs[UsageContext.LLM_CLASS], of_tokens[UsageContext.LLM_CLASS]
 
 
-def step_sizes(settings: EngineSettings, needs_whole_prompts: bool) -> tuple[int, int]:
-    """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other."""
-    max_num_seqs, max_num_batched_tokens = default_sizes(settings.tensor_parallel_size)
+def needs_whole_prompts(settings: EngineSettings, *, is_cpu: bool) -> bool:
+    """Whether a prompt is computed in one step: vLLM cannot rewind a CPU's random state."""
+    is_whole = is_cpu and settings.sampling.uses_seeds
+    return settings.options.get("enable_chunked_prefill", not is_whole) is False
+
+
+def fit_sizes(
+    settings: EngineSettings, defaults: tuple[int, int], *, is_whole: bool
+) -> tuple[int, int]:
+    """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other.
+
+    `defaults` are the device's; `is_whole`: prompts are computed in one step. Raises ConfigError.
+    """
+    max_num_seqs, max_num_batched_tokens = defaults
     if settings.max_num_seqs is not None:
         max_num_seqs = settings.max_num_seqs
     elif settings.max_num_batched_tokens is not None:
         max_num_seqs = min(max_num_seqs, settings.max_num_batched_tokens)
     if settings.max_num_batched_tokens is None:
         max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        if needs_whole_prompts:
+        if is_whole:
             max_num_batched_tokens = max(max_num_batched_tokens, settings.max_model_len)
         return max_num_seqs, max_num_batched_tokens
     max_num_batched_tokens = settings.max_num_batched_tokens
-    if needs_whole_prompts and max_num_batched_tokens < settings.max_model_len:
+    if is_whole and max_num_batched_tokens < settings.max_model_len:
         raise ConfigError(
             f"engine.max_num_batched_tokens is {max_num_batched_tokens}, but prompts are read "
             f"whole (sampling.seed on a CPU, or enable_chunked_prefill: false): set it to auto, or "
@@ -121,8 +132,8 @@ def utilization(settings: EngineSettings, *, is_cpu: bool) -> float:
 
 def cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:
     """Room for every sequence at its longest, within the caps; at least for one sequence."""
-    blocks_per_sequence = -(-settings.max_model_len // CPU_BLOCK_TOKENS) + 1
-    sequence_bytes = blocks_per_sequence * CPU_BLOCK_TOKENS * settings.kv_bytes_per_token
+    blocks_per_sequence = -(-settings.max_model_len // BLOCK_TOKENS) + 1
+    sequence_bytes = blocks_per_sequence * BLOCK_TOKENS * settings.kv_bytes_per_token
     cap = max(MIN_CPU_KV_CAP_BYTES, CPU_KV_CAP_WEIGHTS * settings.weights_bytes)
     cap = min(cap, available_memory_bytes() // 4)
     return max(sequence_bytes, min(max_num_seqs * sequence_bytes, cap))

@@ -7,13 +7,13 @@ equal weights as far as safetensors headers and sizes tell, and equal tokenizer 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.model.context import context_length
 from batchinfer.model.folder import (
     content_digest,
     read_json,
@@ -32,11 +32,10 @@ from batchinfer.quantization import (
     Checkpoint,
     Machine,
     check_hint,
-    check_kv_cache,
     choose,
+    choose_kv_cache,
     detect,
     is_gguf,
-    kv_cache_of,
 )
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -45,28 +44,6 @@ _PACKED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 _PACKED_SHARE = 0.05
 #: A machine of which nothing is known refuses nothing.
 _ANY_MACHINE = Machine(None)
-# The keys and the rope types are those of vLLM's own derivation of the context length.
-_LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "model_max_length",
-    "max_target_positions",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
-_ROPE_WITHOUT_FACTOR = frozenset(
-    {
-        "su",
-        "longrope",
-        "llama3",
-        "yarn",
-        "deepseek_yarn",
-        "deepseek_llama_scaling",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +108,17 @@ def read_model(
         is_dtype_asked=dtype != "auto",
         fallback=quantization_fallback,
     )
-    check_kv_cache(kv_cache_dtype, machine, shape.cached_size)
-    if kv_cache_dtype == "auto":
-        kv_cache_dtype = kv_cache_of(settings)
+    kv_cache_dtype = choose_kv_cache(kv_cache_dtype, settings, machine, shape.cached_size)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
+    if chosen.refused_experts and any(".experts." in name for name in weights.tensors):
+        advice = "Write" if checkpoint.scheme == "plain" else "Give the unquantized model and write"
+        raise ConfigError(
+            f"model.quantization {chosen.name} cannot run {folder} here: this model has experts, "
+            f"and {chosen.refused_experts}. {advice} none"
+        )
     if chosen.made_by:
-        if machine.device == "cpu" and any(".experts." in name for name in weights.tensors):
-            raise ConfigError(
-                f"model.quantization {chosen.name} cannot be made of {folder} here: vLLM has no "
-                "CPU kernels for quantized experts. Write none"
-            )
         digest["made by"] = RECIPES[chosen.made_by].identity
     adapter = read_lora(lora, weights.tensors) if lora else None
     if adapter is not None:
@@ -165,7 +141,7 @@ def read_model(
         tokenizer_path=str(tokenizer_folder),
         dtype=chosen.dtype,
         quantization=chosen.name,
-        max_model_len=_resolve_length(max_model_len, config, text, tokenizer_folder, notes),
+        max_model_len=context_length(max_model_len, config, text, tokenizer_folder, notes),
         vocab_size=shape.vocab_size,
         eos_token_ids=_eos_token_ids(folder, text),
         weights_bytes=weights.size_bytes,
@@ -246,67 +222,16 @@ def _refuse_gguf(folder: Path) -> None:
         refuse_gguf(files[0])
 
 
-def _resolve_length(
-    asked: int | None,
-    config: dict[str, Any],
-    text: dict[str, Any],
-    tokenizer_folder: Path,
-    notes: list[str],
-) -> int:
-    lengths = [text[key] for key in _LENGTH_KEYS if _is_length(text.get(key))]
-    if _is_length(text.get("model_max_length")):  # Cohere's models mean this one
-        lengths = [text["model_max_length"]]
-    settings = read_optional_json(tokenizer_folder / "tokenizer_config.json")
-    if _is_length(settings.get("model_max_length")):
-        lengths.append(settings["model_max_length"])
-    if not lengths:
-        if asked is None:
-            raise ConfigError("config.json names no context length: set model.max_model_len")
-        return asked
-    ropes = list(_rope_settings(text))
-    factor = 1.0
-    if "gemma3" not in str(config.get("model_type")):  # its length is already the scaled one
-        for rope in ropes:
-            if _rope_type(rope) not in _ROPE_WITHOUT_FACTOR:
-                factor = rope.get("factor") or factor
-    own: int = math.floor(min(lengths) * factor)
-    if asked is not None and asked > own:
-        raise ConfigError(
-            f"model.max_model_len {asked} is more than the model's context length of {own} tokens: "
-            "lower it or leave it out"
-        )
-    if asked is not None:
-        return asked
-    original = text.get("original_max_position_embeddings")
-    if isinstance(original, int) and any(_rope_type(rope) == "longrope" for rope in ropes):
-        notes.append(
-            f"max_model_len is {original}, the length before longrope; set model.max_model_len for "
-            f"more, up to {own}"
-        )
-        return original
-    return own
-
-
-def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
-
-
-def _rope_settings(text: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """One for the model, or one for each kind of layer."""
-    settings = text.get("rope_parameters") or text.get("rope_scaling")
-    if isinstance(settings, dict):
-        nested = [value for value in settings.values() if isinstance(value, dict)]
-        yield from nested or [settings]
-
-
-def _rope_type(rope: dict[str, Any]) -> object:
-    return rope.get("rope_type", rope.get("type"))
-
-
 def _eos_token_ids(folder: Path, text: dict[str, Any]) -> tuple[int, ...]:
     found = read_optional_json(folder / "generation_config.json").get("eos_token_id")
     if found is None:
         found = text.get("eos_token_id")
     if found is None:
         return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
+    ids = found if isinstance(found, list) else [found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise ConfigError(
+            f"{folder}: eos_token_id is {found!r} in generation_config.json or config.json, not a "
+            "token id or a list of them. Copy that file again"
+        )
+    return tuple(ids)

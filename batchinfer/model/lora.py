@@ -14,7 +14,7 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import file_sha256, read_json, resolve_folder
 from batchinfer.model.weights import Tensor, read_header
-from batchinfer.quantization import TABLE, Device, Machine
+from batchinfer.quantization import OTHER_FAMILIES, Device, Machine, record_of
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -64,13 +64,14 @@ def read_lora(path: str, base: Mapping[str, Tensor]) -> Lora:
 
 def check_beside(name: str, machine: Machine) -> None:
     """Raise ConfigError if no adapter runs beside the quantization `name` on this machine."""
-    for record in TABLE:
-        device = record.cpu if machine.device == "cpu" else record.gpu
-        if record.name == name and isinstance(device, Device) and device.refused_adapters:
-            raise ConfigError(
-                f"model.lora cannot run here with quantization {name}: {device.refused_adapters}. "
-                "Give the unquantized model or another quantization, or leave the adapter out"
-            )
+    if name in OTHER_FAMILIES:
+        return  # vLLM's to say
+    device = record_of(name).on(machine)
+    if isinstance(device, Device) and device.refused_adapters:
+        raise ConfigError(
+            f"model.lora cannot run here with quantization {name}: {device.refused_adapters}. "
+            "Give the unquantized model or another quantization, or leave the adapter out"
+        )
 
 
 def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:

@@ -18,8 +18,6 @@ from batchinfer.quantization import TABLE, Machine, for_this_machine, record_of
 #: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NOT_LINEAR = ("embed", "lm_head", "wte", "wpe", "norm", "conv")
-#: Names that say what files are, or what model.dtype does; no advice for an unquantized model.
-_FORMATS = ("none", "awq", "gptq", "exl3", "gguf")
 #: vLLM pads embedding and output layer to a multiple of so many tokens.
 _VOCABULARY_MULTIPLE = 64
 #: Of a token's logits, besides one in the model's dtype: in float32, its softmax, and sorted values
@@ -35,6 +33,8 @@ class Needs:
     kv_per_token: int
     step_per_token: int  # of the tokens that one step computes
     logits_per_row: int  # of the sequences that one step samples
+    num_heads: int  # the number of devices divides it
+    num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights (nf4)
 
@@ -59,7 +59,7 @@ def needs_of(
             record.name: other + round(linear * record.bits_per_weight / 8)
             for record in TABLE
             if record.bits_per_weight < bits
-            and record.name not in _FORMATS
+            and (record.takes_plain or record.dtype)
             and for_this_machine(record, machine)[0]
         }
     return Needs(
@@ -67,6 +67,8 @@ def needs_of(
         kv_per_token=kv_per_token,
         step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
         logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
+        num_heads=shape.num_heads,
+        num_kv_shards=1 if shape.latent_size else shape.num_kv_heads,
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
         dequantized=_dequantized_bytes(shape, scheme, DTYPE_BYTES[dtype]) if name == "nf4" else 0,
     )

@@ -14,6 +14,16 @@ from batchinfer.quantization import kv_cache_record
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
+#: Those that other sizes stand in for. Some models have one for each layer.
+_OTHER_KEYS = (
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "kv_lora_rank",
+    "qk_rope_head_dim",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +47,15 @@ class Shape:
 
 
 def shape_of(text: dict[str, Any]) -> Shape:
-    num_heads = text["num_attention_heads"]
-    hidden_size = text["hidden_size"]
-    latent_size = text.get("kv_lora_rank") or 0
+    num_heads, hidden_size = text["num_attention_heads"], text["hidden_size"]
+    sizes = {key: _largest(text.get(key)) for key in _OTHER_KEYS}
+    latent_size = sizes["kv_lora_rank"]
     if latent_size:
-        latent_size += text.get("qk_rope_head_dim") or 0
-    experts = text.get("num_experts_per_tok") or 0
-    width = _largest(text.get("intermediate_size")) or 4 * hidden_size
-    if experts and text.get("moe_intermediate_size"):
-        width = max(width, experts * text["moe_intermediate_size"])
+        latent_size += sizes["qk_rope_head_dim"]
+    experts = sizes["num_experts_per_tok"]
+    width = sizes["intermediate_size"] or 4 * hidden_size
+    if experts and sizes["moe_intermediate_size"]:
+        width = max(width, experts * sizes["moe_intermediate_size"])
     elif experts:
         width *= experts
     return Shape(
@@ -54,16 +64,19 @@ def shape_of(text: dict[str, Any]) -> Shape:
         intermediate_size=width,
         vocab_size=text["vocab_size"],
         num_heads=num_heads,
-        num_kv_heads=_largest(text.get("num_key_value_heads")) or num_heads,
-        head_size=text.get("head_dim") or hidden_size // num_heads,
+        num_kv_heads=sizes["num_key_value_heads"] or num_heads,
+        head_size=sizes["head_dim"] or hidden_size // num_heads,
         latent_size=latent_size,
         is_tied=bool(text.get("tie_word_embeddings")),
     )
 
 
 def _largest(size: Any) -> int:
-    """Some models have one for each layer."""
     return max(size, default=0) if isinstance(size, list) else size or 0
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def kv_bytes_per_token(shape: Shape, dtype: str, kv_cache_dtype: str) -> int:
@@ -82,17 +95,25 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The language model's settings, with its class's defaults where config.json has none."""
     nested = config.get("text_config")
     text = {**config, **nested} if isinstance(nested, dict) else config
-    if all(isinstance(text.get(key), int) for key in _NEEDED_KEYS):
+    _check_sizes(text, folder)
+    if all(text.get(key) for key in _NEEDED_KEYS):
         return text
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    lacks = (ValueError, OSError, KeyError, AttributeError, StrictDataclassError)
     try:
-        known = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-        defaults = known.to_dict()
-    except (ValueError, OSError, KeyError, AttributeError):  # a model that transformers lacks
+        known = AutoConfig.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # without it, it asks on the terminal for 15 s
+        )
+        defaults = known.get_text_config().to_dict()
+    except lacks:  # a model that transformers does not know
         defaults = {}
     text = {**defaults, **{key: value for key, value in text.items() if value is not None}}
-    missing = [key for key in _NEEDED_KEYS if not isinstance(text.get(key), int)]
+    _check_sizes(text, folder)
+    missing = [key for key in _NEEDED_KEYS if not text.get(key)]
     if missing:
         raise ConfigError(
             f"{folder / 'config.json'} has no {', '.join(missing)}, and transformers knows no "
@@ -100,3 +121,14 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             "model, or newer than this transformers"
         )
     return text
+
+
+def _check_sizes(text: dict[str, Any], folder: Path) -> None:
+    """Of the keys that are there. 0 is what a model lacks."""
+    for key in (*_NEEDED_KEYS, *_OTHER_KEYS):
+        value, is_needed = text.get(key), key in _NEEDED_KEYS
+        sizes = value if isinstance(value, list) and not is_needed else [value]
+        if value is not None and not all(_is_size(size, least=int(is_needed)) for size in sizes):
+            raise ConfigError(
+                f"{folder / 'config.json'}: {key} is {value!r}, not a whole number: copy it again"
+            )

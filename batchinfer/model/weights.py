@@ -57,8 +57,13 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights. Raises ConfigError if one is missing."""
     index = folder / _WEIGHTS_INDEX
     if index.exists():
-        names = read_json(index, "").get("weight_map", {}).values()
-        files = sorted({folder / name for name in names})
+        weight_map = read_json(index, "").get("weight_map", {})
+        is_map = isinstance(weight_map, dict)
+        if not is_map or not all(name and isinstance(name, str) for name in weight_map.values()):
+            raise ConfigError(
+                f"{index}: weight_map must name a file for each tensor. Copy it again"
+            )
+        files = sorted({folder / name for name in weight_map.values()})
         if missing := [file.name for file in files if not file.exists()]:
             raise ConfigError(
                 f"{folder} lacks {len(missing)} of {len(files)} weight files of {_WEIGHTS_INDEX}, "

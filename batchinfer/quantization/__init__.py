@@ -22,10 +22,17 @@ plain values), whole model folders.
 """
 
 from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
-from batchinfer.quantization.detect import Checkpoint, check_hint, detect, is_gguf
+from batchinfer.quantization.detect import (
+    OTHER_FAMILIES,
+    Checkpoint,
+    check_hint,
+    detect,
+    is_gguf,
+    meant_by,
+)
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
-    check_kv_cache,
+    choose_kv_cache,
     kv_cache_markdown,
     kv_cache_of,
     kv_cache_record,
@@ -39,13 +46,14 @@ from batchinfer.quantization.table import (
     TABLE,
     Device,
     Quantization,
-    markdown_table,
     record_of,
 )
+from batchinfer.quantization.words import markdown_table
 
 __all__ = [
     "BITSANDBYTES",
     "KV_CACHE_TABLE",
+    "OTHER_FAMILIES",
     "RECIPES",
     "SCHEMES",
     "TABLE",
@@ -56,8 +64,8 @@ __all__ = [
     "Quantization",
     "Recipe",
     "check_hint",
-    "check_kv_cache",
     "choose",
+    "choose_kv_cache",
     "detect",
     "for_this_machine",
     "is_gguf",
@@ -66,6 +74,7 @@ __all__ = [
     "kv_cache_record",
     "kv_cache_why_not",
     "markdown_table",
+    "meant_by",
     "record_of",
     "why_not",
 ]

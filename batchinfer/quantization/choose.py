@@ -12,22 +12,19 @@ from dataclasses import dataclass, replace
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.recipes import RECIPES
 from batchinfer.quantization.table import (
-    MADE_ONCE,
+    BFLOAT16_CAPABILITY,
     SCHEMES,
     TABLE,
-    WEIGHT_ONLY,
     Device,
     Quantization,
-    dotted,
     name_of,
     record_of,
 )
+from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
-
-#: Names whose dtype is their meaning.
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,7 @@ class Choice:
     engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
     dtype: str
     made_by: str | None = None  # the method by which the checkpoint has to be made first
+    refused_experts: str = ""  # why a model with experts cannot run so; "": it can, or vLLM says
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -66,10 +64,11 @@ def choose(
     if reason is None:
         return _choice(name, checkpoint, machine, dtype)
     for other in fallback:
-        fits = checkpoint.scheme in ("plain", *record_of(other).schemes)
-        other_dtype = asked_dtype or _DTYPES.get(other)
+        record = record_of(other)
+        fits = checkpoint.scheme in ("plain", *record.schemes)
+        other_dtype = asked_dtype or record.dtype
         if fits and why_not(other, checkpoint.scheme, machine, other_dtype) is None:
-            found = _choice(other, checkpoint, machine, _DTYPES.get(other, dtype))
+            found = _choice(other, checkpoint, machine, record.dtype or dtype)
             warning = f"quantization {other} is used instead of {name}: {reason}"
             return replace(found, warnings=(warning,))
     what = name if asked == name else f"{asked} ({name})"
@@ -86,7 +85,7 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
     `dtype` is the one asked for, None if it may be chosen.
     """
     record = record_of(name)
-    device = _device(record, machine)
+    device = record.on(machine)
     if isinstance(device, str):
         return device
     if machine.device is None:
@@ -103,14 +102,18 @@ def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str 
             f"dtype {dtype} {device.refused_dtypes[dtype]} on {_where(machine)}; it is computed in "
             f"{' or '.join(device.dtypes)}"
         )
-    if dtype is not None and dtype not in device.dtypes:
-        return f"it is not computed in {dtype}, but in {' or '.join(device.dtypes)}"
+    dtypes = _dtypes(device, machine)
+    if dtype is not None and dtype not in dtypes:
+        reason = f"it is not computed in {dtype}, but in {' or '.join(dtypes)}"
+        if dtype in device.dtypes:
+            reason += f": {dtype} needs compute capability {dotted(BFLOAT16_CAPABILITY)}"
+        return reason
     return None
 
 
 def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]:
     """Whether a name can run here with some checkpoint, and how, or what is missing. For people."""
-    device = _device(record, machine)
+    device = record.on(machine)
     if isinstance(device, str):
         return False, device
     if lacks := _lacks(device, machine):
@@ -119,7 +122,7 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
     if device.online:
         ways.append(f'any model, on the fly (vLLM\'s "{device.online}")')
     if device.made_by:
-        ways.append(MADE_ONCE)
+        ways.append(made_once(device.made_by))
     if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
         ways.append(f"checkpoints: {', '.join(checkpoints)}")
     if _is_weight_only(device, machine):
@@ -128,46 +131,50 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
 
 
 def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> Choice:
-    device = _device(record_of(name), machine)
+    device = record_of(name).on(machine)
     assert isinstance(device, Device)
     notes = []
-    if machine.device is not None and dtype not in device.dtypes:
+    dtypes = _dtypes(device, machine)
+    if machine.device is not None and dtype not in dtypes:
         notes.append(
-            f"the checkpoint's dtype is {dtype}; {name} is computed in {device.dtypes[0]} here"
+            f"the checkpoint's dtype is {dtype}; quantization {name} is computed in {dtypes[0]} "
+            "here"
         )
-        dtype = device.dtypes[0]
-    if _is_weight_only(device, machine):
+        dtype = dtypes[0]
+    becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
+    made_by = device.made_by if becomes_another and not device.online else None
+    if made_by:
+        notes.append(
+            f"the model is unquantized: its {name} checkpoint ({RECIPES[made_by].result}) is made "
+            "once, and then found"
+        )
+    elif _is_weight_only(device, machine):
         assert device.native_capability is not None and machine.compute_capability is not None
         notes.append(
             f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
             f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
         )
-    becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
-    made_by = device.made_by if becomes_another and not device.online else None
-    if made_by:
-        notes.append(
-            f"the model is unquantized: its {name} checkpoint is made once, and then found"
-        )
+    engine_quantization = device.online if becomes_another or device.is_plugin else None
     return Choice(
-        name="none" if name in _DTYPES else name,
-        engine_quantization=device.online if becomes_another or device.is_plugin else None,
+        name="none" if record_of(name).dtype else name,
+        engine_quantization=engine_quantization,
         dtype=dtype,
         made_by=made_by,
+        refused_experts=device.refused_experts if made_by or engine_quantization else "",
         notes=tuple(notes),
     )
 
 
 def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
     """A name of another family than the checkpoint's; an unquantized model may become quantized."""
-    if checkpoint.scheme in record_of(name).schemes:
+    record = record_of(name)
+    if checkpoint.scheme in record.schemes:
         return
     is_plain = checkpoint.scheme == "plain"
-    if is_plain and (name in _MADE_FROM_PLAIN):
+    if is_plain and (record.takes_plain or not record.runs):
         return
-    if isinstance(record_of(name).cpu, str) and isinstance(record_of(name).gpu, str):
-        raise ConfigError(f"model.quantization {name} cannot run: {record_of(name).cpu}")
     if is_plain:
-        advice = f"give a checkpoint in that format ({record_of(name).how_to_make}), or write none"
+        advice = f"give a checkpoint in that format ({record.how_to_make}), or write none"
     elif checkpoint.scheme in SCHEMES:
         advice = f"write {name_of(checkpoint.scheme)} or auto, or give another checkpoint"
     else:
@@ -175,15 +182,6 @@ def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
     raise ConfigError(
         f"model.quantization is {name}, but the checkpoint is {checkpoint.words}: {advice}"
     )
-
-
-#: These say what the weights become; awq, gptq, exl3 and gguf say what the files are.
-_MADE_FROM_PLAIN = ("int8", "int4", "fp8", "fp4", "nf4", "qtip")
-
-
-def _device(record: Quantization, machine: Machine) -> Device | str:
-    """How the record runs on the machine's kind of device; on an unknown one as on a GPU."""
-    return record.cpu if machine.device == "cpu" else record.gpu
 
 
 def _lacks(device: Device, machine: Machine) -> str:
@@ -203,6 +201,14 @@ def _lacks(device: Device, machine: Machine) -> str:
     return ""
 
 
+def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
+    """Those that this very machine computes in, the first being taken where it may be chosen."""
+    capability = machine.compute_capability
+    if machine.device != "cuda" or not capability or capability >= BFLOAT16_CAPABILITY:
+        return device.dtypes
+    return tuple(dtype for dtype in device.dtypes if dtype != "bfloat16")
+
+
 def _is_weight_only(device: Device, machine: Machine) -> bool:
     capability, native = machine.compute_capability, device.native_capability
     return machine.device == "cuda" and bool(capability and native and capability < native)
@@ -213,7 +219,7 @@ def _where(machine: Machine) -> str:
 
 
 def _what_instead(name: str, checkpoint: Checkpoint, machine: Machine) -> str:
-    others = [record for record in TABLE if record.name not in (name, *_DTYPES)]
+    others = [record for record in TABLE if record.name != name and not record.dtype]
     if checkpoint.scheme == "plain":
         names = [r.name for r in others if why_not(r.name, "plain", machine, None) is None]
         return f"This model can run as {' or '.join(names)}"

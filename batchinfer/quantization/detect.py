@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.quantization.recipes import RECIPES
 from batchinfer.quantization.table import SCHEMES, name_of
 
 GGUF_MAGIC = b"GGUF"
@@ -98,9 +99,11 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
 
     `source` is the file for messages. Raises ConfigError for a family or scheme nobody knows.
     """
-    if not settings or _is_cache_only(settings):
+    if not settings:
         return Checkpoint("plain", "")
     family = str(settings.get("quant_method") or "").lower()
+    if _is_cache_only(family, settings):
+        return Checkpoint("plain", "")
     if not family and settings.get("quant_algo"):
         family = "modelopt"
     if family in OTHER_FAMILIES:
@@ -125,12 +128,19 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
     return Checkpoint(scheme, family)
 
 
-def _is_cache_only(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings say how the KV cache is kept, and nothing of the weights."""
+def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the settings say how the KV cache is kept, and nothing of the weights.
+
+    Other families name it beside weights that they quantize (AutoFP8 does).
+    """
     of_modelopt = settings.get("quantization", settings)
     if isinstance(of_modelopt, Mapping) and of_modelopt.get("kv_cache_quant_algo"):
         return of_modelopt.get("quant_algo") is None
-    return bool(settings.get("kv_cache_scheme")) and not settings.get("config_groups")
+    return (
+        family in ("", "compressed-tensors")
+        and bool(settings.get("kv_cache_scheme"))
+        and not settings.get("config_groups")
+    )
 
 
 def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
@@ -189,6 +199,26 @@ def _of_group(group: Mapping[str, Any]) -> str:
     if of_activations:
         text += f" and {of_activations[1]}-bit {of_activations[0]} activations"
     return text
+
+
+def meant_by(word: str) -> str | None:
+    """The name for what other programs call `word`: a scheme, a preset, a family of checkpoints.
+
+    auto for a family of several schemes, None for an unknown word.
+    """
+    word = word.lower()
+    presets = {recipe.preset.lower(): recipe.makes for recipe in RECIPES.values()}
+    if word in presets:
+        return presets[word]
+    scheme = word.replace("_", "-").replace("-per-", "-")
+    if scheme not in SCHEMES:
+        try:
+            scheme = _scheme(word, {"bits": 4}) or ""
+        except KeyError:  # its settings tell
+            return "auto"
+    if scheme in SCHEMES:
+        return name_of(scheme)
+    return "auto" if word in OTHER_FAMILIES else None
 
 
 def is_gguf(file: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.table import dotted
+from batchinfer.quantization.words import dotted
 
 #: The CPU attention's instruction set, and the numbers of a head that it converts at once.
 _CPU_FLAG = "avx512f"
@@ -73,18 +73,32 @@ def kv_cache_record(name: str) -> KvCacheDtype:
     return next(record for record in KV_CACHE_TABLE if record.name == name)
 
 
-def check_kv_cache(name: str, machine: Machine, head_size: int) -> None:
-    """Raise ConfigError if this machine cannot keep the cache of heads of this size so."""
-    if name != "auto" and (reason := kv_cache_why_not(kv_cache_record(name), machine, head_size)):
-        works = [
-            record.name
-            for record in KV_CACHE_TABLE
-            if not kv_cache_why_not(record, machine, head_size)
-        ]
-        raise ConfigError(
-            f"model.kv_cache_dtype {name} cannot run here: {reason}. Write "
-            f"{' or '.join([*works, 'auto'])}"
-        )
+def choose_kv_cache(
+    asked: str, settings: Mapping[str, Any] | None, machine: Machine, head_size: int
+) -> str:
+    """The name that vLLM keeps the cache in: the one asked for, or under auto the checkpoint's.
+
+    `settings` of the checkpoint's quantization. Raises ConfigError if this machine cannot keep the
+    cache of heads of this size so.
+    """
+
+    def why_not(name: str) -> str:
+        return kv_cache_why_not(kv_cache_record(name), machine, head_size) if name != "auto" else ""
+
+    own = kv_cache_of(settings)
+    found = own if asked == "auto" else asked
+    if not (reason := why_not(found)):
+        return found
+    what = f"model.kv_cache_dtype {asked} cannot run here"
+    if asked == "auto":
+        what = f"the checkpoint keeps its KV cache in {own}, which cannot run here"
+    names = [*(record.name for record in KV_CACHE_TABLE), *([] if asked == "auto" else ["auto"])]
+    works = [name for name in names if not why_not(own if name == "auto" else name)]
+    ways = [f"write model.kv_cache_dtype: {' or '.join(works)}"] if works else []
+    if why_not(own):
+        ways.append("give a checkpoint of the model that says nothing of the KV cache")
+    advice = ", or ".join(ways)
+    raise ConfigError(f"{what}: {reason}. {advice[0].upper()}{advice[1:]}")
 
 
 def kv_cache_why_not(record: KvCacheDtype, machine: Machine, head_size: int | None) -> str:

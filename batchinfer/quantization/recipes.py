@@ -29,6 +29,11 @@ class Recipe:
         return self.cpu_preset if self.cpu_preset and machine.device == "cpu" else self.preset
 
     @property
+    def result(self) -> str:
+        """For people: what it makes, by compressed-tensors' name."""
+        return f"{self.preset}{', weights only' if self.preset.endswith('A16') else ''}"
+
+    @property
     def identity(self) -> str:
         """What decides the numbers, besides the model. Part of digests of jobs and caches."""
         return f"{self.method}: {self.preset} by {self.modifier or 'rounding'}, {self.revision}"
@@ -45,8 +50,12 @@ _ALL = (
         "fp8",
         cpu_preset="FP8_BLOCK",
     ),
-    Recipe("nvfp4", "4-bit float weights in groups of 16 (NVFP4)", "NVFP4A16", "fp4"),
-    Recipe("mxfp4", "4-bit float weights in groups of 32 (MXFP4)", "MXFP4A16", "fp4"),
+    Recipe(
+        "nvfp4", "4-bit float weights in groups of 16, weights only (NVFP4A16)", "NVFP4A16", "fp4"
+    ),
+    Recipe(
+        "mxfp4", "4-bit float weights in groups of 32, weights only (MXFP4A16)", "MXFP4A16", "fp4"
+    ),
     Recipe("awq", "int4, its weights scaled by activations first", "W4A16", "int4", "AWQModifier"),
     Recipe(
         "gptq", "int4, each weight's error spread on later ones", "W4A16", "int4", "GPTQModifier"

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from batchinfer.quantization.machine import Machine
+
 #: What the files of a checkpoint can be -> how it is called.
 SCHEMES: Mapping[str, str] = MappingProxyType(
     {
@@ -39,6 +41,9 @@ SCHEMES: Mapping[str, str] = MappingProxyType(
 #: vLLM's name for the method that our plugin registers with it.
 BITSANDBYTES = "batchinfer_bitsandbytes"
 
+#: Below this compute capability vLLM refuses bfloat16, in which most checkpoints are.
+BFLOAT16_CAPABILITY = (8, 0)
+
 _ALL_DTYPES = ("bfloat16", "float16", "float32")
 _HALF = ("bfloat16", "float16")
 
@@ -59,6 +64,7 @@ class Device:
     cpu_flags: tuple[str, ...] = ()  # all of them
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
+    refused_experts: str = ""  # why no experts are quantized by us; "": they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Quantization:
     cpu: Device | str
     gpu: Device | str
     how_to_make: str
+    only_schemes: tuple[str, ...] = ()  # of a name that runs nowhere yet
 
     @property
     def schemes(self) -> tuple[str, ...]:
@@ -79,22 +86,39 @@ class Quantization:
         for device in (self.cpu, self.gpu):
             if isinstance(device, Device):
                 found += [*device.schemes, *device.refused]
-        return tuple(dict.fromkeys(found)) or _ONLY_SCHEMES.get(self.name, ())
+        return tuple(dict.fromkeys(found)) or self.only_schemes
+
+    def on(self, machine: Machine) -> Device | str:
+        """How it runs on the machine's kind of device; on an unknown one as on a GPU."""
+        return self.cpu if machine.device == "cpu" else self.gpu
+
+    @property
+    def runs(self) -> bool:
+        """Anywhere."""
+        return isinstance(self.cpu, Device) or isinstance(self.gpu, Device)
+
+    @property
+    def takes_plain(self) -> bool:
+        """Whether it says what weights become; other names say what the files are."""
+        devices = (self.cpu, self.gpu)
+        return any(isinstance(d, Device) and (d.online or d.made_by) for d in devices)
+
+    @property
+    def dtype(self) -> str | None:
+        """The one that is its whole meaning: of fp32, fp16 and bf16."""
+        if isinstance(self.cpu, Device) and self.cpu.schemes == ("plain",):
+            return self.cpu.dtypes[0] if len(self.cpu.dtypes) == 1 else None
+        return None
 
 
-#: Of names that run nowhere yet.
-_ONLY_SCHEMES = {
-    "qtip": ("qtip",),
-    "exl3": ("exl3",),
-    "gguf": ("gguf",),
-}
-
+_NO_CPU_EXPERTS = "vLLM has no CPU kernels for quantized experts"
+_NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
 _NOT_YET = "not yet in this version"
 _COMPRESSED = ("compressed-tensors",)
 
 
 def _plain(name: str, meaning: str, bits: float, dtypes: tuple[str, ...]) -> Quantization:
-    capability = (8, 0) if dtypes == ("bfloat16",) else None
+    capability = BFLOAT16_CAPABILITY if dtypes == ("bfloat16",) else None
     return Quantization(
         name=name,
         meaning=meaning,
@@ -127,6 +151,7 @@ TABLE: tuple[Quantization, ...] = (
             packages=_COMPRESSED,
             refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find "
             "them",
+            refused_experts=_NO_CPU_EXPERTS,
         ),
         gpu=Device(
             schemes=("w8a8", "w8a16"),
@@ -141,7 +166,12 @@ TABLE: tuple[Quantization, ...] = (
         name="int4",
         meaning="4-bit integer weights in groups, 16-bit activations (compressed-tensors)",
         bits_per_weight=4.125,
-        cpu=Device(schemes=("w4a16", "w4a8"), made_by="int4", packages=_COMPRESSED),
+        cpu=Device(
+            schemes=("w4a16", "w4a8"),
+            made_by="int4",
+            packages=_COMPRESSED,
+            refused_experts=_NO_CPU_EXPERTS,
+        ),
         gpu=Device(
             schemes=("w4a16",),
             made_by="int4",
@@ -218,6 +248,7 @@ TABLE: tuple[Quantization, ...] = (
             is_plugin=True,
             dtypes=_ALL_DTYPES,
             packages=("bitsandbytes",),
+            refused_experts=_NO_BNB_EXPERTS,
         ),
         gpu=Device(
             schemes=("bnb-4bit", "bnb-8bit"),
@@ -226,6 +257,7 @@ TABLE: tuple[Quantization, ...] = (
             dtypes=_ALL_DTYPES,
             min_capability=(7, 5),
             packages=("bitsandbytes",),
+            refused_experts=_NO_BNB_EXPERTS,
         ),
         how_to_make="transformers with BitsAndBytesConfig(load_in_4bit=True)",
     ),
@@ -236,6 +268,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="QTIP's own tools",
+        only_schemes=("qtip",),
     ),
     Quantization(
         name="exl3",
@@ -244,6 +277,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="ExLlamaV3's convert.py",
+        only_schemes=("exl3",),
     ),
     Quantization(
         name="gguf",
@@ -252,6 +286,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=_NOT_YET,
         gpu=_NOT_YET,
         how_to_make="llama.cpp's convert_hf_to_gguf.py and llama-quantize",
+        only_schemes=("gguf",),
     ),
 )
 
@@ -264,60 +299,3 @@ def record_of(name: str) -> Quantization:
 def name_of(scheme: str) -> str:
     """The name that `auto` takes for a checkpoint of this scheme."""
     return next(record.name for record in TABLE if scheme in record.schemes)
-
-
-def markdown_table() -> str:
-    """The table in docs/quantization.md."""
-    lines = [
-        "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
-        "|---|---|---|---|---|---|",
-    ]
-    for record in TABLE:
-        cells = (
-            f"`{record.name}`",
-            record.meaning,
-            f"{record.bits_per_weight:g}",
-            _cell(record.cpu),
-            _cell(record.gpu),
-            record.how_to_make,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(device: Device | str) -> str:
-    if isinstance(device, str):
-        return f"no: {device}"
-    parts = []
-    checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
-    if device.online:
-        parts.append(f'on the fly (vLLM\'s "{device.online}")')
-    if device.made_by:
-        parts.append(MADE_ONCE)
-    if checkpoints:
-        parts.append(f"checkpoints: {', '.join(checkpoints)}")
-    if needs := needs_of(device):
-        parts.append(f"needs {needs}")
-    if device.native_capability:
-        parts.append(f"below {dotted(device.native_capability)} {WEIGHT_ONLY}")
-    parts += [f"not {SCHEMES[scheme]} ({why})" for scheme, why in device.refused.items()]
-    parts += [f"{dtype} {why}" for dtype, why in device.refused_dtypes.items()]
-    return "; ".join(parts) or "yes"
-
-
-MADE_ONCE = "any unquantized model, rounded to nearest once and kept"
-WEIGHT_ONLY = "only the weights are quantized (Marlin)"
-
-
-def needs_of(device: Device) -> str:
-    """What has to be there, in words; "" if nothing has to."""
-    needs = []
-    if device.min_capability:
-        needs.append(f"compute capability {dotted(device.min_capability)}")
-    if device.cpu_flags:
-        needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
-    return ", ".join(needs)
-
-
-def dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))

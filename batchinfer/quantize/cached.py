@@ -19,10 +19,10 @@ from pathlib import Path
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
-from batchinfer.model.folder import read_json
+from batchinfer.model.folder import content_digest, read_json
 from batchinfer.model.weights import read_weights, weight_files
-from batchinfer.quantization import RECIPES, Machine
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantization import RECIPES, Recipe
+from batchinfer.quantize.publish import publish_folder, sweep
 
 logger = logging.getLogger("batchinfer.quantize")
 
@@ -35,17 +35,38 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchinfer"
 
 
-def cached_checkpoint(model: ModelFacts, machine: Machine) -> Path:
+def describe_cache() -> tuple[bool, str]:
+    """Whether checkpoints can be made here, and where, how many there are, how large. For people.
+
+    Writes nothing: the folder need not be there yet.
+    """
+    folder = user_cache() / "models"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return False, f"{folder} cannot be written: set XDG_CACHE_HOME to a folder that can"
+    made = [path for path in folder.glob("[!.]*") if path.is_dir()]
+    num_bytes = sum(map(_num_bytes, made))
+    return True, f"{folder}: {len(made):,} made checkpoints, {num_bytes:,} bytes"
+
+
+def _num_bytes(folder: Path) -> int:
+    total = 0
+    with contextlib.suppress(OSError):  # deleted meanwhile
+        for file in folder.iterdir():
+            total += file.stat().st_size
+    return total
+
+
+def cached_checkpoint(model: ModelFacts) -> Path:
     """The folder of the quantized checkpoint that `model` says has to be made of it.
 
     Raises ConfigError, TransientError (disk full).
     """
     assert model.made_by is not None
     recipe = RECIPES[model.made_by]
-    preset = recipe.preset_on(machine)
     source = Path(model.path)
     folder = user_cache() / "models"
-    target = folder / f"{source.name}-{recipe.method}-{_key(model, folder)}"
+    target = folder / f"{source.name}-{recipe.method}-{_key(source, recipe, folder)}"
     advice = (
         "Set XDG_CACHE_HOME to a folder that can be written and has room for it, or make the "
         f"checkpoint with `batchinfer quantize {source} OUT --method {recipe.method}` and give "
@@ -55,10 +76,11 @@ def cached_checkpoint(model: ModelFacts, machine: Machine) -> Path:
     def fill(temporary: Path) -> None:
         from batchinfer.quantize.checkpoint import round_to_nearest
 
+        sweep(folder)
         logger.info("quantizing %s once (%s), into %s", source, recipe.meaning, target)
         begun_s = time.monotonic()
         said = _Progress()
-        made = round_to_nearest(source, temporary, preset, said)
+        made = round_to_nearest(source, temporary, recipe.preset, said)
         logger.info(
             "quantized %d of %d linear layers in %.1f s",
             made.num_quantized,
@@ -94,18 +116,19 @@ class _Progress:
             logger.info("quantizing: %.0f %%", 100 * done_bytes / total_bytes)
 
 
-def _key(model: ModelFacts, folder: Path) -> str:
+def _key(source: Path, recipe: Recipe, folder: Path) -> str:
     """Names the content of all files of the model, and the recipe.
 
-    `model.digest` knows weights by their shapes, as it is asked for at every start: fine-tuned
-    models of one base would be equal.
+    The job's digest knows weights by their shapes, as it is asked for at every start: fine-tuned
+    models of one base would be equal. And it knows what the checkpoint has no part of: adapters,
+    tokenizers of other folders.
     """
-    files = weight_files(Path(model.path))
+    files = weight_files(source)
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
         hashes = list(pool.map(lambda file: _sha256(file, folder / ".hashes"), files))
-    own = {n: h for n, h in model.digest.items() if not n.startswith("tokenizer/")}
-    lines = [*own.items(), *((f.name, h) for f, h in zip(files, hashes, strict=True))]
-    text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines))
+    lines = content_digest(source, source) | {"made by": recipe.identity}
+    lines |= {file.name: digest for file, digest in zip(files, hashes, strict=True)}
+    text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantize.cached import user_cache
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantize.publish import publish_folder, sweep
 
 _LOCK = Path(__file__).with_name("llm_compressor.lock")
 _PYTHON = "bin/python"
@@ -32,6 +32,7 @@ def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Pa
     torch = _torch(is_cpu)
 
     def fill(temporary: Path) -> None:
+        sweep(target.parent)
         on_step("making the environment of llm-compressor (minutes, once)")
         _call([sys.executable, "-m", "venv", str(temporary)], "no environment can be made")
         python = f"{temporary}/{_PYTHON}"

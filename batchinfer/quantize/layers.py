@@ -66,13 +66,15 @@ def computed_together(layer: str, layers: set[str]) -> list[str]:
 def _modules(folder: Path) -> tuple[set[str], set[str]]:
     """Names of all linear modules, and of those among them that make logits of hidden states."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    lacks = (ValueError, OSError, KeyError, ImportError, AttributeError, StrictDataclassError)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, OSError, KeyError, ImportError, AttributeError) as error:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except lacks as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{folder} cannot be quantized here: transformers does not build it as a text "

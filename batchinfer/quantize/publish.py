@@ -2,7 +2,7 @@
 
 Must not know: what is in them. A folder is filled under another name and renamed when everything is
 on the disk, so that a process killed at any moment leaves nothing that would be taken for it; what
-it leaves is deleted by the next who makes that folder.
+it leaves is deleted by the next who makes that folder, or by a `sweep` of all names.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, TransientError
 from batchinfer.storage.flock import FileLock
 from batchinfer.storage.local_errors import os_errors
 
 _POLL_S = 0.2
+#: What there is of a name besides its folder.
+_LEFTOVER = re.compile(r"\.(.+)\.(?:[0-9a-f]{8}\.tmp|lock)")
 
 
 def publish_folder(
@@ -40,8 +42,7 @@ def publish_folder(
     with _making(target, on_wait, advice):
         if target.exists():
             return False
-        for leftover in _leftovers(target):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _delete_leftovers(target)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with os_errors("write", temporary):
@@ -57,10 +58,26 @@ def publish_folder(
     return True
 
 
-def _leftovers(target: Path) -> list[Path]:
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left of any name in `folder`, in which everything is made so.
+
+    Their locks tell, not their age: a name whose lock is held is being made, by us or by others.
+    """
+    found = (_LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
+    for name in sorted({match[1] for match in found if match}):
+        lock = FileLock(folder / f".{name}.lock")
+        with suppress(OSError, ConfigError, TransientError):  # then it stays for another time
+            if lock.acquire():
+                with _held(lock):
+                    _delete_leftovers(folder / name)
+
+
+def _delete_leftovers(target: Path) -> None:
     """Of processes that were killed while they made `target`, and of no other name."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp")
-    return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+    for path in target.parent.iterdir():
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and found[1] == target.name and path.suffix == ".tmp":
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -72,6 +89,12 @@ def _making(target: Path, on_wait: Callable[[], None], advice: str) -> Iterator[
             is_told = True
             on_wait()
         time.sleep(_POLL_S)
+    with _held(lock):
+        yield
+
+
+@contextmanager
+def _held(lock: FileLock) -> Iterator[None]:
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
         return model
     from batchinfer.quantize.cached import cached_checkpoint
 
-    folder = cached_checkpoint(model, this_machine())
+    folder = cached_checkpoint(model)
     return replace(model, path=str(folder), weights_bytes=read_weights(folder).size_bytes)
 
 

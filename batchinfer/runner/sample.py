@@ -29,7 +29,7 @@ class Sample:
     num_read: int
     lengths: npt.NDArray[np.int64]  # [num_prompts] tokens
     num_errors: int
-    num_duplicates: int  # of the prompts, those that another row read has too
+    num_duplicates: int  # of the prompts, those that another row read has too; 0 if none are kept
     prepare_s: float  # to render and tokenize them
     prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
 
@@ -53,7 +53,7 @@ def read_sample(
     num_prompts: int = 0,
 ) -> Sample:
     """Read `max_rows` rows of shards, given with their numbers of rows; keep `num_prompts` of the
-    prompts.
+    prompts, and only then look which of them repeat.
     """
     lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     prompts: list[npt.NDArray[np.int32]] = []
@@ -73,7 +73,7 @@ def read_sample(
                     sizes = np.diff(prepared.offsets)
                     lengths.append(sizes[sizes > 0])
                     num_errors += len(prepared.errors)
-                    digests = _digests(prepared)
+                    digests = _digests(prepared) if num_prompts else []
                     num_duplicates += len(digests) - len(set(digests) - seen)
                     seen.update(digests)
                     for row in np.flatnonzero(sizes)[: num_kept_each - num_kept].tolist():

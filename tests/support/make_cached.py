@@ -2,8 +2,9 @@
 
     python -m tests.support.make_cached MODEL METHOD
 
-The first is killed in the middle, as by kill -9; then two start at once. Writes a JSON list with
-what each of the three said and found: exit code, lines of its log, folder.
+The first, of another method, is killed in the middle, as by kill -9, and so is the second; then two
+start at once. Writes a JSON list with what each of the four said and found: exit code, lines of its
+log, folder.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from batchinfer.quantize import checkpoint
 from batchinfer.quantize.cached import cached_checkpoint
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
+OTHER_METHOD = "int4"
 KILLED_AT = 20  # of the demo model's 57 tensors
 
 
-def make() -> str:
-    model = read_model(sys.argv[1], quantization=sys.argv[2], machine=CPU)
-    return str(cached_checkpoint(model, CPU))
+def make(method: str = sys.argv[2]) -> str:
+    model = read_model(sys.argv[1], quantization=method, machine=CPU)
+    return str(cached_checkpoint(model))
 
 
-def make_and_die() -> str:
+def make_and_die(method: str = sys.argv[2]) -> str:
     write = checkpoint.TensorFolder.write
     num_written = 0
 
@@ -44,7 +46,7 @@ def make_and_die() -> str:
         write(self, name, content)
 
     checkpoint.TensorFolder.write = write_  # type: ignore[method-assign]
-    return make()
+    return make(method)
 
 
 def fork(call: Callable[[], str]) -> Callable[[], dict[str, object]]:
@@ -65,7 +67,7 @@ def fork(call: Callable[[], str]) -> Callable[[], dict[str, object]]:
 
 
 if __name__ == "__main__":
-    outcomes = [fork(make_and_die)()]
+    outcomes = [fork(lambda: make_and_die(OTHER_METHOD))(), fork(make_and_die)()]
     waits = [fork(make), fork(make)]
     outcomes += [wait() for wait in waits]
     sys.stdout.write(json.dumps(outcomes))

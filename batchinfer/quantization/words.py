@@ -1,0 +1,69 @@
+"""The records in words: the table of the docs, and what doctor and messages are made of.
+
+Must not know: which machine this is.
+"""
+
+from __future__ import annotations
+
+from batchinfer.quantization.recipes import RECIPES
+from batchinfer.quantization.table import SCHEMES, TABLE, Device
+
+WEIGHT_ONLY = "only the weights are quantized (Marlin)"
+
+
+def markdown_table() -> str:
+    """The table in docs/quantization.md."""
+    lines = [
+        "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in TABLE:
+        cells = (
+            f"`{record.name}`",
+            record.meaning,
+            f"{record.bits_per_weight:g}",
+            _cell(record.cpu),
+            _cell(record.gpu),
+            record.how_to_make,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(device: Device | str) -> str:
+    if isinstance(device, str):
+        return f"no: {device}"
+    parts = []
+    checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
+    if device.online:
+        parts.append(f'on the fly (vLLM\'s "{device.online}")')
+    if device.made_by:
+        parts.append(made_once(device.made_by))
+    if checkpoints:
+        parts.append(f"checkpoints: {', '.join(checkpoints)}")
+    if needs := needs_of(device):
+        parts.append(f"needs {needs}")
+    if device.native_capability:
+        parts.append(f"below {dotted(device.native_capability)} {WEIGHT_ONLY}")
+    parts += [f"not {SCHEMES[scheme]} ({why})" for scheme, why in device.refused.items()]
+    parts += [f"{dtype} {why}" for dtype, why in device.refused_dtypes.items()]
+    return "; ".join(parts) or "yes"
+
+
+def made_once(method: str) -> str:
+    """What an unquantized model becomes, in words."""
+    return f"any unquantized model, rounded to nearest once ({RECIPES[method].result}) and kept"
+
+
+def needs_of(device: Device) -> str:
+    """What has to be there, in words; "" if nothing has to."""
+    needs = []
+    if device.min_capability:
+        needs.append(f"compute capability {dotted(device.min_capability)}")
+    if device.cpu_flags:
+        needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
+    return ", ".join(needs)
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
