@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, tuple[str, str | None, str]]] = {
     },
     "fp8": {
         "bf16": ("bf16", None, "Unquantized"),
-        "fp8": ("fp8", None, "Fp8PerTensorOnline"),
+        "fp8": ("fp8", None, "Fp8PtpcOnline"),
         "fp8-tensor": ("fp8", "fp8-tensor", "Fp8"),
         "fp8-channel": ("fp8", "fp8-channel", "W8A8Fp8"),
         "fp8-block": ("fp8", "fp8-block", "Fp8"),

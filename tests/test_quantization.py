@@ -45,6 +45,7 @@ COMPRESSED = frozenset({"compressed-tensors"})
 AMX = Machine("cpu", cpu_flags=frozenset({"avx512f", "amx_tile", "amx_bf16"}), packages=COMPRESSED)
 PLAIN_CPU = Machine("cpu", cpu_flags=frozenset({"avx2"}), packages=COMPRESSED)
 H200 = Machine("cuda", compute_capability=(9, 0), packages=COMPRESSED)
+A100 = Machine("cuda", compute_capability=(8, 0), packages=COMPRESSED)
 T4 = Machine("cuda", compute_capability=(7, 5), packages=COMPRESSED)
 B200 = Machine("cuda", compute_capability=(10, 0), packages=COMPRESSED)
 BNB_CPU = Machine("cpu", packages=COMPRESSED | {"bitsandbytes"})
@@ -71,9 +72,12 @@ def floats(num_bits: int, strategy: str, group_size: int | None = None) -> dict[
     }
 
 
-def choice(asked: str, scheme: str, machine: Machine, **options: Any) -> Choice:
+def choice(
+    asked: str, scheme: str, machine: Machine, *, has_experts: bool = False, **options: Any
+) -> Choice:
     defaults = {"dtype": "bfloat16", "is_dtype_asked": False}
-    return choose(asked, Checkpoint(scheme, "x"), machine, **defaults | options)
+    checkpoint = Checkpoint(scheme, "x", has_experts)
+    return choose(asked, checkpoint, machine, **defaults | options)
 
 
 # The table.
@@ -237,13 +241,15 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
 def test_what_a_machine_cannot_run_has_a_reason(
     name: str, scheme: str, machine: Machine, dtype: str | None, reason: str | None
 ) -> None:
-    found = why_not(name, scheme, machine, dtype)
+    found = why_not(name, Checkpoint(scheme, "x"), machine, dtype)
     assert (found is None) == (reason is None)
     assert reason is None or (found is not None and reason in found)
 
 
 def test_fp8_of_a_plain_model_is_vllms_own_on_a_gpu_and_by_blocks_on_a_cpu() -> None:
-    assert choice("fp8", "plain", H200).engine_quantization == "fp8"
+    assert choice("fp8", "plain", H200).engine_quantization == "fp8_per_channel"
+    assert choice("fp8", "plain", A100).engine_quantization == "fp8"  # weight-only
+    assert choice("fp8", "plain", H200, has_experts=True).engine_quantization == "fp8"
     assert choice("fp8", "plain", AMX).engine_quantization == "fp8_per_block"
     assert choice("fp8", "fp8-block", AMX).engine_quantization is None
 
@@ -349,6 +355,18 @@ def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_r
         assert choice(name, "plain", H200, fallback=("fp8",)).name == "fp8"
         with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):
             choice(name, "awq", H200, fallback=("fp8",))
+
+
+def test_experts_run_only_where_there_are_kernels_for_them() -> None:
+    assert choice("int8", "plain", AMX, has_experts=True).made_by == "int8"
+    for name, scheme in (("int8", "plain"), ("auto", "w8a8"), ("auto", "awq")):
+        with pytest.raises(ConfigError, match=r"has experts, .* need amx_tile, which this CPU lac"):
+            choice(name, scheme, PLAIN_CPU, has_experts=True)
+    found = choice("int8", "plain", PLAIN_CPU, has_experts=True, fallback=("nf4", "bf16"))
+    assert (found.name, found.made_by, found.dtype) == ("none", None, "bfloat16")
+    with pytest.raises(ConfigError, match=r"linear layers alone. This model can run as none$"):
+        choice("nf4", "plain", PLAIN_CPU, has_experts=True)
+    assert choice("auto", "plain", PLAIN_CPU, has_experts=True).name == "none"
 
 
 def test_a_fallback_is_the_first_that_this_machine_can_run_and_is_warned_of() -> None:
@@ -506,7 +524,7 @@ def test_a_mixture_of_experts_runs_unquantized_and_is_never_left_half_quantized(
     model = write_experts(tmp_path / "experts")
     folder.write_parquet("in/a.parquet", rows(4))
     paths = []
-    for name in ("none", "nf4", "int8"):
+    for name in ("none", "nf4"):
         settings = job(
             folder,
             name,
@@ -514,11 +532,10 @@ def test_a_mixture_of_experts_runs_unquantized_and_is_never_left_half_quantized(
             engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 1 << 25}},
         )
         paths.append(write_job(tmp_path, settings, f"{name}.yaml"))
-    ran, *refused = run_many(*paths)
+    ran, refused = run_many(*paths)
     assert ran[0] == 0, ran
     layers = engine_facts(folder.url("none", "a.parquet"))["extra"]["layers"]
     file_bytes = (model / "model.safetensors").stat().st_size
     assert layers["weights_bytes"] == pytest.approx(file_bytes, rel=0.05)
-    assert [code for code, _ in refused] == [2, 2]
-    assert "this model has experts" in refused[0][1]["message"]
-    assert "no CPU kernels for quantized experts" in refused[1][1]["message"]
+    assert refused[0] == 2
+    assert "the model has experts, and bitsandbytes quantizes lin" in refused[1]["message"]

@@ -8,7 +8,7 @@ equal weights as far as safetensors headers and sizes tell, and equal tokenizer 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ def read_model(
     text = text_config(config, folder)
     shape = shape_of(text)
     settings, file = _quantization_settings(config, text, folder)
-    checkpoint = detect(settings, str(file))
+    has_experts = any(".experts." in name for name in weights.tensors)
+    checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
     _check_weights(checkpoint, weights, folder)
     if quantization == "auto":
         check_hint(Path(path).name, checkpoint)
@@ -112,12 +113,6 @@ def read_model(
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
         digest["weights"] = weights.sha256
-    if chosen.refused_experts and any(".experts." in name for name in weights.tensors):
-        advice = "Write" if checkpoint.scheme == "plain" else "Give the unquantized model and write"
-        raise ConfigError(
-            f"model.quantization {chosen.name} cannot run {folder} here: this model has experts, "
-            f"and {chosen.refused_experts}. {advice} none"
-        )
     if chosen.made_by:
         digest["made by"] = RECIPES[chosen.made_by].identity
     adapter = read_lora(lora, weights.tensors) if lora else None

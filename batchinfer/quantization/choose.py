@@ -35,7 +35,6 @@ class Choice:
     engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
     dtype: str
     made_by: str | None = None  # the method by which the checkpoint has to be made first
-    refused_experts: str = ""  # why a model with experts cannot run so; "": it can, or vLLM says
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -60,14 +59,14 @@ def choose(
     name = name_of(checkpoint.scheme) if asked == "auto" else asked
     _refuse_contradiction(name, checkpoint)
     asked_dtype = dtype if is_dtype_asked else None
-    reason = why_not(name, checkpoint.scheme, machine, asked_dtype)
+    reason = why_not(name, checkpoint, machine, asked_dtype)
     if reason is None:
         return _choice(name, checkpoint, machine, dtype)
     for other in fallback:
         record = record_of(other)
         fits = checkpoint.scheme in ("plain", *record.schemes)
         other_dtype = asked_dtype or record.dtype
-        if fits and why_not(other, checkpoint.scheme, machine, other_dtype) is None:
+        if fits and why_not(other, checkpoint, machine, other_dtype) is None:
             found = _choice(other, checkpoint, machine, record.dtype or dtype)
             warning = f"quantization {other} is used instead of {name}: {reason}"
             return replace(found, warnings=(warning,))
@@ -79,17 +78,20 @@ def choose(
     )
 
 
-def why_not(name: str, scheme: str, machine: Machine, dtype: str | None) -> str | None:
-    """Why this machine cannot run a checkpoint of `scheme` as `name`; None if it can.
+def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> str | None:
+    """Why this machine cannot run the checkpoint as `name`; None if it can.
 
     `dtype` is the one asked for, None if it may be chosen.
     """
     record = record_of(name)
     device = record.on(machine)
+    scheme = checkpoint.scheme
     if isinstance(device, str):
         return device
     if machine.device is None:
         return None  # found out where it runs
+    if checkpoint.has_experts and (reason := _refused_experts(device, machine)):
+        return f"the model has experts, and {reason}"
     if scheme in device.refused:
         return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
     is_made = bool(device.online or device.made_by)
@@ -154,13 +156,14 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
             f"{name}: {WEIGHT_ONLY}, as this GPU's compute capability is "
             f"{dotted(machine.compute_capability)} and not {dotted(device.native_capability)}"
         )
-    engine_quantization = device.online if becomes_another or device.is_plugin else None
+    online = device.online
+    if device.online_otherwise and (checkpoint.has_experts or _is_weight_only(device, machine)):
+        online = device.online_otherwise
     return Choice(
         name="none" if record_of(name).dtype else name,
-        engine_quantization=engine_quantization,
+        engine_quantization=online if becomes_another or device.is_plugin else None,
         dtype=dtype,
         made_by=made_by,
-        refused_experts=device.refused_experts if made_by or engine_quantization else "",
         notes=tuple(notes),
     )
 
@@ -209,6 +212,13 @@ def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
     return tuple(dtype for dtype in device.dtypes if dtype != "bfloat16")
 
 
+def _refused_experts(device: Device, machine: Machine) -> str:
+    lacks = [flag for flag in device.expert_cpu_flags if flag not in machine.cpu_flags]
+    if lacks:
+        return f"vLLM's CPU kernels for them need {' and '.join(lacks)}, which this CPU lacks"
+    return device.refused_experts
+
+
 def _is_weight_only(device: Device, machine: Machine) -> bool:
     capability, native = machine.compute_capability, device.native_capability
     return machine.device == "cuda" and bool(capability and native and capability < native)
@@ -221,7 +231,7 @@ def _where(machine: Machine) -> str:
 def _what_instead(name: str, checkpoint: Checkpoint, machine: Machine) -> str:
     others = [record for record in TABLE if record.name != name and not record.dtype]
     if checkpoint.scheme == "plain":
-        names = [r.name for r in others if why_not(r.name, "plain", machine, None) is None]
+        names = [r.name for r in others if why_not(r.name, checkpoint, machine, None) is None]
         return f"This model can run as {' or '.join(names)}"
     names = [r.name for r in others if for_this_machine(r, machine)[0] and r.name != "none"]
     return (

@@ -86,6 +86,7 @@ class Checkpoint:
 
     scheme: str
     family: str  # quant_method as the checkpoint writes it; "" if it is unquantized
+    has_experts: bool = False  # as its tensors' names say
 
     @property
     def words(self) -> str:

@@ -55,6 +55,7 @@ class Device:
     schemes: tuple[str, ...]  # of checkpoints
     refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
     online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    online_otherwise: str | None = None  # the same, weight-only and for experts; None: `online`
     made_by: str | None = None  # method (see recipes) of a checkpoint of a plain model; None: never
     is_plugin: bool = False  # then vLLM knows checkpoints too by `online` alone
     dtypes: tuple[str, ...] = _HALF  # the first is taken where the checkpoint's own cannot be
@@ -64,7 +65,8 @@ class Device:
     cpu_flags: tuple[str, ...] = ()  # all of them
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
-    refused_experts: str = ""  # why no experts are quantized by us; "": they are
+    refused_experts: str = ""  # why quantized experts do not run; "": they do
+    expert_cpu_flags: tuple[str, ...] = ()  # what they need, all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ class Quantization:
         return None
 
 
-_NO_CPU_EXPERTS = "vLLM has no CPU kernels for quantized experts"
+#: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
+_EXPERT_FLAGS = ("amx_tile",)
 _NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
 _NOT_YET = "not yet in this version"
 _COMPRESSED = ("compressed-tensors",)
@@ -151,7 +154,7 @@ TABLE: tuple[Quantization, ...] = (
             packages=_COMPRESSED,
             refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find "
             "them",
-            refused_experts=_NO_CPU_EXPERTS,
+            expert_cpu_flags=_EXPERT_FLAGS,
         ),
         gpu=Device(
             schemes=("w8a8", "w8a16"),
@@ -170,7 +173,7 @@ TABLE: tuple[Quantization, ...] = (
             schemes=("w4a16", "w4a8"),
             made_by="int4",
             packages=_COMPRESSED,
-            refused_experts=_NO_CPU_EXPERTS,
+            expert_cpu_flags=_EXPERT_FLAGS,
         ),
         gpu=Device(
             schemes=("w4a16",),
@@ -199,7 +202,10 @@ TABLE: tuple[Quantization, ...] = (
         ),
         gpu=Device(
             schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
-            online="fp8",
+            # Scales of channels and tokens are nearer to the model than one of a whole tensor, and
+            # faster on an H200; not all of vLLM's kernels for experts and older GPUs know them.
+            online="fp8_per_channel",
+            online_otherwise="fp8",
             min_capability=(7, 5),
             native_capability=(8, 9),
         ),
@@ -223,7 +229,7 @@ TABLE: tuple[Quantization, ...] = (
         name="awq",
         meaning="a checkpoint in AWQ's own format (4 bits)",
         bits_per_weight=4.156,
-        cpu=Device(schemes=("awq",)),
+        cpu=Device(schemes=("awq",), expert_cpu_flags=_EXPERT_FLAGS),
         gpu=Device(schemes=("awq",), min_capability=(7, 5)),
         how_to_make="AutoAWQ (`batchinfer quantize --method awq` writes an int4 checkpoint)",
     ),
@@ -234,6 +240,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=Device(
             schemes=("gptq",),
             refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
+            expert_cpu_flags=_EXPERT_FLAGS,
         ),
         gpu=Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
         how_to_make="GPTQModel (`batchinfer quantize --method gptq` writes an int4 checkpoint)",
