@@ -23,14 +23,14 @@ from batchinfer.cli import main
 from batchinfer.engine.vllm_setup import prepare_environment
 
 
-def run_many(*paths: Path) -> list[tuple[int, dict[str, Any]]]:
+def run_many(*paths: Path, timeout_s: float = 280) -> list[tuple[int, dict[str, Any]]]:
     """Run jobs in one such process: (exit code, JSON line) of each."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.run_many", *map(str, paths)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        timeout=280,
+        timeout=timeout_s,
         check=True,
     )
     lines = [line.partition(" ") for line in done.stdout.splitlines()]
