@@ -109,6 +109,8 @@ def main() -> None:
     parser.add_argument("--from", dest="made_from", type=Path, help="make the table of this log")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write and (arguments.only or len(arguments.parts) < 2):
+        parser.error("--write replaces the whole table: measure all of it")
     if arguments.child:
         measure_speed(arguments.child, SHAPES[arguments.shape], arguments.repeats)
         return
@@ -296,6 +298,7 @@ def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
         dtype=engine.facts.dtype,
         layers=layers,
         start_s=round(start_s, 1),
+        repeats=repeats,
         tokens_per_s_many=round(many, 1),
         tokens_per_s_few=round(few, 1),
     )
