@@ -435,6 +435,10 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     folder.write_parquet("in/a.parquet", prompts)
     has_fp8 = for_this_machine(record_of("fp8"), this_machine())[0]
     cases = {
+        "none": (None, 0, "Unquantized"),
+        "fp32": (None, 0, "Unquantized"),
+        "fp16": (None, 0, "Unquantized"),
+        "bf16": (None, 0, "Unquantized"),
         "fp8": (None, 24 if has_fp8 else 0, "Fp8PerBlock" if has_fp8 else "Unquantized"),
         "int8": ("w8a8", 24, "CompressedTensorsW8A8Int8"),
         "int4": ("w4a16", 24, "CompressedTensorsWNA16"),
@@ -485,7 +489,7 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     assert [folder.name.split("-")[1] for folder in made] == ["int4", "int8"]
     assert refused.startswith("2 ")
     assert "dtype float16 aborts the process in vLLM on a CPU" in refused
-    means = []
+    means = {}
     for name, line in zip(cases, lines, strict=True):
         assert line.startswith("0 "), f"{name}: {line}\n{done.stderr}"
         file = folder.url(name, "a.parquet")
@@ -506,13 +510,16 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         if "nf4" not in name:  # whose operators are no class of vLLM's
             assert (sum(layers["kernels"].values()) == 24) == (cases[name][1] == 24)
         column = pl.read_parquet(file)["prompt_token_logprobs"].explode().drop_nans()
-        means.append(column.drop_nulls().mean())
+        means[name] = column.drop_nulls().mean()
     # Rounding costs little where the packing is right; by chance a token of 4096 has -8.3.
-    assert np.ptp(np.array(means, np.float64)) < 0.3, dict(zip(cases, means, strict=True))
-    assert means[2] == pytest.approx(means[3], abs=0.01) == means[4]  # one rounding, three formats
-    assert means[10] == pytest.approx(means[1], abs=0.02)  # the same by compressed-tensors
+    assert np.ptp(np.array([*means.values()], np.float64)) < 0.3, means
+    assert means["none"] == means["bf16"] == pytest.approx(means["fp32"], abs=0.01)
+    assert means["fp16"] == pytest.approx(means["fp32"], abs=0.01)
+    # One rounding, three formats; the same by compressed-tensors.
+    assert means["int4"] == pytest.approx(means["awq"], abs=0.01) == means["gptq"]
+    assert means["int8-made"] == pytest.approx(means["int8"], abs=0.02)
     # What is read is what was written: block scales are the same numbers again.
-    assert means[6] == means[5] == pytest.approx(means[7], abs=0.01)
+    assert means["nf4-checkpoint"] == means["nf4"] == pytest.approx(means["nf4-nested"], abs=0.01)
 
 
 @pytest.mark.real_engine
