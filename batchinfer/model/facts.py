@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.model.complete import check_complete
 from batchinfer.model.folder import (
     content_digest,
     read_json,
@@ -118,6 +119,7 @@ def read_model(
     weights = read_weights(folder) if needs_weights else Weights()
     text = text_config(config, folder)
     shape = shape_of(text)
+    check_complete(weights, text, folder)
     settings, file = _quantization_settings(config, text, folder)
     checkpoint = detect(settings, str(file))
     _check_weights(checkpoint, weights, folder)
