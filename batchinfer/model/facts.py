@@ -15,6 +15,7 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.complete import check_complete
+from batchinfer.model.contradictions import check_shapes
 from batchinfer.model.folder import (
     content_digest,
     read_json,
@@ -123,6 +124,7 @@ def read_model(
     settings, file = _quantization_settings(config, text, folder)
     checkpoint = detect(settings, str(file))
     _check_weights(checkpoint, weights, folder)
+    check_shapes(weights.tensors, checkpoint, config, folder)
     if quantization == "auto":
         check_hint(Path(path).name, checkpoint)
     chosen = choose(
