@@ -32,13 +32,14 @@ def publish_folder(
 ) -> bool:
     """`fill` an empty folder and call it `target`; False if it is there, perhaps made meanwhile.
 
+    An empty folder of that name is not there, and is replaced when everything is on the disk.
     `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
     be written.
     """
-    if target.exists():  # perhaps on a disk that takes no lock any more
+    if _is_there(target):  # perhaps on a disk that takes no lock any more
         return False
     with _making(target, on_wait, advice):
-        if target.exists():
+        if _is_there(target):
             return False
         for leftover in _leftovers(target):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -55,6 +56,10 @@ def publish_folder(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return True
+
+
+def _is_there(target: Path) -> bool:
+    return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
 def _leftovers(target: Path) -> list[Path]:
