@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -316,6 +317,75 @@ def test_what_vllm_refuses_to_build_is_a_config_error(changes: dict[str, Any], w
     with pytest.raises(ConfigError, match=words) as caught:
         build_vllm_engine(dataclasses.replace(SETTINGS, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_do_not_fit_together_never_pass_by_starting_again(tmp_path: Path) -> None:
+    from batchinfer.engine.vllm import build_vllm_engine
+    from tests.support.checkpoints import KINDS, write_checkpoint
+
+    def refused(folder: Path) -> str:
+        settings = dataclasses.replace(SETTINGS, model_path=str(folder), dtype="bfloat16")
+        with pytest.raises(ConfigError) as caught:
+            build_vllm_engine(settings)
+        return str(caught.value)
+
+    for kind, other, words in (
+        ("awq", "gptq", r"AssertionError \(.*/vllm/.*\.py:\d+\)"),
+        ("gptq", "awq", r"RuntimeError: start \(0\) \+ length .* \(.*/vllm/.*\.py:\d+\)"),
+    ):
+        folder = write_checkpoint(kind, tmp_path / kind)
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = dict(KINDS[other].settings)
+        (folder / "config.json").write_text(json.dumps(config))
+        assert re.search(words, refused(folder))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"garbage")
+    assert "UnpicklingError" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (AssertionError(), False),
+        (KeyError("layers.0.mlp.weight"), False),
+        (ValueError("wrong"), False),
+        (OSError("no file named model.safetensors"), False),
+        (OSError(errno.ENOSPC, "no space left"), True),
+        (OSError(errno.ENOMEM, "cannot allocate memory"), True),
+        (TimeoutError("no answer"), True),
+        (Exception("WorkerProc initialization failed"), True),
+        (RuntimeError("the driver does not answer"), True),
+    ],
+)
+def test_only_what_is_outside_of_job_and_model_may_pass(error: Exception, may_pass: bool) -> None:
+    found = raised_while_starting(error)
+    assert isinstance(found, EngineDied if may_pass else ConfigError)
+    assert (str(error) or "AssertionError") in str(found)
+
+
+def test_a_lost_device_may_pass_also_where_a_compiler_met_it() -> None:
+    import torch
+    from torch import distributed
+    from torch._inductor import exc
+
+    for outside in (torch.AcceleratorError("CUDA error"), distributed.DistBackendError("NCCL")):
+        assert isinstance(raised_while_starting(outside), EngineDied)
+        wrapped = exc.InvalidCxxCompiler()
+        wrapped.__cause__ = outside
+        assert isinstance(raised_while_starting(wrapped), EngineDied)
+    found = raised_while_starting(exc.InvalidCxxCompiler())
+    assert isinstance(found, ConfigError)
+    assert "InvalidCxxCompiler" in str(found)
+
+
+def raised_while_starting(error: Exception) -> Exception:
+    from batchinfer.engine.vllm_errors import construction_error
+
+    arguments = {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 512}
+    try:
+        raise error
+    except Exception as caught:
+        return construction_error(caught, arguments, SETTINGS, None)
 
 
 def test_a_kv_cache_that_is_too_small_is_answered_with_the_length_that_fits() -> None:

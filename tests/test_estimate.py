@@ -31,6 +31,7 @@ from batchinfer.model import Needs, read_model
 from batchinfer.model.memory import needs_of
 from batchinfer.model.shape import shape_of
 from batchinfer.quantization import Machine
+from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 
 H200 = Machine("cuda", compute_capability=(9, 0), packages=frozenset({"compressed-tensors"}))
@@ -106,16 +107,18 @@ def test_padding_of_the_vocabulary_and_an_output_layer_of_its_own_are_counted(
 ) -> None:
     folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
     file = folder / "model.safetensors"
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    embedding = header["model.embed_tokens.weight"]
-    start, end = embedding["data_offsets"]
-    embedding |= {"shape": [4000, 256], "data_offsets": [start, end]}
-    size = len(content) - 8 - length
-    header["lm_head.weight"] = embedding | {"data_offsets": [size, size + end - start]}
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :] + bytes(end))
+    keep_tensors(file, lambda name: name != "model.embed_tokens.weight")
+    num_bytes = 4000 * 256 * 2
+
+    def change(header: Header) -> None:
+        end = max(t["data_offsets"][1] for t in header.values() if "data_offsets" in t)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            offsets = [end, end := end + num_bytes]
+            header[name] = {"dtype": "BF16", "shape": [4000, 256], "data_offsets": offsets}
+
+    change_header(file, change)
+    with file.open("ab") as stream:
+        stream.write(bytes(2 * num_bytes))
 
     def weights(**changes: Any) -> int:
         config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 4000} | changes

@@ -14,6 +14,7 @@ from batchinfer.model import read_model
 from batchinfer.model.lora import check_beside
 from batchinfer.quantization import Machine
 from tests.support.adapters import write_adapter
+from tests.support.headers import Header, change_header
 from tests.support.jobs import MODEL
 
 
@@ -67,12 +68,11 @@ def test_an_adapter_that_vllm_cannot_run_or_of_another_model_is_refused(
 
 def test_an_adapter_of_a_wider_model_is_refused_with_both_sizes(tmp_path: Path) -> None:
     model = Path(shutil.copytree(MODEL, tmp_path / "model"))
-    file = model / "model.safetensors"
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = content[8 : 8 + length].replace(b"[256,1024]", b"[128,2048]")
-    assert header != content[8 : 8 + length]
-    file.write_bytes(content[:8] + header + content[8 + length :])
+
+    def change(header: Header) -> None:
+        header["model.layers.1.mlp.down_proj.weight"]["shape"] = [128, 2048]
+
+    change_header(model / "model.safetensors", change)
     with pytest.raises(ConfigError, match=r"down_proj of 256 x 1024, the model's has 128 x 2048"):
         read_model(str(model), lora=str(write_adapter(tmp_path / "a", scale=0.1)))
 

@@ -13,8 +13,10 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
+from batchinfer.model.weights import DTYPE_BITS
 from batchinfer.quantization import Machine
 from batchinfer.quantize.layers import linear_layers
+from tests.support.headers import Header, change_header
 
 PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
 CPU = Machine("cpu", packages=PACKAGES)
@@ -73,7 +75,9 @@ def test_other_weights_of_the_same_size_have_another_header(folder: Path) -> Non
     file = folder / "model.safetensors"
     content = bytearray(file.read_bytes())
     length = int.from_bytes(content[:8], "little")
-    content[8 : 8 + length] = content[8 : 8 + length].replace(b"layers.0.", b"layers.9.")
+    header = content[8 : 8 + length].replace(b"layers.0.", b"layers._.")
+    header = header.replace(b"layers.1.", b"layers.0.").replace(b"layers._.", b"layers.1.")
+    content[8 : 8 + length] = header
     file.write_bytes(content)
     assert read_model(str(folder)).digest["weights"] != before["weights"]
 
@@ -114,17 +118,22 @@ def test_a_float32_checkpoint_is_computed_in_bfloat16_and_that_is_said(folder: P
 AWQ = {"quant_method": "awq", "bits": 4}
 
 
-def store_as(file: Path, dtype: bytes) -> None:
-    """Say in the header that the weights are of another dtype."""
-    content = file.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = content[8 : 8 + length].replace(b'"BF16"', b'"' + dtype + b'"')
-    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+def store_as(file: Path, dtype: str) -> None:
+    """Say in the header that the weights are of another dtype, with as many bytes."""
+
+    def change(header: Header) -> None:
+        for tensor in header.values():
+            if tensor.get("dtype") == "BF16":
+                *others, size = tensor["shape"]
+                num_bits = DTYPE_BITS[dtype]
+                tensor |= {"dtype": dtype, "shape": [*others, size * 16 // num_bits]}
+
+    change_header(file, change)
 
 
 def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: Path) -> None:
     change(folder / "config.json", quantization_config=AWQ)
-    store_as(folder / "model.safetensors", b"I32")
+    store_as(folder / "model.safetensors", "I32")
     assert read_model(str(folder)).quantization == "awq"
     assert read_model(str(folder), quantization="awq").engine_quantization is None
     for asked in ("fp16", "gptq", "int8"):
@@ -136,7 +145,7 @@ def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: 
 def test_quantization_settings_are_found_where_families_write_them(
     folder: Path, place: str
 ) -> None:
-    store_as(folder / "model.safetensors", b"U8")
+    store_as(folder / "model.safetensors", "U8")
     if place == "config.json":
         change(folder / place, compression_config={"quant_method": "mxfp4"})
     elif place == "text_config":
@@ -159,7 +168,7 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
     with pytest.raises(ConfigError, match=r"say AWQ .* stored as BF16"):
         read_model(str(folder))
     change(folder / "config.json", quantization_config=None)
-    store_as(folder / "model.safetensors", b"I8")
+    store_as(folder / "model.safetensors", "I8")
     with pytest.raises(ConfigError, match=r"say unquantized, .* stored as I8"):
         read_model(str(folder))
 

@@ -241,6 +241,35 @@ def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_mode
         assert not out.exists()
 
 
+def test_the_current_folder_is_not_replaced_under_whoever_stands_in_it(tmp_path: Path) -> None:
+    here, link = tmp_path / "here", tmp_path / "link"
+    here.mkdir()
+    link.symlink_to(here)
+    for cwd, out in ((here, "."), (here, str(link)), (link, str(here))):
+        ended = subprocess.run(
+            [sys.executable, "-m", "batchinfer", "quantize", MODEL, out, "--method", "int8"],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 2, ended.stderr
+        assert "give a new folder in it as OUT" in ended.stderr
+        assert here.is_dir() and set(tmp_path.iterdir()) == {here, link}
+
+
+def test_a_link_as_out_stays_one_and_what_it_points_to_is_filled(tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk)
+    ended = quantize(MODEL, link, "--method", "int8")
+    assert ended.code == 0, ended.stderr
+    assert link.is_symlink()
+    assert read_model(str(disk)).quantization == "int8"
+    assert set(tmp_path.iterdir()) == {disk, link}
+
+
 def test_packages_that_cannot_be_fetched_are_one_sentence_and_leave_no_environment(
     tmp_path: Path,
 ) -> None:
@@ -391,7 +420,8 @@ def test_what_fails_while_it_is_made_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         publish_folder(tmp_path / "made", fill, **options)
     assert not list(tmp_path.iterdir())
-    assert publish_folder(tmp_path / "made", lambda folder: None, **options)
+    (tmp_path / "made").mkdir()
+    assert publish_folder(tmp_path / "made", lambda path: (path / "a").write_text(""), **options)
     assert not publish_folder(tmp_path / "made", fill, **options)  # it is there: nothing is filled
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import uuid
 from importlib import metadata
@@ -18,6 +17,7 @@ from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
+from batchinfer.engine.compiler import find_compiler
 from batchinfer.engine.hardware import cpu_flags, this_machine
 from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.quantization import (
@@ -79,8 +79,10 @@ def _engine() -> str | None:
     )
     flags = [flag for flag in _CPU_FLAGS if flag in cpu_flags()]
     _line("cpu", f"{len(os.sched_getaffinity(0))} usable cores, {', '.join(flags) or 'no AVX2'}")
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = find_compiler(this_machine())
+    if compiler is None and this_machine().device == "cuda":
+        _line("compiler", "none; triton needs a C compiler on a GPU: gcc or clang", ok=False)
+    elif compiler is None:
         _line("compiler", "none; only engine.options.enforce_eager: false needs a C++ compiler")
     else:
         _line("compiler", Path(compiler).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from batchinfer.quantize.publish import publish_folder
 from batchinfer.signals import STOP_CODES, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, open_store
+from batchinfer.storage.local_errors import os_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,6 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
             else:
                 _calibrate(model, temporary, recipe, texts, bar)
 
-        if target.is_dir():
-            target.rmdir()  # empty, see `_target`
         is_made = publish_folder(
             target,
             fill,
@@ -71,9 +71,17 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
 def _target(out: str) -> Path:
     if is_s3(out):
         raise ConfigError(f"OUT {out}: models are read from local folders; give one")
-    target = Path(out).expanduser().absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ConfigError(f"{target} exists: choose another OUT, or delete it")
+    # Of a link the folder it points to: renaming would fail on the link itself.
+    target = Path(os.path.realpath(Path(out).expanduser()))
+    with os_errors("look at", target):
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise ConfigError(f"{target} exists: choose another OUT, or delete it")
+        # OUT is another folder that takes its name: this process and its shell would be nowhere.
+        if target.is_dir() and (target.samefile(".") or target.is_mount()):
+            raise ConfigError(
+                f"{target} is a mount or the folder that this command was started in, and cannot "
+                "be replaced: give a new folder in it as OUT"
+            )
     return target
 
 

@@ -6,6 +6,9 @@ are looked for here and nowhere else.
 
 from __future__ import annotations
 
+import errno
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
@@ -19,6 +22,16 @@ _LACK_OF_MEMORY = (
     "is less than requested memory for kv",
     "is larger than the available KV cache",
 )
+
+#: Of an OSError, whoever makes it: what other processes may give back, and disks that may return.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT,
+        errno.EIO, errno.ESTALE, errno.EBUSY, errno.ETIMEDOUT, errno.EADDRINUSE,
+    }
+)  # fmt: skip
+#: Where weights are read and put into layers, and where triton calls a C compiler.
+_PERMANENT_STAGES = ("/vllm/model_executor/model_loader/", "/triton/runtime/build.py")
 
 
 def rejections() -> tuple[type[Exception], ...]:
@@ -41,22 +54,56 @@ def construction_error(
     sizes = arguments["max_num_seqs"], arguments["max_num_batched_tokens"]
     is_short = any(sentence in str(error) for sentence in _LACK_OF_MEMORY)
     is_short |= isinstance(error, torch.OutOfMemoryError | MemoryError)
-    is_refused = isinstance(
-        error, (*rejections(), OSError, NotImplementedError, ImportError, TypeError)
-    )
     # Of a worker's error, with several devices, vLLM tells no more than that there was one.
-    if not is_short and not is_refused:
-        is_short = _is_too_large(settings, sizes, memory)
+    if type(error) in (RuntimeError, Exception) and settings.tensor_parallel_size > 1:
+        is_short |= _is_too_large(settings, sizes, memory)
     if is_short:
         how = f": {advice(settings, sizes, memory)}" if memory is not None else ""
         return ConfigError(
             f"{model} does not fit the device's memory{how} (vLLM: {first_line(error)})"
         )
-    if is_refused:
-        return ConfigError(f"vLLM cannot run {model} with these settings: {first_line(error)}")
-    return EngineDied(
-        f"the vLLM engine did not start: {first_line(error)}; the run's log has the whole story"
-    )
+    if _may_pass(error):
+        return EngineDied(
+            f"the vLLM engine did not start: {first_line(error)}; the run's log has the whole story"
+        )
+    what = first_line(error)
+    if not isinstance(error, (*rejections(), OSError, ImportError)):  # made to be read
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        name = type(error).__name__
+        what = f"{name if what == name else f'{name}: {what}'} ({frame.filename}:{frame.lineno})"
+    return ConfigError(f"vLLM cannot run {model} with these settings: {what}")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same start may succeed later: schedulers repeat it for as long as we say so.
+
+    Circumstances have types: the device's errors, those of other processes, and errno. Where they
+    have none, libraries raise plain RuntimeErrors or Exceptions (a lost driver; a process that does
+    not tell its own error), which are given the benefit of the doubt, except where only the model's
+    files and the installed compilers decide. All other types say that code met values it was not
+    made for (AssertionError, KeyError, the compilers' own): those come again with every start.
+    """
+    import torch
+    from torch import distributed
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    outside = (torch.AcceleratorError, distributed.DistError, EngineDeadError, TimeoutError)
+    if any(isinstance(cause, outside) for cause in _chain(error)):
+        return True
+    if getattr(error, "errno", None) in _PASSING:
+        return True
+    if type(error) not in (RuntimeError, Exception):
+        return False
+    frames = traceback.walk_tb(error.__traceback__)
+    files = [frame.f_code.co_filename for frame, _ in frames]
+    return not any(stage in file for file in files for stage in _PERMANENT_STAGES)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised for: compilers wrap a device's errors in their own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_too_large(settings: EngineSettings, sizes: tuple[int, int], memory: Memory | None) -> bool:

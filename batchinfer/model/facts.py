@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.model.complete import check_complete
 from batchinfer.model.context import context_length
+from batchinfer.model.contradictions import check_shapes
 from batchinfer.model.folder import (
     content_digest,
     read_json,
@@ -95,10 +97,12 @@ def read_model(
     weights = read_weights(folder) if needs_weights else Weights()
     text = text_config(config, folder)
     shape = shape_of(text)
+    check_complete(weights, text, folder)
     settings, file = _quantization_settings(config, text, folder)
     has_experts = any(".experts." in name for name in weights.tensors)
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
     _check_weights(checkpoint, weights, folder)
+    check_shapes(weights.tensors, checkpoint, config, folder)
     if quantization == "auto":
         check_hint(Path(path).name, checkpoint)
     chosen = choose(

@@ -34,13 +34,14 @@ def publish_folder(
 ) -> bool:
     """`fill` an empty folder and call it `target`; False if it is there, perhaps made meanwhile.
 
+    An empty folder of that name is not there, and is replaced when everything is on the disk.
     `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
     be written.
     """
-    if target.exists():  # perhaps on a disk that takes no lock any more
+    if _is_there(target):  # perhaps on a disk that takes no lock any more
         return False
     with _making(target, on_wait, advice):
-        if target.exists():
+        if _is_there(target):
             return False
         _delete_leftovers(target)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -70,6 +71,10 @@ def sweep(folder: Path) -> None:
             if lock.acquire():
                 with _held(lock):
                     _delete_leftovers(folder / name)
+
+
+def _is_there(target: Path) -> bool:
+    return any(target.iterdir()) if target.is_dir() else target.exists()
 
 
 def _delete_leftovers(target: Path) -> None:

@@ -15,13 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchinfer.model.weights import DTYPE_BITS
+
 #: As Hugging Face writes them: a model of more than this is several files and an index.
 MAX_FILE_BYTES = 5_000_000_000
-
-_DTYPE_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-    "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class TensorSpec:
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * _DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 class TensorFolder:
@@ -87,7 +84,7 @@ class _TensorFile:
         self.path = path
         # The widest types first: then each tensor lies at a multiple of its type's size, and can be
         # read where it lies.
-        ordered = sorted(specs, key=lambda spec: (-_DTYPE_BYTES[spec.dtype], spec.name))
+        ordered = sorted(specs, key=lambda spec: (-DTYPE_BITS[spec.dtype], spec.name))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._places: dict[str, tuple[int, int]] = {}  # not written yet: offset, bytes
         self.data_bytes = 0

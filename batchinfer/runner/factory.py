@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
+from batchinfer.engine.compiler import check_compiler
 from batchinfer.engine.hardware import this_machine
 from batchinfer.engine.memory import check_offload
 from batchinfer.model import ModelFacts, read_model
@@ -63,6 +64,7 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
 
 def model_of(job: Job) -> ModelFacts:
     """Facts of the job's model folder. Raises ConfigError."""
+    check_compiler(job.engine.options, this_machine())
     check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
     return read_model(
         job.model.path,
