@@ -110,7 +110,7 @@ def from_checkpoint(kind: str, weight: Any) -> Any:
 
     pieces = KINDS[kind].pack(weight)
     named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
-    ((name, whole),) = dequantized(reversed(named))
+    ((name, whole),) = dequantized(reversed(named), kind.split("-")[1])
     assert name == "layer.weight"
     return whole
 
@@ -138,6 +138,35 @@ def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values(
     torch.manual_seed(0)
     whole = from_checkpoint("bnb-nf4-nested", torch.randn(128, 256))
     assert torch.equal(held(bits4(is_checkpoint=True), whole), whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "weight_format", "words"),
+    [
+        (
+            "bnb-nf4",
+            "fp4",
+            0,
+            "layer.weight is stored as nf4 .*, config.json says fp4",
+        ),
+        ("bnb-nf4", "int8", 0, "stored as nf4 .* says int8"),
+        ("bnb-int8", "nf4", 0, "stored as int8 .* says nf4"),
+        ("bnb-int8", "int8", 2, r"stored in tiles \(weight_format 2\)"),
+    ],
+)
+def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
+    kind: str, said: str, weight_format: int, words: str
+) -> None:
+    import torch
+
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(torch.randn(128, 64))
+    if "weight_format" in pieces:
+        pieces["weight_format"] += weight_format
+    with pytest.raises(ValueError, match=words):
+        list(dequantized(((f"layer.{name}", piece) for name, piece in pieces.items()), said))
 
 
 @pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8

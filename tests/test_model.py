@@ -122,6 +122,21 @@ def store_as(file: Path, dtype: bytes) -> None:
     file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
 
 
+def write_header(folder: Path, tensors: dict[str, tuple[str, int]]) -> None:
+    """Weights of which there is no more than their dtypes and bytes."""
+    header, end = {}, 0
+    for name, (dtype, num_bytes) in tensors.items():
+        header[name] = {
+            "dtype": dtype,
+            "shape": [num_bytes],
+            "data_offsets": [end, end + num_bytes],
+        }
+        end += num_bytes
+    text = json.dumps(header).encode()
+    content = len(text).to_bytes(8, "little") + text + bytes(end)
+    (folder / "model.safetensors").write_bytes(content)
+
+
 def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: Path) -> None:
     change(folder / "config.json", quantization_config=AWQ)
     store_as(folder / "model.safetensors", b"I32")
@@ -162,6 +177,27 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
     store_as(folder / "model.safetensors", b"I8")
     with pytest.raises(ConfigError, match=r"say unquantized, .* stored as I8"):
         read_model(str(folder))
+
+
+@pytest.mark.parametrize("said", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("stored", ["nf4", "fp4", "int8"])
+def test_bitsandbytes_weights_of_another_kind_than_the_settings_say_are_refused(
+    folder: Path, said: str, stored: str
+) -> None:
+    settings: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": said}
+    if said == "int8":
+        settings = {"load_in_8bit": True, "load_in_4bit": False, "bnb_4bit_quant_type": "fp4"}
+    settings["quant_method"] = "bitsandbytes"
+    change(folder / "config.json", quantization_config=settings)
+    pieces = {"weight": ("U8", 100), f"weight.quant_state.bitsandbytes__{stored}": ("U8", 80)}
+    if stored == "int8":
+        pieces = {"weight": ("I8", 100), "SCB": ("F32", 40), "weight_format": ("U8", 1)}
+    write_header(folder, {f"model.layers.0.mlp.up_proj.{k}": v for k, v in pieces.items()})
+    if stored == said:
+        assert read_model(str(folder), machine=CPU).quantization == "nf4"
+        return
+    with pytest.raises(ConfigError, match=f"say {said} of bits.*up_proj.* belongs to {stored}: "):
+        read_model(str(folder), machine=CPU)
 
 
 @pytest.mark.parametrize(

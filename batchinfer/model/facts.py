@@ -25,11 +25,10 @@ from batchinfer.model.folder import (
 from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.memory import Needs, needs_of
 from batchinfer.model.shape import DTYPE_BYTES, kv_bytes_per_token, shape_of, text_config
+from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights
 from batchinfer.quantization import (
     RECIPES,
-    SCHEMES,
-    Checkpoint,
     Machine,
     check_hint,
     choose,
@@ -39,9 +38,6 @@ from batchinfer.quantization import (
 )
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-#: How quantized weights are stored, and the least share of them among all (embeddings stay).
-_PACKED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")
-_PACKED_SHARE = 0.05
 #: A machine of which nothing is known refuses nothing.
 _ANY_MACHINE = Machine(None)
 
@@ -98,7 +94,7 @@ def read_model(
     settings, file = _quantization_settings(config, text, folder)
     has_experts = any(".experts." in name for name in weights.tensors)
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
-    _check_weights(checkpoint, weights, folder)
+    check_stored(checkpoint, settings, weights, folder)
     if quantization == "auto":
         check_hint(Path(path).name, checkpoint)
     chosen = choose(
@@ -195,19 +191,6 @@ def _quantization_settings(
             'there as quantization_config, with "quant_method": "gptq"'
         )
     return settings, file
-
-
-def _check_weights(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
-    """Refuse weights that are not what the settings say. Nothing is known of pytorch_model.bin."""
-    num_packed_bytes = sum(weights.dtypes.get(name, 0) for name in _PACKED_DTYPES)
-    is_packed = num_packed_bytes > _PACKED_SHARE * sum(weights.dtypes.values())
-    is_known = checkpoint.scheme in SCHEMES and bool(weights.dtypes)
-    if is_known and is_packed == (checkpoint.scheme == "plain"):
-        most = max(weights.dtypes, key=lambda name: weights.dtypes[name])
-        raise ConfigError(
-            f"{folder}: its settings say {checkpoint.words}, but most of its weights are stored as "
-            f"{most}: config.json and the weights are not of one checkpoint, copy it again"
-        )
 
 
 def _refuse_gguf(folder: Path) -> None:
