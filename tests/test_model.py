@@ -220,7 +220,7 @@ def test_a_mixture_of_experts_that_cannot_be_quantized_is_refused_before_it_is_l
     if not is_refused:
         assert read_model(str(folder), quantization=name, machine=machine).quantization == name
         return
-    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, and .*Write none"):
+    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, .* can run as none"):
         read_model(str(folder), quantization=name, machine=machine)
 
 

@@ -5,8 +5,10 @@ The real engine runs every name that this CPU can run (see benchmarks/quantizati
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -344,6 +346,80 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         choice(asked, scheme, H200, fallback=("awq", "bf16"))
+
+
+MACHINES = (
+    AMX,
+    PLAIN_CPU,
+    H200,
+    A100,
+    T4,
+    B200,
+    BNB_CPU,
+    UNKNOWN,
+    Machine("cpu"),
+    Machine("cuda", compute_capability=(7, 0)),
+    Machine("cuda", compute_capability=(9, 0)),
+)
+DTYPES = ("bfloat16", "float16", "float32")
+ADVICE = {
+    "model": r"([Ww]ith model\.dtype: auto )?this model can run as ([^;]+)$",
+    "name": r"(?:: |or )write (?:(\w+)(?: or (auto))?)(?:, or give another checkpoint)?$",
+    "other": r"Write auto(, model\.dtype: auto)? and give (the unquantized model)?(?: or )?"
+    r"(?:a checkpoint for (.+))? \(see",
+    "format": r"give a checkpoint in that format",
+    "nothing": r"No checkpoint of this model can run here",
+}
+
+
+@pytest.mark.parametrize("has_experts", [False, True])
+@pytest.mark.parametrize("asked_dtype", [None, *DTYPES])
+def test_what_is_advised_is_accepted_whatever_is_asked_of_whatever_on_whichever_machine(
+    asked_dtype: str | None, has_experts: bool
+) -> None:
+    num_found = dict.fromkeys(ADVICE, 0)
+
+    @functools.cache
+    def takes(name: str, scheme: str, machine: Machine, dtype: str | None) -> bool:
+        asked: dict[str, Any] = {"dtype": dtype, "is_dtype_asked": True} if dtype else {}
+        try:
+            return bool(choice(name, scheme, machine, has_experts=has_experts, **asked))
+        except ConfigError:
+            return False
+
+    def check(name: str, scheme: str, machine: Machine) -> None:
+        dtype = record_of(name).dtype or asked_dtype if name != "auto" else asked_dtype
+        asked: dict[str, Any] = {"dtype": dtype, "is_dtype_asked": True} if dtype else {}
+        try:
+            choice(name, scheme, machine, has_experts=has_experts, **asked)
+            return
+        except ConfigError as error:
+            text = str(error)
+        found = {kind: re.search(f"(?i:{words})", text) for kind, words in ADVICE.items()}
+        assert any(found.values()), text
+        for kind, match in found.items():
+            num_found[kind] += match is not None
+        if match := found["model"]:
+            for advised in match[2].split(" or "):
+                assert takes(advised, scheme, machine, None if match[1] else dtype), text
+        if match := found["name"]:
+            assert all(takes(n, scheme, machine, dtype) for n in match.groups() if n), text
+        if match := found["other"]:
+            tried = None if match[1] else dtype
+            assert not match[2] or takes("auto", "plain", machine, tried)
+            for advised in match[3].split(" or ") if match[3] else ():
+                schemes = record_of(advised).schemes
+                assert any(takes("auto", s, machine, tried) for s in schemes), (advised, text)
+        if found["format"]:
+            assert any(takes(name, s, machine, dtype) for s in record_of(name).schemes), text
+        if found["nothing"]:
+            assert not any(takes("auto", s, machine, None) for s in SCHEMES), text
+
+    for machine in MACHINES:
+        for name in ("auto", *(record.name for record in TABLE)):
+            for scheme in (*SCHEMES, "experts_int8"):
+                check(name, scheme, machine)
+    assert num_found["model"] and num_found["name"] and num_found["other"]
 
 
 def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:

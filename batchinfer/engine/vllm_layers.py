@@ -99,16 +99,20 @@ def _class_name(value: object) -> str:
 
 
 def quantized_layers(core: Any, asked: str | None) -> dict[str, Any]:
-    """The report of a loaded engine. `asked`: the quantization that vLLM loaded it with.
+    """The report of a loaded engine. `asked`: vLLM's argument; None: as the checkpoint says.
 
-    Raises ConfigError if that quantized nothing.
+    Raises ConfigError if the model was to be quantized and nothing of it is.
     """
     report = whole_model(core.collective_rpc("report_layers"))
-    if asked is not None and not report["num_quantized_layers"]:
+    taken = core.vllm_config.model_config.quantization
+    if taken is not None and not report["num_quantized_layers"]:
+        advice = "write model.quantization: none"
+        if asked is None:  # none would contradict config.json
+            advice = "if its weights are unquantized, take quantization_config out of config.json"
         raise ConfigError(
-            f"vLLM accepted the quantization {asked} and quantized none of the model's "
-            f"{report['num_layers']} layers ({', '.join(report['methods'])}): write "
-            "model.quantization: none, or give another checkpoint"
+            f"vLLM accepted the quantization {taken} and quantized none of the model's "
+            f"{report['num_layers']} layers ({', '.join(report['methods'])}): {advice}, or give "
+            "another checkpoint"
         )
     return report
 

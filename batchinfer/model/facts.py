@@ -95,16 +95,17 @@ def read_model(
     has_experts = any(".experts." in name for name in weights.tensors)
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
     check_stored(checkpoint, settings, weights, folder)
-    if quantization == "auto":
-        check_hint(Path(path).name, checkpoint)
+    asked_dtype = dtype if dtype != "auto" else None
     chosen = choose(
         quantization,
         checkpoint,
         machine,
         dtype=_resolve_dtype(dtype, config, text, weights, notes),
-        is_dtype_asked=dtype != "auto",
+        is_dtype_asked=asked_dtype is not None,
         fallback=quantization_fallback,
     )
+    if quantization == "auto":  # the name that it asks for instead is now known to run
+        check_hint(Path(path).name, checkpoint)
     kv_cache_dtype = choose_kv_cache(kv_cache_dtype, settings, machine, shape.cached_size)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
@@ -122,8 +123,9 @@ def read_model(
             weights.tensors,
             shape,
             name=chosen.name,
-            scheme=checkpoint.scheme,
+            checkpoint=checkpoint,
             dtype=chosen.dtype,
+            asked_dtype=asked_dtype,
             kv_per_token=kv_per_token,
             machine=machine,
         )

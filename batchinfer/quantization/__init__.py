@@ -21,7 +21,7 @@ them can say something else. Must not know: vLLM, torch, how the machine was loo
 plain values), whole model folders.
 """
 
-from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
+from batchinfer.quantization.choose import Choice, can_run, choose, for_this_machine, why_not
 from batchinfer.quantization.detect import (
     OTHER_FAMILIES,
     Checkpoint,
@@ -63,6 +63,7 @@ __all__ = [
     "Machine",
     "Quantization",
     "Recipe",
+    "can_run",
     "check_hint",
     "choose",
     "choose_kv_cache",
