@@ -61,7 +61,7 @@ def compressed(
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
 
 
-def ints(num_bits: int, strategy: str = "channel") -> dict[str, Any]:
+def ints(num_bits: int | str, strategy: str = "channel") -> dict[str, Any]:
     return {"type": "int", "num_bits": num_bits, "strategy": strategy, "group_size": 128}
 
 
@@ -133,6 +133,9 @@ def test_the_documented_table_is_the_programs() -> None:
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bnb-8bit"),
+        (compressed(ints("8"), ints("8", "token")), "w8a8"),
+        (compressed(ints(8), ints(8, "token") | {"symmetric": False}), "w8a8"),
+        (compressed(ints(4, "group") | {"symmetric": False}), "w4a16"),
         ({"quant_method": "exl3", "bits": 3.0}, "exl3"),
         ({"quant_method": "torchao"}, "torchao"),
     ],
@@ -162,6 +165,9 @@ def test_settings_of_the_kv_cache_alone_leave_a_model_unquantized(settings: dict
         ({"bits": 4}, "missing"),
         ({"quant_method": "awq", "bits": 3}, "awq with 3 bits"),
         ({"quant_method": "gptq", "bits": 4, "sym": False}, "4 bits, asymmetric"),
+        ({"quant_method": "awq", "bits": "4"}, "bits is the text '4', .* without quotation marks"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": "false"}, "desc_act is the text 'false'"),
+        (compressed(ints(8) | {"symmetric": False}, ints(8, "token")), "8-bit asymmetric int wei"),
         (compressed(ints(2, "group")), "2-bit int weights by group"),
         (compressed(ints(4, "group"), floats(8, "token")), "8-bit float activations"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
@@ -175,6 +181,30 @@ def test_a_family_or_scheme_nobody_knows_is_named(settings: dict[str, Any], word
     with pytest.raises(ConfigError, match=words) as caught:
         detect(settings, "folder/config.json")
     assert "folder/config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True, "group_size": 128}, "gptq"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True, "group_size": -1}, None),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": False, "group_size": 128}, None),
+        (compressed(ints(4, "group") | {"actorder": "group"}), "int4"),
+        (compressed(ints(4, "group") | {"actorder": "weight"}), None),
+    ],
+)
+def test_groups_out_of_order_are_refused_where_nothing_computes_them(
+    settings: dict[str, Any], name: str | None
+) -> None:
+    checkpoint = detect(settings, "config.json")
+    options: dict[str, Any] = {"dtype": "bfloat16", "is_dtype_asked": False}
+    assert choose("auto", checkpoint, H200, **options).name
+    if name is None:
+        assert choose("auto", checkpoint, PLAIN_CPU, **options).name
+        return
+    words = rf"{name}\) cannot run here: .* activation order .* a checkpoint for .*{name}"
+    with pytest.raises(ConfigError, match=words):  # as there are others that have none
+        choose("auto", checkpoint, PLAIN_CPU, **options)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | No
         return f"the model has experts, and {reason}"
     if scheme in device.refused:
         return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
+    if checkpoint.has_act_order and device.refused_act_order:
+        return (
+            "the checkpoint has GPTQ's activation order (desc_act, actorder: group), and on "
+            f"{_where(machine)} {device.refused_act_order}"
+        )
     is_made = bool(device.online or device.made_by)
     if scheme == "plain" and scheme not in device.schemes and not is_made:
         return f"the model is unquantized, and it needs a checkpoint ({record.how_to_make})"
@@ -264,6 +269,9 @@ def _any_scheme_runs(
 ) -> bool:
     """Whether some checkpoint of the same model, of this name, can run here."""
     return any(
-        why_not(record.name, replace(checkpoint, scheme=scheme), machine, dtype) is None
+        why_not(
+            record.name, replace(checkpoint, scheme=scheme, has_act_order=False), machine, dtype
+        )
+        is None
         for scheme in record.schemes
     )
