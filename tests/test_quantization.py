@@ -587,8 +587,8 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     )
     *lines, refused, again = done.stdout.splitlines()
     assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
-    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("model-*"))
-    assert [folder.name.split("-")[1] for folder in made] == ["int4", "int8"]
+    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
+    assert [folder.name.split("-")[0] for folder in made] == ["int4", "int8"]
     assert refused.startswith("2 ")
     assert "dtype float16 aborts the process in vLLM on a CPU" in refused
     means = []

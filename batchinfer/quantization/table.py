@@ -117,7 +117,7 @@ class Quantization:
 #: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
 _EXPERT_FLAGS = ("amx_tile",)
 _NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
-#: From 0.30 on; older ones compute it on a GPU.
+#: In vLLM 0.32; 0.26 computes it on a GPU.
 _NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
 _NOT_YET = "not yet in this version"
 _COMPRESSED = ("compressed-tensors",)
