@@ -169,6 +169,16 @@ def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
         list(dequantized(((f"layer.{name}", piece) for name, piece in pieces.items()), said))
 
 
+def test_a_layer_of_one_input_beside_packed_weights_is_as_it_is_stored() -> None:
+    import torch
+
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+
+    weight = torch.randn(64, 1).bfloat16()
+    ((name, found),) = dequantized([("gate.weight", weight)], "nf4")
+    assert name == "gate.weight" and torch.equal(found, weight)
+
+
 @pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8
 def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: int) -> None:
     import torch
@@ -176,7 +186,7 @@ def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: in
     torch.manual_seed(0)
     weight = torch.randn(96, num_in)
     assert 0.08 < (held(bits4(is_checkpoint=False), weight) - weight).norm() / weight.norm() < 0.1
-    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-fp4"):
+    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-nf4-bf16", "bnb-fp4"):
         whole = from_checkpoint(kind, weight)
         assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
         method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)

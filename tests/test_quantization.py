@@ -127,6 +127,12 @@ def test_the_documented_table_is_the_programs() -> None:
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor"),
         ({"quant_method": "fp8", "kv_cache_scheme": "static"}, "fp8-tensor"),  # AutoFP8's
+        ({"quant_method": "fp8", "kv_cache_quant_algo": "FP8"}, "fp8-tensor"),
+        ({"quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8-tensor"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8}},
+            "fp8-tensor",
+        ),
         ({"quant_method": "quark", "kv_cache_scheme": {"num_bits": 8}}, "quark"),
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, "nvfp4"),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8-tensor"),

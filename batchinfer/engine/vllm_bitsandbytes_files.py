@@ -47,8 +47,11 @@ def dequantized(
         if (whole := _dequantize(pieces)) is not None:
             del waiting[weight_name]
             yield weight_name, whole
-    if lost := [name for name, pieces in waiting.items() if "" in pieces]:
-        raise ValueError(f"the checkpoint lacks what belongs to the packed weight {lost[0]}")
+    for name, pieces in waiting.items():
+        if pieces.keys() == {""} and pieces[""].is_floating_point():
+            yield name, pieces[""]  # a layer of one input
+        elif "" in pieces:
+            raise ValueError(f"the checkpoint lacks what belongs to the packed weight {name}")
 
 
 def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
@@ -61,6 +64,7 @@ def _split(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
     if name.endswith(".weight_format"):
         return f"{name.removesuffix('.weight_format')}.weight", "format"
     is_packed = tensor.dtype in (torch.uint8, torch.int8)
+    is_packed |= tensor.ndim == 2 and tensor.shape[1] == 1  # bytes that are called bfloat16, ...
     return name, "" if is_packed and name.endswith(".weight") else None
 
 
@@ -81,9 +85,8 @@ def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
     packed = pieces.get("")
     if packed is None:
         return None
-    if packed.dtype == torch.int8:
-        scale = pieces.get("SCB")
-        return None if scale is None else packed * (scale.float()[:, None] / 127)
+    if "SCB" in pieces:
+        return packed * (pieces["SCB"].float()[:, None] / 127)
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     state_piece = next((piece for piece in pieces if _STATE in piece), None)
@@ -104,5 +107,5 @@ def _dequantize(pieces: dict[str, torch.Tensor]) -> torch.Tensor | None:
     state.dtype = torch.float32
     shape = tuple(state.shape)
     state.shape = kernel_shape(shape)
-    weight: torch.Tensor = dequantize_4bit(packed, state)
+    weight: torch.Tensor = dequantize_4bit(packed.view(torch.uint8).view(-1, 1), state)
     return weight.view(shape)

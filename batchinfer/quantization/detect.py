@@ -161,14 +161,14 @@ def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
 
     Other families name it beside weights that they quantize (AutoFP8 does).
     """
-    of_modelopt = settings.get("quantization", settings)
-    if isinstance(of_modelopt, Mapping) and of_modelopt.get("kv_cache_quant_algo"):
-        return of_modelopt.get("quant_algo") is None
-    return (
-        family in ("", "compressed-tensors")
-        and bool(settings.get("kv_cache_scheme"))
-        and not settings.get("config_groups")
-    )
+    inner = settings.get("quantization")
+    of_modelopt = inner if isinstance(inner, Mapping) else settings
+    is_said = settings.get("kv_cache_scheme")
+    if not family or family.startswith("modelopt"):
+        is_said = is_said or of_modelopt.get("kv_cache_quant_algo")
+    elif family != "compressed-tensors":
+        return False
+    return bool(is_said) and not settings.get("config_groups") and not of_modelopt.get("quant_algo")
 
 
 def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
