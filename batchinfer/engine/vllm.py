@@ -87,7 +87,7 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     )
     log.info("engine sizes: %s", facts.extra["sizes"])
     try:
-        layers = quantized_layers(core, settings.quantization)
+        layers = quantized_layers(core, settings)
         engine.facts.extra["layers"] = layers
         check_moved(layers, settings.cpu_offload_gib)
         engine.load_adapter()
