@@ -163,6 +163,13 @@ def test_quantization_settings_are_found_where_families_write_them(
     assert read_model(str(folder)).quantization == "fp4"
 
 
+@pytest.mark.parametrize("settings", ["FP8", 3, [], True])
+def test_settings_that_are_no_settings_are_named(folder: Path, settings: Any) -> None:
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": settings}))
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: quantization is .*, not an obj"):
+        read_model(str(folder))
+
+
 def test_an_old_gptq_folder_is_told_from_an_unquantized_one(folder: Path) -> None:
     (folder / "quantize_config.json").write_text(json.dumps({"bits": 4}))
     with pytest.raises(ConfigError, match="put its content there as quantization_config"):

@@ -187,6 +187,10 @@ def _quantization_settings(
     if settings is None:
         file = folder / "hf_quant_config.json"
         settings = read_optional_json(file).get("quantization")
+        if not isinstance(settings, dict | None):
+            raise ConfigError(
+                f"{file}: quantization is {settings!r}, not an object of settings: copy it again"
+            )
     if settings is None and (file := folder / "quantize_config.json").exists():
         raise ConfigError(
             f"{file} says how the model is quantized, but config.json does not: put its content "
