@@ -227,6 +227,19 @@ def test_groups_out_of_order_are_refused_where_nothing_computes_them(
         ("model_fp8_block", "w8a8", True),
         ("mawqtest", "plain", False),
         ("Quark-FP8", "quark", False),
+        ("Llama-3-8B-bf16", "awq", True),
+        ("Llama-3-8B-bf16", "plain", False),
+        ("Llama-3-8B-bnb-4bit-bf16", "bnb-4bit", False),
+        ("Llama-3-8B-4bit", "plain", True),
+        ("Llama-3-8B-4bit", "gptq-8bit", True),
+        ("Llama-3-8B-bnb-4bit", "bnb-8bit", True),
+        ("Llama-3-8B-4-bit", "w8a8", True),
+        ("Llama-3-8B-4-bit", "mxfp4", False),
+        ("Llama-3-8bit", "fp8-block", False),
+        ("Llama-3-14-bits", "plain", False),
+        ("Phi-4-mini-AWQ-INT4", "torchao", False),  # torchao's own
+        ("Phi-4-mini-exl3", "torchao", True),
+        ("model-MXFP8", "fp8-block", True),
     ],
 )
 def test_a_folders_name_may_not_say_another_quantization_than_its_files(
@@ -235,7 +248,7 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
     if not is_refused:
         check_hint(name, Checkpoint(scheme, "x"))
         return
-    with pytest.raises(ConfigError, match=f"name {name} says .* or write model.quantization: "):
+    with pytest.raises(ConfigError, match=f"name {name} says .*, or (write model.quant|rename)"):
         check_hint(name, Checkpoint(scheme, "x"))
 
 

@@ -25,11 +25,11 @@ from batchinfer.quantization.choose import Choice, can_run, choose, for_this_mac
 from batchinfer.quantization.detect import (
     OTHER_FAMILIES,
     Checkpoint,
-    check_hint,
     detect,
     is_gguf,
     meant_by,
 )
+from batchinfer.quantization.hints import check_hint
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
     choose_kv_cache,

@@ -6,7 +6,6 @@ known is an error that names it, never taken for something else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,31 +56,6 @@ _SIMPLE_FAMILIES = {
     "exl3": "exl3",
     "qtip": "qtip",
     "gguf": "gguf",
-}
-
-_INT4 = ("w4a16", "w4a8")
-_INT8 = ("w8a8", "w8a16")
-_FP8 = ("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8")
-
-#: Word in a folder's name -> what its files can then be. AWQ and GPTQ are also methods by which
-#: compressed-tensors checkpoints are made.
-_HINTS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("awq", *_INT4),
-    "gptq": ("gptq", "gptq-8bit", *_INT4, *_INT8),
-    "int4": ("awq", "gptq", "bnb-4bit", *_INT4),
-    "int8": ("gptq-8bit", "bnb-8bit", *_INT8),
-    "w4a16": ("awq", "gptq", "w4a16"),
-    "w8a8": ("w8a8", *_FP8),
-    "w8a16": ("gptq-8bit", "w8a16"),
-    "fp8": _FP8,
-    "fp4": ("nvfp4", "mxfp4", "bnb-4bit"),
-    "nvfp4": ("nvfp4",),
-    "mxfp4": ("mxfp4",),
-    "bnb": ("bnb-4bit", "bnb-8bit"),
-    "nf4": ("bnb-4bit",),
-    "exl3": ("exl3",),
-    "qtip": ("qtip",),
-    "gguf": ("gguf",),
 }
 
 
@@ -263,21 +237,3 @@ def is_gguf(file: Path) -> bool:
             return stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
-
-
-def check_hint(name: str, checkpoint: Checkpoint) -> None:
-    """Raise ConfigError if the folder's name says another quantization than its files.
-
-    Only for `auto`: who writes a name in the job has said what the files are.
-    """
-    if checkpoint.scheme not in SCHEMES:
-        return
-    words = re.sub(r"fp8[-_.]?kv|kv[-_.]?fp8", "", name.lower())  # says how the cache is kept
-    hints = [word for word in re.split(r"[^a-z0-9]+", words) if word in _HINTS]
-    wrong = [hint for hint in hints if checkpoint.scheme not in _HINTS[hint]]
-    if wrong:
-        raise ConfigError(
-            f"the model's name {name} says {wrong[0]}, but its files are {checkpoint.words}: give "
-            f"the checkpoint that was meant, or write model.quantization: "
-            f"{name_of(checkpoint.scheme)} to run it as it is"
-        )
