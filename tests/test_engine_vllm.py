@@ -111,7 +111,7 @@ def from_checkpoint(kind: str, weight: Any) -> Any:
 
     pieces = KINDS[kind].pack(weight)
     named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
-    ((name, whole),) = dequantized(reversed(named))
+    ((name, whole),) = dequantized(reversed(named), kind.split("-")[1])
     assert name == "layer.weight"
     return whole
 
@@ -141,6 +141,45 @@ def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values(
     assert torch.equal(held(bits4(is_checkpoint=True), whole), whole)
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "weight_format", "words"),
+    [
+        (
+            "bnb-nf4",
+            "fp4",
+            0,
+            "layer.weight is stored as nf4 .*, config.json says fp4",
+        ),
+        ("bnb-nf4", "int8", 0, "stored as nf4 .* says int8"),
+        ("bnb-int8", "nf4", 0, "stored as int8 .* says nf4"),
+        ("bnb-int8", "int8", 2, r"stored in tiles \(weight_format 2\)"),
+    ],
+)
+def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
+    kind: str, said: str, weight_format: int, words: str
+) -> None:
+    import torch
+
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(torch.randn(128, 64))
+    if "weight_format" in pieces:
+        pieces["weight_format"] += weight_format
+    with pytest.raises(ValueError, match=words):
+        list(dequantized(((f"layer.{name}", piece) for name, piece in pieces.items()), said))
+
+
+def test_a_layer_of_one_input_beside_packed_weights_is_as_it_is_stored() -> None:
+    import torch
+
+    from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+
+    weight = torch.randn(64, 1).bfloat16()
+    ((name, found),) = dequantized([("gate.weight", weight)], "nf4")
+    assert name == "gate.weight" and torch.equal(found, weight)
+
+
 @pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8
 def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: int) -> None:
     import torch
@@ -148,7 +187,7 @@ def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: in
     torch.manual_seed(0)
     weight = torch.randn(96, num_in)
     assert 0.08 < (held(bits4(is_checkpoint=False), weight) - weight).norm() / weight.norm() < 0.1
-    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-fp4"):
+    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-nf4-bf16", "bnb-fp4"):
         whole = from_checkpoint(kind, weight)
         assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
         method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)

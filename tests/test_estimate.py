@@ -30,7 +30,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.model import Needs, read_model
 from batchinfer.model.memory import needs_of
 from batchinfer.model.shape import shape_of
-from batchinfer.quantization import Machine
+from batchinfer.quantization import Checkpoint, Machine
 from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 
@@ -78,6 +78,8 @@ def test_what_is_smaller_are_quantizations_that_this_machine_can_run() -> None:
     assert sorted(needs.smaller.values(), reverse=True) == list(needs.smaller.values())
     quantized = read_model(str(MODEL), machine=H200, quantization="fp8").needs
     assert quantized is not None and list(quantized.smaller) == ["fp4", "int4"]
+    in_float32 = read_model(str(MODEL), machine=H200, dtype="float32").needs
+    assert in_float32 is not None and not in_float32.smaller  # that are computed in float32
 
 
 def test_a_step_holds_the_widest_layer_dequantized_where_weights_are_computed_so() -> None:
@@ -92,7 +94,14 @@ def test_a_step_holds_the_widest_layer_dequantized_where_weights_are_computed_so
         assert needs is not None and needs.dequantized == num_bytes
     shape = shape_of(json.loads((MODEL / "config.json").read_text()))
     of_8_bits = needs_of(
-        {}, shape, name="nf4", scheme="bnb-8bit", dtype="bfloat16", kv_per_token=1, machine=bnb
+        {},
+        shape,
+        name="nf4",
+        checkpoint=Checkpoint("bnb-8bit", "bitsandbytes"),
+        dtype="bfloat16",
+        asked_dtype=None,
+        kv_per_token=1,
+        machine=bnb,
     )
     assert of_8_bits.dequantized == (4 + 2) * gate_and_up
     sizes = {"max_num_seqs": 1, "max_num_batched_tokens": 1}

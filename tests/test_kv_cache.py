@@ -28,6 +28,8 @@ from tests.support.run_many import engine_facts, run_many
 
 AVX512 = Machine("cpu", cpu_flags=frozenset({"avx512f"}))
 AVX2 = Machine("cpu", cpu_flags=frozenset({"avx2"}))
+FLOAT8 = {"num_bits": 8, "type": "float"}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8"}
 H200 = Machine("cuda", compute_capability=(9, 0))
 A100 = Machine("cuda", compute_capability=(8, 0))
 
@@ -83,7 +85,7 @@ def test_what_a_machine_cannot_run_is_refused_with_what_to_write(
 def test_what_the_checkpoint_says_of_its_cache_is_checked_as_what_the_job_says(
     name: str, machine: Machine, words: str
 ) -> None:
-    settings = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    settings = {"quant_method": "compressed-tensors", "kv_cache_scheme": FLOAT8}
     with pytest.raises(ConfigError, match=words) as caught:
         choose_kv_cache(name, settings, machine, 64)
     assert "or auto" not in str(caught.value)  # which is no way out
@@ -96,10 +98,17 @@ def test_what_the_checkpoint_says_of_its_cache_is_checked_as_what_the_job_says(
     [
         (None, "auto"),
         ({"quant_method": "awq"}, "auto"),
-        ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, "fp8"),
-        ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "fp8"),
-        ({"kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
-        ({"kv_cache_scheme": None}, "auto"),
+        ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "fp8"),
+        ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, "auto"),  # no quant_method: not read
+        ({"quantization": {"kv_cache_quant_algo": "FP8"}}, "auto"),
+        ({"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "fp8"}}, "fp8"),
+        ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "NVFP4"}, "auto"),
+        (MODELOPT | {"kv_cache_scheme": FLOAT8 | {"dynamic": False}}, "fp8"),
+        (MODELOPT | {"kv_cache_scheme": FLOAT8}, "auto"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": FLOAT8}, "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, "auto"),
+        ({"quant_method": "fp8", "kv_cache_scheme": "static"}, "auto"),
+        ({"quant_method": "fp8", "kv_cache_scheme": FLOAT8}, "auto"),
     ],
 )
 def test_auto_is_as_the_checkpoint_says(settings: dict[str, Any] | None, found: str) -> None:
@@ -187,8 +196,21 @@ def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
         "zero": write_adapter(tmp_path / "zero", scale=0.0),
         "large": write_adapter(tmp_path / "large", scale=0.2),
     }
+    own = Path(shutil.copytree(MODEL, tmp_path / "own"))
+    config = json.loads((own / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {},
+        "kv_cache_scheme": FLOAT8 | {"strategy": "tensor", "dynamic": False, "symmetric": True},
+    }
+    (own / "config.json").write_text(json.dumps(config))
+    unread = Path(shutil.copytree(MODEL, tmp_path / "unread"))
+    said = {"producer": {"name": "modelopt"}, "quantization": {"kv_cache_quant_algo": "FP8"}}
+    (unread / "hf_quant_config.json").write_text(json.dumps(said))
     changes: dict[str, dict[str, Any]] = {
         "auto": {},
+        "own": {"path": str(own)},
+        "unread": {"path": str(unread)},
         "fp8": {"kv_cache_dtype": "fp8"},
         "fp8_e5m2": {"kv_cache_dtype": "fp8_e5m2"},
         "zero": {"lora": str(adapters["zero"])},
@@ -220,6 +242,10 @@ def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
     tokens = {name: engine["kv_cache_tokens"] for name, engine in engines.items()}
     assert tokens["auto"] == 40 * 128
     assert tokens["fp8"] == tokens["fp8_e5m2"] == 4 * tokens["auto"]  # which is in float32
+    for name in ("own", "unread"):  # what the estimate counts is what vLLM takes
+        per_token = read_model(str(changes[name]["path"]), dtype="float32").kv_bytes_per_token
+        assert tokens[name] == 40 * block_bytes // per_token
+    assert (tokens["own"], tokens["unread"]) == (tokens["fp8"], tokens["auto"])
     assert 0.001 < mean_difference("fp8") < mean_difference("fp8_e5m2") < 0.5
     for name in ("auto", "fp8", "fp8_e5m2"):
         assert engines[name]["extra"]["kv_cache_dtype"] == name

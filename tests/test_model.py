@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,14 +15,16 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
-from batchinfer.model.weights import DTYPE_BITS
-from batchinfer.quantization import Machine
+from batchinfer.model.stored import check_stored
+from batchinfer.model.weights import DTYPE_BITS, Tensor, Weights
+from batchinfer.quantization import Machine, detect
 from batchinfer.quantize.layers import linear_layers
 from tests.support.headers import Header, change_header
 
 PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
 CPU = Machine("cpu", packages=PACKAGES)
 H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
+DTYPE_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 DEMO = Path(__file__).parent.parent / "jobs" / "demo" / "model"
 
 
@@ -131,6 +135,16 @@ def store_as(file: Path, dtype: str) -> None:
     change_header(file, change)
 
 
+def weights_of(tensors: dict[str, tuple[Any, ...]]) -> Weights:
+    """As headers say: dtype and shape of each tensor."""
+    weights = Weights()
+    for name, (dtype, *shape) in tensors.items():
+        num_bytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        weights.tensors[name] = Tensor(dtype, tuple(shape), num_bytes)
+        weights.dtypes[dtype] = weights.dtypes.get(dtype, 0) + num_bytes
+    return weights
+
+
 def test_quantization_is_the_checkpoints_and_contradictions_are_refused(folder: Path) -> None:
     change(folder / "config.json", quantization_config=AWQ)
     store_as(folder / "model.safetensors", "I32")
@@ -157,10 +171,22 @@ def test_quantization_settings_are_found_where_families_write_them(
     assert read_model(str(folder)).quantization == "fp4"
 
 
+@pytest.mark.parametrize("settings", ["FP8", 3, [], True])
+def test_settings_that_are_no_settings_are_named(folder: Path, settings: Any) -> None:
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": settings}))
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json: quantization is .*, not an obj"):
+        read_model(str(folder))
+
+
 def test_an_old_gptq_folder_is_told_from_an_unquantized_one(folder: Path) -> None:
     (folder / "quantize_config.json").write_text(json.dumps({"bits": 4}))
     with pytest.raises(ConfigError, match="put its content there as quantization_config"):
         read_model(str(folder))
+
+
+def test_a_few_packed_layers_among_many_others_are_a_quantized_checkpoint() -> None:
+    few = weights_of({"embed.weight": ("BF16", 4096, 64), "mlp.qweight": ("I32", 8, 8)})
+    check_stored(detect(AWQ, "config.json"), AWQ, few, Path("model"))
 
 
 def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Path) -> None:
@@ -171,6 +197,35 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
     store_as(folder / "model.safetensors", "I8")
     with pytest.raises(ConfigError, match=r"say unquantized, .* stored as I8"):
         read_model(str(folder))
+
+
+def test_attention_masks_of_old_models_are_no_packed_weights() -> None:
+    shapes: dict[bool, tuple[int, ...]] = {False: (1, 1, 2048, 2048), True: (2048, 2048)}
+    for is_refused, shape in shapes.items():
+        weights = weights_of({"mlp.weight": ("F16", 1024, 1024), "attention.bias": ("U8", *shape)})
+        with pytest.raises(ConfigError, match="U8") if is_refused else contextlib.nullcontext():
+            check_stored(detect(None, ""), None, weights, Path("model"))
+
+
+@pytest.mark.parametrize("said", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize(
+    ("stored", "storage"), [("nf4", "U8"), ("nf4", "BF16"), ("fp4", "U8"), ("int8", "I8")]
+)
+def test_bitsandbytes_weights_of_another_kind_than_the_settings_say_are_refused(
+    said: str, stored: str, storage: str
+) -> None:
+    settings: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": said}
+    if said == "int8":
+        settings = {"load_in_8bit": True, "load_in_4bit": False, "bnb_4bit_quant_type": "fp4"}
+    settings["quant_method"] = "bitsandbytes"
+    pieces: dict[str, tuple[Any, ...]] = {"weight": (storage, 64, 1)}
+    pieces[f"weight.quant_state.bitsandbytes__{stored}"] = ("U8", 80)
+    if stored == "int8":
+        pieces = {"weight": (storage, 8, 8), "SCB": ("F32", 8), "weight_format": ("U8",)}
+    weights = weights_of({f"layers.0.up_proj.{name}": piece for name, piece in pieces.items()})
+    words = f"say {said} of bits.*up_proj.* belongs to {stored}: "
+    with contextlib.nullcontext() if stored == said else pytest.raises(ConfigError, match=words):
+        check_stored(detect(settings, "config.json"), settings, weights, Path("model"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +248,7 @@ def test_a_mixture_of_experts_that_cannot_be_quantized_is_refused_before_it_is_l
     if not is_refused:
         assert read_model(str(folder), quantization=name, machine=machine).quantization == name
         return
-    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, and .*can run as none"):
+    with pytest.raises(ConfigError, match=f"{name} cannot run .* has experts, .* can run as none"):
         read_model(str(folder), quantization=name, machine=machine)
 
 

@@ -5,8 +5,10 @@ The real engine runs every name that this CPU can run (see benchmarks/quantizati
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -59,7 +61,7 @@ def compressed(
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
 
 
-def ints(num_bits: int, strategy: str = "channel") -> dict[str, Any]:
+def ints(num_bits: int | str, strategy: str = "channel") -> dict[str, Any]:
     return {"type": "int", "num_bits": num_bits, "strategy": strategy, "group_size": 128}
 
 
@@ -125,12 +127,21 @@ def test_the_documented_table_is_the_programs() -> None:
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "fp8-tensor"),
         ({"quant_method": "fp8", "kv_cache_scheme": "static"}, "fp8-tensor"),  # AutoFP8's
+        ({"quant_method": "fp8", "kv_cache_quant_algo": "FP8"}, "fp8-tensor"),
+        ({"quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8-tensor"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8}},
+            "fp8-tensor",
+        ),
         ({"quant_method": "quark", "kv_cache_scheme": {"num_bits": 8}}, "quark"),
         ({"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}, "nvfp4"),
         ({"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8-tensor"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bnb-4bit"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bnb-8bit"),
+        (compressed(ints("8"), ints("8", "token")), "w8a8"),
+        (compressed(ints(8), ints(8, "token") | {"symmetric": False}), "w8a8"),
+        (compressed(ints(4, "group") | {"symmetric": False}), "w4a16"),
         ({"quant_method": "exl3", "bits": 3.0}, "exl3"),
         ({"quant_method": "torchao"}, "torchao"),
     ],
@@ -160,6 +171,9 @@ def test_settings_of_the_kv_cache_alone_leave_a_model_unquantized(settings: dict
         ({"bits": 4}, "missing"),
         ({"quant_method": "awq", "bits": 3}, "awq with 3 bits"),
         ({"quant_method": "gptq", "bits": 4, "sym": False}, "4 bits, asymmetric"),
+        ({"quant_method": "awq", "bits": "4"}, "bits is the text '4', .* without quotation marks"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": "false"}, "desc_act is the text 'false'"),
+        (compressed(ints(8) | {"symmetric": False}, ints(8, "token")), "8-bit asymmetric int wei"),
         (compressed(ints(2, "group")), "2-bit int weights by group"),
         (compressed(ints(4, "group"), floats(8, "token")), "8-bit float activations"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
@@ -176,6 +190,30 @@ def test_a_family_or_scheme_nobody_knows_is_named(settings: dict[str, Any], word
 
 
 @pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True, "group_size": 128}, "gptq"),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": True, "group_size": -1}, None),
+        ({"quant_method": "gptq", "bits": 4, "desc_act": False, "group_size": 128}, None),
+        (compressed(ints(4, "group") | {"actorder": "group"}), "int4"),
+        (compressed(ints(4, "group") | {"actorder": "weight"}), None),
+    ],
+)
+def test_groups_out_of_order_are_refused_where_nothing_computes_them(
+    settings: dict[str, Any], name: str | None
+) -> None:
+    checkpoint = detect(settings, "config.json")
+    options: dict[str, Any] = {"dtype": "bfloat16", "is_dtype_asked": False}
+    assert choose("auto", checkpoint, H200, **options).name
+    if name is None:
+        assert choose("auto", checkpoint, PLAIN_CPU, **options).name
+        return
+    words = rf"{name}\) cannot run here: .* activation order .* a checkpoint for .*{name}"
+    with pytest.raises(ConfigError, match=words):  # as there are others that have none
+        choose("auto", checkpoint, PLAIN_CPU, **options)
+
+
+@pytest.mark.parametrize(
     ("name", "scheme", "is_refused"),
     [
         ("Llama-3-8B-AWQ", "plain", True),
@@ -189,6 +227,19 @@ def test_a_family_or_scheme_nobody_knows_is_named(settings: dict[str, Any], word
         ("model_fp8_block", "w8a8", True),
         ("mawqtest", "plain", False),
         ("Quark-FP8", "quark", False),
+        ("Llama-3-8B-bf16", "awq", True),
+        ("Llama-3-8B-bf16", "plain", False),
+        ("Llama-3-8B-bnb-4bit-bf16", "bnb-4bit", False),
+        ("Llama-3-8B-4bit", "plain", True),
+        ("Llama-3-8B-4bit", "gptq-8bit", True),
+        ("Llama-3-8B-bnb-4bit", "bnb-8bit", True),
+        ("Llama-3-8B-4-bit", "w8a8", True),
+        ("Llama-3-8B-4-bit", "mxfp4", False),
+        ("Llama-3-8bit", "fp8-block", False),
+        ("Llama-3-14-bits", "plain", False),
+        ("Phi-4-mini-AWQ-INT4", "torchao", False),  # torchao's own
+        ("Phi-4-mini-exl3", "torchao", True),
+        ("model-MXFP8", "fp8-block", True),
     ],
 )
 def test_a_folders_name_may_not_say_another_quantization_than_its_files(
@@ -197,7 +248,7 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
     if not is_refused:
         check_hint(name, Checkpoint(scheme, "x"))
         return
-    with pytest.raises(ConfigError, match=f"name {name} says .* or write model.quantization: "):
+    with pytest.raises(ConfigError, match=f"name {name} says .*, or (write model.quant|rename)"):
         check_hint(name, Checkpoint(scheme, "x"))
 
 
@@ -346,6 +397,80 @@ def test_a_name_that_contradicts_the_checkpoint_is_refused_with_what_to_write(
         choice(asked, scheme, H200, fallback=("awq", "bf16"))
 
 
+MACHINES = (
+    AMX,
+    PLAIN_CPU,
+    H200,
+    A100,
+    T4,
+    B200,
+    BNB_CPU,
+    UNKNOWN,
+    Machine("cpu"),
+    Machine("cuda", compute_capability=(7, 0)),
+    Machine("cuda", compute_capability=(9, 0)),
+)
+DTYPES = ("bfloat16", "float16", "float32")
+ADVICE = {
+    "model": r"([Ww]ith model\.dtype: auto )?this model can run as ([^;]+)$",
+    "name": r"(?:: |or )write (?:(\w+)(?: or (auto))?)(?:, or give another checkpoint)?$",
+    "other": r"Write auto(, model\.dtype: auto)? and give (the unquantized model)?(?: or )?"
+    r"(?:a checkpoint for (.+))? \(see",
+    "format": r"give a checkpoint in that format",
+    "nothing": r"No checkpoint of this model can run here",
+}
+
+
+@pytest.mark.parametrize("has_experts", [False, True])
+@pytest.mark.parametrize("asked_dtype", [None, *DTYPES])
+def test_what_is_advised_is_accepted_whatever_is_asked_of_whatever_on_whichever_machine(
+    asked_dtype: str | None, has_experts: bool
+) -> None:
+    num_found = dict.fromkeys(ADVICE, 0)
+
+    @functools.cache
+    def takes(name: str, scheme: str, machine: Machine, dtype: str | None) -> bool:
+        asked: dict[str, Any] = {"dtype": dtype, "is_dtype_asked": True} if dtype else {}
+        try:
+            return bool(choice(name, scheme, machine, has_experts=has_experts, **asked))
+        except ConfigError:
+            return False
+
+    def check(name: str, scheme: str, machine: Machine) -> None:
+        dtype = record_of(name).dtype or asked_dtype if name != "auto" else asked_dtype
+        asked: dict[str, Any] = {"dtype": dtype, "is_dtype_asked": True} if dtype else {}
+        try:
+            choice(name, scheme, machine, has_experts=has_experts, **asked)
+            return
+        except ConfigError as error:
+            text = str(error)
+        found = {kind: re.search(f"(?i:{words})", text) for kind, words in ADVICE.items()}
+        assert any(found.values()), text
+        for kind, match in found.items():
+            num_found[kind] += match is not None
+        if match := found["model"]:
+            for advised in match[2].split(" or "):
+                assert takes(advised, scheme, machine, None if match[1] else dtype), text
+        if match := found["name"]:
+            assert all(takes(n, scheme, machine, dtype) for n in match.groups() if n), text
+        if match := found["other"]:
+            tried = None if match[1] else dtype
+            assert not match[2] or takes("auto", "plain", machine, tried)
+            for advised in match[3].split(" or ") if match[3] else ():
+                schemes = record_of(advised).schemes
+                assert any(takes("auto", s, machine, tried) for s in schemes), (advised, text)
+        if found["format"]:
+            assert any(takes(name, s, machine, dtype) for s in record_of(name).schemes), text
+        if found["nothing"]:
+            assert not any(takes("auto", s, machine, None) for s in SCHEMES), text
+
+    for machine in MACHINES:
+        for name in ("auto", *(record.name for record in TABLE)):
+            for scheme in (*SCHEMES, "experts_int8"):
+                check(name, scheme, machine)
+    assert num_found["model"] and num_found["name"] and num_found["other"]
+
+
 def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:
     for name in ("qtip", "exl3", "gguf"):
         with pytest.raises(
@@ -485,8 +610,8 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     )
     *lines, refused, again = done.stdout.splitlines()
     assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
-    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("model-*"))
-    assert [folder.name.split("-")[1] for folder in made] == ["int4", "int8"]
+    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
+    assert [folder.name.split("-")[0] for folder in made] == ["int4", "int8"]
     assert refused.startswith("2 ")
     assert "dtype float16 aborts the process in vLLM on a CPU" in refused
     means = {}

@@ -329,7 +329,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 def test_a_checkpoint_is_found_by_the_content_of_its_model(
     published: list[Path], tmp_path: Path
 ) -> None:
-    models = [tmp_path / "a" / "m", tmp_path / "b" / "m", tmp_path / "c" / "m"]
+    models = [tmp_path / "model", tmp_path / ("copy" * 60), tmp_path / "tuned"]
     for model in models:
         shutil.copytree(MODEL, model)
     with (models[2] / "model.safetensors").open("r+b") as stream:  # same shapes, other weights
@@ -393,7 +393,7 @@ def test_doctor_has_a_line_for_the_cache(
     models = tmp_path / "cache" / "batchinfer" / "models"
     assert line() == f"ok       cache     {models}: 0 made checkpoints, 0 bytes"
     assert not (tmp_path / "cache").exists()
-    for name in ("a-int8-0", "b-int4-1", ".c-int4-2.01234567.tmp", ".hashes"):
+    for name in ("int8-0", "int4-1", ".int4-2.01234567.tmp", ".hashes"):
         (models / name).mkdir(parents=True)
         (models / name / "model.safetensors").write_bytes(bytes(600))
     assert line().endswith("models: 2 made checkpoints, 1,200 bytes")

@@ -149,6 +149,7 @@ class EngineSettings:
     tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     quantization: str | None = None  # the engine's own name for it; None: as the checkpoint says
+    is_quantized: bool = True  # if the engine takes a name: whether layers have to be
     kv_cache_dtype: str = "auto"
     lora: Lora | None = None  # an adapter that every request uses
     has_save_mode: bool = False  # KV blocks without room on the GPU go to the host

@@ -87,8 +87,8 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     )
     log.info("engine sizes: %s", facts.extra["sizes"])
     try:
-        asked = core.vllm_config.model_config.quantization
-        layers = engine.facts.extra["layers"] = quantized_layers(core, asked)
+        layers = quantized_layers(core, settings)
+        engine.facts.extra["layers"] = layers
         check_moved(layers, settings.cpu_offload_gib)
         engine.load_adapter()
         engine.check_sampling(settings.sampling)

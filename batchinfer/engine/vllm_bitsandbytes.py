@@ -126,6 +126,9 @@ class _LinearMethod(LinearMethodBase):  # type: ignore[misc]
 
     uses_meta_device = True
 
+    #: nf4, fp4 or int8.
+    kind: str
+
     #: Of the weights that arrive; None: the model's. From a checkpoint they are dequantized into
     #: float32, out of which quantizing makes the checkpoint's own values again.
     dtype: torch.dtype | None = torch.float32
@@ -186,14 +189,14 @@ class Bits4LinearMethod(_LinearMethod):
     def __init__(self, config: BitsAndBytesConfig) -> None:
         import bitsandbytes  # noqa: F401  # registers its operators with torch
 
-        self.quant_type = config.quant_type
+        self.kind = config.quant_type
         self.keeps_blocks = config.is_checkpoint
         if not config.is_checkpoint:
             self.dtype = None
 
     def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
         packed, absmax = torch.ops.bitsandbytes.quantize_4bit(
-            weight, BLOCK_SIZE, self.quant_type, torch.uint8
+            weight, BLOCK_SIZE, self.kind, torch.uint8
         )
         layer.weight_shape = tuple(weight.shape)
         replace_parameter(layer, "weight", packed)
@@ -204,13 +207,15 @@ class Bits4LinearMethod(_LinearMethod):
     ) -> torch.Tensor:
         shape = layer.weight_shape
         weight = torch.ops.bitsandbytes.dequantize_4bit(
-            layer.weight, layer.absmax, BLOCK_SIZE, self.quant_type, kernel_shape(shape), x.dtype
+            layer.weight, layer.absmax, BLOCK_SIZE, self.kind, kernel_shape(shape), x.dtype
         )
         return functional.linear(x, weight.view(shape), bias)
 
 
 class Bits8LinearMethod(_LinearMethod):
     """layer.weight: [out, in] int8; layer.scale: [out, 1] float32."""
+
+    kind = "int8"
 
     def quantize(self, layer: torch.nn.Module, weight: torch.Tensor) -> None:
         scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
@@ -242,5 +247,9 @@ class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
         }
         super().__init__(load_config)
 
-    def get_all_weights(self, *arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        return dequantized(super().get_all_weights(*arguments))
+    def get_all_weights(
+        self, model_config: Any, model: torch.nn.Module
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        methods = [getattr(module, "quant_method", None) for module in model.modules()]
+        kind = next((m.kind for m in methods if isinstance(m, _LinearMethod)), "nf4")
+        return dequantized(super().get_all_weights(model_config, model), kind)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from batchinfer.engine.base import EngineSettings
 from batchinfer.errors import ConfigError
 
 EXTENSION = f"{__name__}.LayerReport"
@@ -98,17 +99,19 @@ def _class_name(value: object) -> str:
     return name if "Kernel" in name else ""
 
 
-def quantized_layers(core: Any, asked: str | None) -> dict[str, Any]:
-    """The report of a loaded engine. `asked`: the quantization that vLLM loaded it with.
-
-    Raises ConfigError if that quantized nothing.
-    """
+def quantized_layers(core: Any, settings: EngineSettings) -> dict[str, Any]:
+    """The report of a loaded engine. ConfigError if it had to be quantized and nothing of it is."""
     report = whole_model(core.collective_rpc("report_layers"))
-    if asked is not None and not report["num_quantized_layers"]:
+    taken = core.vllm_config.model_config.quantization
+    is_meant = settings.is_quantized and taken is not None  # else it says how the cache is kept
+    if is_meant and not report["num_quantized_layers"]:
+        advice = "write model.quantization: none"
+        if settings.quantization is None:  # none would contradict config.json
+            advice = "if its weights are unquantized, take quantization_config out of config.json"
         raise ConfigError(
-            f"vLLM accepted the quantization {asked} and quantized none of the model's "
-            f"{report['num_layers']} layers ({', '.join(report['methods'])}): write "
-            "model.quantization: none, or give another checkpoint"
+            f"vLLM accepted the quantization {taken} and quantized none of the model's "
+            f"{report['num_layers']} layers ({', '.join(report['methods'])}): {advice}, or give "
+            "another checkpoint"
         )
     return report
 

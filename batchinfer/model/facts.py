@@ -27,11 +27,10 @@ from batchinfer.model.folder import (
 from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.memory import Needs, needs_of
 from batchinfer.model.shape import DTYPE_BYTES, kv_bytes_per_token, shape_of, text_config
+from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights
 from batchinfer.quantization import (
     RECIPES,
-    SCHEMES,
-    Checkpoint,
     Machine,
     check_hint,
     choose,
@@ -41,9 +40,6 @@ from batchinfer.quantization import (
 )
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-#: How quantized weights are stored, and the least share of them among all (embeddings stay).
-_PACKED_DTYPES = ("I8", "U8", "I16", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0")
-_PACKED_SHARE = 0.05
 #: A machine of which nothing is known refuses nothing.
 _ANY_MACHINE = Machine(None)
 
@@ -101,18 +97,19 @@ def read_model(
     settings, file = _quantization_settings(config, text, folder)
     has_experts = any(".experts." in name for name in weights.tensors)
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
-    _check_weights(checkpoint, weights, folder)
+    check_stored(checkpoint, settings, weights, folder)
     check_shapes(weights.tensors, checkpoint, config, folder)
-    if quantization == "auto":
-        check_hint(Path(path).name, checkpoint)
+    asked_dtype = dtype if dtype != "auto" else None
     chosen = choose(
         quantization,
         checkpoint,
         machine,
         dtype=_resolve_dtype(dtype, config, text, weights, notes),
-        is_dtype_asked=dtype != "auto",
+        is_dtype_asked=asked_dtype is not None,
         fallback=quantization_fallback,
     )
+    if quantization == "auto":  # the name that it asks for instead is now known to run
+        check_hint(Path(path).name, checkpoint)
     kv_cache_dtype = choose_kv_cache(kv_cache_dtype, settings, machine, shape.cached_size)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:
@@ -130,8 +127,9 @@ def read_model(
             weights.tensors,
             shape,
             name=chosen.name,
-            scheme=checkpoint.scheme,
+            checkpoint=checkpoint,
             dtype=chosen.dtype,
+            asked_dtype=asked_dtype,
             kv_per_token=kv_per_token,
             machine=machine,
         )
@@ -193,25 +191,16 @@ def _quantization_settings(
     if settings is None:
         file = folder / "hf_quant_config.json"
         settings = read_optional_json(file).get("quantization")
+        if not isinstance(settings, dict | None):
+            raise ConfigError(
+                f"{file}: quantization is {settings!r}, not an object of settings: copy it again"
+            )
     if settings is None and (file := folder / "quantize_config.json").exists():
         raise ConfigError(
             f"{file} says how the model is quantized, but config.json does not: put its content "
             'there as quantization_config, with "quant_method": "gptq"'
         )
     return settings, file
-
-
-def _check_weights(checkpoint: Checkpoint, weights: Weights, folder: Path) -> None:
-    """Refuse weights that are not what the settings say. Nothing is known of pytorch_model.bin."""
-    num_packed_bytes = sum(weights.dtypes.get(name, 0) for name in _PACKED_DTYPES)
-    is_packed = num_packed_bytes > _PACKED_SHARE * sum(weights.dtypes.values())
-    is_known = checkpoint.scheme in SCHEMES and bool(weights.dtypes)
-    if is_known and is_packed == (checkpoint.scheme == "plain"):
-        most = max(weights.dtypes, key=lambda name: weights.dtypes[name])
-        raise ConfigError(
-            f"{folder}: its settings say {checkpoint.words}, but most of its weights are stored as "
-            f"{most}: config.json and the weights are not of one checkpoint, copy it again"
-        )
 
 
 def _refuse_gguf(folder: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from batchinfer.model.shape import DTYPE_BYTES, Shape
 from batchinfer.model.weights import Tensor
-from batchinfer.quantization import TABLE, Machine, for_this_machine, record_of
+from batchinfer.quantization import TABLE, Checkpoint, Machine, can_run, record_of
 
 #: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -44,12 +44,14 @@ def needs_of(
     shape: Shape,
     *,
     name: str,
-    scheme: str,
+    checkpoint: Checkpoint,
     dtype: str,
+    asked_dtype: str | None,
     kv_per_token: int,
     machine: Machine,
 ) -> Needs:
-    """`name`: what runs; `scheme`: what the files are."""
+    """`name` and `dtype`: what runs. `asked_dtype`: None if it may be chosen."""
+    scheme = checkpoint.scheme
     linear, other, packed = _weights(tensors, shape, scheme, DTYPE_BYTES[dtype])
     is_online = scheme == "plain" and name != "none"
     bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]
@@ -60,7 +62,7 @@ def needs_of(
             for record in TABLE
             if record.bits_per_weight < bits
             and (record.takes_plain or record.dtype)
-            and for_this_machine(record, machine)[0]
+            and can_run(record.name, checkpoint, machine, asked_dtype)
         }
     return Needs(
         weights=other + packed + round(linear * bits / 8),

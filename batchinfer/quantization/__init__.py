@@ -21,15 +21,15 @@ them can say something else. Must not know: vLLM, torch, how the machine was loo
 plain values), whole model folders.
 """
 
-from batchinfer.quantization.choose import Choice, choose, for_this_machine, why_not
+from batchinfer.quantization.choose import Choice, can_run, choose, for_this_machine, why_not
 from batchinfer.quantization.detect import (
     OTHER_FAMILIES,
     Checkpoint,
-    check_hint,
     detect,
     is_gguf,
     meant_by,
 )
+from batchinfer.quantization.hints import check_hint
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
     choose_kv_cache,
@@ -63,6 +63,7 @@ __all__ = [
     "Machine",
     "Quantization",
     "Recipe",
+    "can_run",
     "check_hint",
     "choose",
     "choose_kv_cache",

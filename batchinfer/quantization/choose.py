@@ -57,25 +57,31 @@ def choose(
         note = f"the checkpoint is {checkpoint.words}, which is left to vLLM"
         return Choice(checkpoint.scheme, None, dtype, notes=(note,))
     name = name_of(checkpoint.scheme) if asked == "auto" else asked
-    _refuse_contradiction(name, checkpoint)
     asked_dtype = dtype if is_dtype_asked else None
+    _refuse_contradiction(name, checkpoint, machine, asked_dtype)
     reason = why_not(name, checkpoint, machine, asked_dtype)
     if reason is None:
         return _choice(name, checkpoint, machine, dtype)
     for other in fallback:
-        record = record_of(other)
-        fits = checkpoint.scheme in ("plain", *record.schemes)
-        other_dtype = asked_dtype or record.dtype
-        if fits and why_not(other, checkpoint, machine, other_dtype) is None:
-            found = _choice(other, checkpoint, machine, record.dtype or dtype)
+        own_dtype = record_of(other).dtype
+        if can_run(other, checkpoint, machine, asked_dtype or own_dtype):
+            found = _choice(other, checkpoint, machine, own_dtype or dtype)
             warning = f"quantization {other} is used instead of {name}: {reason}"
             return replace(found, warnings=(warning,))
     what = name if asked == name else f"{asked} ({name})"
     tried = f" (nor can {', '.join(fallback)})" if fallback else ""
     raise ConfigError(
         f"model.quantization {what} cannot run here: {reason}{tried}. "
-        f"{_what_instead(name, checkpoint, machine)}"
+        f"{_what_instead(checkpoint, machine, asked_dtype)}"
     )
+
+
+def can_run(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> bool:
+    """Whether the job could ask for `name` instead. `dtype` as in `why_not`."""
+    record = record_of(name)
+    is_meant = checkpoint.scheme in record.schemes
+    is_meant |= checkpoint.scheme == "plain" and record.takes_plain
+    return is_meant and why_not(name, checkpoint, machine, dtype) is None
 
 
 def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> str | None:
@@ -94,6 +100,11 @@ def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | No
         return f"the model has experts, and {reason}"
     if scheme in device.refused:
         return f"{SCHEMES[scheme]} does not run on {_where(machine)}: {device.refused[scheme]}"
+    if checkpoint.has_act_order and device.refused_act_order:
+        return (
+            "the checkpoint has GPTQ's activation order (desc_act, actorder: group), and on "
+            f"{_where(machine)} {device.refused_act_order}"
+        )
     is_made = bool(device.online or device.made_by)
     if scheme == "plain" and scheme not in device.schemes and not is_made:
         return f"the model is unquantized, and it needs a checkpoint ({record.how_to_make})"
@@ -168,23 +179,28 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
     )
 
 
-def _refuse_contradiction(name: str, checkpoint: Checkpoint) -> None:
+def _refuse_contradiction(
+    name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None
+) -> None:
     """A name of another family than the checkpoint's; an unquantized model may become quantized."""
     record = record_of(name)
     if checkpoint.scheme in record.schemes:
         return
-    is_plain = checkpoint.scheme == "plain"
-    if is_plain and (record.takes_plain or not record.runs):
+    if checkpoint.scheme == "plain" and (record.takes_plain or not record.runs):
         return
-    if is_plain:
-        advice = f"give a checkpoint in that format ({record.how_to_make}), or write none"
-    elif checkpoint.scheme in SCHEMES:
-        advice = f"write {name_of(checkpoint.scheme)} or auto, or give another checkpoint"
-    else:
-        advice = "write auto, or give another checkpoint"
-    raise ConfigError(
-        f"model.quantization is {name}, but the checkpoint is {checkpoint.words}: {advice}"
-    )
+    what = f"model.quantization is {name}, but the checkpoint is {checkpoint.words}"
+    if checkpoint.scheme not in SCHEMES:
+        raise ConfigError(f"{what}: write auto, or give another checkpoint")
+    own = name_of(checkpoint.scheme)
+    if reason := why_not(own, checkpoint, machine, dtype):
+        instead = _what_instead(checkpoint, machine, dtype)
+        raise ConfigError(f"{what}, which cannot run here: {reason}. {instead}")
+    advice = f"write {own} or auto, or give another checkpoint"
+    if own == "none":
+        advice = "write none"
+        if _any_scheme_runs(record, checkpoint, machine, dtype):
+            advice = f"give a checkpoint in that format ({record.how_to_make}), or write none"
+    raise ConfigError(f"{what}: {advice}")
 
 
 def _lacks(device: Device, machine: Machine) -> str:
@@ -228,13 +244,34 @@ def _where(machine: Machine) -> str:
     return _DEVICE_NAMES[machine.device or "cuda"]
 
 
-def _what_instead(name: str, checkpoint: Checkpoint, machine: Machine) -> str:
-    others = [record for record in TABLE if record.name != name and not record.dtype]
-    if checkpoint.scheme == "plain":
-        names = [r.name for r in others if why_not(r.name, checkpoint, machine, None) is None]
-        return f"This model can run as {' or '.join(names)}"
-    names = [r.name for r in others if for_this_machine(r, machine)[0] and r.name != "none"]
-    return (
-        f"Give the unquantized model, or a checkpoint for {' or '.join(names)} (see "
-        "`batchinfer doctor`)"
+def _what_instead(checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> str:
+    """What the job's next version may say of this model, or of another. `dtype`: if asked for.
+
+    Every name in it is one that `choose` takes there.
+    """
+    records = [record for record in TABLE if not record.dtype]
+    for tried, start in ((dtype, "This"), (None, "With model.dtype: auto this")):
+        names = [r.name for r in records if can_run(r.name, checkpoint, machine, tried)]
+        if names:
+            return f"{start} model can run as {' or '.join(names)}"
+    for tried, start in ((dtype, "Write auto"), (None, "Write auto, model.dtype: auto")):
+        names = [r.name for r in records if _any_scheme_runs(r, checkpoint, machine, tried)]
+        if names:
+            named = " or ".join(name for name in names if name != "none")
+            ways = ["the unquantized model"] if "none" in names else []
+            ways += [f"a checkpoint for {named}"] if named else []
+            return f"{start} and give {' or '.join(ways)} (see `batchinfer doctor`)"
+    return "No checkpoint of this model can run here (see `batchinfer doctor`)"
+
+
+def _any_scheme_runs(
+    record: Quantization, checkpoint: Checkpoint, machine: Machine, dtype: str | None
+) -> bool:
+    """Whether some checkpoint of the same model, of this name, can run here."""
+    return any(
+        why_not(
+            record.name, replace(checkpoint, scheme=scheme, has_act_order=False), machine, dtype
+        )
+        is None
+        for scheme in record.schemes
     )

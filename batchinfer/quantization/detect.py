@@ -6,7 +6,6 @@ known is an error that names it, never taken for something else.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,11 @@ OTHER_FAMILIES = frozenset(
     }
 )
 
+_AWQ = ("awq", "awq_marlin", "auto_awq")
+_GPTQ = ("gptq", "gptq_marlin", "auto_gptq")
+#: Their settings with which vLLM computes as they stand in config.json.
+_NUMBERS = ("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym")
+
 _MODELOPT_ALGORITHMS = {
     "fp8": "fp8-tensor",
     "fp8_per_channel_per_token": "fp8-channel",
@@ -54,31 +58,6 @@ _SIMPLE_FAMILIES = {
     "gguf": "gguf",
 }
 
-_INT4 = ("w4a16", "w4a8")
-_INT8 = ("w8a8", "w8a16")
-_FP8 = ("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8")
-
-#: Word in a folder's name -> what its files can then be. AWQ and GPTQ are also methods by which
-#: compressed-tensors checkpoints are made.
-_HINTS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("awq", *_INT4),
-    "gptq": ("gptq", "gptq-8bit", *_INT4, *_INT8),
-    "int4": ("awq", "gptq", "bnb-4bit", *_INT4),
-    "int8": ("gptq-8bit", "bnb-8bit", *_INT8),
-    "w4a16": ("awq", "gptq", "w4a16"),
-    "w8a8": ("w8a8", *_FP8),
-    "w8a16": ("gptq-8bit", "w8a16"),
-    "fp8": _FP8,
-    "fp4": ("nvfp4", "mxfp4", "bnb-4bit"),
-    "nvfp4": ("nvfp4",),
-    "mxfp4": ("mxfp4",),
-    "bnb": ("bnb-4bit", "bnb-8bit"),
-    "nf4": ("bnb-4bit",),
-    "exl3": ("exl3",),
-    "qtip": ("qtip",),
-    "gguf": ("gguf",),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -87,6 +66,7 @@ class Checkpoint:
     scheme: str
     family: str  # quant_method as the checkpoint writes it; "" if it is unquantized
     has_experts: bool = False  # as its tensors' names say
+    has_act_order: bool = False  # GPTQ's: groups of inputs that do not lie side by side
 
     @property
     def words(self) -> str:
@@ -109,8 +89,10 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
         family = "modelopt"
     if family in OTHER_FAMILIES:
         return Checkpoint(family, family)
+    _refuse_texts(family, settings, source)
     try:
         scheme = _scheme(family, settings)
+        has_act_order = _has_act_order(family, settings)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{source}: the quantization settings of family {family!r} lack {error}: copy the "
@@ -126,7 +108,26 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
             f"{source}: {family} with {scheme} is a scheme that this version does not know: take "
             "another checkpoint of the model"
         )
-    return Checkpoint(scheme, family)
+    return Checkpoint(scheme, family, has_act_order=has_act_order)
+
+
+def _refuse_texts(family: str, settings: Mapping[str, Any], source: str) -> None:
+    """Raise ConfigError for numbers in quotation marks, with which vLLM computes as they are."""
+    for key in _NUMBERS if family in (*_AWQ, *_GPTQ) else ():
+        if isinstance(value := settings.get(key), str):
+            raise ConfigError(
+                f"{source}: {key} is the text {value!r}, which vLLM does not take for a number or "
+                "a truth: write it there without quotation marks"
+            )
+
+
+def _has_act_order(family: str, settings: Mapping[str, Any]) -> bool:
+    if family == "compressed-tensors":
+        orders = (group["weights"].get("actorder") for group in settings["config_groups"].values())
+        return any(order is True or str(order).lower() in ("group", "dynamic") for order in orders)
+    if family not in _GPTQ:
+        return False
+    return bool(settings.get("desc_act")) and settings.get("group_size") != -1
 
 
 def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
@@ -134,23 +135,23 @@ def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
 
     Other families name it beside weights that they quantize (AutoFP8 does).
     """
-    of_modelopt = settings.get("quantization", settings)
-    if isinstance(of_modelopt, Mapping) and of_modelopt.get("kv_cache_quant_algo"):
-        return of_modelopt.get("quant_algo") is None
-    return (
-        family in ("", "compressed-tensors")
-        and bool(settings.get("kv_cache_scheme"))
-        and not settings.get("config_groups")
-    )
+    inner = settings.get("quantization")
+    of_modelopt = inner if isinstance(inner, Mapping) else settings
+    is_said = settings.get("kv_cache_scheme")
+    if not family or family.startswith("modelopt"):
+        is_said = is_said or of_modelopt.get("kv_cache_quant_algo")
+    elif family != "compressed-tensors":
+        return False
+    return bool(is_said) and not settings.get("config_groups") and not of_modelopt.get("quant_algo")
 
 
 def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
     """A key of SCHEMES, or words for a scheme that is none; None for an unknown family."""
     match family:
-        case "awq" | "awq_marlin" | "auto_awq":
+        case _ if family in _AWQ:
             num_bits = settings.get("bits") or settings["w_bit"]
             return "awq" if num_bits == 4 else f"{num_bits} bits"
-        case "gptq" | "gptq_marlin" | "auto_gptq":
+        case _ if family in _GPTQ:
             num_bits, is_symmetric = settings["bits"], settings.get("sym", True)
             if num_bits not in (4, 8) or not is_symmetric:
                 return f"{num_bits} bits{'' if is_symmetric else ', asymmetric'}"
@@ -180,11 +181,13 @@ def _of_groups(groups: Mapping[str, Any]) -> str:
 def _of_group(group: Mapping[str, Any]) -> str:
     weights = group["weights"]
     activations = group.get("input_activations")
-    kind, num_bits = weights.get("type", "int"), weights["num_bits"]
-    strategy, group_size = weights.get("strategy"), weights.get("group_size")
+    kind, num_bits = weights.get("type", "int"), _number(weights["num_bits"])
+    strategy, group_size = weights.get("strategy"), _number(weights.get("group_size"))
     of_activations = None
     if activations:
-        of_activations = (activations.get("type", "int"), activations["num_bits"])
+        of_activations = (activations.get("type", "int"), _number(activations["num_bits"]))
+    if of_activations and kind == "int" and not weights.get("symmetric", True):
+        kind = "asymmetric int"  # vLLM has no kernel for them beside quantized activations
     match kind, num_bits:
         case "int", 8 | 4 if of_activations in (None, ("int", 8)):
             return f"w{num_bits}a{8 if of_activations else 16}"
@@ -200,6 +203,11 @@ def _of_group(group: Mapping[str, Any]) -> str:
     if of_activations:
         text += f" and {of_activations[1]}-bit {of_activations[0]} activations"
     return text
+
+
+def _number(value: Any) -> Any:
+    """As compressed-tensors reads it, to which "8" is 8."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def meant_by(word: str) -> str | None:
@@ -229,21 +237,3 @@ def is_gguf(file: Path) -> bool:
             return stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
-
-
-def check_hint(name: str, checkpoint: Checkpoint) -> None:
-    """Raise ConfigError if the folder's name says another quantization than its files.
-
-    Only for `auto`: who writes a name in the job has said what the files are.
-    """
-    if checkpoint.scheme not in SCHEMES:
-        return
-    words = re.sub(r"fp8[-_.]?kv|kv[-_.]?fp8", "", name.lower())  # says how the cache is kept
-    hints = [word for word in re.split(r"[^a-z0-9]+", words) if word in _HINTS]
-    wrong = [hint for hint in hints if checkpoint.scheme not in _HINTS[hint]]
-    if wrong:
-        raise ConfigError(
-            f"the model's name {name} says {wrong[0]}, but its files are {checkpoint.words}: give "
-            f"the checkpoint that was meant, or write model.quantization: "
-            f"{name_of(checkpoint.scheme)} to run it as it is"
-        )

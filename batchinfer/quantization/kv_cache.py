@@ -127,16 +127,28 @@ def kv_cache_why_not(record: KvCacheDtype, machine: Machine, head_size: int | No
 
 
 def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
-    """What vLLM takes under auto for a checkpoint with these settings of its quantization."""
+    """What vLLM takes under auto for a checkpoint with these settings of its quantization.
+
+    As vLLM 0.26 to 0.32 read them: of compressed-tensors, and of ModelOpt where weights are
+    quantized too. What other families say of the cache is not looked at.
+    """
     settings = settings or {}
     inner = settings.get("quantization")
-    algorithm = (inner if isinstance(inner, Mapping) else settings).get("kv_cache_quant_algo")
-    scheme = settings.get("kv_cache_scheme")
+    of_modelopt = inner if isinstance(inner, Mapping) else settings
+    family = str(settings.get("quant_method") or "").lower()
+    scheme = of_modelopt.get("kv_cache_scheme") or settings.get("kv_cache_scheme")
     is_float8 = isinstance(scheme, Mapping) and (scheme.get("num_bits"), scheme.get("type")) == (
         8,
         "float",
     )
-    return "fp8" if is_float8 or str(algorithm).lower() == "fp8" else "auto"
+    if family == "compressed-tensors":
+        return "fp8" if is_float8 else "auto"
+    if not of_modelopt.get("quant_algo") or not (not family or family.startswith("modelopt")):
+        return "auto"
+    algorithm = scheme or of_modelopt.get("kv_cache_quant_algo")
+    if isinstance(algorithm, Mapping):
+        return "fp8" if is_float8 and algorithm.get("dynamic") is False else "auto"
+    return "fp8" if str(algorithm).lower() == "fp8" else "auto"
 
 
 def kv_cache_markdown() -> str:

@@ -66,6 +66,7 @@ class Device:
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
     refused_experts: str = ""  # why quantized experts do not run; "": they do
+    refused_act_order: str = ""  # why GPTQ's groups out of order do not run; "": they do
     expert_cpu_flags: tuple[str, ...] = ()  # what they need, all of them
 
 
@@ -116,6 +117,8 @@ class Quantization:
 #: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
 _EXPERT_FLAGS = ("amx_tile",)
 _NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
+#: In vLLM 0.32; 0.26 computes it on a GPU.
+_NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
 _NOT_YET = "not yet in this version"
 _COMPRESSED = ("compressed-tensors",)
 
@@ -173,6 +176,7 @@ TABLE: tuple[Quantization, ...] = (
             schemes=("w4a16", "w4a8"),
             made_by="int4",
             packages=_COMPRESSED,
+            refused_act_order=_NO_ACT_ORDER,
             expert_cpu_flags=_EXPERT_FLAGS,
         ),
         gpu=Device(
@@ -240,6 +244,7 @@ TABLE: tuple[Quantization, ...] = (
         cpu=Device(
             schemes=("gptq",),
             refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
+            refused_act_order=_NO_ACT_ORDER,
             expert_cpu_flags=_EXPERT_FLAGS,
         ),
         gpu=Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),

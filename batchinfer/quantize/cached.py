@@ -1,9 +1,9 @@
 """Checkpoints that jobs need and their models lack: made once for this user, then found.
 
 They lie in `$XDG_CACHE_HOME/batchinfer/models` (by default below ~/.cache) under a name that
-follows from the content of the model's files and from how the checkpoint is made: a copy of a model
-finds what was made of it, and two models of one shape never share. Each folder may be deleted at
-any time. Must not know: jobs, engines.
+follows from the content of the model's files and from how the checkpoint is made, and from nothing
+else: a copy of a model, whatever its folder is called, finds what was made of it, and two models of
+one shape never share. Each folder may be deleted at any time. Must not know: jobs, engines.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def cached_checkpoint(model: ModelFacts) -> Path:
     recipe = RECIPES[model.made_by]
     source = Path(model.path)
     folder = user_cache() / "models"
-    target = folder / f"{source.name}-{recipe.method}-{_key(source, recipe, folder)}"
+    target = folder / f"{recipe.method}-{_key(source, recipe, folder)}"
     advice = (
         "Set XDG_CACHE_HOME to a folder that can be written and has room for it, or make the "
         f"checkpoint with `batchinfer quantize {source} OUT --method {recipe.method}` and give "

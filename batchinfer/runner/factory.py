@@ -128,6 +128,7 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,
+        is_quantized=model.quantization != "none",
         kv_cache_dtype=job.model.kv_cache_dtype,
         lora=model.lora,
         has_save_mode=job.model.save_mode,

@@ -220,12 +220,17 @@ def _float(num_bits: int, strategy: str, **more: Any) -> dict[str, Any]:
     return {"type": "float", "num_bits": num_bits, "strategy": strategy, **more}
 
 
-def _bnb_4bit(quant_type: str, *, is_nested: bool) -> Callable[[Tensor], Tensors]:
+def _bnb_4bit(
+    quant_type: str, *, is_nested: bool, storage: torch.dtype = torch.uint8
+) -> Callable[[Tensor], Tensors]:
     def pack(weight: Tensor) -> Tensors:
         from bitsandbytes.functional import quantize_4bit
 
         packed, state = quantize_4bit(
-            weight.bfloat16(), quant_type=quant_type, compress_statistics=is_nested
+            weight.bfloat16(),
+            quant_type=quant_type,
+            compress_statistics=is_nested,
+            quant_storage=storage,
         )
         pieces = state.as_dict(packed=True)
         return {"weight": packed} | {f"weight.{name}": piece for name, piece in pieces.items()}
@@ -266,6 +271,10 @@ KINDS: dict[str, Kind] = {
     "bnb-nf4-nested": Kind(
         _bnb_4bit("nf4", is_nested=True),
         _bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    ),
+    "bnb-nf4-bf16": Kind(
+        _bnb_4bit("nf4", is_nested=False, storage=torch.bfloat16),
+        _bnb(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_quant_storage="bfloat16"),
     ),
     "bnb-fp4": Kind(
         _bnb_4bit("fp4", is_nested=False), _bnb(load_in_4bit=True, bnb_4bit_quant_type="fp4")

@@ -43,7 +43,8 @@ def checkpoint_weight(kind: str | None, num_in: int) -> torch.Tensor:
     if kind is None:
         return weight
     pieces = KINDS[kind].pack(weight)
-    ((_, whole),) = dequantized((f"x.{name}", piece) for name, piece in pieces.items())
+    named = ((f"x.{name}", piece) for name, piece in pieces.items())
+    ((_, whole),) = dequantized(named, kind.removeprefix("bnb-"))
     return whole
 
 
