@@ -56,7 +56,7 @@ def test_shards_that_change_or_vanish_during_a_run_cost_no_other_shard_a_row(
         place.write_parquet(f"in/s{index}.parquet", rows(40, start=40 * index))
     before = {name: read_bytes(place, f"in/{name}") for name in place.names("in")}
     path = write_job(tmp_path, job(place))
-    process = start(path, place=place, fake=SLOW | {"step_s": 0.04})
+    process = start(path, place=place, fake=SLOW | {"step_s": 0.08})
     wait_until(lambda: parts(place), what="a first part")
     place.write_parquet("in/s1.parquet", rows(41, start=7))
     place.fs.rm(place.url("in", "s2.parquet"))

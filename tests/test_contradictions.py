@@ -52,6 +52,9 @@ def test_awq_and_gptq_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
                 with pytest.raises(ConfigError, match=r"say .* but a\.q_proj\.qweight .* copy it"):
                     check_shapes(found, Checkpoint(other, other), {}, tmp_path)
             check_shapes(found, Checkpoint("quark", "quark"), {}, tmp_path)
+            if kind == "gptq":  # rules of GPTQModel give single layers other bits
+                rules = {"quantization_config": {"dynamic": {"q_proj": {"bits": 4}}}}
+                check_shapes(found, Checkpoint("gptq-8bit", "gptq"), rules, tmp_path)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

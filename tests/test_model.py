@@ -15,6 +15,7 @@ import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
+from batchinfer.model.shape import kv_bytes_per_token, shape_of, text_config
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import DTYPE_BITS, Tensor, Weights
 from batchinfer.quantization import Machine, detect
@@ -291,6 +292,23 @@ def test_a_longer_context_than_the_models_is_refused_with_both_numbers(folder: P
     assert read_model(str(folder), max_model_len=100).max_model_len == 100
     with pytest.raises(ConfigError, match=r"4096 .* 2048"):
         read_model(str(folder), max_model_len=4096)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers' own, of its imports
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [  # numbers of keys and values of a token in all layers
+        ({"model_type": "gpt2", "n_embd": 256, "n_head": 4, "n_layer": 3}, 2 * 3 * 256),
+        ({"model_type": "bloom", "hidden_size": 256, "n_head": 4, "n_layer": 3}, 2 * 3 * 256),
+        ({"model_type": "mamba", "hidden_size": 256, "num_hidden_layers": 3}, 2 * 3 * 256),
+    ],
+)
+def test_sizes_are_read_under_the_names_of_the_models_own_class(
+    tmp_path: Path, config: dict[str, Any], found: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 4096}))
+    shape = shape_of(text_config(config | {"vocab_size": 4096}, tmp_path))
+    assert kv_bytes_per_token(shape, "bfloat16", "auto") == 2 * found
 
 
 def test_a_nested_text_config_is_read(folder: Path) -> None:

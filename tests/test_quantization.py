@@ -142,6 +142,18 @@ def test_the_documented_table_is_the_programs() -> None:
         (compressed(ints("8"), ints("8", "token")), "w8a8"),
         (compressed(ints(8), ints(8, "token") | {"symmetric": False}), "w8a8"),
         (compressed(ints(4, "group") | {"symmetric": False}), "w4a16"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "a": {"weights": ints(4, "group")},
+                    "b": {"weights": floats(8, "channel"), "input_activations": floats(8, "token")},
+                    "attention": {"weights": None},
+                },
+            },
+            "compressed-tensors, several schemes",
+        ),
+        ({"quant_algo": "MIXED_PRECISION"}, "modelopt, several schemes"),
         ({"quant_method": "exl3", "bits": 3.0}, "exl3"),
         ({"quant_method": "torchao"}, "torchao"),
     ],
@@ -178,7 +190,10 @@ def test_settings_of_the_kv_cache_alone_leave_a_model_unquantized(settings: dict
         (compressed(ints(4, "group"), floats(8, "token")), "8-bit float activations"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "W4A8_AWQ"),
         ({"quant_method": "compressed-tensors"}, "lack 'config_groups'"),
-        ({"quant_method": "compressed-tensors", "config_groups": {}}, "no config_groups"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {}},
+            "no config_groups of weights",
+        ),
         ({"quant_algo": None}, "missing"),
         ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}, "g"),
     ],
@@ -219,6 +234,9 @@ def test_groups_out_of_order_are_refused_where_nothing_computes_them(
         ("Llama-3-8B-AWQ", "plain", True),
         ("Llama-3-8B-AWQ", "gptq", True),
         ("Llama-3-8B-AWQ", "awq", False),
+        ("Llama-3-8B-AWQ-8bit", "w8a16", False),
+        ("gemma-3-4b-it-qat-int4-unquantized", "plain", False),
+        ("Llama-3-8B-gptq-merged-bf16", "plain", False),
         ("Llama-3-8B-AWQ", "w4a16", False),  # llm-compressor's AWQ
         ("Qwen-7B-GPTQ-Int4", "gptq", False),
         ("Qwen-7B-GPTQ-Int8", "gptq", True),

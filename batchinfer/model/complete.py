@@ -15,8 +15,8 @@ that the others lack. In the language model's list of layers:
 
 Not seen: what several layers lack in the same way; what the only layer of its kind lacks, such as
 the dense one before layers of experts, and anything in models of fewer than three layers; norms,
-biases, scales of activations and of the KV cache; embeddings, head, towers for images and sound,
-layers for drafts; pytorch_model.bin. Must not know: values of weights, engines.
+biases, zero points, scales of activations and of the KV cache; embeddings, head, towers for images
+and sound, layers for drafts; pytorch_model.bin. Must not know: values of weights, engines.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ _EXPERT = re.compile(r"\bexperts\.\d+")
 #: In names of what sees and hears for a language model, or drafts for it.
 _TOWER = re.compile(r"vis|image|audio|speech|mtp")
 #: Tensors that are a weight, or with others a quantized one: the last part of their names.
-_OF_WEIGHT = re.compile(r"q?weight.*|qzeros|(.*_)?(scales|blocks)|g_idx|SCB")
+_OF_WEIGHT = re.compile(r"q?weight(?!_zero_point).*|qzeros|(.*_)?(scales|blocks)|g_idx|SCB")
+#: Layers may differ in these: some weights are symmetric.
+_OPTIONAL = ("bias", "weight_zero_point")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 #: Two that are alike are a pattern; with one there is no telling which of both is damaged.
@@ -156,7 +158,7 @@ def _lost_modules(members: Mapping[int, Tensors], kinds: Mapping[int, Hashable])
         modules = set()
         for rest, tensor in tensors.items():
             module, part, is_weight = _split(rest)
-            if is_weight or (len(tensor.shape) >= 2 and part != "bias"):
+            if is_weight or (len(tensor.shape) >= 2 and part not in _OPTIONAL):
                 modules.add(module)
         alike.setdefault(frozenset(modules), []).append(number)
     for own, (number, *more) in alike.items():

@@ -26,7 +26,10 @@ def check_shapes(
 ) -> None:
     """Raise ConfigError if tensors cannot be of a model with these settings."""
     if checkpoint.scheme in _LAYOUTS:
-        _check_layout(tensors, checkpoint, folder)
+        settings = config.get("quantization_config")
+        # GPTQModel's rules for single layers, of which some may have other bits.
+        has_rules = isinstance(settings, dict) and bool(settings.get("dynamic"))
+        _check_layout(tensors, checkpoint, folder, is_one_width=not has_rules)
     for name, shape, keys in _expected(config):
         found = tensors.get(name)
         if found is not None and found.dtype in _FLOATS and found.shape != shape:
@@ -36,7 +39,9 @@ def check_shapes(
             )
 
 
-def _check_layout(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path) -> None:
+def _check_layout(
+    tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path, *, is_one_width: bool
+) -> None:
     """AWQ and GPTQ give their tensors the same names."""
     wanted, bits = _LAYOUTS[checkpoint.scheme]
     for name, packed in tensors.items():
@@ -53,7 +58,7 @@ def _check_layout(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, folder:
         found = f"is in the layout of {layout}"
         is_right = layout in (None, wanted)
         inputs = tensors.get(f"{stem}.g_idx")  # GPTQ has the group of each
-        if is_right and inputs is not None and len(inputs.shape) == 1:
+        if is_right and is_one_width and inputs is not None and len(inputs.shape) == 1:
             num_bits = 32 * packed.shape[0] / inputs.shape[0]
             is_right = num_bits == bits
             found = f"has {num_bits:g} bits for each of {inputs.shape[0]} inputs"

@@ -13,9 +13,11 @@ from batchinfer.errors import ConfigError
 from batchinfer.quantization import kv_cache_record
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
+_NEEDED_KEYS = ("vocab_size", "num_hidden_layers", "hidden_size")
+_HEADS = "num_attention_heads"  # not there without attention
 #: Those that other sizes stand in for. Some models have one for each layer.
 _OTHER_KEYS = (
+    _HEADS,
     "num_key_value_heads",
     "head_dim",
     "intermediate_size",
@@ -47,8 +49,10 @@ class Shape:
 
 
 def shape_of(text: dict[str, Any]) -> Shape:
-    num_heads, hidden_size = text["num_attention_heads"], text["hidden_size"]
+    """`text` as `text_config` gives it. A model without attention is counted as with one head."""
+    hidden_size = text["hidden_size"]
     sizes = {key: _largest(text.get(key)) for key in _OTHER_KEYS}
+    num_heads = sizes[_HEADS] or 1
     latent_size = sizes["kv_lora_rank"]
     if latent_size:
         latent_size += sizes["qk_rope_head_dim"]
@@ -96,7 +100,7 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     nested = config.get("text_config")
     text = {**config, **nested} if isinstance(nested, dict) else config
     _check_sizes(text, folder)
-    if all(text.get(key) for key in _NEEDED_KEYS):
+    if all(text.get(key) for key in (*_NEEDED_KEYS, _HEADS)):
         return text
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -108,7 +112,10 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             local_files_only=True,
             trust_remote_code=False,  # without it, it asks on the terminal for 15 s
         )
-        defaults = known.get_text_config().to_dict()
+        of_text = known.get_text_config()
+        # Some classes have names of their own for sizes (n_embd, d_model), and answer to these too.
+        sizes = {key: getattr(of_text, key, None) for key in (*_NEEDED_KEYS, *_OTHER_KEYS)}
+        defaults = of_text.to_dict() | {k: v for k, v in sizes.items() if v is not None}
     except lacks:  # a model that transformers does not know
         defaults = {}
     text = {**defaults, **{key: value for key, value in text.items() if value is not None}}
@@ -126,7 +133,7 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _check_sizes(text: dict[str, Any], folder: Path) -> None:
     """Of the keys that are there. 0 is what a model lacks."""
     for key in (*_NEEDED_KEYS, *_OTHER_KEYS):
-        value, is_needed = text.get(key), key in _NEEDED_KEYS
+        value, is_needed = text.get(key), key in (*_NEEDED_KEYS, _HEADS)
         sizes = value if isinstance(value, list) and not is_needed else [value]
         if value is not None and not all(_is_size(size, least=int(is_needed)) for size in sizes):
             raise ConfigError(

@@ -40,6 +40,9 @@ _GPTQ = ("gptq", "gptq_marlin", "auto_gptq")
 #: Their settings with which vLLM computes as they stand in config.json.
 _NUMBERS = ("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym")
 
+#: Several schemes that are known, in layers of one checkpoint: vLLM sorts them out.
+_MIXED = "mixed"
+
 _MODELOPT_ALGORITHMS = {
     "fp8": "fp8-tensor",
     "fp8_per_channel_per_token": "fp8-channel",
@@ -47,6 +50,7 @@ _MODELOPT_ALGORITHMS = {
     "mxfp8": "mxfp8",
     "nvfp4": "nvfp4",
     "w4a16_nvfp4": "nvfp4",
+    "mixed_precision": _MIXED,
 }
 
 _SIMPLE_FAMILIES = {
@@ -103,6 +107,8 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
             f"{source}: quant_method {family or 'missing'!r} is none that this version knows: take "
             "another checkpoint of the model"
         )
+    if scheme == _MIXED:
+        return Checkpoint(f"{family}, several schemes", family, has_act_order=has_act_order)
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{source}: {family} with {scheme} is a scheme that this version does not know: take "
@@ -123,7 +129,8 @@ def _refuse_texts(family: str, settings: Mapping[str, Any], source: str) -> None
 
 def _has_act_order(family: str, settings: Mapping[str, Any]) -> bool:
     if family == "compressed-tensors":
-        orders = (group["weights"].get("actorder") for group in settings["config_groups"].values())
+        groups = settings["config_groups"].values()
+        orders = [group["weights"].get("actorder") for group in groups if group.get("weights")]
         return any(order is True or str(order).lower() in ("group", "dynamic") for order in orders)
     if family not in _GPTQ:
         return False
@@ -170,12 +177,13 @@ def _scheme(family: str, settings: Mapping[str, Any]) -> str | None:
 
 def _of_groups(groups: Mapping[str, Any]) -> str:
     """compressed-tensors: groups of layers, each with settings of its own."""
-    if not groups:
-        return "no config_groups"
-    schemes = {_of_group(group) for group in groups.values()}
-    if len(schemes) == 1:
-        return schemes.pop()
-    return f"several schemes at once ({', '.join(sorted(schemes))})"
+    of_weights = [group for group in groups.values() if group.get("weights")]  # others: attention
+    if not of_weights:
+        return "no config_groups of weights"
+    schemes = {_of_group(group) for group in of_weights}
+    if unknown := sorted(schemes - SCHEMES.keys()):
+        return unknown[0]
+    return schemes.pop() if len(schemes) == 1 else _MIXED
 
 
 def _of_group(group: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ _ANY_BITS = ("exl3", "qtip", "gguf")
 #: Word in a folder's name -> what its files can then be. AWQ and GPTQ are also methods by which
 #: compressed-tensors checkpoints are made.
 _HINTS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("awq", *_INT4),
+    "awq": ("awq", *_INT4, *_INT8),
     "gptq": ("gptq", "gptq-8bit", *_INT4, *_INT8),
     "int4": ("awq", "gptq", "bnb-4bit", *_INT4),
     "int8": ("gptq-8bit", "bnb-8bit", *_INT8),
@@ -50,6 +50,8 @@ _FORMAT_HINTS = ("bnb", "bitsandbytes", "exl3", "qtip", "gguf")
 
 #: What unquantized weights are called. Beside another hint it says what was quantized, or computes.
 _PLAIN_HINTS = ("bf16", "fp16", "fp32")
+#: Weights that were quantized, or trained for it, and are not any more.
+_AGAIN_PLAIN = ("unquantized", "dequantized", "dequant", "qat", *_PLAIN_HINTS)
 
 
 def check_hint(name: str, checkpoint: Checkpoint) -> None:
@@ -66,6 +68,8 @@ def check_hint(name: str, checkpoint: Checkpoint) -> None:
         remedy = "rename the folder to run it as it is"
     else:
         wrong = [hint for hint in hints if checkpoint.scheme not in _HINTS[hint]]
+        if checkpoint.scheme == "plain" and any(word in _AGAIN_PLAIN for word in found):
+            wrong = []
         if not hints and checkpoint.scheme != "plain":
             wrong = [word for word in found if word in _PLAIN_HINTS]
         remedy = f"write model.quantization: {name_of(checkpoint.scheme)} to run it as it is"
