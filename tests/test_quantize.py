@@ -175,22 +175,17 @@ def test_the_command_writes_a_folder_that_says_what_it_is(tmp_path: Path) -> Non
 
 @pytest.mark.real_engine
 def test_vllm_alone_loads_a_made_checkpoint(tmp_path: Path) -> None:
-    models = [str(MODEL)]
-    for method in ("int8", "int4"):
-        models.append(str(tmp_path / method))
-        assert quantize(MODEL, models[-1], "--method", method).code == 0
+    assert quantize(MODEL, tmp_path / "out", "--method", "int4").code == 0
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.plain_vllm", *models],
+        [sys.executable, "-m", "tests.support.plain_vllm", str(MODEL), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=200,
         check=True,
     )
-    plain, *made = map(json.loads, done.stdout.splitlines())
-    assert len(made) == 2
-    for tokens in made:  # the same text for a while, which weights in a wrong order never give
-        assert tokens[:8] == plain[:8], (plain, made)
+    plain, made = map(json.loads, done.stdout.splitlines())
+    assert made[:8] == plain[:8]  # for a while, as weights in a wrong order never would
 
 
 @pytest.mark.skipif(
