@@ -16,7 +16,7 @@ from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.quantization import RECIPES, Recipe
-from batchinfer.quantize.publish import publish_folder
+from batchinfer.quantize.publish import is_there, publish_folder
 from batchinfer.signals import STOP_CODES, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, open_store
@@ -74,7 +74,7 @@ def _target(out: str) -> Path:
     # Of a link the folder it points to: renaming would fail on the link itself.
     target = Path(os.path.realpath(Path(out).expanduser()))
     with os_errors("look at", target):
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if is_there(target):
             raise ConfigError(f"{target} exists: choose another OUT, or delete it")
         # OUT is another folder that takes its name: this process and its shell would be nowhere.
         if target.is_dir() and (target.samefile(".") or target.is_mount()):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.memory import Memory, advice, budget_of, estimate
+from batchinfer.engine.memory import Memory, advice, estimate_of, room_of
 from batchinfer.errors import ConfigError, EngineDied
 
 #: In ValueErrors of vLLM 0.26 to 0.33, when profiling or sizing the KV cache.
@@ -111,14 +111,8 @@ def _is_too_large(settings: EngineSettings, sizes: tuple[int, int], memory: Memo
     has_stages = settings.options.get("pipeline_parallel_size", 1) != 1  # not in the estimate
     if memory is None or settings.needs is None or has_stages:
         return False
-    found = estimate(
-        settings.needs,
-        max_num_seqs=sizes[0],
-        max_num_batched_tokens=sizes[1],
-        num_devices=settings.tensor_parallel_size,
-        cpu_offload_gib=settings.cpu_offload_gib,
-    )
-    return found.room_for_tokens(budget_of(settings, memory)) < settings.max_model_len
+    found = estimate_of(settings, settings.needs, sizes)
+    return room_of(settings, found, memory) < settings.max_model_len
 
 
 def first_line(error: BaseException) -> str:

@@ -68,12 +68,6 @@ def check_complete(weights: Weights, text: Mapping[str, Any], folder: Path) -> N
         raise _incomplete(folder, names, why)
 
 
-def text_layers(tensors: Tensors) -> dict[int, dict[str, Tensor]]:
-    """Tensors of the language model by layer and the rest of their names; {} if unknown."""
-    lists = _lists(tensors)
-    return _largest(lists)[1] if lists else {}
-
-
 def _lists(tensors: Tensors) -> Lists:
     lists: Lists = {}
     for name, tensor in tensors.items():

@@ -38,10 +38,10 @@ def publish_folder(
     `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
     be written.
     """
-    if _is_there(target):  # perhaps on a disk that takes no lock any more
+    if is_there(target):  # perhaps on a disk that takes no lock any more
         return False
     with _making(target, on_wait, advice):
-        if _is_there(target):
+        if is_there(target):
             return False
         _delete_leftovers(target)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -73,7 +73,8 @@ def sweep(folder: Path) -> None:
                     _delete_leftovers(folder / name)
 
 
-def _is_there(target: Path) -> bool:
+def is_there(target: Path) -> bool:
+    """Whether something would be lost by `target`'s being replaced."""
     return any(target.iterdir()) if target.is_dir() else target.exists()
 
 
