@@ -33,8 +33,13 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
     epilog=_EXIT_CODES,
 )
 @click.version_option(__version__, prog_name="batchinfer")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Run a language model over Parquet files, durably. Start with `batchinfer run JOB.yaml`."""
+    if context.invoked_subcommand != "run":  # which puts its warnings into log and last line
+        from batchinfer.cli.warned import PrintedWarnings
+
+        context.obj = context.with_resource(PrintedWarnings(context.invoked_subcommand))
 
 
 def job_argument(command: _F) -> _F:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from batchinfer.cli.common import Looked
+from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError, Stopped
 from batchinfer.runner import EngineFactory, StopControl
 from batchinfer.runner.calibrate import Calibration, calibrate
@@ -63,7 +64,7 @@ def show_forecast(
             f"none of {sample.num_read:,} rows became a prompt, so there is nothing to calibrate "
             "with; --rows reads more of the input"
         )
-    with _quiet_engine() as stop:
+    with held_warnings(), _quiet_engine() as stop:
         calibration = calibrate(job, looked.model, sample.prompts, factory, stop)
     num_rows = -(-rest.num_results // job.sampling.n)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows

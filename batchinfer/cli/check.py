@@ -59,8 +59,6 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
         f"model    {looked.model.path}: {looked.model.dtype}, "
         f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"
     )
-    for warning in looked.model.warnings:
-        click.echo(f"warning  {warning}")
     click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
     click.echo(f"output   {looked.store.url}")
     if ids:

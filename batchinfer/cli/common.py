@@ -1,10 +1,11 @@
-"""What several commands look at first: model facts, input listing, output location.
+"""What several commands share: model facts, input listing, output location.
 
 Writes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from batchinfer.runner.factory import model_of
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
+
+logger = logging.getLogger("batchinfer.cli")
 
 #: Somebody sits and waits for the answer.
 _LOOK_RETRY_S = 15.0
@@ -39,6 +42,8 @@ def never() -> bool:
 def look_at(job: Job) -> Looked:
     """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
     model = model_of(job)
+    for warning in model.warnings:
+        logger.warning("%s", warning)
     store = open_output(job, never)
     shards = list_input(job, never)
     check_layout(job, store, shards)

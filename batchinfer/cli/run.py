@@ -141,6 +141,7 @@ class Start:
         with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
             self._logs.flush()
         self._stdio.err.flush()
+        outcome.warnings = self._logs.warnings.texts()
         if not (self._quiet and outcome.exit_code == 0):
             self._stdio.write_result(json.dumps(outcome.as_dict()))
 

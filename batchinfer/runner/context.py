@@ -44,6 +44,7 @@ class Outcome:
     mean_num_running: float = 0.0
     share_of_steps_underfilled: float = 0.0
     startup_s: float | None = None  # from the command to the end of the first engine step
+    warnings: list[str] = field(default_factory=list)  # one line each, the first ones
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON line on stdout."""
@@ -65,6 +66,7 @@ class Outcome:
             "stalled_s": round(self.stalled_s, 3),
             "startup_s": None if self.startup_s is None else round(self.startup_s, 3),
             "output": self.output,
+            "warnings": self.warnings,
             "message": self.message,
         }
 

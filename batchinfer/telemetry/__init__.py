@@ -5,7 +5,7 @@ Must not know: who calls it.
 
 from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
 from batchinfer.telemetry.counters import Counters, Snapshot
-from batchinfer.telemetry.logs import Logs, log_event
+from batchinfer.telemetry.logs import Logs, Warnings, log_event
 from batchinfer.telemetry.progress import Progress, choose_display
 from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
@@ -19,6 +19,7 @@ __all__ = [
     "Snapshot",
     "StartUp",
     "Stdio",
+    "Warnings",
     "choose_display",
     "describe",
     "log_event",

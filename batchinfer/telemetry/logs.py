@@ -1,8 +1,8 @@
 """Logging for one process: our events on stderr, for people or machines; everything in a log file.
 
 Events are names with fields (`log_event`); plain messages of any logger work too. Loggers of
-libraries reach the log file alone. Must not know: who logs, or what. Prompts and completions are
-never logged.
+libraries reach the log file alone. What our own loggers warn of is also collected, so that machines
+are told. Must not know: who logs, or what. Prompts and completions are never logged.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, Self, TextIO
 
 from batchinfer.telemetry.clock import utc_text
 
 LOGGER_NAME: Final = "batchinfer"
+MAX_WARNINGS: Final = 20
+MAX_WARNING_CHARS: Final = 500
 
 
 def log_event(logger: logging.Logger, level: int, event: str, /, **fields: object) -> None:
@@ -24,11 +27,58 @@ def log_event(logger: logging.Logger, level: int, event: str, /, **fields: objec
     logger.log(level, event, extra={"fields": fields}, stacklevel=2)
 
 
+class Warnings(logging.Handler):
+    """What loggers of ours warn of: each text once, the first of them whole, the rest counted.
+
+    Invariant: bounded, however many warnings come.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        """`tell` is given each text that is kept, at once."""
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self._kept: dict[str, logging.LogRecord] = {}
+        self._num_more = 0
+
+    @property
+    def records(self) -> list[logging.LogRecord]:
+        """Of the texts that are kept."""
+        return list(self._kept.values())
+
+    def texts(self) -> list[str]:
+        """One line each; the last one counts those that are left out."""
+        with self.lock or nullcontext():
+            more = [f"and {self._num_more:,} more warnings"] if self._num_more else []
+            return [*self._kept, *more]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno != logging.WARNING:
+            return
+        text = _one_line(record)
+        if len(text) > MAX_WARNING_CHARS:
+            text = text[: MAX_WARNING_CHARS - 1] + "…"
+        if text in self._kept:
+            return
+        if len(self._kept) == MAX_WARNINGS:
+            self._num_more += 1
+            return
+        self._kept[text] = record
+        self._tell(text)
+
+    def __enter__(self) -> Self:
+        logging.getLogger(LOGGER_NAME).addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger(LOGGER_NAME).removeHandler(self)
+
+
 class Logs:
     """The handlers of this process; call `open_file` when the run's log file is known."""
 
     def __init__(self, err: TextIO, *, json_lines: bool = False, level: int = logging.INFO) -> None:
         """`level` is the terminal's (logging.ERROR: quiet); the file always gets INFO and above."""
+        self.warnings = Warnings()
         self._context = _RunContext()
         self.terminal = logging.StreamHandler(err)
         self.terminal.setLevel(level)
@@ -42,6 +92,7 @@ class Logs:
         self._before = (self._root.level, self._ours.level, self._ours.propagate)
         self._root.addHandler(self._silence)
         self._ours.addHandler(self.terminal)
+        self._ours.addHandler(self.warnings)
         self._ours.setLevel(min(level, logging.INFO))
         self._ours.propagate = False
 
@@ -54,6 +105,8 @@ class Logs:
         self._root.addHandler(self._file)
         self._root.setLevel(logging.INFO)
         self._ours.addHandler(self._file)
+        for record in self.warnings.records:  # of the time before the file was there
+            self._file.handle(record)
 
     def flush(self) -> None:
         for handler in (self.terminal, self._file):
@@ -64,6 +117,7 @@ class Logs:
         """Take the handlers off again and close the log file. Idempotent."""
         self.flush()
         self._ours.removeHandler(self.terminal)
+        self._ours.removeHandler(self.warnings)
         self._root.removeHandler(self._silence)
         if self._file is not None:
             self._root.removeHandler(self._file)
@@ -100,11 +154,7 @@ class HumanFormatter(logging.Formatter):
         words = [record.message.replace("\n", " " if self._is_file else "\n  ")]
         if record.levelno != logging.INFO:
             words.insert(0, record.levelname.lower())
-        words += [
-            f"{key}={_human_value(value)}"
-            for key, value in fields_of(record).items()
-            if self._is_file or not isinstance(value, Mapping)
-        ]
+        words += _human_fields(record, has_mappings=self._is_file)
         record.message = " ".join(words)
         return super().formatMessage(record)
 
@@ -128,6 +178,19 @@ class JsonFormatter(logging.Formatter):
 def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
     fields = getattr(record, "fields", None)
     return fields if isinstance(fields, dict) else {}
+
+
+def _one_line(record: logging.LogRecord) -> str:
+    words = [record.getMessage().replace("\n", " "), *_human_fields(record, has_mappings=False)]
+    return " ".join(words)
+
+
+def _human_fields(record: logging.LogRecord, *, has_mappings: bool) -> list[str]:
+    return [
+        f"{key}={_human_value(value)}"
+        for key, value in fields_of(record).items()
+        if has_mappings or not isinstance(value, Mapping)
+    ]
 
 
 def _human_value(value: object) -> str:

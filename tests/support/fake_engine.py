@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import os
 import signal
 import time
@@ -37,6 +38,7 @@ class FakePlan:
     hang_at_step: int | None = None  # sleep for an hour in a step
     reject_every: int = 0  # refuse every n-th request
     fail_build: str | None = None  # raise ConfigError with this message
+    warn: str | None = None  # warn of this while "loading"
     log_file: str | None = None  # append one line a request: the crc of its prompt
 
     @classmethod
@@ -48,6 +50,8 @@ class FakeEngine:
     def __init__(
         self, plan: FakePlan, *, max_tokens: int, num_logprobs: int | None, max_model_len: int
     ) -> None:
+        if plan.warn:
+            logging.getLogger("batchinfer.fake").warning("%s", plan.warn)
         time.sleep(plan.build_s)
         self._plan = plan
         self._max_tokens = max_tokens
