@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from batchinfer.checkpoint.fold import Cursor, UnreadableSource, batch_bytes_of, fold_window
 from batchinfer.checkpoint.keys import Keys, concat_keys, read_keys
 from batchinfer.checkpoint.layout import (
+    LEASES_PREFIX,
     META,
     PARTS_PREFIX,
     UNREADABLE_PREFIX,
@@ -49,10 +50,14 @@ _FIRST_MERGED = 500_000_000  # sequence numbers of merged parts: past those of t
 
 @dataclass(slots=True)
 class Survey:
-    """One listing of an output: which shards have a finished file, which have parts."""
+    """One listing of an output: which shards have a finished file, which have parts.
+
+    `nested`: folders below that are outputs of their own, of whose files none is among the others.
+    """
 
     finished: set[str] = field(default_factory=set)
     with_parts: set[str] = field(default_factory=set)
+    nested: set[str] = field(default_factory=set)
 
 
 class IncompleteShard(TransientError):
@@ -90,8 +95,16 @@ class Ledger:
             if info.key.startswith(PARTS_PREFIX):
                 if (parsed := parse_part_key(info.key)) is not None:
                     survey.with_parts.add(parsed[0])
-            elif info.key.endswith(".parquet") and not info.key.startswith(f"{META}/"):
+            elif info.key.startswith(f"{META}/"):
+                continue
+            elif f"/{META}/" in info.key:
+                folder, _, rest = info.key.partition(f"/{META}/")
+                if not f"{META}/{rest}".startswith(LEASES_PREFIX):  # a refused start leaves those
+                    survey.nested.add(folder)
+            elif info.key.endswith(".parquet"):
                 survey.finished.add(info.key)
+        of_others = tuple(f"{folder}/" for folder in survey.nested)
+        survey.finished = {key for key in survey.finished if not key.startswith(of_others)}
         return survey
 
     def parts_of(self, shard: str) -> list[PartId]:
@@ -153,7 +166,9 @@ class Ledger:
     def totals_of(self, shard: str) -> Totals | None:
         """Totals in the finished file's footer, None if it is not ours."""
         facts = self.facts_of(shard)
-        return Totals.from_facts(facts) if facts is not None and "rows_failed" in facts else None
+        if facts is None or not self._is_ours(facts) or "rows_failed" not in facts:
+            return None
+        return Totals.from_facts(facts)
 
     def set_aside(self, shard: str, part: PartId, problem: str) -> None:
         """Move a part out of the way (and keep it): its rows count as not done."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pyarrow.parquet as pq
 
-from batchinfer.checkpoint import Holder, layout, records
+from batchinfer.checkpoint import Holder, Ledger, layout, records
 from batchinfer.cli.common import open_output_location
 from batchinfer.errors import ConfigError
 from batchinfer.storage import Store
@@ -118,12 +118,9 @@ def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
 
 
 def _files(store: Store) -> Iterator[str]:
-    finished = set()
-    for info in store.list():
-        if info.key.endswith(".parquet") and not info.key.startswith(f"{layout.META}/"):
-            finished.add(info.key)
-            yield info.key
+    survey = Ledger(store, {}, 1).survey()
+    yield from sorted(survey.finished)
     for info in store.list(layout.PARTS_PREFIX):
         parsed = layout.parse_part_key(info.key)
-        if parsed is not None and parsed[0] not in finished:
+        if parsed is not None and parsed[0] not in survey.finished:
             yield info.key

@@ -141,13 +141,15 @@ def _done(looked: Looked) -> _Done:
     from batchinfer.checkpoint import records
     from batchinfer.runner.checks import earlier_record
     from batchinfer.runner.digest import digest_ingredients
+    from batchinfer.runner.ownership import refuse_other_outputs
 
     ingredients = digest_ingredients(looked.job, looked.model)
     digest = records.digest_of(ingredients)
     ledger = Ledger(looked.store, {"digest": digest}, looked.job.packing.window_rows)
     survey = ledger.survey()
-    earlier_record(looked.store, survey, ingredients, is_whole=True)  # raises as a run would
     names = {shard.name for shard in looked.shards}
+    refuse_other_outputs(looked.store, survey, names)  # both raise as a run would
+    earlier_record(looked.store, survey, ingredients, is_whole=True)
     finished = names & survey.finished
     totals = [ledger.totals_of(name) for name in sorted(finished)]
     in_parts = names & survey.with_parts - finished

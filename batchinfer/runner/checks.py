@@ -16,6 +16,7 @@ from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.prompt import check_type, prompt_columns
+from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
 from batchinfer.sink import OUTPUT_COLUMNS
 from batchinfer.source import Fingerprint, Footer, RowFilter, Shard, check_columns, matches
 from batchinfer.storage import Store
@@ -30,6 +31,8 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
     """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding
     columns.
     """
+    if store.url == "/":
+        raise ConfigError("output.path is /, the whole file system: choose a folder of its own")
     for shard in shards:
         if shard.url == store.url or shard.url.startswith(store.url + "/"):
             raise ConfigError(
@@ -133,23 +136,11 @@ def recorded_fingerprints(
     return recorded
 
 
-def refuse_foreign_files(
-    ledger: Ledger, survey: Survey, recorded: Mapping[str, Fingerprint], digest: str
-) -> None:
-    """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
-    for key in sorted(survey.finished - recorded.keys()):
-        facts = ledger.facts_of(key)
-        if facts is None or facts.get("digest") != digest:
-            raise ConfigError(
-                f"{ledger.store.url_of(key)} is not a result of this job: choose an empty "
-                "output.path, or move the file away"
-            )
-
-
-def check_output(store: Store, ingredients: Mapping[str, Any]) -> None:
+def check_output(store: Store, ingredients: Mapping[str, Any], shards: Sequence[Shard]) -> None:
     """Raise ConfigError if the output holds something that a run would not go on from."""
     ledger = Ledger(store, {}, 1)
     survey = ledger.survey()
+    refuse_other_outputs(store, survey, (shard.name for shard in shards))
     record = earlier_record(store, survey, ingredients, is_whole=True)
     recorded = recorded_fingerprints(store, record)
     refuse_foreign_files(ledger, survey, recorded, records.digest_of(ingredients))

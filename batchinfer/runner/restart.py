@@ -7,21 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from batchinfer.checkpoint import Lease, Ledger, Survey, layout, records
-from batchinfer.errors import ConfigError
+from batchinfer.checkpoint import Lease, Survey, layout, records
 from batchinfer.storage import Store
 
 logger = logging.getLogger("batchinfer.runner")
-
-
-def refuse_strangers(ledger: Ledger, survey: Survey) -> None:
-    """Files that are nobody's result stop a restart before it deletes anything."""
-    for key in sorted(survey.finished):
-        if ledger.facts_of(key) is None:
-            raise ConfigError(
-                f"{ledger.store.url_of(key)} is not a result of batchinfer: move it away, or "
-                "choose an empty output.path. Nothing was deleted"
-            )
 
 
 def delete_results(store: Store, survey: Survey, lease: Lease) -> None:

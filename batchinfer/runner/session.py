@@ -34,10 +34,14 @@ from batchinfer.runner.checks import (
     earlier_record,
     other_settings,
     recorded_fingerprints,
-    refuse_foreign_files,
 )
 from batchinfer.runner.digest import complete_digest, digest_ingredients
-from batchinfer.runner.restart import delete_results, refuse_strangers
+from batchinfer.runner.ownership import (
+    refuse_foreign_files,
+    refuse_other_outputs,
+    refuse_strangers,
+)
+from batchinfer.runner.restart import delete_results
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import (
     Fingerprint,
@@ -186,6 +190,7 @@ def begin(
     on_lease(lease)
     is_restart = options.restart or store.stat(layout.RESTART_KEY) is not None
     survey = Ledger(store, {}, 1).survey()
+    refuse_other_outputs(store, survey, (shard.name for shard in shards))
     record = None
     if not is_restart:
         record = earlier_record(store, survey, ingredients, is_whole=options.slice is None)
@@ -236,7 +241,7 @@ def begin(
     # leaves no record that the mended job would not match.
     new = _check_input(session, recorded)
     if is_restart:
-        refuse_strangers(ledger, survey)
+        refuse_strangers(ledger, survey, digest)
         if options.slice is not None:
             raise TransientError(
                 f"a --restart of {store.url} was interrupted: start once without --shard to "
@@ -247,11 +252,7 @@ def begin(
         refuse_foreign_files(ledger, session.survey, recorded, digest)
     if record is None:
         _create_record(session, ingredients)
-    owned = {s.name for s in session.slice_of(shards)}
-    is_whole = (
-        options.slice is None
-    )  # then nobody else is at work, and status and the like are ours too
-    store.sweep(lambda key: is_whole or _shard_of(key) in owned)
+    store.sweep(_swept_by(session))
     _settle_leftovers(session)
     session.pending = _pending(session)
     if store.stat(layout.SUCCESS_KEY) is not None:
@@ -263,6 +264,18 @@ def begin(
     session.run = _number_run(session, versions, new)
     ledger.run = session.run
     return session
+
+
+def _swept_by(session: Session) -> Callable[[str], bool]:
+    """Which keys' leftovers of dead publishers are this start's to remove.
+
+    A slice's: those of its shards. The whole run's: all of the output's, as nobody else is at work.
+    """
+    names = {shard.name for shard in session.slice_of(session.shards)}
+    if session.options.slice is not None:
+        return lambda key: _shard_of(key) in names
+    names.add(layout.SUCCESS_KEY)
+    return lambda key: key in names or key.startswith(f"{layout.META}/")
 
 
 def _shard_of(key: str) -> str:

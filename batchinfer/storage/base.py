@@ -33,6 +33,9 @@ class Store(Protocol):
     def url_of(self, key: str) -> str:
         """The full URL of a key, for messages."""
 
+    def parents(self) -> Iterator[Store]:
+        """The folders above the root, nearest first; a local root's as it is without links."""
+
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
         """Files whose key starts with `prefix` (a plain string prefix, as in S3), sorted by key.
 

@@ -46,6 +46,10 @@ class LocalStore:
     def url_of(self, key: str) -> str:
         return join_url(self.url, key)
 
+    def parents(self) -> Iterator[LocalStore]:
+        for folder in self._root.resolve().parents:
+            yield LocalStore(str(folder))
+
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
         for key, entry in self._walk(prefix, recursive=recursive):
             if _TEMPORARY.fullmatch(entry.name):

@@ -41,6 +41,12 @@ class S3Store:
     def url_of(self, key: str) -> str:
         return join_url(self.url, key)
 
+    def parents(self) -> Iterator[S3Store]:
+        url = self.url
+        while "/" in url.removeprefix(S3_SCHEME):
+            url = url.rpartition("/")[0]
+            yield S3Store(url, self._client, single_writer=self._is_single_writer)
+
     def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
         arguments = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         if not recursive:
