@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.source import (
@@ -136,6 +137,78 @@ def test_a_partition_column_with_other_values_in_the_file_is_refused(tmp_path: P
         assert read(reader, (0, 2))[1].to_pydict() == {"n": ["1", "1"]}
 
 
+@pytest.mark.parametrize(
+    ("folder", "values"),
+    [
+        ("n=03", pa.array([3, 3], pa.int32())),
+        ("n=True", pa.array([True])),
+        ("n=1e-3", pa.array([0.001])),
+        ("n=2026-11-21", pa.array(["2026-11-21"]).cast(pa.date32())),
+        ("n=2026-11-21 10%3A00%3A00.000000", pa.array([1795255200], pa.timestamp("s"))),
+        ("n=2026-11-21", pa.array([1795219200000], pa.timestamp("ms", "UTC"))),
+        ("n=1.5", pa.array(["1.50"]).cast(pa.decimal128(10, 2))),
+        ("n=b", pa.array(["b", "b"]).dictionary_encode()),
+        ("n=__HIVE_DEFAULT_PARTITION__", pa.array([None], pa.list_(pa.string()))),
+    ],
+)
+def test_a_folder_and_a_column_agree_in_the_type_of_the_column(
+    tmp_path: Path, folder: str, values: pa.Array
+) -> None:
+    write(tmp_path / folder / "x.parquet", pa.table({"n": values}))
+    shard = only_shard(tmp_path)
+    check_columns(read_footer(shard), ["n"], shard)
+    text = dict(shard.partitions)["n"]
+    expected = [None if text.startswith("__") else text] * len(values)
+    with ShardReader(shard, ["n"]) as reader:
+        assert read(reader, (0, len(values)))[1].column("n").to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([["3"]]),
+        pa.array([{"a": 3}]),
+        pa.array([[("a", 3)]], pa.map_(pa.string(), pa.int64())),
+        pa.array([3], pa.duration("s")),
+        pa.array([3], pa.time32("s")),
+        pa.array([4], pa.int8()),
+        pa.array([None], pa.int8()),
+        pa.nulls(1),
+        pa.array([], pa.list_(pa.string())),
+    ],
+)
+def test_a_folder_that_its_column_contradicts_is_refused_before_the_rows_are_read(
+    tmp_path: Path, values: pa.Array
+) -> None:
+    write(tmp_path / "n=3" / "x.parquet", pa.table({"n": values, "text": values}))
+    shard = only_shard(tmp_path)
+    with pytest.raises(InputError, match=r"'n' in the file .* its folder n=3"):
+        check_columns(read_footer(shard), ["n"], shard)
+    check_columns(read_footer(shard), ["text"], shard)  # who does not need it is not bothered
+
+
+def test_a_null_folder_contradicts_values(tmp_path: Path) -> None:
+    write(tmp_path / "n=__HIVE_DEFAULT_PARTITION__" / "x.parquet", pa.table({"n": [None, 5]}))
+    with ShardReader(only_shard(tmp_path), ["n"]) as reader, pytest.raises(InputError):
+        read(reader, (0, 2))
+
+
+def test_two_folders_of_one_name_are_refused_unless_they_agree(tmp_path: Path) -> None:
+    write(tmp_path / "day=1" / "day=2" / "x.parquet")
+    shard = only_shard(tmp_path)
+    with pytest.raises(InputError, match=r"give 'day' 2 values \(1, 2\)"):
+        check_columns(read_footer(shard), ["day"], shard)
+    (tmp_path / "day=1" / "day=2").rename(tmp_path / "day=1" / "day=1")
+    shard = only_shard(tmp_path)
+    check_columns(read_footer(shard), ["day"], shard)
+
+
+def test_folder_names_are_unquoted_and_keep_what_is_no_quote(tmp_path: Path) -> None:
+    write(tmp_path / "a=50%" / "b=x=y%20z" / "c=%FF" / "=no" / "d=" / "x.parquet")
+    partitions = only_shard(tmp_path).partitions
+    assert partitions == (("a", "50%"), ("b", "x=y z"), ("c", "%FF"), ("d", ""))
+
+
 def test_nothing_matching_names_the_path_and_the_deepest_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match=rf"exists is {tmp_path}/a$"):
@@ -253,6 +326,48 @@ def test_content_is_the_same_after_a_touch_and_another_after_a_rewrite(tmp_path:
     assert not same_content(old, only_shard(path))
     write(path, pa.table({"n": [1, 2, 3, 4]}))
     assert not same_content(old, only_shard(path))
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Path:
+    """A file with a plain footer of whose columns only `text` is encrypted."""
+
+    class Keys(encryption.KmsClient):  # type: ignore[misc]
+        def wrap_key(self, key: bytes, name: str) -> str:
+            return key.hex()
+
+    properties = encryption.CryptoFactory(lambda _: Keys()).file_encryption_properties(
+        encryption.KmsConnectionConfig(),
+        encryption.EncryptionConfiguration(
+            footer_key="key", column_keys={"key": ["text"]}, plaintext_footer=True
+        ),
+    )
+    texts = [f"plain {n}" for n in range(1000)]
+    table = pa.table({"id": range(1000), "text": texts, "plain": texts})
+    return write(tmp_path / "x.parquet", table, encryption_properties=properties)
+
+
+def test_encrypted_columns_are_named_and_the_others_are_read(encrypted: Path) -> None:
+    shard = only_shard(encrypted)
+    footer = read_footer(shard)
+    with pytest.raises(InputError, match="encrypted columns: text cannot be read"):
+        check_columns(footer, ["id", "text"], shard)
+    with pytest.raises(InputError, match="encrypted"):
+        ShardReader(shard, ["text"])
+    check_columns(footer, ["id", "plain"], shard)
+    with ShardReader(shard, ["plain"]) as reader:
+        rows, table = read(reader, (0, 1000))
+    assert rows == list(range(1000)) and table.column("plain")[999].as_py() == "plain 999"
+
+
+def test_a_footer_whose_row_counts_differ_is_damaged(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", pa.table({"n": range(300)}), row_group_size=7)
+    content = path.read_bytes()
+    count = b"\x16\xd8\x04"  # 300, in the footer before the row groups
+    place = content.index(count, len(content) - int.from_bytes(content[-8:-4], "little") - 8)
+    path.write_bytes(content[: place + 1] + b"\xd6" + content[place + 2 :])
+    with pytest.raises(InputError, match="numbers of rows differ"):
+        read_footer(only_shard(path))
 
 
 # Reading

@@ -53,7 +53,7 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
 
 def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: Footer) -> None:
     """Raise ConfigError unless the shard has every column that the job reads, of a usable type."""
-    partitions = [name for name, _ in shard.partitions]
+    partitions = footer.partitions
     of_prompt = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
     of_id = [job.input.id_column] if job.input.id_column else []
     needed = dict.fromkeys([*of_prompt, *job.input.keep_columns, *of_id])
@@ -66,6 +66,7 @@ def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: F
         raise InputError(f"shard {shard.url}: {error}") from None
     if row_filter is not None:
         row_filter.check(footer.schema, partitions)
+        check_columns(footer, row_filter.columns, shard)
 
 
 def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,11 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
-from batchinfer.source.plain import plain_type
+from batchinfer.source.partitions import says_other
+from batchinfer.source.plain import plain_column, plain_type
 from batchinfer.source.shards import Shard
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
+_SIGNATURE_BYTES = 28  # nonce and tag that follow a plain footer where columns are encrypted
 _TAIL_BYTES = 64 * 1024  # holds most footers, so that one request is enough
 _NUM_END_BYTES = 8  # length of the footer, magic
 
@@ -34,13 +36,20 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What the end of a shard says. `schema` has plain types and no partition columns."""
+    """What the end of a shard says. `schema` has plain types; `partitions` are the folders that are
+    columns, whether or not `schema` has them too.
+
+    Of `metadata` no column chunk may be asked for: pyarrow ends the process, without an exception,
+    where that is encrypted or damaged.
+    """
 
     num_rows: int
     schema: pa.Schema
+    partitions: Mapping[str, str]
     row_groups: tuple[RowGroup, ...]
     sha256: str
     metadata: pq.FileMetaData
+    has_encrypted_columns: bool
 
 
 def read_footer(shard: Shard) -> Footer:
@@ -64,22 +73,33 @@ def footer_of(file: BinaryIO, shard: Shard) -> Footer:
         # Only the footer is parsed, so the row groups need not be in front of it.
         parsed = pq.ParquetFile(pa.BufferReader(_MAGIC + footer_bytes + tail))
         schema = parsed.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+        names = schema.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{shard.url}: the Parquet footer is damaged: {error}") from error
     metadata = parsed.metadata
+    row_groups = _row_groups(metadata)
+    if metadata.num_rows != sum(group.num_rows for group in row_groups):
+        raise InputError(f"{shard.url}: the Parquet footer is damaged: its numbers of rows differ")
+    outer = {name: value for name, value in shard.outer_partitions if name not in names}
     return Footer(
         num_rows=metadata.num_rows,
-        schema=pa.schema([field.with_type(plain_type(field.type)) for field in schema]),
-        row_groups=_row_groups(metadata),
+        schema=pa.schema(
+            [(name, plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
+        ),
+        partitions=outer | dict(shard.partitions),
+        row_groups=row_groups,
         sha256=hashlib.sha256(footer_bytes).hexdigest(),
         metadata=metadata,
+        has_encrypted_columns=len(footer_bytes) - metadata.serialized_size == _SIGNATURE_BYTES,
     )
 
 
 def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
-    """Raise InputError unless the shard (or its folders) has each needed column exactly once."""
+    """Raise InputError unless the shard (or its folders) has each needed column exactly once, and
+    can be read.
+    """
     names = footer.schema.names
-    available = list(dict.fromkeys([*names, *(name for name, _ in shard.partitions)]))
+    available = list(dict.fromkeys([*names, *footer.partitions]))
     for name in needed:
         if name not in available:
             raise InputError(
@@ -90,6 +110,56 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
             raise InputError(
                 f"shard {shard.url} has {names.count(name)} columns named {name!r}: rename them"
             )
+        values = {value for key, value in shard.partitions if key == name}
+        if len(values) > 1:
+            raise InputError(
+                f"the folders of {shard.url} give {name!r} {len(values)} values "
+                f"({', '.join(sorted(values))}): rename one of them"
+            )
+    of_both = [name for name in needed if name in names and name in footer.partitions]
+    stored = [name for name in needed if name in names] if footer.has_encrypted_columns else of_both
+    if stored:
+        _check_first_row(footer, stored, shard)
+
+
+def check_partition(name: str, value: str, column: pa.ChunkedArray, shard: Shard) -> None:
+    """Raise InputError if a column of the file has other values than the folder of its name."""
+    where = f"{shard.url}: column {name!r} in the file"
+    try:
+        if not says_other(value, column):
+            return
+        problem = f"{where} has other values than its folder {name}={value}"
+    except ValueError:
+        problem = f"{where} is {column.type}, which its folder {name}={value} is not"
+    raise InputError(f"{problem}: rename the column or the folder")
+
+
+def _check_first_row(footer: Footer, names: Sequence[str], shard: Shard) -> None:
+    """What only values tell: which columns are encrypted, and whether folders agree with them."""
+    filled = [index for index, group in enumerate(footer.row_groups) if group.num_rows][:1]
+    encrypted = []
+    with open_shard(shard) as source:
+        file = pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=False)
+        for name in names:
+            try:
+                batch = next(file.iter_batches(1, row_groups=filled, columns=[name]), None)
+            except (pa.ArrowException, OSError) as error:
+                if not footer.has_encrypted_columns:
+                    raise InputError(
+                        f"{shard.url}: column {name!r} cannot be read: {error}"
+                    ) from error
+                encrypted.append(name)
+                continue
+            if name in footer.partitions:
+                kind = footer.schema.field(name).type
+                values = pa.nulls(0, kind) if batch is None else batch.column(0)
+                first = plain_column(pa.chunked_array([values]))
+                check_partition(name, footer.partitions[name], first, shard)
+    if encrypted:
+        raise InputError(
+            f"shard {shard.url} has encrypted columns: {', '.join(encrypted)} cannot be read. "
+            "Write them again without encryption, or leave them out of the job"
+        )
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:

@@ -16,12 +16,12 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.source.filters import RowFilter
-from batchinfer.source.footer import check_columns, footer_of, open_shard
+from batchinfer.source.footer import check_columns, check_partition, footer_of, open_shard
+from batchinfer.source.partitions import text_of
 from batchinfer.source.plain import plain_column
 from batchinfer.source.shards import Shard
 
@@ -29,7 +29,6 @@ _BUFFER_BYTES = 1024 * 1024
 # The footer tells encoded sizes. A text that repeats is stored once, so its rows can be far larger
 # than they look; few rows at a time keep that bounded.
 _MAX_BATCH_ROWS = 1024
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +55,12 @@ class ShardReader:
         self._columns = list(dict.fromkeys(columns))
         self._filter = row_filter
         self._max_block_bytes = max_block_bytes
-        self._partitions = dict(shard.partitions)
         of_filter = row_filter.columns if row_filter else ()
         self._needed = list(dict.fromkeys([*self._columns, *of_filter]))
         self._file = open_shard(shard)
         try:
             self._footer = footer_of(self._file, shard)
+            self._partitions = self._footer.partitions
             check_columns(self._footer, self._needed, shard)
             self._stored = [name for name in self._needed if name in self._footer.schema.names]
             self._parquet = pq.ParquetFile(
@@ -160,15 +159,8 @@ class ShardReader:
         )
 
     def _batch_rows(self, index: int) -> int:
-        group = self._footer.metadata.row_group(index)
-        wanted = set(self._stored)
-        chunks = (group.column(i) for i in range(group.num_columns))
-        size_bytes = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted
-        )
-        rows: int = self._max_block_bytes * group.num_rows // max(1, size_bytes)
+        group = self._footer.row_groups[index]
+        rows = self._max_block_bytes * group.num_rows // max(1, group.size_bytes)
         return max(1, min(rows, _MAX_BATCH_ROWS))
 
     def _next_batch(self, max_rows: int) -> pa.RecordBatch:
@@ -207,16 +199,9 @@ class ShardReader:
         if name not in self._partitions:
             return plain_column(stored.column(name))
         value = self._partitions[name]
-        of_folder = pa.scalar(None if value == _HIVE_NULL else value, pa.string())
         if name in self._stored:
-            in_file = stored.column(name)
-            differs = pc.not_equal(plain_column(in_file).cast(pa.string()), of_folder)
-            if pc.any(pc.fill_null(differs, of_folder.is_valid)).as_py():
-                raise InputError(
-                    f"{self._shard.url}: column {name!r} in the file has other values than its "
-                    f"folder {name}={value}: rename the column or the folder"
-                )
-        return pa.chunked_array([pa.repeat(of_folder, stored.num_rows)])
+            check_partition(name, value, plain_column(stored.column(name)), self._shard)
+        return pa.chunked_array([pa.repeat(text_of(value), stored.num_rows)])
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

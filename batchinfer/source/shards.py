@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 from batchinfer.errors import InputError
+from batchinfer.source.partitions import Partitions, partitions_of
 from batchinfer.source.patterns import SUFFIX, folder_regex, has_wildcard, parse_pattern
 from batchinfer.storage import FileInfo, Store, is_s3, join_url, split_url
 
@@ -27,7 +27,8 @@ class Shard:
     key: str
     size_bytes: int
     version: str
-    partitions: tuple[tuple[str, str], ...] = ()  # hive folders `key=value` in the name, unquoted
+    partitions: Partitions = ()  # hive folders in the name
+    outer_partitions: Partitions = ()  # hive folders in the path before it
 
     @property
     def url(self) -> str:
@@ -90,9 +91,7 @@ def _glob(path: str, open_store: OpenStore) -> Iterator[Shard]:
 
 
 def _shard(store: Store, found: FileInfo) -> Shard:
-    folders = found.key.split("/")[:-1]
-    pairs = (folder.partition("=") for folder in folders if "=" in folder)
-    partitions = tuple((unquote(name), unquote(value)) for name, _, value in pairs if name)
+    partitions = partitions_of(found.key.split("/")[:-1])
     return Shard(found.key, store, found.key, found.size_bytes, found.version, partitions)
 
 
