@@ -40,6 +40,7 @@ from batchinfer.quantization import (
     record_of,
     why_not,
 )
+from tests.support.cpus import CPUS
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 from tests.support.run_many import engine_facts, run_many
 
@@ -424,6 +425,7 @@ MACHINES = (
     B200,
     BNB_CPU,
     UNKNOWN,
+    *CPUS.values(),
     Machine("cpu"),
     Machine("cuda", compute_capability=(7, 0)),
     Machine("cuda", compute_capability=(9, 0)),

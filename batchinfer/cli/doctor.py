@@ -62,10 +62,11 @@ def _engine() -> str | None:
         _line("engine", "vLLM is not installed: `make setup` installs it", ok=False)
         return "engine"
     try:
-        from batchinfer.engine.vllm_setup import describe_devices
+        from batchinfer.engine.vllm_setup import check_library, describe_devices
         from batchinfer.engine.vllm_sizes import default_sizes
 
         devices = describe_devices()
+        library = check_library()
         max_num_seqs, max_num_batched_tokens = default_sizes(1)
     except BatchInferError as error:
         _line("engine", f"vLLM {vllm}: {error}", ok=False)
@@ -79,6 +80,9 @@ def _engine() -> str | None:
     )
     flags = [flag for flag in _CPU_FLAGS if flag in cpu_flags()]
     _line("cpu", f"{len(os.sched_getaffinity(0))} usable cores, {', '.join(flags) or 'no AVX2'}")
+    if (expected := this_machine().library) is not None:
+        text = f"vLLM's library {library}, for {expected.instructions}"
+        _line("kernels", text, ok=library == expected.file)
     compiler = find_compiler(this_machine())
     if compiler is None and this_machine().device == "cuda":
         _line("compiler", "none; triton needs a C compiler on a GPU: gcc or clang", ok=False)

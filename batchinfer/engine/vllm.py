@@ -24,10 +24,11 @@ from batchinfer.engine.base import (
     SamplingSettings,
 )
 from batchinfer.engine.memory import device_memory
-from batchinfer.engine.vllm_errors import construction_error, first_line, rejections
+from batchinfer.engine.vllm_errors import construction_error, first_line, rejections, step_error
 from batchinfer.engine.vllm_layers import check_moved, quantized_layers
 from batchinfer.engine.vllm_output import completion_of
 from batchinfer.engine.vllm_setup import (
+    check_library,
     engine_arguments,
     prepare_platform,
     usable_platform,
@@ -67,6 +68,8 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     prepare_platform(settings)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    check_library()
 
     arguments = engine_arguments(settings)
     params = shared_params(settings.sampling)
@@ -205,7 +208,7 @@ class VllmEngine:
             self._core.abort_request([request_id])  # in case it was refused half-way
             raise RowError("engine_rejected", first_line(error)) from error
         except Exception as error:
-            raise self._died(error) from error
+            raise self._failed(error) from error
 
     def _step(self) -> list[Any]:
         if self._core is None:
@@ -213,16 +216,12 @@ class VllmEngine:
         try:
             return list(self._core.step())
         except Exception as error:
-            raise self._died(error) from error
+            raise self._failed(error) from error
 
-    def _died(self, error: Exception) -> EngineDied:
+    def _failed(self, error: Exception) -> EngineDied | ConfigError:
         # No model_executor here: the engine core has a process of its own, and names its cause.
         executor = getattr(self._core, "model_executor", None)
-        if getattr(executor, "is_failed", False):
-            return EngineDied(
-                "a worker process of the vLLM engine died; the run's log has what it said last"
-            )
-        return EngineDied(f"the vLLM engine died: {type(error).__name__}: {first_line(error)}")
+        return step_error(error, is_worker_dead=getattr(executor, "is_failed", False))
 
 
 def _lora_request(settings: EngineSettings) -> Any:

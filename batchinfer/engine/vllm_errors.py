@@ -7,11 +7,13 @@ are looked for here and nowhere else.
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.cpu_library import loaded_cpu_library
 from batchinfer.engine.memory import Memory, advice, estimate_of, room_of
 from batchinfer.errors import ConfigError, EngineDied
 
@@ -32,6 +34,13 @@ _PASSING = frozenset(
 )  # fmt: skip
 #: Where weights are read and put into layers, and where triton calls a C compiler.
 _PERMANENT_STAGES = ("/vllm/model_executor/model_loader/", "/triton/runtime/build.py")
+
+
+#: What torch says of an operator that no library registered, or that is not there for the device.
+_MISSING_KERNEL = (
+    re.compile(r"'_OpNamespace' '\w+' object has no attribute '(\w+)'"),
+    re.compile(r"Could not run '(\w+::\w+)(?:\.\w+)?' with arguments from the '\w+' backend"),
+)
 
 
 def rejections() -> tuple[type[Exception], ...]:
@@ -62,6 +71,8 @@ def construction_error(
         return ConfigError(
             f"{model} does not fit the device's memory{how} (vLLM: {first_line(error)})"
         )
+    if missing := _missing_kernel(error):
+        return ConfigError(f"vLLM cannot run {model} with these settings: {missing}")
     if _may_pass(error):
         return EngineDied(
             f"the vLLM engine did not start: {first_line(error)}; the run's log has the whole story"
@@ -72,6 +83,36 @@ def construction_error(
         name = type(error).__name__
         what = f"{name if what == name else f'{name}: {what}'} ({frame.filename}:{frame.lineno})"
     return ConfigError(f"vLLM cannot run {model} with these settings: {what}")
+
+
+def step_error(error: Exception, *, is_worker_dead: bool) -> ConfigError | EngineDied:
+    """What a failed step means. A kernel that is not there will be missing at the next start too;
+    all else is given the benefit of the doubt.
+    """
+    if missing := _missing_kernel(error):
+        return ConfigError(f"the vLLM engine cannot compute this model: {missing}")
+    if is_worker_dead:
+        return EngineDied(
+            "a worker process of the vLLM engine died; the run's log has what it said last"
+        )
+    return EngineDied(f"the vLLM engine died: {type(error).__name__}: {first_line(error)}")
+
+
+def _missing_kernel(error: BaseException) -> str:
+    """In words, the kernel that an error says is not there; "" if it says something else.
+
+    The text is looked at, as a worker process passes on no more of its error.
+    """
+    for cause in _chain(error):
+        for pattern in _MISSING_KERNEL:
+            if found := pattern.search(str(cause)):
+                library = loaded_cpu_library()
+                where = f"its library for this CPU, {library}, lacks it" if library else "not here"
+                return (
+                    f"it needs vLLM's kernel {found[1]}, and {where}. Take another "
+                    "model.quantization or checkpoint (see `batchinfer doctor`)"
+                )
+    return ""
 
 
 def _may_pass(error: Exception) -> bool:

@@ -14,7 +14,8 @@ import os
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.cpu_library import loaded_cpu_library
+from batchinfer.engine.hardware import available_memory_bytes, this_machine
 from batchinfer.engine.memory import GIB
 from batchinfer.engine.vllm_layers import EXTENSION
 from batchinfer.engine.vllm_sizes import (
@@ -141,6 +142,25 @@ def prepare_platform(settings: EngineSettings) -> None:
         os.environ[BITSANDBYTES_VARIABLE] = "1"
         # vLLM's workers find it by the entry point; we may run from a source tree that has none.
         from batchinfer.engine import vllm_bitsandbytes  # noqa: F401  # registers itself with vLLM
+
+
+def check_library() -> str | None:
+    """The CPU library that vLLM has loaded by now; a warning if it is not the expected one.
+
+    What this CPU can run was judged by the latter before vLLM was imported.
+    """
+    platform = usable_platform()
+    if not platform.is_cpu():
+        return None
+    platform.import_kernels()
+    expected, loaded = this_machine().library, loaded_cpu_library()
+    if expected is not None and loaded != expected.file:
+        log.warning(
+            "vLLM loaded %s for this CPU and not %s: what is said to run here may be wrong",
+            loaded or "no library",
+            expected.file,
+        )
+    return loaded
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:

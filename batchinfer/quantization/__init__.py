@@ -38,7 +38,7 @@ from batchinfer.quantization.kv_cache import (
     kv_cache_record,
     kv_cache_why_not,
 )
-from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.machine import CpuLibrary, Machine
 from batchinfer.quantization.recipes import RECIPES, Recipe
 from batchinfer.quantization.table import (
     BITSANDBYTES,
@@ -59,6 +59,7 @@ __all__ = [
     "TABLE",
     "Checkpoint",
     "Choice",
+    "CpuLibrary",
     "Device",
     "Machine",
     "Quantization",

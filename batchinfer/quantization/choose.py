@@ -108,7 +108,7 @@ def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | No
     is_made = bool(device.online or device.made_by)
     if scheme == "plain" and scheme not in device.schemes and not is_made:
         return f"the model is unquantized, and it needs a checkpoint ({record.how_to_make})"
-    if lacks := _lacks(device, machine):
+    if lacks := _lacks(device, machine, scheme):
         return f"it {lacks}"
     if dtype is not None and dtype in device.refused_dtypes:
         return (
@@ -125,11 +125,14 @@ def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | No
 
 
 def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]:
-    """Whether a name can run here with some checkpoint, and how, or what is missing. For people."""
+    """Whether a name can run here with its usual checkpoint, and how, or what is missing.
+
+    For people.
+    """
     device = record.on(machine)
     if isinstance(device, str):
         return False, device
-    if lacks := _lacks(device, machine):
+    if lacks := _lacks(device, machine, device.schemes[0]):
         return False, lacks
     ways = []
     if device.online:
@@ -203,12 +206,14 @@ def _refuse_contradiction(
     raise ConfigError(f"{what}: {advice}")
 
 
-def _lacks(device: Device, machine: Machine) -> str:
+def _lacks(device: Device, machine: Machine, scheme: str) -> str:
     """What the machine lacks, in words; "" if nothing, or if nothing is known of it."""
     if machine.device is None:
         return ""
     if flags := [flag for flag in device.cpu_flags if flag not in machine.cpu_flags]:
         return f"needs a CPU with {' and '.join(flags)}, which this one lacks"
+    if lacks := machine.lacks_kernel(device.kernels.get(scheme, "")):
+        return lacks
     capability = machine.compute_capability
     if device.min_capability and capability and capability < device.min_capability:
         return (

@@ -1,8 +1,8 @@
 """The names of `model.quantization`: one record each, and nothing about them anywhere else.
 
-Facts of CPUs were measured with vLLM 0.32 (AVX-512 with and without AMX), those of GPUs with vLLM
-0.26 on an H200; least compute capabilities are those that vLLM's own classes name. Must not know:
-how a checkpoint is recognised, which machine this is.
+Facts of CPUs were measured with vLLM 0.32 (AVX-512 with and without AMX, AVX2), those of GPUs with
+vLLM 0.26 on an H200; least compute capabilities are those that vLLM's own classes name. Must not
+know: how a checkpoint is recognised, which machine this is.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Device:
     min_capability: tuple[int, int] | None = None
     native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
     cpu_flags: tuple[str, ...] = ()  # all of them
+    kernels: Mapping[str, str] = field(default_factory=dict)  # scheme -> vLLM's CPU operator
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
     refused_experts: str = ""  # why quantized experts do not run; "": they do
@@ -120,6 +121,8 @@ _NO_BNB_EXPERTS = "bitsandbytes quantizes linear layers alone"
 #: In vLLM 0.32; 0.26 computes it on a GPU.
 _NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
 _NOT_YET = "not yet in this version"
+#: In vLLM's libraries for AVX-512, not in that for AVX2.
+_INT4_KERNEL = "cpu_gemm_wna16"
 _COMPRESSED = ("compressed-tensors",)
 
 
@@ -155,6 +158,7 @@ TABLE: tuple[Quantization, ...] = (
             refused_dtypes={"float16": "aborts the process in vLLM"},
             made_by="int8",
             packages=_COMPRESSED,
+            kernels={"w8a8": "onednn_scaled_mm", "plain": "onednn_scaled_mm"},
             refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find "
             "them",
             expert_cpu_flags=_EXPERT_FLAGS,
@@ -176,6 +180,7 @@ TABLE: tuple[Quantization, ...] = (
             schemes=("w4a16", "w4a8"),
             made_by="int4",
             packages=_COMPRESSED,
+            kernels={"w4a16": _INT4_KERNEL, "plain": _INT4_KERNEL},  # w4a8 has one of torch
             refused_act_order=_NO_ACT_ORDER,
             expert_cpu_flags=_EXPERT_FLAGS,
         ),
@@ -203,6 +208,7 @@ TABLE: tuple[Quantization, ...] = (
             online="fp8_per_block",
             dtypes=("bfloat16",),
             cpu_flags=("amx_tile", "amx_bf16"),
+            kernels={"fp8-block": "fp8_scaled_mm_cpu", "plain": "fp8_scaled_mm_cpu"},
         ),
         gpu=Device(
             schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
@@ -233,7 +239,7 @@ TABLE: tuple[Quantization, ...] = (
         name="awq",
         meaning="a checkpoint in AWQ's own format (4 bits)",
         bits_per_weight=4.156,
-        cpu=Device(schemes=("awq",), expert_cpu_flags=_EXPERT_FLAGS),
+        cpu=Device(schemes=("awq",), kernels={"awq": _INT4_KERNEL}, expert_cpu_flags=_EXPERT_FLAGS),
         gpu=Device(schemes=("awq",), min_capability=(7, 5)),
         how_to_make="AutoAWQ (`batchinfer quantize --method awq` writes an int4 checkpoint)",
     ),
@@ -243,6 +249,7 @@ TABLE: tuple[Quantization, ...] = (
         bits_per_weight=4.156,
         cpu=Device(
             schemes=("gptq",),
+            kernels={"gptq": _INT4_KERNEL},
             refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
             refused_act_order=_NO_ACT_ORDER,
             expert_cpu_flags=_EXPERT_FLAGS,

@@ -62,6 +62,8 @@ def needs_of(device: Device) -> str:
         needs.append(f"compute capability {dotted(device.min_capability)}")
     if device.cpu_flags:
         needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
+    if device.kernels:
+        needs.append(f"vLLM's kernel {' and '.join(sorted(set(device.kernels.values())))}")
     return ", ".join(needs)
 
 

@@ -1,0 +1,57 @@
+"""CPUs that this machine is not: plain Machines, and an environment in which it stands in for one.
+
+In such a process vLLM loads the library of the CPU named (tests/support/other_cpu), and torch and
+oneDNN, whose own variables are set, choose kernels of its instruction sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from batchinfer.quantization import CpuLibrary, Machine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: CPU -> its instruction sets, as far as anything asks for them.
+FLAGS: Mapping[str, frozenset[str]] = {
+    "avx2": frozenset({"avx2"}),
+    "avx512": frozenset({"avx2", "avx512f"}),
+    "avx512_bf16": frozenset({"avx2", "avx512f", "avx512_bf16"}),
+    "amx": frozenset({"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}),
+}
+#: What vLLM's library for it has, of the kernels that the table asks for (vLLM 0.32).
+LIBRARIES: Mapping[str, CpuLibrary] = {
+    "avx2": CpuLibrary("_C_AVX2.abi3.so", "AVX2", frozenset({"onednn_scaled_mm"})),
+    "avx512": CpuLibrary(
+        "_C_AVX512.abi3.so", "AVX-512", frozenset({"onednn_scaled_mm", "cpu_gemm_wna16"})
+    ),
+    **dict.fromkeys(
+        ("avx512_bf16", "amx"),
+        CpuLibrary(
+            "_C.abi3.so",
+            "AVX-512 with bfloat16",
+            frozenset({"onednn_scaled_mm", "cpu_gemm_wna16", "fp8_scaled_mm_cpu"}),
+        ),
+    ),
+}
+PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
+CPUS: Mapping[str, Machine] = {
+    name: Machine("cpu", cpu_flags=flags, packages=PACKAGES, library=LIBRARIES[name])
+    for name, flags in FLAGS.items()
+}
+
+_VARIABLES: Mapping[str, Mapping[str, str]] = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+}
+
+
+def environment(cpu: str) -> dict[str, str]:
+    """What a child's environment needs so that it takes this machine for one with `cpu`.
+
+    "avx2" or "avx512", of which this machine must have at least as much.
+    """
+    path = os.pathsep.join([str(ROOT / "tests" / "support" / "other_cpu"), str(ROOT)])
+    return {"STAND_IN_CPU": cpu, "PYTHONPATH": path, **_VARIABLES[cpu]}
