@@ -8,7 +8,7 @@
     ├── TransientError    75   try again later: store down, disk full, lease held, engine died
     │   ├── LeaseHeld     75
     │   └── EngineDied    75
-    ├── Stopped      130/143/75   asked to stop; everything finished is durable
+    ├── Stopped     128+n/75   asked to stop; everything finished is durable
     └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
 
 Anything else that reaches the CLI is a bug and exits 1. Must not know: the rest of the package.
@@ -64,7 +64,7 @@ class EngineDied(TransientError):
 class Stopped(BatchInferError):
     """A signal or `limits.max_seconds` ended the run; finished rows are durable.
 
-    `code` is 130 (SIGINT), 143 (SIGTERM, SIGUSR1) or 75 (max_seconds).
+    `code` is that of the signal (batchinfer/signals.py) or 75 (max_seconds).
     """
 
     def __init__(self, message: str, code: int) -> None:

@@ -8,8 +8,22 @@ from __future__ import annotations
 import signal
 from typing import Final
 
-#: Exit codes, by the signal that was received first.
-STOP_CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+#: Signals by which terminals, people and schedulers end a process or warn of its end, with the exit
+#: code of a run that obeyed. Timers (SIGALRM and its kin) are not among them: libraries use those.
+STOP_CODES: Final = {
+    signal.SIGHUP: 129,
+    signal.SIGINT: 130,
+    signal.SIGQUIT: 131,
+    signal.SIGUSR2: 140,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 143,
+    signal.SIGXCPU: 152,
+}
+
+
+def handled_signals() -> list[signal.Signals]:
+    """Those that stop this process: who started it ignoring one (nohup, `trap ''`) meant it."""
+    return [number for number in STOP_CODES if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def hold_signals() -> None:

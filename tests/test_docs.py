@@ -17,7 +17,8 @@ from batchinfer.config import Job, Message, load_job
 from batchinfer.config.problems import settings, submodel
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.errors import BatchInferError
-from batchinfer.runner import Outcome
+from batchinfer.signals import STOP_CODES
+from batchinfer.telemetry import Outcome
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -121,7 +122,7 @@ def test_the_last_line_in_the_readme_has_the_keys_that_the_program_writes() -> N
 
 def test_the_readme_names_every_exit_code() -> None:
     pending: list[type[BatchInferError]] = [BatchInferError]
-    codes = {0, 130, 143}  # of Stopped, which has no code of its own
+    codes = {0, *STOP_CODES.values()}  # of Stopped, which has no code of its own
     while pending:
         error = pending.pop()
         codes.add(error.exit_code)

@@ -707,6 +707,7 @@ def main():
     from batchinfer.engine.base import Request
     from batchinfer.engine.vllm import build_vllm_engine
     from batchinfer.errors import EngineDied
+    from batchinfer.signals import STOP_CODES
     settings = with_sampling(max_tokens=150, ignore_eos=True)
     if sys.argv[1] == "mp":  # and the worker has to know our own quantization
         settings = dataclasses.replace(settings, quantization="batchinfer_bitsandbytes")
@@ -716,7 +717,7 @@ def main():
     for key in range(8):
         engine.add(Request(key, PROMPTS[0]))
     engine.step()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_CODES:
         os.kill(worker.pid, number)
     for _ in range(10):
         engine.step()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import polars as pl
@@ -57,86 +55,6 @@ def test_a_limit_ends_cleanly_and_the_next_start_goes_on(folder: Place, two_shar
     rest = run(two_shards)
     assert (rest.result["status"], rest.result["rows_computed"]) == ("complete", 130)
     assert results(folder)["row"].to_list() == [*range(150), *range(50)]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_to_the_group_flushes_and_two_runs_add_up_to_the_rows(
-    folder: Place, two_shards: Path, number: int
-) -> None:
-    process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
-    sent = time.monotonic()
-    kill(process, number)
-    stopped = wait(process, 20)
-    assert time.monotonic() - sent < 20
-    assert stopped.code == (130 if number == signal.SIGINT else 143)
-    assert stopped.result["status"] == "stopped"
-    assert 0 < stopped.result["rows_computed"] < 200
-    rest = run(two_shards)
-    assert rest.code == 0
-    assert stopped.result["rows_computed"] + rest.result["rows_computed"] == 200
-    assert results(folder)["attempt"].value_counts().sort("attempt")["count"].to_list() == [
-        stopped.result["rows_computed"],
-        rest.result["rows_computed"],
-    ]
-
-
-def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
-    folder: Place, two_shards: Path
-) -> None:
-    process = start(two_shards, fake={"build_s": 60})
-    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
-    sent = time.monotonic()
-    kill(process, signal.SIGTERM)
-    stopped = wait(process, 20)
-    assert stopped.code == 143
-    assert time.monotonic() - sent < 15
-    assert run(two_shards).code == 0
-
-
-def test_a_signal_while_modules_are_imported_is_told_like_any_other(two_shards: Path) -> None:
-    process = start(two_shards, engine="real")
-
-    def is_held() -> bool:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
-        return bool(blocked >> (signal.SIGTERM - 1) & 1)
-
-    wait_until(is_held, what="the import of the run's modules")
-    kill(process, signal.SIGTERM)
-    stopped = wait(process, 20)
-    assert stopped.code == 143
-    assert stopped.result["status"] == "stopped"
-    assert "received SIGTERM before the first row was admitted" in stopped.result["message"]
-
-
-def test_a_hanging_engine_is_ended_by_the_watchdog_and_finished_rows_are_kept(
-    folder: Place, two_shards: Path
-) -> None:
-    process = start(two_shards, fake={**SLOW, "hang_at_step": 40}, environ={"FAKE_GRACE_S": "3"})
-    wait_until(lambda: has_parts(folder), what="a part")
-    time.sleep(2.5)
-    sent = time.monotonic()
-    kill(process, signal.SIGTERM)
-    stopped = wait(process, 25)
-    assert stopped.code == 143
-    assert 2 < time.monotonic() - sent < 18
-    rest = run(two_shards)
-    assert rest.code == 0
-    assert 0 < rest.result["rows_computed"] < 200
-
-
-def test_a_second_signal_ends_the_process_at_once(folder: Place, two_shards: Path) -> None:
-    process = start(two_shards, fake={**SLOW, "hang_at_step": 10})
-    wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
-    time.sleep(2)
-    kill(process, signal.SIGTERM)
-    time.sleep(0.3)
-    kill(process, signal.SIGTERM)
-    sent = time.monotonic()
-    assert process.wait(10) == 143
-    assert time.monotonic() - sent < 8
-    process.communicate()
 
 
 def test_max_seconds_stops_cleanly_with_75(folder: Place, tmp_path: Path) -> None:

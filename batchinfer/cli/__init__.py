@@ -6,6 +6,12 @@ import os
 # million rows against 261 MB, the interpreter's 120 MB included.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
 
-from batchinfer.cli.app import main
+from batchinfer.signals import hold_signals
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Entry point of the command `batchinfer`."""
+    hold_signals()  # imports take a while: until a command can say what a signal did, it waits
+    from batchinfer.cli.app import main
+
+    main()

@@ -6,25 +6,31 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import signal
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.quantization.recipes import RECIPES
-from batchinfer.signals import STOP_CODES, hold_signals
+from batchinfer.signals import STOP_CODES, release_signals
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Commands that say what a signal did: they take over those that `main` holds.
+_OWN_SIGNALS = ("run", "quantize")
 
 _EXIT_CODES = """\b
 Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row,
 2 bad job, model or input, 3 too many failed rows, 75 try again later,
-130 / 143 stopped by a signal.
+129 to 152 stopped by a signal.
 """
 
 
@@ -36,6 +42,8 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run a language model over Parquet files, durably. Start with `batchinfer run JOB.yaml`."""
+    if context.invoked_subcommand not in _OWN_SIGNALS:
+        release_signals()
     if context.invoked_subcommand != "run":  # which puts its warnings into log and last line
         from batchinfer.cli.warned import PrintedWarnings
 
@@ -105,7 +113,6 @@ def run(
     """
     if restart and slice_ is not None:
         raise click.UsageError("--restart concerns the whole output: use it without --shard")
-    hold_signals()  # half a second of imports: a signal waits until `Start` can say what it did
     from batchinfer.cli.run import Start
     from batchinfer.runner.session import RunOptions
 
@@ -235,7 +242,6 @@ def quantize(
         raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
     if not is_calibrated and (calibration is not None or column is not None):
         raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
-    hold_signals()
     from batchinfer.cli.quantize import Calibration, quantize_model
 
     rows = Calibration(calibration, column, max_rows) if calibration and column else None
@@ -262,19 +268,42 @@ def doctor(job: str | None, url: str | None) -> None:
 
 
 def main() -> None:
-    """Entry point of the command `batchinfer`."""
+    """Run the command line; the process ends with its exit code."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with contextlib.suppress(OSError):
+            error.show()
+        _end(error.exit_code, error.format_message())
     except click.Abort:
-        sys.exit(STOP_CODES[signal.SIGINT])
+        _end(STOP_CODES[signal.SIGINT], "received SIGINT", status="stopped")
     except BatchInferError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(exit_code_of(error))
+        _tell(str(error))
+        _end(exit_code_of(error), str(error))
+    except ImportError as error:
+        message = f"the installation is damaged or not complete: {error}"
+        _tell(message)
+        _end(2, message)
     except BrokenPipeError:
         # Whoever read our output went away (`| head`): nothing is left to say, and nobody to say it
         # to.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        _end(1, f"internal error: {''.join(traceback.format_exception_only(error)).strip()}")
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it
+        click.echo(f"error: {message}", err=True)
+
+
+def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:
+    """Exit. A `run` that ends here, before its own process began, owes stdout its line."""
+    if next((word for word in sys.argv[1:] if not word.startswith("-")), "") == "run":
+        from batchinfer.telemetry import Outcome, Stdio
+
+        outcome = Outcome(status, code, output="", message=message)
+        Stdio().write_result(json.dumps(outcome.as_dict()))
+    sys.exit(code)

@@ -17,7 +17,7 @@ from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.quantization import RECIPES, Recipe
 from batchinfer.quantize.publish import is_there, publish_folder
-from batchinfer.signals import STOP_CODES, release_signals
+from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, open_store
 from batchinfer.storage.local_errors import os_errors
@@ -143,7 +143,7 @@ def _stop_by_error() -> None:
         name = signal.Signals(number).name
         raise Stopped(f"received {name}: nothing was written", STOP_CODES[signal.Signals(number)])
 
-    for number in STOP_CODES:
+    for number in handled_signals():
         signal.signal(number, stop)
     release_signals()
 

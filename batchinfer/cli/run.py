@@ -3,6 +3,7 @@ exit code.
 
 Must not know: how rows are computed. Invariant: the JSON line on stdout is the process's last
 write, whatever libraries print or do at exit, so the process ends by `os._exit` right after it.
+It is written once, also where the watchdog ends a process in which all else hangs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from batchinfer.config import load_job
 from batchinfer.errors import BatchInferError, Stopped, exit_code_of
 from batchinfer.runner import (
     EngineFactory,
-    Outcome,
     RunContext,
     RunOptions,
     Session,
@@ -36,11 +36,12 @@ from batchinfer.runner import (
 )
 from batchinfer.storage import is_s3
 from batchinfer.storage.local_errors import os_errors
-from batchinfer.telemetry import Clock, Counters, Logs, Progress, Stdio, choose_display
+from batchinfer.telemetry import Clock, Counters, Logs, Outcome, Progress, Stdio, choose_display
 
 logger = logging.getLogger("batchinfer.cli")
 
 _MAX_UPLOADED_LOG_BYTES = 4 << 20
+_LAST_LINE_WAIT_S = 1.0
 
 
 class Start:
@@ -71,12 +72,14 @@ class Start:
         clock = Clock()
         stop = StopControl()
         stop.on_abandon = self._abandon
+        stop.end_process = self._end_at_once
         self._context = RunContext(
             clock=clock, stop=stop, counters=Counters(clock), on_run=self._open_log
         )
         self._output = ""  # the job's, once it is read
         self._log_path: Path | None = None  # of a log that has to be uploaded
         self._ending = threading.Lock()
+        self._last_line = threading.Lock()  # taken for good by who writes it
 
     def run(self) -> NoReturn:
         """Run the job and end the process with its exit code."""
@@ -119,15 +122,28 @@ class Start:
         outcome = outcome_of(self._context, "stopped", code, reason)
         self._end(outcome)
 
+    def _end_at_once(self, code: int, reason: str) -> NoReturn:
+        """As above, without waiting for anything."""
+        self._write_last_line(outcome_of(self._context, "stopped", code, reason))
+        os._exit(code)
+
     def _end(self, outcome: Outcome) -> NoReturn:
         with self._ending:  # never two last lines
             try:
                 self._report(outcome)
             finally:
+                self._write_last_line(outcome)
                 os._exit(outcome.exit_code)
 
-    def _report(self, outcome: Outcome) -> None:
+    def _write_last_line(self, outcome: Outcome) -> None:
+        if not self._last_line.acquire(timeout=_LAST_LINE_WAIT_S):
+            return  # another thread is writing it
         outcome.output = outcome.output or self._output
+        outcome.warnings = self._logs.warnings.texts()
+        if not (self._quiet and outcome.exit_code == 0):
+            self._stdio.write_result(json.dumps(outcome.as_dict()))
+
+    def _report(self, outcome: Outcome) -> None:
         if outcome.exit_code:
             message = outcome.message
             for line in [message] if self._json_lines else message.splitlines():
@@ -141,9 +157,6 @@ class Start:
         with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
             self._logs.flush()
         self._stdio.err.flush()
-        outcome.warnings = self._logs.warnings.texts()
-        if not (self._quiet and outcome.exit_code == 0):
-            self._stdio.write_result(json.dumps(outcome.as_dict()))
 
     def _upload_log(self) -> None:
         session = self._context.session

@@ -2,7 +2,7 @@
 
 Loaded by vLLM itself (entry point `vllm.general_plugins`), after its worker set its own handlers.
 Does nothing except in processes below an engine of ours, so other users of the same environment
-never notice it. Must not know: the rest of the package beyond the names of two variables.
+never notice it. Must not know: the rest of the package beyond two variables and the signals.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 
 from batchinfer.engine.vllm_setup import BITSANDBYTES_VARIABLE, OWNER_PID_VARIABLE
+from batchinfer.signals import STOP_CODES
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,7 +33,7 @@ def register() -> None:
 
     if int(owner_pid) == os.getpid():
         return
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_CODES:
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()

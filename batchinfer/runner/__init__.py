@@ -1,7 +1,6 @@
 """One run of a job: read, render, submit, step, write, commit. Must not know: click, terminals."""
 
 from batchinfer.runner.context import (
-    Outcome,
     RunContext,
     outcome_of,
     release,
@@ -14,7 +13,6 @@ from batchinfer.runner.stop import StopControl
 
 __all__ = [
     "EngineFactory",
-    "Outcome",
     "RunContext",
     "RunOptions",
     "Session",

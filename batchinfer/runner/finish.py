@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from batchinfer.checkpoint import Totals, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows
-from batchinfer.runner.context import Outcome, RunContext, outcome_of
+from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session, totals_of
-from batchinfer.telemetry import Counters
+from batchinfer.telemetry import Counters, Outcome
 
 
 def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:

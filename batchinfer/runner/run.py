@@ -20,7 +20,7 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
 from batchinfer.runner.checks import check_layout
-from batchinfer.runner.context import Outcome, RunContext, release, write_status
+from batchinfer.runner.context import RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.digest import digest_ingredients
 from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
@@ -40,7 +40,7 @@ from batchinfer.runner.session import (
 )
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
-from batchinfer.telemetry import Counters, StartUp, log_event
+from batchinfer.telemetry import Counters, Outcome, StartUp, log_event
 
 logger = logging.getLogger("batchinfer.runner")
 

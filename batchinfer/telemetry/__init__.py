@@ -6,6 +6,7 @@ Must not know: who calls it.
 from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
 from batchinfer.telemetry.counters import Counters, Snapshot
 from batchinfer.telemetry.logs import Logs, Warnings, log_event
+from batchinfer.telemetry.outcome import Outcome
 from batchinfer.telemetry.progress import Progress, choose_display
 from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
@@ -15,6 +16,7 @@ __all__ = [
     "Clock",
     "Counters",
     "Logs",
+    "Outcome",
     "Progress",
     "Snapshot",
     "StartUp",

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,17 @@ def start(
     command: Sequence[str] = ("run",),
     engine: str = "fake",
     stdout: Any = subprocess.PIPE,
+    ignored: Collection[int] = (),
 ) -> subprocess.Popen[str]:
-    """Start the command line in a process group of its own. engine: "fake" or "real"."""
+    """Start the command line in a process group of its own. engine: "fake" or "real".
+
+    `ignored`: signals that the process ignores from its start, as under nohup.
+    """
+
+    def ignore() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     module = "tests.support.fake_run" if engine == "fake" else "batchinfer"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHINFER", "AWS_"))}
     environment |= {"PYTHONPATH": str(ROOT), "FAKE_ENGINE": json.dumps(dict(fake or {}))}
@@ -159,6 +168,7 @@ def start(
         env=environment | dict(environ or {}),
         start_new_session=True,
         cwd=ROOT,
+        preexec_fn=ignore if ignored else None,
     )
 
 
