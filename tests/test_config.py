@@ -482,6 +482,10 @@ def test_sampling_at_its_bounds_is_taken(settings: dict[str, Any]) -> None:
         ({"column": "a", "template": "b"}, "got column and template"),
         ({"messages": []}, "messages"),
         ({"column": "a", "chat_template": "x"}, "only applies to messages and messages_column"),
+        (
+            {"messages_column": "a", "chat_template_kwargs": {"continue_final_message": True}},
+            "cannot set continue_final_message: for an answer with a given beginning, write",
+        ),
         ({"template": "a", "chat_template_kwargs": {"x": 1}}, "only applies to messages"),
         ({"messages": [{"role": "usr", "content": "x"}]}, "role"),
     ],

@@ -17,35 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders
 
-from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.prompt import Prepared, Prompter, prompt_columns
+from batchinfer.prompt import Prompter, prompt_columns
 from batchinfer.prompt.encode import TokenEncoder
-
-DEMO = Path(__file__).parent.parent / "jobs" / "demo"
-MODEL = str(DEMO / "model")
-BEFORE = "<|im_start|>user\n"
-AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-
-
-def prompt_of(**settings: Any) -> PromptSettings:
-    return PromptSettings.model_validate(settings)
-
-
-def prompter(
-    *, max_model_len: int = 2048, max_tokens: int = 48, path: str = MODEL, **settings: Any
-) -> Prompter:
-    return Prompter(
-        prompt_of(**settings),
-        path,
-        max_model_len=max_model_len,
-        max_tokens=max_tokens,
-        vocab_size=4096,
-    )
-
-
-def chat(content: str = "{{ text }}", **settings: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": content}], **settings}
+from tests.support.prompts import (
+    AFTER,
+    BEFORE,
+    DEMO,
+    MODEL,
+    chat,
+    kinds_of,
+    prompt_of,
+    prompter,
+    rows_of,
+    table,
+    texts_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +46,6 @@ def tokenizer() -> Any:
 def demo() -> pa.Table:
     files = sorted((DEMO / "prompts").glob("*.parquet"))
     return pa.concat_tables([pq.read_table(file) for file in files])
-
-
-def rows_of(prepared: Prepared) -> list[list[int]]:
-    bounds = zip(prepared.offsets[:-1], prepared.offsets[1:], strict=True)
-    return [prepared.token_ids[start:stop].tolist() for start, stop in bounds]
-
-
-def texts_of(prepared: Prepared, tokenizer: Any) -> list[str]:
-    return [tokenizer.decode(ids) for ids in rows_of(prepared)]
-
-
-def kinds_of(prepared: Prepared) -> dict[int, str]:
-    lengths = np.diff(prepared.offsets)
-    assert all(lengths[index] == 0 for index in prepared.errors)
-    assert all(length > 0 or index in prepared.errors for index, length in enumerate(lengths))
-    return {index: error.kind for index, error in prepared.errors.items()}
-
-
-def table(*texts: object, name: str = "text") -> pa.Table:
-    return pa.table({name: pa.array(texts)})
 
 
 # The same tokens as transformers
@@ -283,7 +250,6 @@ def test_a_variable_that_is_no_column_is_refused_with_the_nearest() -> None:
         ({"template": "{{ ''.__class__ ~ text }}"}, "prompt.template: access to attribute"),
         (chat(chat_template="{% for %}"), "prompt.chat_template, line 1"),
         (chat(chat_template="{{ raise_exception('no users') }}"), "no users"),
-        (chat(chat_template_kwargs={"messages": []}), "cannot set messages"),
         ({"column": "text", "max_tokens": 2048}, "no room for a prompt"),
     ],
 )
@@ -309,58 +275,6 @@ def test_a_column_of_another_type_is_refused() -> None:
     for key in ("column", "messages_column", "token_ids_column"):
         with pytest.raises(InputError, match=f"prompt.{key}: column 'text' is int64"):
             prompter(**{key: "text"}).prepare(numbers)
-
-
-# Conversations from a column
-
-
-def test_messages_come_as_structs_or_json(tokenizer: Any) -> None:
-    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    made = prompter(messages_column="talk")
-    structs = made.prepare(pa.table({"talk": [talk]}))
-    texts = made.prepare(pa.table({"talk": [json.dumps(talk)]}))
-    assert rows_of(structs) == rows_of(texts)
-    expected = "<|im_start|>system\ns<|im_end|>\n" + BEFORE + "u" + AFTER
-    assert texts_of(structs, tokenizer) == [expected]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "no json",
-        "[]",
-        "{}",
-        '["x"]',
-        '[{"role": "user"}]',
-        '[{"role": "", "content": "x"}]',
-        '[{"role": "user", "content": ["x"]}]',
-        '[{"role": "user", "content": "\\ud800"}]',
-        "[" * 100_000,
-    ],
-)
-def test_messages_that_are_none_are_errors_of_their_row(value: str) -> None:
-    good = '[{"role": "user", "content": "x"}]'
-    prepared = prompter(messages_column="text").prepare(table(good, value, good))
-    assert kinds_of(prepared) == {1: "invalid_prompt"}
-
-
-def test_a_chat_template_that_refuses_a_conversation_refuses_one_row() -> None:
-    template = (
-        "{{ messages[0]['content'] }}"
-        "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}"
-    )
-    made = prompter(messages_column="text", chat_template=template)
-    one = {"role": "user", "content": "x"}
-    prepared = made.prepare(table(json.dumps([one]), json.dumps([one, one])))
-    assert kinds_of(prepared) == {1: "template_error"}
-    assert "one only" in prepared.errors[1].message
-
-
-def test_chat_template_arguments_reach_the_template(tokenizer: Any) -> None:
-    template = "{{ greeting }} {{ eos_token }} {{ messages[0].content }}"
-    made = prompter(**chat(chat_template=template, chat_template_kwargs={"greeting": "Hi"}))
-    assert texts_of(made.prepare(table("you")), tokenizer) == ["Hi <|im_end|> you"]
-    assert len(made.facts["chat_template_sha256"]) == 64
 
 
 # Token ids

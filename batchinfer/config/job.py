@@ -25,6 +25,15 @@ from batchinfer.config.values import (
 )
 
 _PROMPT_KINDS = ("column", "template", "messages", "messages_column", "token_ids_column")
+# Of a chat template's variables, those that cannot come from prompt.chat_template_kwargs.
+_TAKEN_KWARGS = {
+    "messages": "the conversation comes from prompt.messages or prompt.messages_column",
+    "conversations": "the conversation comes from prompt.messages or prompt.messages_column",
+    "chat_template": "give the template as prompt.chat_template",
+    "continue_final_message": "for an answer with a given beginning, write the whole prompt, as "
+    "the chat template renders it up to there, as prompt.template",
+    "return_assistant_tokens_mask": "nothing here is trained",
+}
 
 
 class S3Settings(Section):
@@ -124,6 +133,9 @@ class PromptSettings(Section):
             for key in ("chat_template", "chat_template_kwargs"):
                 if getattr(self, key):
                     raise key_error(key, "only applies to messages and messages_column")
+        for name, instead in _TAKEN_KWARGS.items():
+            if name in self.chat_template_kwargs:
+                raise key_error("chat_template_kwargs", f"cannot set {name}: {instead}")
         return self
 
 

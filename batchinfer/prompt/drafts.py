@@ -7,6 +7,7 @@ touches what the templates wrote.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,12 @@ import pyarrow as pa
 
 from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError, RowError
-from batchinfer.prompt.chat import ChatTemplate, Messages, last_user, parse_messages
+from batchinfer.prompt.chat import ChatTemplate
+from batchinfer.prompt.messages import Messages, last_user, parse_messages, type_problem
+from batchinfer.prompt.remarks import Remark, Remarks, sentence
 from batchinfer.prompt.render import TextTemplate
+
+logger = logging.getLogger("batchinfer.prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Draft:
     text: str
     content: str | None
     wrap: Callable[[str], str]
+    remarks: Sequence[Remark] = ()
 
 
 Drafter = Callable[[Mapping[str, Any]], Draft]  # raises RowError
@@ -55,7 +61,6 @@ def check_type(prompt: PromptSettings, schema: pa.Schema) -> None:
     types = pa.types
     for key, name, is_right, wanted in (
         ("column", prompt.column, types.is_string, "text; for numbers use prompt.template"),
-        ("messages_column", prompt.messages_column, _holds_messages, "messages or JSON text"),
         ("token_ids_column", prompt.token_ids_column, _holds_token_ids, "a list of integers"),
     ):
         if name is None:
@@ -63,6 +68,8 @@ def check_type(prompt: PromptSettings, schema: pa.Schema) -> None:
         found = schema.field(name).type
         if not is_right(found) and not types.is_null(found):
             raise InputError(f"prompt.{key}: column {name!r} is {found}, not {wanted}")
+    if (name := prompt.messages_column) and (problem := type_problem(schema.field(name).type)):
+        raise InputError(f"prompt.messages_column: column {name!r} {problem}")
 
 
 def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
@@ -76,19 +83,33 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
     assert chat is not None
     if prompt.messages_column is not None:
         messages_column = prompt.messages_column
-        return lambda row: _chat_draft(chat, parse_messages(row[messages_column]))
+        remarks = Remarks(chat.render, chat.source)
+
+        def draft(row: Mapping[str, Any]) -> Draft:
+            messages = parse_messages(row[messages_column])
+            return _chat_draft(chat, messages, remarks.of(messages))
+
+        return draft
     assert prompt.messages is not None
     parts = [
         (message.role, template)
         for message, template in zip(prompt.messages, _templates(prompt), strict=True)
     ]
-    try:  # what the chat template says about the roles, it says about every row
-        chat.render([{"role": role, "content": "x"} for role, _ in parts])
-    except RowError as error:
-        raise ConfigError(f"prompt.messages: the model refuses them: {error.message}") from error
+    _check_roles(chat, [role for role, _ in parts])
     return lambda row: _chat_draft(
         chat, [{"role": role, "content": template.render(row)} for role, template in parts]
     )
+
+
+def _check_roles(chat: ChatTemplate, roles: Sequence[str]) -> None:
+    """What the chat template does with the roles, it does in every row."""
+    probe: Messages = [{"role": role, "content": "x"} for role in roles]
+    try:
+        chat.render(probe)
+    except RowError as error:
+        raise ConfigError(f"prompt.messages: the model refuses them: {error.message}") from error
+    for kind, about in Remarks(chat.render, chat.source).of(probe):
+        logger.warning("prompt.messages: %s", sentence(kind, [about]))
 
 
 def _templates(prompt: PromptSettings) -> list[TextTemplate]:
@@ -104,7 +125,7 @@ def _text_draft(text: str) -> Draft:
     return Draft(text, text, lambda content: content)
 
 
-def _chat_draft(chat: ChatTemplate, messages: Messages) -> Draft:
+def _chat_draft(chat: ChatTemplate, messages: Messages, remarks: Sequence[Remark] = ()) -> Draft:
     index = last_user(messages)
 
     def wrap(content: str) -> str:
@@ -114,14 +135,7 @@ def _chat_draft(chat: ChatTemplate, messages: Messages) -> Draft:
         return chat.render(shorter)
 
     content = None if index is None else messages[index]["content"]
-    return Draft(chat.render(messages), content, wrap)
-
-
-def _holds_messages(data_type: pa.DataType) -> bool:
-    types = pa.types
-    if types.is_list(data_type):
-        return bool(types.is_struct(data_type.value_type))
-    return bool(types.is_string(data_type))
+    return Draft(chat.render(messages), content, wrap, remarks)
 
 
 def _holds_token_ids(data_type: pa.DataType) -> bool:

@@ -19,6 +19,8 @@ from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_columns
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
+from batchinfer.prompt.messages import message_values
+from batchinfer.prompt.remarks import Remark
 from batchinfer.prompt.token_ids import TokenIds, read_token_ids
 from batchinfer.prompt.values import column_values
 
@@ -33,6 +35,7 @@ class Prepared:
     token_ids: Int32Array  # [offsets[-1]]
     offsets: Int64Array  # [num_rows + 1]
     errors: dict[int, RowError] = field(default_factory=dict)
+    remarks: dict[Remark, list[int]] = field(default_factory=dict)  # -> rows
 
 
 class Prompter:
@@ -77,9 +80,12 @@ class Prompter:
             return self._prepare_token_ids(table.column(self._prompt.token_ids_column))
         errors: dict[int, RowError] = {}
         drafts: dict[int, Draft] = {}
-        for index, row in enumerate(_rows(table, self.columns)):
+        remarks: dict[Remark, list[int]] = {}
+        for index, row in enumerate(self._rows(table)):
             try:
-                drafts[index] = self._checked_draft(row)
+                drafts[index] = draft = self._checked_draft(row)
+                for remark in draft.remarks:
+                    remarks.setdefault(remark, []).append(index)
             except RowError as error:
                 errors[index] = _without_traceback(error)
         tokens = self._encode(drafts)
@@ -100,11 +106,20 @@ class Prompter:
                 errors[i] = RowError("empty_prompt", "the prompt has no tokens")
         lengths = np.fromiter(map(len, per_row), np.int64, len(per_row))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        return Prepared(np.concatenate([empty, *per_row]), offsets, dict(sorted(errors.items())))
+        token_ids = np.concatenate([empty, *per_row])
+        return Prepared(token_ids, offsets, dict(sorted(errors.items())), remarks)
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
         """Text of each [offsets[i], offsets[i + 1]) without special tokens."""
         return self._encoder.decode(token_ids, offsets)
+
+    def _rows(self, table: pa.Table) -> Iterator[dict[str, Any]]:
+        values_of = column_values if self._prompt.messages_column is None else message_values
+        columns = [values_of(table.column(name)) for name in self.columns]
+        if not columns:
+            yield from ({} for _ in range(table.num_rows))
+        for values in zip(*columns, strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
     def _checked_draft(self, row: Mapping[str, Any]) -> Draft:
         for name, value in row.items():
@@ -203,11 +218,3 @@ class Prompter:
 def _without_traceback(error: RowError) -> RowError:
     """The error anew: its traceback would hold the frame, and so all the table's drafts."""
     return RowError(error.kind, error.message)
-
-
-def _rows(table: pa.Table, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    columns = [column_values(table.column(name)) for name in names]
-    if not columns:
-        yield from ({} for _ in range(table.num_rows))
-    for values in zip(*columns, strict=True):
-        yield dict(zip(names, values, strict=True))

@@ -27,6 +27,7 @@ from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, Prompter
 from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
+from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.writer import ShardOutput, Writer
 from batchinfer.sink import Result, output_schema
 from batchinfer.source import RowFilter, Shard, ShardReader
@@ -92,6 +93,7 @@ class Reader:
         self._num_samples = job.sampling.n
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
+        self._remark_warnings = RemarkWarnings()
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"reader-{i}", daemon=True)
@@ -256,6 +258,7 @@ class Reader:
         table: pa.Table,
     ) -> None:
         prepared = self._prompter.prepare(table)
+        self._remark_warnings.check(shard.name, rows, prepared.remarks)
         carried = _carried_table(self._job, shard, rows, table)
         pending.rows.append(rows)
         pending.todo.append(todo)
