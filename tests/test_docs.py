@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from batchinfer.checkpoint import layout
 from batchinfer.cli.app import cli
-from batchinfer.config import Job, Message, load_job
+from batchinfer.config import Job, Message, deciding_keys, load_job
 from batchinfer.config.problems import settings, submodel
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.errors import BatchInferError
@@ -77,22 +77,22 @@ def test_the_job_file_page_tells_every_choice(key: str) -> None:
     assert choices_of(field_of(key).annotation) <= named
 
 
-def test_the_job_file_page_calls_frozen_what_the_digest_holds() -> None:
-    """`prompt` and `sampling` are frozen as a whole; what is not may differ in a resume."""
-    frozen = {key for key, (_, _, text) in ROWS.items() if "frozen" in text.lower()}
-    assert frozen == {
-        "input.id_column",
-        "input.keep_columns",
-        "input.filter",
-        "model.max_model_len",
-        "engine.options",
-        "model.path",
-        "model.tokenizer",
-        "model.quantization",
-        "model.dtype",
-        "model.kv_cache_dtype",
-        "model.lora",
+def test_the_job_file_page_calls_frozen_what_the_fields_mark() -> None:
+    """Of a section that is frozen as a whole the page says so once, above its keys."""
+    words = {
+        "value": "**Frozen**",
+        "resolved": "**Frozen** as resolved",
+        "content": "Its content is **frozen**",
     }
+    told = {
+        key: by
+        for by, said in words.items()  # the longer words come later, and win
+        for key, (_, _, text) in ROWS.items()
+        if said in text.replace("**Frozen.**", "**Frozen**")
+    }
+    whole = re.findall(r"^## (\w+)[^#]*?whole section is \*\*frozen\*\*", JOB_FILE, re.MULTILINE)
+    told |= {key: "value" for key in KEYS if key.split(".")[0] in whole}
+    assert told == deciding_keys()
 
 
 def test_the_jobs_in_the_readme_are_valid(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from batchinfer.quantization import (
     kv_cache_markdown,
     kv_cache_of,
 )
-from batchinfer.runner.digest import digest_ingredients
+from batchinfer.runner.digest import identity_of
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
 from tests.support.run_many import engine_facts, run_many
@@ -148,13 +148,13 @@ def test_a_latent_cache_has_one_vector_for_all_heads(tmp_path: Path) -> None:
 
 
 def test_the_digest_has_the_name_only_where_one_is_chosen(folder: Place) -> None:
-    def of_model(name: str) -> dict[str, Any]:
+    def settings_of(name: str) -> dict[str, Any]:
         model = {"path": str(MODEL), "kv_cache_dtype": name}
         found = Job.model_validate(job(folder, model=model))
-        return digest_ingredients(found, read_model(str(MODEL)))["model"]
+        return identity_of(found, read_model(str(MODEL))).ingredients["settings"]
 
-    assert of_model("auto").keys() == {"dtype", "quantization", "max_model_len", "content"}
-    assert of_model("fp8")["kv_cache_dtype"] == "fp8"
+    assert "model.kv_cache_dtype" not in settings_of("auto")
+    assert settings_of("fp8")["model.kv_cache_dtype"] == "fp8"
 
 
 def test_vllms_other_word_for_fp8_is_taken(folder: Place) -> None:

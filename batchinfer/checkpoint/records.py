@@ -78,27 +78,6 @@ class Totals:
         return cls(*(int(facts[name]) for name in cls.__slots__))
 
 
-def changed_ingredients(old: Any, new: Any, path: str = "") -> list[str]:
-    """Dotted names at which two nested mappings differ, each with both values shortened."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [
-            change
-            for name in names
-            for change in changed_ingredients(
-                old.get(name), new.get(name), f"{path}.{name}" if path else name
-            )
-        ]
-    if old == new:
-        return []
-    return [f"{path}: was {_short(old)}, is {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def fingerprint_record(fingerprint: Fingerprint) -> list[Any]:
     """Compact form in runs/NNNN.json: [name, size, version, rows, footer hash]."""
     return [

@@ -18,7 +18,7 @@ from batchinfer.quantization import (
     record_of,
 )
 from batchinfer.runner.checks import check_output
-from batchinfer.runner.digest import digest_ingredients
+from batchinfer.runner.digest import identity_of
 from batchinfer.source import ShardReader
 
 _MAX_SHOWN_IDS = 20
@@ -52,7 +52,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job)
     job = looked.job
-    check_output(looked.store, digest_ingredients(job, looked.model), looked.shards)
+    check_output(looked.store, identity_of(job, looked.model), looked.shards)
     num_rows = sum(footer.num_rows for footer in looked.footers)
     click.echo(f"job      {path}: ok")
     click.echo(

@@ -138,18 +138,17 @@ def _bar(share: float) -> str:
 def _done(looked: Looked) -> _Done:
     if looked.store.stat(layout.JOB_KEY) is None:
         return _Done(0, 0, set())
-    from batchinfer.checkpoint import records
-    from batchinfer.runner.checks import earlier_record
-    from batchinfer.runner.digest import digest_ingredients
+    from batchinfer.runner.checks import digest_in, earlier_record
+    from batchinfer.runner.digest import identity_of
     from batchinfer.runner.ownership import refuse_other_outputs
 
-    ingredients = digest_ingredients(looked.job, looked.model)
-    digest = records.digest_of(ingredients)
-    ledger = Ledger(looked.store, {"digest": digest}, looked.job.packing.window_rows)
-    survey = ledger.survey()
+    identity = identity_of(looked.job, looked.model)
+    survey = Ledger(looked.store, {}, 1).survey()
     names = {shard.name for shard in looked.shards}
     refuse_other_outputs(looked.store, survey, names)  # both raise as a run would
-    earlier_record(looked.store, survey, ingredients, is_whole=True)
+    record = earlier_record(looked.store, survey, identity, is_whole=True)
+    facts = {"digest": digest_in(record, identity)}
+    ledger = Ledger(looked.store, facts, looked.job.packing.window_rows)
     finished = names & survey.finished
     totals = [ledger.totals_of(name) for name in sorted(finished)]
     in_parts = names & survey.with_parts - finished

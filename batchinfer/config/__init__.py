@@ -1,5 +1,6 @@
 """The job: its models, loading with overrides, JSON Schema. Imports only pydantic and yaml."""
 
+from batchinfer.config.deciding import deciding_keys, deciding_values, without_defaults
 from batchinfer.config.generation import (
     EngineSettings,
     ModelSettings,
@@ -36,9 +37,12 @@ __all__ = [
     "S3Settings",
     "SamplingSettings",
     "StructuredSettings",
+    "deciding_keys",
+    "deciding_values",
     "explain",
     "job_schema",
     "job_schema_text",
     "load_job",
     "thaw",
+    "without_defaults",
 ]

@@ -18,7 +18,13 @@ from pydantic import (
     model_validator,
 )
 
-from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.section import (
+    Section,
+    decides_results,
+    exactly_one,
+    key_error,
+    require_exactly_one,
+)
 from batchinfer.config.values import (
     FrozenMapping,
     LocalOrHub,
@@ -92,9 +98,14 @@ _CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 class ModelSettings(Section):
     """Which model, and in which precision."""
 
-    path: LocalOrHub = Field(description="Model folder, or a hub name where there is network.")
+    path: LocalOrHub = Field(
+        description="Model folder, or a hub name where there is network.",
+        json_schema_extra=decides_results("content"),
+    )
     tokenizer: LocalOrHub | None = Field(
-        default=None, description="Tokenizer folder or hub name; null means the model's."
+        default=None,
+        description="Tokenizer folder or hub name; null means the model's.",
+        json_schema_extra=decides_results("content"),
     )
     revision: Text | None = Field(
         default=None,
@@ -105,6 +116,7 @@ class ModelSettings(Section):
         description="auto: as the checkpoint says; none: unquantized; fp32, fp16, bf16: "
         "unquantized in that precision; fp8: a checkpoint, or on the fly; the others: a "
         "checkpoint of that kind (docs/quantization.md).",
+        json_schema_extra=decides_results("resolved"),
     )
     quantization_fallback: Annotated[tuple[_Fallback, ...], Tuple] = Field(
         default=(),
@@ -118,7 +130,9 @@ class ModelSettings(Section):
         ),
         WithJsonSchema({"enum": ["auto", "float32", "float16", "bfloat16", *_DTYPE_NAMES]}),
     ] = Field(
-        default="auto", description="Precision of weights and activations; auto: the model's."
+        default="auto",
+        description="Precision of weights and activations; auto: the model's.",
+        json_schema_extra=decides_results("resolved"),
     )
     kv_cache_dtype: Annotated[
         KvCacheDtype,
@@ -128,15 +142,18 @@ class ModelSettings(Section):
         default="auto",
         description="What keys and values of past tokens are stored in; auto: model.dtype, or as "
         "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",
+        json_schema_extra=decides_results(),
     )
     lora: LocalOrHub | None = Field(
         default=None,
         description="Folder or hub name of a LoRA adapter that every row is computed with.",
+        json_schema_extra=decides_results("content"),
     )
     max_model_len: int | None = Field(
         default=None,
         ge=1,
         description="Longest prompt + completion in tokens; null means the model's.",
+        json_schema_extra=decides_results("resolved"),
     )
     save_mode: bool = Field(
         default=False,
@@ -323,7 +340,9 @@ class EngineSettings(Section):
     options: FrozenMapping = Field(
         default_factory=dict,
         validate_default=True,
-        description="Other vLLM engine arguments by name, such as enforce_eager: true.",
+        description="Other vLLM engine arguments by name, such as enforce_eager: true. What only "
+        "sizes, places or watches the engine may change between runs.",
+        json_schema_extra=decides_results(),
     )
 
     @model_validator(mode="after")

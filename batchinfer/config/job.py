@@ -12,7 +12,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from batchinfer.config.generation import EngineSettings, ModelSettings, SamplingSettings
-from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.section import (
+    Section,
+    decides_results,
+    exactly_one,
+    key_error,
+    require_exactly_one,
+)
 from batchinfer.config.values import (
     Endpoint,
     FixedLocation,
@@ -71,13 +77,17 @@ class InputSettings(Section):
     id_column: Text | None = Field(
         default=None,
         description="Column with the row's id; null means that shard and row number are the id.",
+        json_schema_extra=decides_results(),
     )
     keep_columns: Texts = Field(
-        default=(), description="Input columns that are carried to the output."
+        default=(),
+        description="Input columns that are carried to the output.",
+        json_schema_extra=decides_results(),
     )
     filter: Text | None = Field(
         default=None,
         description="Row-wise polars SQL expression; only rows where it is true are computed.",
+        json_schema_extra=decides_results(),
     )
     s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the input.")
 
@@ -92,7 +102,7 @@ class Message(Section):
 
 
 class PromptSettings(Section):
-    """How a row becomes a prompt."""
+    """Where the prompt of a row comes from."""
 
     model_config = ConfigDict(json_schema_extra=exactly_one(_PROMPT_KINDS))
 
@@ -213,10 +223,14 @@ class Job(Section):
         description="Short name of the job: letters, digits, dots, dashes, underscores."
     )
     input: InputSettings = Field(description="Which rows are read.")
-    prompt: PromptSettings = Field(description="How a row becomes a prompt.")
+    prompt: PromptSettings = Field(
+        description="How a row becomes a prompt.", json_schema_extra=decides_results()
+    )
     model: ModelSettings = Field(description="Which model, and in which precision.")
     sampling: SamplingSettings = Field(
-        default_factory=SamplingSettings, description="How tokens are chosen."
+        default_factory=SamplingSettings,
+        description="How tokens are chosen.",
+        json_schema_extra=decides_results(),
     )
     packing: PackingSettings = Field(
         default_factory=PackingSettings, description="In which order rows reach the engine."

@@ -15,6 +15,13 @@ from batchinfer.config.job import Job
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
+#: Added to the description of what decides results, by what it decides.
+_FROZEN: dict[str, str] = {
+    "value": "Frozen: an output that was begun with another value is refused.",
+    "resolved": "Frozen as resolved.",
+    "content": "Its content is frozen.",
+}
+
 
 class _WithoutTitles(GenerateJsonSchema):
     """Leaves out the titles that pydantic derives from field names: they push the text aside."""
@@ -45,6 +52,8 @@ def _to_draft_7(schema: Any) -> Any:
     converted = {
         "definitions" if key == "$defs" else key: _to_draft_7(part) for key, part in schema.items()
     }
+    if by := converted.pop("decides_results", None):
+        converted["description"] += f" {_FROZEN[by]}"
     reference = converted.get("$ref")
     if isinstance(reference, str):
         reference = reference.replace("#/$defs/", "#/definitions/")

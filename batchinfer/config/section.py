@@ -6,16 +6,28 @@ Must not know: any setting.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
+
+#: How a setting decides what is in an output: by its value, by what it resolves to with the model
+#: on this machine, or by the content of what it names.
+DecidesBy = Literal["value", "resolved", "content"]
 
 
 class Section(BaseModel):
     """What all parts of a job share: immutable, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def decides_results(by: DecidesBy = "value") -> JsonDict:
+    """Marks a field (`json_schema_extra`), or a section with all its keys: an output that was begun
+    with another value is refused. Read by config/deciding.py.
+    """
+    return {"decides_results": by}
 
 
 def key_error(key: str, sentence: str) -> PydanticCustomError:

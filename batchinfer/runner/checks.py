@@ -16,6 +16,7 @@ from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.prompt import check_type, prompt_columns
+from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
 from batchinfer.sink import OUTPUT_COLUMNS
 from batchinfer.source import Fingerprint, Footer, RowFilter, Shard, check_columns, matches
@@ -94,7 +95,7 @@ def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T
 
 
 def earlier_record(
-    store: Store, survey: Survey, ingredients: Mapping[str, Any], *, is_whole: bool
+    store: Store, survey: Survey, identity: Identity, *, is_whole: bool
 ) -> dict[str, Any] | None:
     """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
 
@@ -102,17 +103,14 @@ def earlier_record(
     first start could not know (the engine refused a setting) may be mended in the job file.
     """
     record = records.read_json(store, layout.JOB_KEY)
-    if record is None or record["digest"] == records.digest_of(ingredients):
+    if record is None or not (changes := identity.changes_since(record)):
         return record
     if is_whole and not survey.finished and not survey.with_parts:
         return None
-    raise other_settings(store, record, ingredients)
+    raise other_settings(store, changes)
 
 
-def other_settings(
-    store: Store, record: Mapping[str, Any], ingredients: Mapping[str, Any]
-) -> ConfigError:
-    changes = records.changed_ingredients(record["ingredients"], ingredients)
+def other_settings(store: Store, changes: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"the results in {store.url} were computed with other settings:\n  "
         + "\n  ".join(changes)
@@ -137,11 +135,16 @@ def recorded_fingerprints(
     return recorded
 
 
-def check_output(store: Store, ingredients: Mapping[str, Any], shards: Sequence[Shard]) -> None:
+def check_output(store: Store, identity: Identity, shards: Sequence[Shard]) -> None:
     """Raise ConfigError if the output holds something that a run would not go on from."""
     ledger = Ledger(store, {}, 1)
     survey = ledger.survey()
     refuse_other_outputs(store, survey, (shard.name for shard in shards))
-    record = earlier_record(store, survey, ingredients, is_whole=True)
+    record = earlier_record(store, survey, identity, is_whole=True)
     recorded = recorded_fingerprints(store, record)
-    refuse_foreign_files(ledger, survey, recorded, records.digest_of(ingredients))
+    refuse_foreign_files(ledger, survey, recorded, digest_in(record, identity))
+
+
+def digest_in(record: Mapping[str, Any] | None, identity: Identity) -> str:
+    """The digest of an output's files: the one that it was begun with, if it was."""
+    return str(record["digest"]) if record else identity.digest

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 
 from batchinfer import __version__
-from batchinfer.checkpoint import Lease, records
+from batchinfer.checkpoint import Lease
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.context import RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
-from batchinfer.runner.digest import digest_ingredients
+from batchinfer.runner.digest import identity_of
 from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
@@ -60,8 +60,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
     model = model_of(job)
     shards = list_input(job, context.stop.should_give_up)
     check_layout(job, store, shards)
-    digest = records.digest_of(digest_ingredients(job, model))
-    totals = find_complete(job, options, store, digest, shards)
+    totals = find_complete(options, store, identity_of(job, model), shards)
     if totals is not None:
         logger.info("nothing to do: %s is complete", store.url)
         return judge(job, Outcome("complete", 0, store.url, totals=totals))

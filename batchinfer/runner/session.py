@@ -31,11 +31,12 @@ from batchinfer.model import ModelFacts
 from batchinfer.runner.checks import (
     check_schema,
     check_shards,
+    digest_in,
     earlier_record,
     other_settings,
     recorded_fingerprints,
 )
-from batchinfer.runner.digest import complete_digest, digest_ingredients
+from batchinfer.runner.digest import Identity, complete_digest, identity_of
 from batchinfer.runner.ownership import (
     refuse_foreign_files,
     refuse_other_outputs,
@@ -148,13 +149,18 @@ def _s3_options(settings: Any) -> S3Options:
 
 
 def find_complete(
-    job: Job, options: RunOptions, store: Store, digest: str, shards: Sequence[Shard]
+    options: RunOptions, store: Store, identity: Identity, shards: Sequence[Shard]
 ) -> Totals | None:
-    """Totals if the output is complete for just this job and input: one read and one listing."""
+    """Totals if the output is complete for just this job and input: two reads and one listing."""
     if options.restart or options.retry_failed:
         return None
     success = records.read_json(store, layout.SUCCESS_KEY)
-    if success is None or success.get("digest") != complete_digest(digest, shards):
+    if success is None:
+        return None
+    record = records.read_json(store, layout.JOB_KEY)
+    if record is not None and identity.changes_since(record):
+        return None
+    if success.get("digest") != complete_digest(digest_in(record, identity), shards):
         return None
     if store.stat(layout.RESTART_KEY) is not None:
         return None
@@ -181,8 +187,7 @@ def begin(
     A session whose `pending` is empty has no run number: there is nothing to compute. Raises
     ConfigError, InputError, LeaseHeld.
     """
-    ingredients = digest_ingredients(job, model)
-    digest = records.digest_of(ingredients)
+    identity = identity_of(job, model)
     if not job.output.single_writer:
         _require_create(store)
     holder = Holder.current(since=clock.utc())
@@ -193,7 +198,7 @@ def begin(
     refuse_other_outputs(store, survey, (shard.name for shard in shards))
     record = None
     if not is_restart:
-        record = earlier_record(store, survey, ingredients, is_whole=options.slice is None)
+        record = earlier_record(store, survey, identity, is_whole=options.slice is None)
     if not is_restart and survey.with_parts and store.stat(layout.JOB_KEY) is None:
         raise ConfigError(
             f"{store.url_of(layout.JOB_KEY)} is missing, but there are parts of a run: they cannot "
@@ -207,13 +212,14 @@ def begin(
             window_rows,
             job.packing.window_rows,
         )
+    digest = digest_in(record, identity)
     facts = {
         "version": __version__,
         "schema_version": SCHEMA_VERSION,
         "job": job.name,
         "digest": digest,
         "model": {"path": job.model.path, "dtype": model.dtype, "quantization": model.quantization},
-        "sampling": ingredients["sampling"],
+        "sampling": job.sampling.model_dump(mode="json"),
         "window_rows": window_rows,
     }
     ledger = Ledger(store, facts, window_rows, num_samples=job.sampling.n)
@@ -251,7 +257,7 @@ def begin(
         session.survey = ledger.survey()
         refuse_foreign_files(ledger, session.survey, recorded, digest)
     if record is None:
-        _create_record(session, ingredients)
+        _create_record(session, identity)
     store.sweep(_swept_by(session))
     _settle_leftovers(session)
     session.pending = _pending(session)
@@ -293,7 +299,7 @@ def _require_create(store: Store) -> None:
         )
 
 
-def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
+def _create_record(session: Session, identity: Identity) -> None:
     """Write job.json. Raises if another slice was faster, with something else."""
     store, job = session.store, session.job
     created = {
@@ -302,23 +308,24 @@ def _create_record(session: Session, ingredients: dict[str, Any]) -> None:
         "window_rows": session.window_rows,
         "first_run": _last_run(store) + 1,
         "created_at": session.clock.utc(),
-        "ingredients": ingredients,
+        "ingredients": identity.ingredients,
         "job": job.model_dump(mode="json"),
     }
     content = records.to_json(created)
     if store.create(layout.JOB_KEY, content):
         return
     record = records.read_json(store, layout.JOB_KEY)
-    if record is not None and record["digest"] != session.digest:
+    if record is not None and (changes := identity.changes_since(record)):
         if session.options.slice is not None:
-            raise other_settings(store, record, ingredients)
+            raise other_settings(store, changes)
         store.delete([layout.JOB_KEY])  # it has no result, see earlier_record
         store.create(layout.JOB_KEY, content)
         return
-    if record is None or int(record["window_rows"]) != session.window_rows:
+    ours = session.digest, session.window_rows
+    if record is None or (record["digest"], int(record["window_rows"])) != ours:
         raise TransientError(
-            f"another run began {store.url} at the same moment with another packing.window_rows: "
-            "start again"
+            f"another run began {store.url} at the same moment, with another packing.window_rows "
+            "or another version of batchinfer: start again"
         )
 
 
