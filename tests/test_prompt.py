@@ -199,7 +199,6 @@ def test_values_are_data_and_never_rendered(tokenizer: Any) -> None:
         "{{ text.upper }}",
         "{{ [text] | map('upper') }}",
         "{{ 1 // (text | length - 4) }}",
-        "{{ range }}{{ text }}",
         "{{ range(10 ** 9) | list }}{{ text }}",
     ],
 )
@@ -249,7 +248,7 @@ def test_a_variable_that_is_no_column_is_refused_with_the_nearest() -> None:
         ({"template": "{{ xs | random }}"}, "random"),
         ({"template": "{{ ''.__class__ ~ text }}"}, "prompt.template: access to attribute"),
         (chat(chat_template="{% for %}"), "prompt.chat_template, line 1"),
-        (chat(chat_template="{{ raise_exception('no users') }}"), "no users"),
+        (chat(chat_template="{{ raise_exception('no users') }}{{ messages }}"), "no users"),
         ({"column": "text", "max_tokens": 2048}, "no room for a prompt"),
     ],
 )

@@ -15,6 +15,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.messages import Messages
 from batchinfer.prompt.render import template_error
+from batchinfer.prompt.wording import refuse_chat_template
 
 _KEY = "prompt.chat_template"
 _MARK = "Qv7mark7vQ"
@@ -50,6 +51,7 @@ class ChatTemplate:
             raise ConfigError(f"{_KEY}: {error.message}") from None
         except (TypeError, ValueError) as error:  # tools, documents
             raise ConfigError(f"prompt.chat_template_kwargs: {error}") from error
+        refuse_chat_template(source, _KEY if template else "the tokenizer's chat template")
         self._takes_only_parts = False
         self._takes_only_parts = not self._writes(_MARK) and self._writes(_as_parts(_MARK))
 

@@ -10,6 +10,7 @@ import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -18,8 +19,17 @@ from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.messages import Messages, last_user, parse_messages, type_problem
+from batchinfer.prompt.references import ROW
 from batchinfer.prompt.remarks import Remark, Remarks, sentence
-from batchinfer.prompt.render import TextTemplate
+from batchinfer.prompt.render import TextTemplate, text_template
+from batchinfer.prompt.wording import (
+    foreign_names,
+    refuse_chat_template,
+    refuse_constant,
+    refuse_path,
+    refuse_unsayable,
+    written,
+)
 
 logger = logging.getLogger("batchinfer.prompt")
 
@@ -38,14 +48,28 @@ Drafter = Callable[[Mapping[str, Any]], Draft]  # raises RowError
 
 
 def prompt_columns(prompt: PromptSettings, available: Sequence[str]) -> list[str]:
-    """Input columns the prompt needs. Raises ConfigError for a variable that is no column."""
+    """Input columns the prompt needs. Raises ConfigError for a template that cannot be meant so."""
+    sources = _sources(prompt)
+    for key, source in sources:
+        refuse_path(source, key)
+        refuse_unsayable(source, key, available)
     for template in _templates(prompt):
         for name in template.columns:
             if name not in available:
-                close = difflib.get_close_matches(name, available, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {_list(available)}"
-                raise ConfigError(f"{template.key} uses {name!r}, which is no input column; {hint}")
-    return needed_columns(prompt)
+                raise ConfigError(f"{template.key} {_unknown(name, available)}")
+    columns = needed_columns(prompt)
+    if not columns:
+        refuse_constant(sources, "prompt.messages" if prompt.messages else sources[0][0], available)
+    for key, source in sources:
+        for as_it_is, column in foreign_names(source, available):
+            _warn_once(
+                f"{key}: {as_it_is} stays as it is in every prompt; if the column is meant, write "
+                f"{{{{ {written(column)} }}}}"
+            )
+    # One word may be the name of one of the tokenizer's templates, which is not loaded here.
+    if prompt.chat_template is not None and not prompt.chat_template.strip().isidentifier():
+        refuse_chat_template(prompt.chat_template, "prompt.chat_template")
+    return columns
 
 
 def needed_columns(prompt: PromptSettings) -> list[str]:
@@ -112,13 +136,38 @@ def _check_roles(chat: ChatTemplate, roles: Sequence[str]) -> None:
         logger.warning("prompt.messages: %s", sentence(kind, [about]))
 
 
-def _templates(prompt: PromptSettings) -> list[TextTemplate]:
+def _sources(prompt: PromptSettings) -> list[tuple[str, str]]:
+    """(key, text) of each template of a row's values."""
     if prompt.template is not None:
-        return [TextTemplate(prompt.template, "prompt.template")]
+        return [("prompt.template", prompt.template)]
     return [
-        TextTemplate(message.content, f"prompt.messages[{index}].content")
+        (f"prompt.messages[{index}].content", message.content)
         for index, message in enumerate(prompt.messages or ())
     ]
+
+
+def _templates(prompt: PromptSettings) -> list[TextTemplate]:
+    return [text_template(source, key) for key, source in _sources(prompt)]
+
+
+def _unknown(name: str, available: Sequence[str]) -> str:
+    """What is said of a variable that is no column."""
+    if name == ROW:
+        return (
+            f'uses {ROW!r} otherwise than as {ROW}["name of a column"], with the name written out'
+        )
+    close = difflib.get_close_matches(name, available, n=1)
+    hint = f"there are {', '.join(available) or 'none'}"
+    if close:
+        as_variable = written(close[0])
+        hint = f"did you mean {as_variable if as_variable != close[0] else repr(close[0])}?"
+    return f"uses {name!r}, which is no input column; {hint}"
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Every shard is checked, and the same is said of each."""
+    logger.warning("%s", text)
 
 
 def _text_draft(text: str) -> Draft:
@@ -144,7 +193,3 @@ def _holds_token_ids(data_type: pa.DataType) -> bool:
     if not is_list:
         return False
     return bool(types.is_integer(data_type.value_type) or types.is_null(data_type.value_type))
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"

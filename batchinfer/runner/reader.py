@@ -30,7 +30,7 @@ from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.writer import ShardOutput, Writer
 from batchinfer.sink import Result, output_schema
-from batchinfer.source import RowFilter, Shard, ShardReader
+from batchinfer.source import Block, RowFilter, Shard, ShardReader
 from batchinfer.telemetry import Clock, Counters
 
 logger = logging.getLogger("batchinfer.runner")
@@ -222,9 +222,9 @@ class Reader:
             if self._num_rows_left is not None:
                 indices = self._within_limit(indices)
             if len(indices):
-                is_whole = len(indices) == block.table.num_rows
-                table = block.table if is_whole else block.table.take(pa.array(indices))
-                self._add(pending, shard, block.rows[indices], ~done[indices], table)
+                if len(indices) < len(block.rows):
+                    block = block.take(indices)
+                self._add(pending, shard, block, ~done[indices])
             if (
                 pending.num_tokens >= self._job.packing.buffer_tokens
                 or pending.num_bytes >= MAX_CARRIED_BYTES
@@ -253,14 +253,13 @@ class Reader:
         self,
         pending: _Pending,
         shard: Shard,
-        rows: npt.NDArray[np.int64],
+        block: Block,
         todo: npt.NDArray[np.bool_],
-        table: pa.Table,
     ) -> None:
-        prepared = self._prompter.prepare(table)
-        self._remark_warnings.check(shard.name, rows, prepared.remarks)
-        carried = _carried_table(self._job, shard, rows, table)
-        pending.rows.append(rows)
+        prepared = self._prompter.prepare(block.table)
+        self._remark_warnings.check(shard.name, block.rows, prepared.remarks)
+        carried = _carried_table(self._job, shard, block)
+        pending.rows.append(block.rows)
         pending.todo.append(todo)
         pending.prepared.append(prepared)
         pending.carried.append(carried)
@@ -287,16 +286,14 @@ def _carried_fields(job: Job, schema: pa.Schema) -> list[pa.Field]:
     return [pa.field("id", id_type), *kept]
 
 
-def _carried_table(
-    job: Job, shard: Shard, rows: npt.NDArray[np.int64], table: pa.Table
-) -> pa.Table:
+def _carried_table(job: Job, shard: Shard, block: Block) -> pa.Table:
     if job.input.id_column:
-        ids = table.column(job.input.id_column)
+        ids = block.table.column(job.input.id_column)
     else:
         ids = pa.chunked_array(
-            [pa.array([f"{shard.name}:{row}" for row in rows.tolist()], pa.string())]
+            [pa.array([f"{shard.name}:{row}" for row in block.rows.tolist()], pa.string())]
         )
-    kept = {name: table.column(name) for name in job.input.keep_columns}
+    kept = {name: block.table.column(name) for name in job.input.keep_columns}
     return pa.table({"id": ids, **kept})
 
 

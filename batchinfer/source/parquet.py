@@ -38,6 +38,13 @@ class Block:
     rows: npt.NDArray[np.int64]  # row numbers in the shard, ascending
     table: pa.Table
 
+    def take(self, indices: npt.NDArray[np.int64]) -> Block:
+        """Some of the rows. Of a table without columns pyarrow would take none."""
+        if self.table.num_columns:
+            return Block(self.rows[indices], self.table.take(pa.array(indices)))
+        without_columns = pa.table({"row": self.rows[indices]}).select([])
+        return Block(self.rows[indices], without_columns)
+
 
 class ShardReader:
     """An open shard, used by one thread. Ranges that follow each other are read in one go."""
@@ -192,7 +199,7 @@ class ShardReader:
                 where = f"{self._shard.url}, rows {first_row} to {first_row + len(rows) - 1}"
                 raise InputError(f"{where}: {error}") from error
             if not mask.all():
-                rows, table = rows[mask], table.filter(pa.array(mask))
+                return Block(rows, table.select(self._columns)).take(np.flatnonzero(mask))
         return Block(rows, table.select(self._columns))
 
     def _column(self, name: str, stored: pa.Table) -> pa.ChunkedArray:

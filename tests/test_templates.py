@@ -1,0 +1,228 @@
+"""Templates say which columns they read; what cannot be meant is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchinfer.config import PromptSettings
+from batchinfer.errors import ConfigError
+from batchinfer.prompt import prompt_columns
+from batchinfer.prompt.chat import ChatTemplate
+from batchinfer.prompt.render import TextTemplate
+from batchinfer.source import Block
+
+
+def refusal(source: str, columns: list[str], **settings: Any) -> str:
+    """What is said about a template of these columns; empty if nothing."""
+    prompt = PromptSettings.model_validate({"template": source, **settings})
+    try:
+        prompt_columns(prompt, columns)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def messages_refusal(columns: list[str], *contents: str, **settings: Any) -> str:
+    messages = [{"role": "user", "content": content} for content in contents]
+    return refusal("", columns, template=None, messages=messages, **settings)
+
+
+# A prompt that reads nothing of the row
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["prompts/ask.j2", "ask.txt", "./ask", "~/ask", "s3://prompts/ask", "{existing}", " ask.md\n"],
+)
+def test_a_path_in_place_of_a_template_is_named(path: str, tmp_path: Any) -> None:
+    existing = tmp_path / "ask"
+    existing.write_text("{{ text }}")
+    path = path.format(existing=existing)
+    said = f"{path.strip()} is a path, the key wants the template's text"
+    assert f"prompt.template: {said}" in refusal(path, ["text"])
+    assert f"prompt.messages[1].content: {said}" in messages_refusal(["text"], "{{ text }}", path)
+    assert f"prompt.chat_template: {said}" in messages_refusal(
+        ["text"], "{{ text }}", chat_template=path
+    )
+
+
+@pytest.mark.parametrize(
+    ("braces", "column"),
+    [
+        ("{text}", "text"),
+        ("${text}", "text"),
+        ("%(text)s", "text"),
+        ("{text!r:>8}", "text"),
+        ("{text.strip()}", "text"),
+        ("{Product Name}", 'row["Product Name"]'),
+    ],
+)
+def test_braces_of_other_languages_are_named_with_what_to_write(braces: str, column: str) -> None:
+    said = refusal(f"Say it shorter: {braces}", ["id", "text", "Product Name"])
+    assert f"{braces} is no variable" in said
+    assert f"write {{{{ {column} }}}}" in said
+
+
+def test_braces_beside_a_variable_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    source = '{{ text }} in {context}, as {"key": 1} or {other}'
+    for _ in range(3):
+        assert refusal(source, ["text", "context"]) == ""
+    (record,) = caplog.records
+    assert "{context} stays as it is" in record.message
+    assert record.levelname == "WARNING"
+
+
+@pytest.mark.parametrize("source", ["Hello", "{# {{ text }} #}x", "{% set text = 1 %}{{ text }}"])
+def test_a_prompt_without_any_column_is_refused(source: str) -> None:
+    assert "uses no input column" in refusal(source, ["text"])
+    assert "{{ text }}" in refusal(source, ["text"])
+    assert "prompt.messages uses no input column" in messages_refusal(["text"], "Be brief.", source)
+    assert messages_refusal(["text"], "Be brief.", "{{ text }}") == ""
+    assert refusal("{% set _ = text %}" + source, ["text"]) == ""
+
+
+def test_a_chat_template_writes_out_the_conversation() -> None:
+    def said(template: str) -> str:
+        return messages_refusal(["text"], "{{ text }}", chat_template=template)
+
+    assert "prompt.chat_template does not use `messages`" in said("Say {{ eos_token }}")
+    assert "does not use `messages`" in said("a messages template without braces")
+    assert said("{% for m in messages %}{{ m.content }}{% endfor %}") == ""
+    assert said("tool_use") == ""  # maybe one of the tokenizer's own, by name
+
+    class Tokenizer:
+        name_or_path = "x"
+        special_tokens_map: dict[str, str] = {}  # noqa: RUF012
+
+        def get_chat_template(self, template: str | None) -> str:
+            return template or "no conversation"
+
+    with pytest.raises(ConfigError, match=r"the tokenizer's chat template does not use"):
+        ChatTemplate(Tokenizer(), None, {})
+    with pytest.raises(ConfigError, match=r"prompt.chat_template does not use"):
+        ChatTemplate(Tokenizer(), "tool_use", {})
+
+
+# Columns of any name
+
+
+ODD_NAMES = ("Product Name", "label-coarse", "2nd", "meta.title", "a'b", 'a"b', "what?", "0", " x")
+MEANT_OTHERWISE = ("true", "not", "self", "range", "loop", "row", "a\\b\n", "{{ x }}", "ü b", "")
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, *MEANT_OTHERWISE])
+def test_any_column_can_be_named_by_its_row(name: str) -> None:
+    template = TextTemplate(f"{{{{ row[{json.dumps(name)}] }}}}/{{{{ x }}}}", "prompt.template")
+    assert template.columns == tuple(sorted((name, "x")))
+    assert template.render({name: "value", "x": 1}) == "value/1"
+    assert refusal(f"{{{{ row[{json.dumps(name)}] }}}}", ["x", name]) == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("{{ label-coarse }}", "label-coarse"),
+        ("{% if label-coarse == 'L0' %}x{% endif %}{{ label }}", "label-coarse"),
+        ("{{ Product Name }}", "Product Name"),
+        ("{{ 2nd | upper }}", "2nd"),
+        ("{{ meta.title }}", "meta.title"),
+        ("{{ what? }}", "what?"),
+        ("{{ 0 }}", "0"),
+        ("{{ true }}", "true"),
+        ("{{ not }}", "not"),
+    ],
+)
+def test_a_name_that_jinja_reads_otherwise_is_refused_whatever_other_columns_there_are(
+    source: str, name: str
+) -> None:
+    columns = ["label", "coarse", "meta", "text", name]
+    said = refusal(source, columns)
+    assert f"prompt.template has {name!r}" in said
+    assert f'row["{name}"]' in said
+    assert "rename" in said
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ label - coarse }}",
+        "{{ text[0] }}",
+        "{{ text | replace('label-coarse', '') }}",
+        "{% raw %}{{ label-coarse }}{% endraw %}{{ text }}",
+        "{% if true %}{{ text }}{% endif %}",
+        "{{ x.label-coarse }}",
+        "{{ text }}",
+    ],
+)
+def test_what_only_looks_like_such_a_name_is_left_alone(source: str) -> None:
+    columns = ["label", "coarse", "text", "x", "label-coarse", "0", "true", "text "]
+    assert refusal(source, columns) == ""
+
+
+def test_a_variable_of_the_template_called_row_stays_its_own() -> None:
+    template = TextTemplate(
+        '{% for row in table %}{{ row["x"] }},{% endfor %}{{ text }}', "prompt.template"
+    )
+    assert template.columns == ("table", "text")
+    assert template.render({"table": [{"x": 1}, {"x": 2}], "text": "t"}) == "1,2,t"
+
+
+@pytest.mark.parametrize("source", ["{{ row }}", "{{ row[text] }}", "{{ row.text }}"])
+def test_the_row_is_read_by_names_that_are_written_out(source: str) -> None:
+    assert 'row["name of a column"]' in refusal(source, ["text"])
+
+
+def test_a_column_called_row_is_a_variable_like_others() -> None:
+    template = TextTemplate('{{ row }}{{ row["x"] }}{{ row["row"] }}', "prompt.template")
+    assert template.render({"row": "r", "x": "x"}) == "rxr"
+
+
+def test_the_nearest_name_is_told_as_a_template_writes_it() -> None:
+    assert "did you mean 'description'?" in refusal("{{ descripton }}", ["description"])
+    assert 'did you mean row["text "]?' in refusal("{{ text }}", ["text "])
+    assert "there are a, b" in refusal("{{ zzz }}", ["a", "b"])
+
+
+# What no template of one row can do
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("{% include 'x' %}{{ text }}", "include: there is no other template"),
+        ("{% import 'x' as x %}{{ text }}", "import: there is no other template"),
+        ("{% from 'x' import y %}{{ text }}", "there is no other template"),
+        ("{% extends 'x' %}{{ text }}", "extends: there is no other template"),
+        ("{% if text %}{{ text | shorten }}{% endif %}", "there is no filter 'shorten'"),
+        ("{% if text is long %}{{ text }}{% endif %}", "there is no test 'long'"),
+        ("{{ text | replace('a') }}", "filter 'replace': missing a required argument: 'new'"),
+        ("{{ text | upper(1) }}", "filter 'upper': too many positional arguments"),
+        ("{{ range }}{{ text }}", 'row["range"]'),
+        ("{{ self }}{{ text }}", 'row["self"]'),
+    ],
+)
+def test_what_would_fail_in_every_row_is_refused(source: str, sentence: str) -> None:
+    assert sentence in refusal(source, ["text"])
+
+
+def test_blocks_macros_and_filters_on_lists_work() -> None:
+    source = (
+        "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice(text) }}"
+        "{% block b %}{{ row['text'] | upper }}{% endblock %}{{ self.b() }}"
+        "{{ text | list | map('upper') | join('-') }}"
+    )
+    assert TextTemplate(source, "prompt.template").render({"text": "ab"}) == "ababABABA-B"
+
+
+# Rows without columns
+
+
+def test_rows_of_a_table_without_columns_are_counted() -> None:
+    rows = np.arange(5, 10)
+    block = Block(rows, pa.table({"x": rows}).select([])).take(np.array([0, 3]))
+    assert (block.rows.tolist(), block.table.num_rows, block.table.num_columns) == ([5, 8], 2, 0)
