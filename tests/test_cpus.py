@@ -5,20 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from batchinfer.cli.doctor import show_kv_caches, show_quantizations
+from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
 from batchinfer.engine.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.hardware import cpu_flags
 from batchinfer.errors import ConfigError, EngineDied
-from batchinfer.quantization import Checkpoint, choose, choose_kv_cache
-from tests.support.cpus import CPUS, FLAGS, LIBRARIES, environment
-from tests.support.jobs import ROOT
+from batchinfer.model import read_model
+from batchinfer.quantization import (
+    SCHEMES,
+    TABLE,
+    Begun,
+    Checkpoint,
+    Choice,
+    Machine,
+    auto_dtype,
+    choose,
+    choose_kv_cache,
+    record_of,
+)
+from batchinfer.runner.begun import differs_by_machine
+from tests.support.cpus import CPUS, FLAGS, LIBRARIES, PACKAGES, environment
+from tests.support.jobs import MODEL, ROOT, Ended, Place, job, rows, run, write_job
 
 #: What this machine can stand in for: CPUs that have less.
 HERE = [cpu for cpu in ("avx2", "avx512") if FLAGS[cpu] <= cpu_flags()]
@@ -85,6 +102,24 @@ def test_doctor_says_what_runs_on_each_kind_of_cpu(
         assert " ".join(name for mark, name, *_ in lines if mark == "ok") == expected
 
 
+@pytest.mark.parametrize(
+    ("cpu", "words"),
+    [
+        (
+            "avx2",
+            "auto takes float32 for models in bfloat16 and float16 and float32; this CPU has ",
+        ),
+        ("avx512_bf16", "auto takes bfloat16 for models in bfloat16 and float32, float32 for mod"),
+        ("amx", "for models in bfloat16 and float32, float16 for models in float16\n"),
+    ],
+)
+def test_doctor_says_which_dtype_auto_takes_and_why(
+    cpu: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_dtype(CPUS[cpu])
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [NO_KERNEL, NO_DISPATCH])
 @pytest.mark.parametrize("wrap", [lambda e: e, lambda e: RuntimeError(f"Worker failed: {e}")])
 def test_a_kernel_that_is_missing_in_a_step_never_passes_by_starting_again(
@@ -104,6 +139,194 @@ def test_a_file_that_is_no_library_says_nothing_of_kernels(tmp_path: Path) -> No
         (tmp_path / "a.so").write_bytes(content)
         assert registered_operators(tmp_path / "a.so") is None
     assert registered_operators(tmp_path / "none.so") is None
+
+
+@pytest.mark.parametrize(
+    ("own", "cpu", "taken"),
+    [
+        ("bfloat16", "avx2", "float32"),
+        ("bfloat16", "avx512", "float32"),
+        ("bfloat16", "avx512_bf16", "bfloat16"),
+        ("bfloat16", "amx", "bfloat16"),
+        ("float16", "avx2", "float32"),
+        ("float16", "avx512_bf16", "float32"),
+        ("float16", "amx", "float16"),
+        ("float32", "avx2", "float32"),
+        ("float32", "avx512_bf16", "bfloat16"),
+    ],
+)
+def test_auto_takes_the_checkpoints_dtype_only_where_the_cpu_computes_in_it(
+    own: str, cpu: str, taken: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(MODEL, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": own, "torch_dtype": own}))
+    facts = read_model(str(folder), machine=CPUS[cpu])
+    assert facts.dtype == taken
+    assert any(f"auto computes in {taken}" in note for note in facts.notes) == (own != taken)
+    for asked in ("bfloat16", "float16", "float32"):
+        assert read_model(str(folder), machine=CPUS[cpu], dtype=asked).dtype == asked
+    assert read_model(str(folder), machine=CPUS[cpu], quantization="int8").dtype in (
+        taken,
+        "bfloat16",  # int8 is not computed in float16
+    )
+
+
+H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
+T4 = Machine("cuda", compute_capability=(7, 5), packages=PACKAGES)
+MACHINES = (*CPUS.values(), H200, T4, Machine(None))
+NAMES = tuple(record.name for record in TABLE)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    asked=st.sampled_from(("auto", *NAMES)),
+    fallback=st.lists(st.sampled_from(NAMES), max_size=3),
+    scheme=st.sampled_from((*SCHEMES, "torchao")),
+    asked_dtype=st.sampled_from((None, "bfloat16", "float16", "float32")),
+    own=st.sampled_from(("bfloat16", "float16", "float32")),
+    one=st.sampled_from(MACHINES),
+    other=st.sampled_from(MACHINES),
+)
+def test_what_an_output_was_begun_in_is_kept_on_every_machine_or_refused(
+    asked: str,
+    fallback: list[str],
+    scheme: str,
+    asked_dtype: str | None,
+    own: str,
+    one: Machine,
+    other: Machine,
+) -> None:
+    def chosen_on(machine: Machine, begun: Begun | None) -> Choice | None:
+        try:
+            return choose(
+                asked,
+                Checkpoint(scheme, scheme),
+                machine,
+                dtype=asked_dtype or auto_dtype(own, machine)[0],
+                is_dtype_asked=asked_dtype is not None,
+                fallback=fallback,
+                begun=begun,
+            )
+        except ConfigError:
+            return None
+
+    if asked != "auto":  # a name that is a dtype asks for it
+        asked_dtype = record_of(asked).dtype or asked_dtype
+    first = chosen_on(one, None)
+    if first is None:
+        return
+    begun = Begun(first.dtype, first.name)
+    again, elsewhere = chosen_on(one, begun), chosen_on(other, begun)
+    assert again is not None and Begun(again.dtype, again.name) == begun
+    assert elsewhere is None or Begun(elsewhere.dtype, elsewhere.name) == begun
+
+
+# Runs on the fake engine: dtype and quantization of an output are decided before one is built.
+
+
+def on(cpu: str, path: Path, *arguments: str, **options: Any) -> Ended:
+    return run(path, *arguments, environ=environment(cpu), **options)
+
+
+def computed_in(place: Place, output: str = "out") -> set[tuple[str, str]]:
+    """(dtype, quantization) of everything finished."""
+    found = set()
+    for name in place.names(output):
+        if name.endswith((".parquet", ".part")):
+            facts = json.loads(pq.read_metadata(place.url(output, name)).metadata[b"batchinfer"])
+            found.add((facts["model"]["dtype"], facts["model"]["quantization"]))
+    return found
+
+
+@pytest.fixture
+def filled(folder: Place) -> Place:
+    for name in ("a", "b"):
+        folder.write_parquet(f"in/{name}.parquet", rows(8))
+    return folder
+
+
+def test_an_output_begun_in_bfloat16_stays_so_on_a_cpu_that_is_slow_in_it(
+    filled: Place, tmp_path: Path
+) -> None:
+    path = write_job(tmp_path, job(filled))
+    assert on("avx512_bf16", path, "--limit", "6").result["status"] == "partial"
+    assert computed_in(filled) == {("bfloat16", "none")}
+    words = (
+        "the output was begun in bfloat16 and stays so; a new output.path would be computed in "
+        "float32 here, which is faster: this CPU has no bfloat16 arithmetic (avx512_bf16 or "
+        "amx_bf16)"
+    )
+    for command in ("validate", "plan"):
+        looked = on("avx2", path, command=(command,))
+        assert looked.code == 0, looked.stderr
+        assert f"warning  {words}" in looked.stdout
+    ended = on("avx2", path)
+    assert (ended.code, computed_in(filled)) == (0, {("bfloat16", "none")})
+    assert ended.result["warnings"] == [words]
+    assert on("avx512", path).result["status"] == "complete"
+    refused = on("avx2", path, "--set", "model.dtype=float32")
+    assert refused.code == 2
+    assert 'model.dtype: was "bfloat16", is "float32"' in refused.result["message"]
+    again = on("avx2", path, "--restart")
+    assert (again.code, computed_in(filled)) == (0, {("float32", "none")})
+    assert again.result["warnings"] == []
+
+
+def test_slices_on_different_cpus_compute_in_one_dtype(filled: Place, tmp_path: Path) -> None:
+    path = write_job(tmp_path, job(filled))
+    for index, cpu in ((1, "avx2"), (2, "avx512_bf16")):
+        ended = on(cpu, path, "--shard", f"{index}/2")
+        assert ended.code == 0, ended.stderr
+    assert computed_in(filled) == {("float32", "none")}
+    assert "begun in float32 and stays so" in ended.stderr
+
+
+def test_an_output_without_results_takes_what_is_fast_where_the_next_start_is(
+    filled: Place, tmp_path: Path
+) -> None:
+    for output, arguments, dtype in (
+        ("whole", (), "float32"),
+        ("sliced", ("--shard", "1/2"), "bfloat16"),  # another slice may be at work
+    ):
+        path = write_job(tmp_path, job(filled, output), f"{output}.yaml")
+        assert on("avx512_bf16", path, *arguments, fake={"fail_build": "no"}).code == 2
+        ended = on("avx2", path, *arguments)
+        assert ended.code == 0, ended.stderr
+        assert computed_in(filled, output) == {(dtype, "none")}
+
+
+def test_a_fallback_that_an_output_was_begun_with_is_kept_where_the_first_name_runs(
+    filled: Place, tmp_path: Path
+) -> None:
+    model = {"path": str(MODEL), "quantization": "int4", "quantization_fallback": ["int8"]}
+    path = write_job(tmp_path, job(filled, model=model))
+    begun = on("avx2", path, "--limit", "6")
+    assert "int8 is used instead of int4: it needs the kernel" in begun.result["warnings"][0]
+    ended = on("avx512_bf16", path)
+    assert (ended.code, computed_in(filled)) == (0, {("float32", "int8")})
+    assert "int8 is used instead of int4: the output was begun with it" in ended.stderr
+
+
+def test_an_output_that_a_cpu_cannot_go_on_with_is_refused_there_with_the_reason(
+    filled: Place, tmp_path: Path
+) -> None:
+    model = {"path": str(MODEL), "quantization": "int4", "quantization_fallback": ["int8"]}
+    path = write_job(tmp_path, job(filled, model=model))
+    assert on("avx512_bf16", path, "--limit", "6").code == 0
+    refused = on("avx2", path)
+    assert refused.code == 2
+    assert (
+        "the output was begun in bfloat16 with quantization int4, which cannot run here: it needs "
+        "the kernel cpu_gemm_wna16"
+    ) in refused.result["message"]
+    assert computed_in(filled) == {("bfloat16", "int4")}
+
+
+def test_two_first_starts_at_once_on_different_cpus_are_told_from_two_jobs() -> None:
+    of_machine = ['model.dtype: was "bfloat16", is "float32"', 'model.content.made by: was "a", is']
+    assert differs_by_machine(of_machine)
+    assert not differs_by_machine([*of_machine, 'prompt.column: was "a", is "b"'])
 
 
 # The real vLLM.

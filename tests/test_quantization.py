@@ -390,7 +390,7 @@ def test_where_bfloat16_does_not_run_a_checkpoint_in_it_is_computed_in_float16()
     ):
         found = choice(asked, scheme, machine)
         assert found.dtype == "float16", asked
-        assert "the checkpoint's dtype is bfloat16" in found.notes[0]
+        assert "is computed in float16 here, and not in bfloat16" in found.notes[0]
         assert choice(asked, scheme, machine, dtype="float16").dtype == "float16"
     assert choice("bf16", "plain", H200).dtype == choice("auto", "plain", BNB_CPU).dtype
     with pytest.raises(ConfigError, match=r"bfloat16 needs compute capability 8\.0"):

@@ -12,6 +12,7 @@ from batchinfer.config import explain, load_job
 from batchinfer.engine.hardware import this_machine
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
+    describe_auto_dtype,
     for_this_machine,
     kv_cache_record,
     kv_cache_why_not,
@@ -34,6 +35,8 @@ def explain_job(path: str, sets: tuple[str, ...]) -> None:
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
     model = loaded.job.model
+    if model.resolved_dtype == "auto":
+        click.echo(f"\nmodel.dtype: {describe_auto_dtype(this_machine())}")
     if (name := model.quantization) != "auto":
         can_run, text = for_this_machine(record_of(name), this_machine())
         click.echo(
@@ -59,6 +62,8 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
         f"model    {looked.model.path}: {looked.model.dtype}, "
         f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"
     )
+    for note in looked.model.notes:
+        click.echo(f"         {note}")
     click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
     click.echo(f"output   {looked.store.url}")
     if ids:

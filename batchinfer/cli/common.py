@@ -11,8 +11,8 @@ from pathlib import Path
 
 from batchinfer.config import Job, load_job
 from batchinfer.model import ModelFacts
+from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout, check_schema, check_shards
-from batchinfer.runner.factory import model_of
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
@@ -41,10 +41,10 @@ def never() -> bool:
 
 def look_at(job: Job) -> Looked:
     """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
-    model = model_of(job)
+    store = open_output(job, never)
+    model = model_for(job, store)
     for warning in model.warnings:
         logger.warning("%s", warning)
-    store = open_output(job, never)
     shards = list_input(job, never)
     check_layout(job, store, shards)
     row_filter = RowFilter(job.input.filter) if job.input.filter else None

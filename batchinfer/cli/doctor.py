@@ -24,6 +24,7 @@ from batchinfer.quantization import (
     KV_CACHE_TABLE,
     TABLE,
     Machine,
+    describe_auto_dtype,
     for_this_machine,
     kv_cache_why_not,
 )
@@ -38,6 +39,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
     problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
+    show_dtype(this_machine())
     show_quantizations(this_machine())
     show_made_checkpoints()
     show_kv_caches(this_machine())
@@ -91,6 +93,12 @@ def _engine() -> str | None:
     else:
         _line("compiler", Path(compiler).name)
     return None
+
+
+def show_dtype(machine: Machine) -> None:
+    """What `model.dtype: auto` takes here."""
+    if machine.device is not None:
+        _line("dtype", f"model.dtype: {describe_auto_dtype(machine)}")
 
 
 def show_quantizations(machine: Machine) -> None:

@@ -131,7 +131,8 @@ class ModelSettings(Section):
         WithJsonSchema({"enum": ["auto", "float32", "float16", "bfloat16", *_DTYPE_NAMES]}),
     ] = Field(
         default="auto",
-        description="Precision of weights and activations; auto: the model's.",
+        description="Precision of weights and activations; auto: the model's, float32 on a CPU "
+        "that is slow in it, or what the output was begun in.",
         json_schema_extra=decides_results("resolved"),
     )
     kv_cache_dtype: Annotated[

@@ -31,12 +31,15 @@ from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights
 from batchinfer.quantization import (
     RECIPES,
+    Begun,
     Machine,
+    auto_dtype,
     check_hint,
     choose,
     choose_kv_cache,
     detect,
     is_gguf,
+    lacks_arithmetic,
 )
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -79,9 +82,11 @@ def read_model(
     machine: Machine = _ANY_MACHINE,
     max_model_len: int | None = None,
     needs_weights: bool = True,
+    begun: Begun | None = None,
 ) -> ModelFacts:
     """Facts of the model at `path`, a folder or a hub name, as `machine` would run it.
 
+    `begun`: what an output that is gone on with was computed in, as far as the job allows it.
     Raises ConfigError.
     """
     folder = resolve_folder(path, "model.path", revision)
@@ -89,6 +94,7 @@ def read_model(
     _refuse_gguf(folder)
     config = read_json(folder / "config.json", "model.path: a model folder needs it")
     notes: list[str] = []
+    asked_dtype = dtype if dtype != "auto" else None
     require_tokenizer(tokenizer_folder)
     weights = read_weights(folder) if needs_weights else Weights()
     text = text_config(config, folder)
@@ -99,15 +105,20 @@ def read_model(
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
     check_stored(checkpoint, settings, weights, folder)
     check_shapes(weights.tensors, checkpoint, config, folder)
-    asked_dtype = dtype if dtype != "auto" else None
+    auto, reason = auto_dtype(_own_dtype(config, text, weights), machine)
     chosen = choose(
         quantization,
         checkpoint,
         machine,
-        dtype=_resolve_dtype(dtype, config, text, weights, notes),
+        dtype=asked_dtype or auto,
         is_dtype_asked=asked_dtype is not None,
         fallback=quantization_fallback,
+        begun=begun,
     )
+    if reason and chosen.dtype == auto and asked_dtype is None:
+        notes.append(f"model.dtype auto computes in {auto}: {reason}")
+    elif slow := lacks_arithmetic(chosen.dtype, machine):
+        notes.append(f"{chosen.dtype} is slow here: {slow}")
     if quantization == "auto":  # the name that it asks for instead is now known to run
         check_hint(Path(path).name, checkpoint)
     kv_cache_dtype = choose_kv_cache(kv_cache_dtype, settings, machine, shape.cached_size)
@@ -153,24 +164,11 @@ def read_model(
     )
 
 
-def _resolve_dtype(
-    asked: str,
-    config: dict[str, Any],
-    text: dict[str, Any],
-    weights: Weights,
-    notes: list[str],
-) -> str:
-    if asked != "auto":
-        return asked
+def _own_dtype(config: dict[str, Any], text: dict[str, Any], weights: Weights) -> str:
+    """The checkpoint's: what it says, else what most of its numbers are."""
     named = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
     stored = max(weights.dtypes, key=lambda name: weights.dtypes[name], default="")
     found = str(named).removeprefix("torch.") if named else _SAFETENSORS_DTYPES.get(stored)
-    if found == "float32":
-        notes.append(
-            "the checkpoint is float32; dtype auto computes in bfloat16 "
-            "(model.dtype: float32 keeps it)"
-        )
-        return "bfloat16"
     return found if found in DTYPE_BYTES else "bfloat16"
 
 

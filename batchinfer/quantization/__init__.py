@@ -11,7 +11,8 @@ before a weight is read:
    machine cannot run is refused with the reason, or replaced by the first of
    `model.quantization_fallback` that it can.
 
-`model.kv_cache_dtype` is kept by a table of its own (`kv_cache`), in the same way.
+`model.kv_cache_dtype` is kept by a table of its own (`kv_cache`), in the same way; what
+`model.dtype: auto` means on a machine is in `dtypes`.
 
 What really runs is counted by the engine once the model is loaded (`engine/vllm_layers`): a name
 that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
@@ -21,7 +22,14 @@ them can say something else. Must not know: vLLM, torch, how the machine was loo
 plain values), whole model folders.
 """
 
-from batchinfer.quantization.choose import Choice, can_run, choose, for_this_machine, why_not
+from batchinfer.quantization.choose import (
+    Choice,
+    can_run,
+    choose,
+    describe_auto_dtype,
+    for_this_machine,
+    why_not,
+)
 from batchinfer.quantization.detect import (
     OTHER_FAMILIES,
     Checkpoint,
@@ -29,6 +37,7 @@ from batchinfer.quantization.detect import (
     is_gguf,
     meant_by,
 )
+from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.hints import check_hint
 from batchinfer.quantization.kv_cache import (
     KV_CACHE_TABLE,
@@ -57,6 +66,7 @@ __all__ = [
     "RECIPES",
     "SCHEMES",
     "TABLE",
+    "Begun",
     "Checkpoint",
     "Choice",
     "CpuLibrary",
@@ -64,10 +74,12 @@ __all__ = [
     "Machine",
     "Quantization",
     "Recipe",
+    "auto_dtype",
     "can_run",
     "check_hint",
     "choose",
     "choose_kv_cache",
+    "describe_auto_dtype",
     "detect",
     "for_this_machine",
     "is_gguf",
@@ -75,6 +87,7 @@ __all__ = [
     "kv_cache_of",
     "kv_cache_record",
     "kv_cache_why_not",
+    "lacks_arithmetic",
     "markdown_table",
     "meant_by",
     "record_of",

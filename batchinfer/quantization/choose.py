@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
+from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.recipes import RECIPES
 from batchinfer.quantization.table import (
@@ -47,18 +48,28 @@ def choose(
     dtype: str,
     is_dtype_asked: bool,
     fallback: Sequence[str] = (),
+    begun: Begun | None = None,
 ) -> Choice:
     """What runs for `model.quantization: asked`. Raises ConfigError.
 
     `dtype` is what the model would be computed in; unless asked for, it gives way to one that the
-    quantization can be computed in.
+    quantization can be computed in. `begun`: what the output has. If it is among what the job
+    allows, it is that or nothing; else the output is another job's, and this says nothing of it.
     """
+    if begun is not None and is_dtype_asked and dtype != begun.dtype:
+        begun = None
     if asked == "auto" and checkpoint.scheme not in SCHEMES:
         note = f"the checkpoint is {checkpoint.words}, which is left to vLLM"
+        if begun is not None and begun.quantization == checkpoint.scheme:
+            dtype = begun.dtype
         return Choice(checkpoint.scheme, None, dtype, notes=(note,))
     name = name_of(checkpoint.scheme) if asked == "auto" else asked
     asked_dtype = dtype if is_dtype_asked else None
     _refuse_contradiction(name, checkpoint, machine, asked_dtype)
+    if begun is not None:
+        for allowed in (name, *fallback):
+            if _is_what_was_begun(allowed, begun) and _is_meant(allowed, checkpoint):
+                return _as_begun(allowed, name, checkpoint, machine, begun)
     reason = why_not(name, checkpoint, machine, asked_dtype)
     if reason is None:
         return _choice(name, checkpoint, machine, dtype)
@@ -78,10 +89,7 @@ def choose(
 
 def can_run(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> bool:
     """Whether the job could ask for `name` instead. `dtype` as in `why_not`."""
-    record = record_of(name)
-    is_meant = checkpoint.scheme in record.schemes
-    is_meant |= checkpoint.scheme == "plain" and record.takes_plain
-    return is_meant and why_not(name, checkpoint, machine, dtype) is None
+    return _is_meant(name, checkpoint) and why_not(name, checkpoint, machine, dtype) is None
 
 
 def why_not(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> str | None:
@@ -146,16 +154,58 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
     return True, "; ".join(ways) or record.meaning
 
 
+def describe_auto_dtype(machine: Machine) -> str:
+    """For people: what `model.dtype: auto` takes here for unquantized models, and why."""
+    owns: dict[str, list[str]] = {}
+    lacking = []
+    for own in ("bfloat16", "float16", "float32"):
+        dtype, _ = auto_dtype(own, machine)
+        plain = Checkpoint("plain", SCHEMES["plain"])
+        taken = choose("none", plain, machine, dtype=dtype, is_dtype_asked=False).dtype
+        owns.setdefault(taken, []).append(own)
+        lacking += [reason] if (reason := lacks_arithmetic(own, machine)) else []
+    words = [f"{taken} for models in {' and '.join(own)}" for taken, own in owns.items()]
+    return f"auto takes {', '.join(words)}{''.join(f'; {reason}' for reason in lacking)}"
+
+
+def _is_meant(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether the name can stand for such a checkpoint, on whatever machine."""
+    record = record_of(name)
+    return checkpoint.scheme in record.schemes or (
+        checkpoint.scheme == "plain" and record.takes_plain
+    )
+
+
+def _is_what_was_begun(name: str, begun: Begun) -> bool:
+    own_dtype = record_of(name).dtype
+    if own_dtype is not None:
+        return begun == Begun(own_dtype, "none")
+    return name == begun.quantization
+
+
+def _as_begun(
+    allowed: str, name: str, checkpoint: Checkpoint, machine: Machine, begun: Begun
+) -> Choice:
+    """What the output has, by its name in the job. `name`: the first that the job asks for."""
+    if reason := why_not(allowed, checkpoint, machine, begun.dtype):
+        raise ConfigError(
+            f"the output was begun in {begun}, which cannot run here: {reason}. Go on where it "
+            "can, take another output.path, or delete its results with --restart"
+        )
+    found = _choice(allowed, checkpoint, machine, begun.dtype)
+    if allowed == name:
+        return found
+    warning = f"quantization {allowed} is used instead of {name}: the output was begun with it"
+    return replace(found, warnings=(warning,))
+
+
 def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> Choice:
     device = record_of(name).on(machine)
     assert isinstance(device, Device)
     notes = []
     dtypes = _dtypes(device, machine)
     if machine.device is not None and dtype not in dtypes:
-        notes.append(
-            f"the checkpoint's dtype is {dtype}; quantization {name} is computed in {dtypes[0]} "
-            "here"
-        )
+        notes.append(f"quantization {name} is computed in {dtypes[0]} here, and not in {dtype}")
         dtype = dtypes[0]
     becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
     made_by = device.made_by if becomes_another and not device.online else None

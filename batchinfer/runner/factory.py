@@ -16,6 +16,7 @@ from batchinfer.engine.memory import check_offload
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
+from batchinfer.quantization import Begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
     return replace(model, path=str(folder), weights_bytes=read_weights(folder).size_bytes)
 
 
-def model_of(job: Job) -> ModelFacts:
-    """Facts of the job's model folder. Raises ConfigError."""
+def model_of(job: Job, begun: Begun | None = None) -> ModelFacts:
+    """Facts of the job's model folder. `begun`: see `read_model`. Raises ConfigError."""
     check_compiler(job.engine.options, this_machine())
     check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
     return read_model(
@@ -78,6 +79,7 @@ def model_of(job: Job) -> ModelFacts:
         machine=this_machine(),
         max_model_len=job.model.max_model_len,
         needs_weights=job.engine.options.get("load_format") != "dummy",
+        begun=begun,
     )
 
 

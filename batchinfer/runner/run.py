@@ -19,11 +19,12 @@ from batchinfer.checkpoint import Lease
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
+from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.context import RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.digest import identity_of
-from batchinfer.runner.factory import EngineFactory, model_of, prompter_of
+from batchinfer.runner.factory import EngineFactory, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
@@ -57,7 +58,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
     listing_begin_s = context.startup.now()
-    model = model_of(job)
+    model = model_for(job, store, is_restart=options.restart, is_whole=options.slice is None)
     shards = list_input(job, context.stop.should_give_up)
     check_layout(job, store, shards)
     totals = find_complete(options, store, identity_of(job, model), shards)

@@ -28,6 +28,7 @@ from batchinfer.checkpoint import (
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
+from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.checks import (
     check_schema,
     check_shards,
@@ -317,6 +318,11 @@ def _create_record(session: Session, identity: Identity) -> None:
     record = records.read_json(store, layout.JOB_KEY)
     if record is not None and (changes := identity.changes_since(record)):
         if session.options.slice is not None:
+            if differs_by_machine(changes):
+                raise TransientError(
+                    f"another start began {store.url} at the same moment, on a machine where "
+                    "model.dtype or model.quantization became another: start again to go on in it"
+                )
             raise other_settings(store, changes)
         store.delete([layout.JOB_KEY])  # it has no result, see earlier_record
         store.create(layout.JOB_KEY, content)

@@ -155,7 +155,11 @@ def start(
 
     module = "tests.support.fake_run" if engine == "fake" else "batchinfer"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHINFER", "AWS_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "FAKE_ENGINE": json.dumps(dict(fake or {}))}
+    folders = filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(folders),
+        "FAKE_ENGINE": json.dumps(dict(fake or {})),
+    }
     environment |= dict(place.environ) if place else {}
     if crash:
         environment["CRASH"] = json.dumps(dict(crash))

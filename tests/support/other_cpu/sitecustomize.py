@@ -1,9 +1,10 @@
-"""Makes this process, and those it starts, take the machine for one with a lesser CPU.
+"""Makes this process, and those it starts, take the machine for one with another CPU.
 
-Python imports it by itself where this folder is in PYTHONPATH and STAND_IN_CPU names a CPU of
-`tests.support.cpus`. Both who are asked what the CPU has answer with less: torch, after which vLLM
-chooses its library, and our own reading of /proc/cpuinfo. What it shows is which kernels are there
-and chosen, not the speed of such a CPU. Imports neither torch nor batchinfer.
+Python imports it by itself where this folder is in PYTHONPATH; STAND_IN_CPU names the CPU. Both who
+are asked what the CPU has are patched: torch, after which vLLM chooses its library, says no to what
+the other one lacks; our own reading of /proc/cpuinfo says what the other one has. So a lesser CPU
+is stood in for with all of vLLM, a better one only where no kernel runs. What it shows is which
+kernels are there and chosen, not the speed of such a CPU. Imports neither torch nor batchinfer.
 """
 
 from __future__ import annotations
@@ -17,36 +18,45 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-#: CPU -> instruction sets that it lacks: all whose names begin so.
-_LACKS = {"avx2": ("avx512", "avx_vnni", "avx10", "amx"), "avx512": ("avx512_bf16", "amx")}
+#: CPU -> its instruction sets, as far as anything asks for them.
+FLAGS = {
+    "avx2": frozenset({"avx2"}),
+    "avx512": frozenset({"avx2", "avx512f"}),
+    "avx512_bf16": frozenset({"avx2", "avx512f", "avx512_bf16"}),
+    "amx": frozenset({"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}),
+}
+#: CPU -> how names of capabilities begin, as torch has them, that it lacks.
+_LACKS = {
+    "avx2": ("avx512", "avx10", "avx_vnni", "amx"),
+    "avx512": ("avx512_bf16", "avx512_fp16", "avx10", "amx"),
+    "avx512_bf16": ("avx512_fp16", "amx"),
+    "amx": (),
+}
 
 
-def _patch_torch(module: ModuleType, lacks: tuple[str, ...]) -> None:
+def _patch_torch(module: ModuleType, cpu: str) -> None:
     all_capabilities: Any = module.__dict__["get_capabilities"]
 
     def get_capabilities() -> MappingProxyType[str, Any]:
         found = dict(all_capabilities())
-        return MappingProxyType(found | {n: False for n in found if n.startswith(lacks)})
+        return MappingProxyType(found | {n: False for n in found if n.startswith(_LACKS[cpu])})
 
     module.__dict__["get_capabilities"] = get_capabilities
 
 
-def _patch_hardware(module: ModuleType, lacks: tuple[str, ...]) -> None:
-    all_flags: Any = module.__dict__["cpu_flags"]
-    module.__dict__["cpu_flags"] = lambda: frozenset(
-        flag for flag in all_flags() if not flag.startswith(lacks)
-    )
+def _patch_hardware(module: ModuleType, cpu: str) -> None:
+    module.__dict__["cpu_flags"] = lambda: FLAGS[cpu]
 
 
-_PATCHES: dict[str, Callable[[ModuleType, tuple[str, ...]], None]] = {
+_PATCHES: dict[str, Callable[[ModuleType, str], None]] = {
     "torch.cpu": _patch_torch,
     "batchinfer.engine.hardware": _patch_hardware,
 }
 
 
 class _PatchAfterImport(importlib.abc.MetaPathFinder):
-    def __init__(self, lacks: tuple[str, ...]) -> None:
-        self._lacks = lacks
+    def __init__(self, cpu: str) -> None:
+        self._cpu = cpu
         self._left = dict(_PATCHES)
 
     def find_spec(
@@ -61,11 +71,11 @@ class _PatchAfterImport(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            patch(module, self._lacks)
+            patch(module, self._cpu)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if _cpu := os.environ.get("STAND_IN_CPU"):
-    sys.meta_path.insert(0, _PatchAfterImport(_LACKS[_cpu]))
+    sys.meta_path.insert(0, _PatchAfterImport(_cpu))
