@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchinfer.storage.base import FileInfo, Store
+from batchinfer.storage.base import FileInfo, Other, Store
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.retry import RetryPolicy
 from batchinfer.storage.s3 import S3Store
 from batchinfer.storage.s3_client import S3Client, S3Options
 from batchinfer.storage.urls import check_url, is_s3, join_url, split_url
 
-__all__ = ["FileInfo", "S3Options", "Store", "is_s3", "join_url", "open_store", "split_url"]
+__all__ = [
+    "FileInfo",
+    "Other",
+    "S3Options",
+    "Store",
+    "is_s3",
+    "join_url",
+    "open_store",
+    "split_url",
+]
 
 
 def _never() -> bool:
