@@ -193,6 +193,11 @@ def test_a_second_run_names_the_first_and_a_stop_while_loading_frees_the_output_
         wait_until(lambda: any("/runs/" in name for name in place.names("out")), what="a run")
         second = run(path, place=place)
         must_fail(second, 75, "another run works on", f"pid {loading.pid}", socket.gethostname())
+        skipped = run(path, "--if-running", "skip", place=place)
+        assert (skipped.code, skipped.result["status"]) == (0, "skipped"), skipped.stderr
+        assert f"pid {loading.pid}" in skipped.result["message"]
+        silent = run(path, "--if-running", "skip", "--quiet", "--shard", "1/2", place=place)
+        assert (silent.code, silent.stdout, silent.stderr) == (0, "", "")
         kill(loading, signal.SIGTERM)
         stopped_s = time.monotonic()
         stopped = wait(loading, 20)

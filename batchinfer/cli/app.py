@@ -13,12 +13,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from batchinfer import __version__
-from batchinfer.errors import BatchInferError, exit_code_of
+from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
 from batchinfer.quantization.recipes import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
 
@@ -42,6 +43,10 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run a language model over Parquet files, durably. Start with `batchinfer run JOB.yaml`."""
+    try:
+        Path.cwd()
+    except OSError as error:  # deleted meanwhile, or its file system is gone
+        raise ConfigError(f"the current directory cannot be used: {error.strerror}") from error
     if context.invoked_subcommand not in _OWN_SIGNALS:
         release_signals()
     if context.invoked_subcommand != "run":  # which puts its warnings into log and last line
@@ -65,7 +70,9 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     if value is None:
         return None
     index, separator, count = value.partition("/")
-    if not (separator and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (separator and len(value) < 20 and index.isdigit() and count.isdigit()):
+        raise click.BadParameter(f"{value[:40]!r} is not i/n with 1 <= i <= n, such as 1/4")
+    if not 1 <= int(index) <= int(count):
         raise click.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
     return int(index), int(count)
 
@@ -88,6 +95,13 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
 )
 @click.option("--restart", is_flag=True, help="Delete the output's earlier results first.")
 @click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again.")
+@click.option(
+    "--if-running",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="When another run works on the output: exit 75, or skip this start and exit 0.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing at all unless something fails.")
 @click.option(
     "--log-format",
@@ -103,6 +117,7 @@ def run(
     slice_: tuple[int, int] | None,
     restart: bool,
     retry_failed: bool,
+    if_running: str,
     quiet: bool,
     log_format: str,
 ) -> None:
@@ -117,7 +132,14 @@ def run(
     from batchinfer.runner.session import RunOptions
 
     options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
-    Start(job, sets, options, quiet=quiet, json_lines=log_format == "json").run()
+    Start(
+        job,
+        sets,
+        options,
+        quiet=quiet,
+        json_lines=log_format == "json",
+        may_skip=if_running == "skip",
+    ).run()
 
 
 @cli.command(short_help="Check JOB without loading a model or writing anything.")

@@ -53,7 +53,7 @@ def explain_job(path: str, sets: tuple[str, ...]) -> None:
 
 def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
-    looked = look_at(load_job(path, sets).job)
+    looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     check_output(looked.store, identity_of(job, looked.model), looked.shards)
     num_rows = sum(footer.num_rows for footer in looked.footers)

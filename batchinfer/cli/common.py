@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchinfer.cli.places import explained_places
 from batchinfer.config import Job, load_job
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
@@ -39,8 +40,13 @@ def never() -> bool:
     return False
 
 
-def look_at(job: Job) -> Looked:
+def look_at(job: Job, job_path: str) -> Looked:
     """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
+    with explained_places(job, job_path):
+        return _look_at(job)
+
+
+def _look_at(job: Job) -> Looked:
     store = open_output(job, never)
     model = model_for(job, store)
     for warning in model.warnings:

@@ -153,7 +153,7 @@ def _job(path: str) -> list[str | None]:
     problems: list[str | None] = []
     job = load_job(path).job
     try:
-        looked = look_at(job)
+        looked = look_at(job, path)
         _line("job", f"{path}: {len(looked.shards)} shards, model {looked.model.path}")
         for line in memory_lines(job, looked.model):
             _line("memory", line, mark="no" if line.startswith("does not fit") else "ok")

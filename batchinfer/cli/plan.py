@@ -48,7 +48,7 @@ class _Done:
 
 
 def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
-    looked = look_at(load_job(path, sets).job)
+    looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
     num_rows = sum(footer.num_rows for footer in looked.footers)

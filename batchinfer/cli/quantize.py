@@ -19,7 +19,7 @@ from batchinfer.quantization import RECIPES, Recipe
 from batchinfer.quantize.publish import is_there, publish_folder
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
-from batchinfer.storage import is_s3, open_store
+from batchinfer.storage import is_s3, local_path, open_store
 from batchinfer.storage.local_errors import os_errors
 
 
@@ -72,7 +72,7 @@ def _target(out: str) -> Path:
     if is_s3(out):
         raise ConfigError(f"OUT {out}: models are read from local folders; give one")
     # Of a link the folder it points to: renaming would fail on the link itself.
-    target = Path(os.path.realpath(Path(out).expanduser()))
+    target = Path(os.path.realpath(local_path(out)))
     with os_errors("look at", target):
         if is_there(target):
             raise ConfigError(f"{target} exists: choose another OUT, or delete it")

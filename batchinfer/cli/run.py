@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from batchinfer.checkpoint import layout
+from batchinfer.cli.places import explained_places
 from batchinfer.config import load_job
-from batchinfer.errors import BatchInferError, Stopped, exit_code_of
+from batchinfer.errors import BatchInferError, LeaseHeld, Stopped, exit_code_of
 from batchinfer.runner import (
     EngineFactory,
     RunContext,
@@ -55,11 +56,14 @@ class Start:
         *,
         quiet: bool,
         json_lines: bool,
+        may_skip: bool = False,
         factory: EngineFactory | None = None,
     ) -> None:
+        """`may_skip`: another run at work on this output is no failure."""
         self._job_path = job_path
         self._sets = sets
         self._options = options
+        self._may_skip = may_skip
         self._quiet = quiet
         self._json_lines = json_lines
         self._factory = factory or vllm_factory()
@@ -93,12 +97,16 @@ class Start:
             job = load_job(self._job_path, self._sets).job
             self._output = _absolute(job.output.path)
             context.stop.set_max_seconds(job.limits.max_seconds)
-            with progress:
+            with progress, explained_places(job, self._job_path):
                 outcome = run_job(job, self._options, self._factory, context)
         except Stopped as error:
             outcome = outcome_of(context, "stopped", error.code, str(error))
         except BatchInferError as error:
-            outcome = outcome_of(context, "failed", exit_code_of(error), str(error))
+            if self._may_skip and isinstance(error, LeaseHeld) and context.lease is None:
+                logger.info("nothing is done: %s", error)
+                outcome = outcome_of(context, "skipped", 0, str(error))
+            else:
+                outcome = outcome_of(context, "failed", exit_code_of(error), str(error))
         except BaseException as error:  # the process's edge: a bug
             logger.critical("this is a bug in batchinfer; please report it", exc_info=True)
             text = "".join(traceback.format_exception_only(error)).strip()

@@ -6,6 +6,7 @@ Must not know: engines themselves (the ranges are vLLM's, its package is not imp
 from __future__ import annotations
 
 import re
+import warnings
 from functools import partial
 from typing import Annotated, Literal, get_args
 
@@ -26,6 +27,7 @@ from batchinfer.config.section import (
     require_exactly_one,
 )
 from batchinfer.config.values import (
+    MAX_COUNT,
     FrozenMapping,
     LocalOrHub,
     OneOrMoreTexts,
@@ -92,6 +94,7 @@ _DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
+_MAX_GIB = 1e6
 _CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 
 
@@ -153,6 +156,7 @@ class ModelSettings(Section):
     max_model_len: int | None = Field(
         default=None,
         ge=1,
+        le=MAX_COUNT,
         description="Longest prompt + completion in tokens; null means the model's.",
         json_schema_extra=decides_results("resolved"),
     )
@@ -163,16 +167,18 @@ class ModelSettings(Section):
     save_mode_gib: float | None = Field(
         default=None,
         gt=0,
+        le=_MAX_GIB,
         description="GiB of the host's memory for save_mode; null: a quarter of what is free.",
     )
     cpu_offload_gib: float = Field(
         default=0.0,
         ge=0,
+        le=_MAX_GIB,
         description="GiB of weights, for each GPU, that stay in the host's memory and are read "
         "from there in every step.",
     )
     tensor_parallel_size: int = Field(
-        default=1, ge=1, description="Number of GPUs that share the model."
+        default=1, ge=1, le=MAX_COUNT, description="Number of GPUs that share the model."
     )
     trust_remote_code: bool = Field(
         default=False,
@@ -224,7 +230,8 @@ class StructuredSettings(Section):
     def _compiles(cls, regex: str | None) -> str | None:
         if regex is not None:
             try:
-                re.compile(regex)
+                with warnings.catch_warnings(action="ignore"):  # of what another Python may read
+                    re.compile(regex)
             except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"is not a valid regular expression: {error}") from None
         return regex
@@ -238,7 +245,9 @@ class StructuredSettings(Section):
 class SamplingSettings(Section):
     """How tokens are chosen. Ranges are vLLM's; the defaults do not depend on the model."""
 
-    max_tokens: int = Field(default=256, ge=1, description="Longest completion, in tokens.")
+    max_tokens: int = Field(
+        default=256, ge=1, le=MAX_COUNT, description="Longest completion, in tokens."
+    )
     temperature: float = Field(
         default=0.0, ge=0, le=2, description="Randomness; 0 is greedy, else from 0.01 to 2."
     )
@@ -249,7 +258,10 @@ class SamplingSettings(Section):
         description="Smallest set of tokens with this probability; 1 is off.",
     )
     top_k: int = Field(
-        default=0, ge=-1, description="Number of likeliest tokens to choose from; 0 is off."
+        default=0,
+        ge=-1,
+        le=MAX_COUNT,
+        description="Number of likeliest tokens to choose from; 0 is off.",
     )
     min_p: float = Field(
         default=0.0,
@@ -271,13 +283,14 @@ class SamplingSettings(Section):
     )
     repetition_penalty: float = Field(
         default=1.0,
-        gt=0,
+        ge=1e-6,
+        le=1e6,
         description="Factor against tokens in prompt and completion so far; 1 is off.",
     )
     stop: OneOrMoreTexts = Field(
         default=(), description="Texts that end the completion (not included)."
     )
-    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Tuple] = Field(
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Tuple] = Field(
         default=(), description="Token ids that end the completion, besides the model's own."
     )
     seed: int | None = Field(

@@ -20,6 +20,7 @@ from batchinfer.config.section import (
     require_exactly_one,
 )
 from batchinfer.config.values import (
+    MAX_COUNT,
     Endpoint,
     FixedLocation,
     FrozenMapping,
@@ -164,9 +165,12 @@ class PackingSettings(Section):
     buffer_tokens: int = Field(
         default=3_000_000,
         ge=1,
+        le=MAX_COUNT,
         description="Most prompt tokens that are put in order together, over windows and shards.",
     )
-    batch_rows: int = Field(default=256, ge=1, description="Rows that are admitted together.")
+    batch_rows: int = Field(
+        default=256, ge=1, le=MAX_COUNT, description="Rows that are admitted together."
+    )
     deduplicate: bool = Field(
         default=True,
         description="Compute identical prompts of a chunk (a window, or the part of it that has "
@@ -177,10 +181,13 @@ class PackingSettings(Section):
 class CheckpointSettings(Section):
     """When finished rows become durable: whichever comes first."""
 
-    every_rows: int = Field(default=512, ge=1, description="Write when so many finished rows wait.")
+    every_rows: int = Field(
+        default=512, ge=1, le=MAX_COUNT, description="Write when so many finished rows wait."
+    )
     every_s: float = Field(
         default=15.0,
         gt=0,
+        le=1e9,
         description="Write when the oldest finished row has waited so many seconds.",
     )
 

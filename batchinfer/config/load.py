@@ -20,10 +20,11 @@ from pydantic import BaseModel, ValidationError
 from batchinfer.config.job import Job
 from batchinfer.config.problems import nearest_keys, settings, submodel, translate, unknown_key
 from batchinfer.config.values import shown
-from batchinfer.config.yaml12 import Document, load_yaml
+from batchinfer.config.yaml12 import MAX_DEPTH, Document, load_yaml
 from batchinfer.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "BATCHINFER__"
+MAX_JOB_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class _Override:
     def value(self) -> Any:
         try:
             return json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.text
 
     def spell(self, key: str, depth: int) -> str:
@@ -72,6 +73,8 @@ def load_job(
     overrides += _from_sets(sets, problems)
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
+    if unusable := [_placed(key, sentence, origins, name) for key, sentence in _unusable(data, "")]:
+        raise ConfigError("\n".join([*problems, *unusable]))
     try:
         job = _validate(data, applied)
     except ValidationError as error:
@@ -91,15 +94,26 @@ def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     ]
 
 
+def relative_to() -> str:
+    """Where relative paths start, for messages."""
+    return f"relative paths start at the current directory, {Path.cwd()}"
+
+
 def _read(name: str) -> Document:
     try:
-        text = Path(name).read_bytes().decode("utf-8-sig")
+        with Path(name).open("rb") as file:
+            content = file.read(MAX_JOB_BYTES + 1)
+        if len(content) > MAX_JOB_BYTES:
+            raise ConfigError(f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, as no job file is")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{name}: there is no such job file") from None
+        where = "" if Path(name).is_absolute() else f" ({relative_to()})"
+        raise ConfigError(f"{name}: there is no such job file{where}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot read the job file: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{name}: cannot read the job file: {reason}") from None
     document = load_yaml(text, name)
     if document.data is None and not document.problems:
         raise ConfigError(f"{name}: the job file is empty")
@@ -170,6 +184,24 @@ def _apply(
         del origins[below]
     origins.update({written: override.origin for written in _keys(override.value, key)})
     return True
+
+
+def _unusable(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """(dotted key, sentence) of what no setting may hold, whatever it means."""
+    if depth > MAX_DEPTH:
+        yield key, f"values in values more than {MAX_DEPTH} deep"
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # "\\ud800", or bytes of the command line
+            yield key, f"is no text: {error.reason} (character {error.start + 1})"
+    elif isinstance(value, dict):
+        for name, below in value.items():
+            yield from _unusable(name, key)
+            yield from _unusable(below, f"{key}.{name}" if key else name, depth + 1)
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _unusable(below, f"{key}.{index}", depth + 1)
 
 
 def _keys(value: Any, key: str) -> Iterator[str]:

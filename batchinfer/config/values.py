@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import (
@@ -19,6 +20,9 @@ from pydantic import (
     PlainValidator,
     WithJsonSchema,
 )
+
+#: Counts of rows, tokens and the like: what 32 bits hold, as engines do.
+MAX_COUNT = 2**31 - 1
 
 
 class FrozenDict(dict[str, Any]):
@@ -87,6 +91,17 @@ def _non_empty(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain NUL characters")
+    if value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{value.partition('/')[0]} is no home folder known here") from None
+    return _non_empty(value)
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
@@ -100,7 +115,7 @@ def _location(value: str) -> str:
     if not separator:
         if value.startswith("s3:"):
             raise ValueError("must start with s3:// (two slashes) to mean S3")
-        return _non_empty(value)
+        return _path(value)
     bucket = rest.partition("/")[0]
     # A secret may hold slashes, so "key:secret@bucket" need not show its @ before the first slash.
     if "@" in scheme + bucket or (":" in bucket and not bucket.startswith("arn:")):
@@ -125,7 +140,7 @@ def _local_or_hub(value: str) -> str:
     if "://" in value:
         scheme = value.partition("://")[0]
         raise ValueError(f"must be a folder or a hub name; {scheme}:// is not supported here")
-    return _non_empty(value)
+    return _path(value)
 
 
 def _endpoint(value: str) -> str:
@@ -148,9 +163,14 @@ def _slug(value: str) -> str:
 def _positive_or_auto(value: object) -> int | str:
     if value == "auto" and isinstance(value, str):
         return value
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT:
         return value
-    raise ValueError(f"must be auto or a whole number of at least 1, got {shown(value)}")
+    bound = f"at most {MAX_COUNT}" if _is_above(value) else "at least 1"
+    raise ValueError(f"must be auto or a whole number of {bound}, got {shown(value)}")
+
+
+def _is_above(value: object) -> bool:
+    return isinstance(value, int) and value > MAX_COUNT
 
 
 def _share_or_auto(value: object) -> float | str:
@@ -187,7 +207,9 @@ Tuple = BeforeValidator(_list_to_tuple)  # for Annotated[tuple[X, ...], Tuple]
 PositiveOrAuto = Annotated[
     int | str,
     PlainValidator(_positive_or_auto),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_COUNT}, {"const": "auto"}]}
+    ),
 ]
 ShareOrAuto = Annotated[
     float | str,

@@ -3,7 +3,8 @@
 PyYAML resolves scalars by YAML 1.1 (`no` is false, 12:30:00 is 45000, a date is an object). Here
 its parser builds the node tree and the core schema says what a scalar is. Must not know: what a
 job is.
-Invariant: the data is plain JSON data, and every key in it has a line.
+Invariants: the data is plain JSON data, and every key in it has a line; a file of any content is
+read or refused in bounded time and memory, however its aliases multiply.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from batchinfer.errors import ConfigError
+
+#: Values in a document; where an alias stands, all that it stands for counts again.
+MAX_VALUES: Final = 100_000
+MAX_DEPTH: Final = 100
+#: So many characters of a dotted key weigh as much as a value: each key is kept with its line.
+_KEY_CHARS_OF_A_VALUE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,27 @@ class Document:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalar types of the YAML 1.2 core schema."""
+    """PyYAML's safe loader with the scalar types of the YAML 1.2 core schema, and with bounds."""
+
+    num_nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        self.num_nodes += 1
+        self.depth += 1
+        if self.num_nodes > MAX_VALUES or self.depth > MAX_DEPTH:
+            raise _TooLarge(self.get_mark(), self.depth)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _TooLarge(yaml.MarkedYAMLError):
+    def __init__(self, mark: yaml.Mark, depth: int) -> None:
+        what = f"more than {MAX_VALUES:,} values, counting those that aliases stand for"
+        if depth > MAX_DEPTH:
+            what = f"values in values more than {MAX_DEPTH} deep"
+        super().__init__(problem=f"no job file has {what}", problem_mark=mark)
 
 
 _CoreLoader.yaml_implicit_resolvers = {}  # its own, else the 1.1 resolvers are inherited
@@ -56,12 +83,20 @@ def _real(text: str) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+def _joined(text: str) -> str:
+    """JSON escapes a character beyond 16 bits as two; PyYAML leaves them two."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:  # one alone: no text, which the caller finds
+        return text
+
+
 _SCALARS: dict[str, Callable[[str], Any]] = {
     "tag:yaml.org,2002:null": lambda _: None,
     "tag:yaml.org,2002:bool": lambda text: {"true": True, "false": False}[text.lower()],
     "tag:yaml.org,2002:int": _integer,
     "tag:yaml.org,2002:float": lambda text: _real(text.lower()),
-    "tag:yaml.org,2002:str": str,
+    "tag:yaml.org,2002:str": lambda text: text if text.isascii() else _joined(text),
 }
 
 
@@ -72,24 +107,25 @@ def load_yaml(text: str, name: str) -> Document:
     are `problems` of the result, so that the caller can report them together with its own.
     """
     loader: yaml.SafeLoader | None = None
+    builder = _Builder(name)
     try:
         loader = _CoreLoader(text)
         root = loader.get_single_node()
+        data = None if root is None else builder.build(root, "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{where}: not valid YAML: {reason}") from None
+        what = "" if isinstance(error, _TooLarge) else "not valid YAML: "
+        raise ConfigError(f"{where}: {what}{reason}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{name}:{line}: not valid YAML: {error.reason}") from None
+    except (ValueError, OverflowError) as error:  # a \\U escape, a number of a directive
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
     finally:
         if loader is not None:
             loader.dispose()
-    if root is None:
-        return Document(None)
-    builder = _Builder(name)
-    data = builder.build(root, "")
     return Document(data, builder.lines, tuple(builder.problems))
 
 
@@ -100,11 +136,15 @@ class _Builder:
         self.name = name
         self.lines: dict[str, int] = {}
         self.problems: list[str] = []
+        self._size = 0
         self._open: set[int] = (
             set()
         )  # ids of the nodes we are inside of: an alias to one never ends
 
     def build(self, node: yaml.Node, key: str) -> Any:
+        self._size += 1 + len(key) // _KEY_CHARS_OF_A_VALUE
+        if self._size > MAX_VALUES or len(self._open) > MAX_DEPTH:
+            raise _TooLarge(node.start_mark, len(self._open))
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
@@ -127,9 +167,8 @@ class _Builder:
             name = self._scalar(name_node) if isinstance(name_node, yaml.ScalarNode) else None
             line = name_node.start_mark.line + 1
             if not isinstance(name, str):
-                self._problem(
-                    name_node, f"key {name_node.value!s:.40} must be text: put it in quotes"
-                )
+                written = f" {name_node.value:.40}" if isinstance(name, bool | int | float) else ""
+                self._problem(name_node, f"key{written} must be text: put it in quotes")
                 continue
             child_key = _join(key, name)
             if name in mapping:

@@ -14,6 +14,7 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine
+from batchinfer.storage import local_path
 
 
 def find_compiler(machine: Machine) -> str | None:
@@ -46,6 +47,9 @@ def check_compiler(options: Mapping[str, Any], machine: Machine) -> None:
 
 def _has_built() -> bool:
     """Whether triton keeps what it built earlier, perhaps all that it needs."""
-    home = Path(os.environ.get("TRITON_HOME") or "~").expanduser()
+    try:
+        home = local_path(os.environ.get("TRITON_HOME") or "~")
+    except ConfigError:
+        return False
     folder = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
     return folder.is_dir() and any(folder.iterdir())

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import is_gguf, record_of
+from batchinfer.storage import local_path
+from batchinfer.storage.local_errors import os_errors
 
 _TOKENIZER_NAMES = (
     "tokenizer.json",
@@ -39,10 +41,12 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
             f"{key} {path}: models are read from a local folder. Download it first "
             "(for S3: aws s3 sync) and give the folder"
         )
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = local_path(path)
+    with os_errors("read", folder):
+        is_folder, is_there = folder.is_dir(), folder.exists()
+    if is_folder:
         return folder.absolute()
-    if folder.exists():
+    if is_there:
         if is_gguf(folder):
             refuse_gguf(folder)
         raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")

@@ -23,6 +23,7 @@ from batchinfer.model.folder import content_digest, read_json
 from batchinfer.model.weights import read_weights, weight_files
 from batchinfer.quantization import RECIPES, Recipe
 from batchinfer.quantize.publish import publish_folder, sweep
+from batchinfer.storage import local_path
 
 logger = logging.getLogger("batchinfer.quantize")
 
@@ -32,7 +33,7 @@ _SAY_EVERY_S = 10.0
 
 def user_cache() -> Path:
     """Where this program keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchinfer"
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "batchinfer"
 
 
 def describe_cache() -> tuple[bool, str]:
@@ -40,7 +41,10 @@ def describe_cache() -> tuple[bool, str]:
 
     Writes nothing: the folder need not be there yet.
     """
-    folder = user_cache() / "models"
+    try:
+        folder = user_cache() / "models"
+    except ConfigError:
+        return False, "no home folder is known: set XDG_CACHE_HOME to a folder that can be written"
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return False, f"{folder} cannot be written: set XDG_CACHE_HOME to a folder that can"

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchinfer.storage.base import FileInfo, Other, Store
+from batchinfer.storage.base import FileInfo, Store
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.retry import RetryPolicy
 from batchinfer.storage.s3 import S3Store
 from batchinfer.storage.s3_client import S3Client, S3Options
-from batchinfer.storage.urls import check_url, is_s3, join_url, split_url
+from batchinfer.storage.urls import check_url, is_s3, join_url, local_path, split_url
 
 __all__ = [
     "FileInfo",
-    "Other",
     "S3Options",
     "Store",
     "is_s3",
     "join_url",
+    "local_path",
     "open_store",
     "split_url",
 ]

@@ -5,6 +5,8 @@ Must not know: what is behind a URL. Only two kinds exist: local paths and `s3:/
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from batchinfer.errors import ConfigError
 
 S3_SCHEME = "s3://"
@@ -31,6 +33,15 @@ def check_url(url: str) -> None:
         )
     if not bucket:
         raise ConfigError(f"{url} names no bucket: write s3://bucket/prefix")
+
+
+def local_path(path: str) -> Path:
+    """A path with `~` replaced. ConfigError where nobody knows that home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        home = path.partition("/")[0]
+        raise ConfigError(f"{path}: {home} is no home folder known here (see HOME)") from None
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -99,7 +99,9 @@ class Logs:
     def open_file(self, path: Path, run: int) -> None:
         """Let every logger of the process append to `path`; records carry `run` from now on."""
         self._context.run = run
-        self._file = logging.FileHandler(path, mode="a", encoding="utf-8")
+        self._file = logging.FileHandler(
+            path, mode="a", encoding="utf-8", errors="backslashreplace"
+        )
         self._file.setLevel(logging.INFO)
         self._file.setFormatter(HumanFormatter(is_file=True))
         self._root.addHandler(self._file)

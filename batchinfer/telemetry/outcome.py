@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Outcome:
     """How a start ended. `rows` are results: input rows times samples."""
 
-    status: str  # complete | partial | stopped | failed
+    status: str  # complete | partial | stopped | skipped | failed
     exit_code: int
     output: str
     message: str = ""
