@@ -2,7 +2,8 @@
 
 Must not know: rows, templates. Fast tokenizers are called below transformers' wrapper, whose
 bookkeeping costs as much as the encoding; nothing of the tokenizer changes after construction, so
-several threads may use it. Encodings are large (about 100 bytes a token): a batch is 1 MiB of text.
+several threads may use it. Encodings are large (about 100 bytes a token, and 30 a character): a
+batch is 1 MiB of text, and of a text far longer than a prompt can be `bounded` leaves one end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Int64Array = npt.NDArray[np.int64]
 
 _BATCH_CHARS = 1024 * 1024
 _BATCH_TOKENS = 256 * 1024
+_MIN_SLICE_CHARS = 64 * 1024
+_SLICE_CHARS_PER_TOKEN = 8  # more than texts have, so that the first slice mostly is enough
 
 
 class TokenEncoder:
@@ -44,7 +47,49 @@ class TokenEncoder:
         return None if self._backend is None else token_bytes_of(self._backend)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
-        """Token ids of each text."""
+        """Token ids of each text. Special tokens that a text brings itself are not added again."""
+        found = self._encode(texts, add_special_tokens=add_special_tokens)
+        if add_special_tokens and self._affixes != ([], []):
+            return [_once(ids, *self._affixes) for ids in found]
+        return found
+
+    @property
+    def appended_text(self) -> str:
+        """The special tokens that are put behind each text."""
+        _, after = self._affixes
+        return "".join(self.tokenizer.convert_ids_to_tokens(after)) if after else ""
+
+    @cached_property
+    def _affixes(self) -> tuple[list[int], list[int]]:
+        """The special tokens that are put before and behind a text."""
+        whole, bare = (
+            self._encode(["a"], add_special_tokens=adds)[0].tolist() for adds in (True, False)
+        )
+        for start in range(len(whole) - len(bare) + 1):
+            stop = start + len(bare)
+            if whole[start:stop] == bare:
+                return whole[:start], whole[stop:]
+        return [], []
+
+    def bounded(self, text: str, max_tokens: int, *, keeps_end: bool = False) -> str:
+        """The text, or of one with far more than `max_tokens` its start (its end) with surely more.
+
+        It is encoded in slices up to there: a slice's edge changes some tokens beside it, and
+        `margin` is more than that. So the end that is left has the same first (last) `max_tokens`
+        tokens as the text, and memory and time do not grow with the text.
+        """
+        margin = _margin(max_tokens)
+        slice_chars = slice_chars_of(max_tokens)
+        num_tokens = 0
+        for num_chars in range(slice_chars, len(text), slice_chars):
+            start = len(text) - num_chars if keeps_end else num_chars - slice_chars
+            (ids,) = self._encode([text[start : start + slice_chars]], add_special_tokens=False)
+            num_tokens += len(ids)
+            if num_tokens > max_tokens + margin:
+                return text[start:] if keeps_end else text[:num_chars]
+        return text
+
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
         found: list[Int32Array] = []
         for batch in _batches([len(text) for text in texts], _BATCH_CHARS):
             if self._backend is not None:
@@ -126,6 +171,25 @@ def _batches(sizes: Sequence[int], max_size: int) -> Iterator[slice]:
         total += size
     if start < len(sizes):
         yield slice(start, len(sizes))
+
+
+def slice_chars_of(max_tokens: int) -> int:
+    """No text of up to so many characters is shortened by `bounded`."""
+    wanted = _SLICE_CHARS_PER_TOKEN * (max_tokens + _margin(max_tokens))
+    return min(max(wanted, _MIN_SLICE_CHARS), _BATCH_CHARS)
+
+
+def _margin(max_tokens: int) -> int:
+    return 256 + max_tokens // 16
+
+
+def _once(ids: Int32Array, before: list[int], after: list[int]) -> Int32Array:
+    """Without the special tokens around a text that it had already."""
+    if before and ids[len(before) : 2 * len(before)].tolist() == before:
+        ids = ids[len(before) :]
+    if after and ids[-2 * len(after) : -len(after)].tolist() == after:
+        ids = ids[: -len(after)]
+    return ids
 
 
 def _even_spans(num_chars: int, num_tokens: int) -> Int64Array:

@@ -2,11 +2,13 @@
 
 Must not know: shards, storage, engines. Invariant: a row either has between 1 and
 max_model_len - max_tokens token ids, or an error and none; no row's failure touches another row.
-Token data is flat numpy; what the tokenizer returns is dropped batch by batch.
+Token data is flat numpy; what the tokenizer returns is dropped batch by batch. Memory: some copies
+of 32 MiB of rows, or of one row, whatever the table holds.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +20,20 @@ from batchinfer.config import PromptSettings, thaw
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_columns
-from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
+from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder, slice_chars_of
 from batchinfer.prompt.messages import message_values
 from batchinfer.prompt.remarks import Remark
 from batchinfer.prompt.token_ids import TokenIds, read_token_ids
 from batchinfer.prompt.values import column_values
 
+logger = logging.getLogger("batchinfer.prompt")
+
 # A cut content may get other tokens at its end, so the first cut can be some tokens too long.
 _MAX_CUTS = 6
+_MAX_TABLE_BYTES = 32 << 20  # of a table whose rows are made prompts of together
+# No prompt has so many characters a token; more than that are too long without a look at them.
+_MAX_CHARS_PER_TOKEN = 64
+_ALLOWED_CHARS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,8 @@ class Prompter:
         self._max_model_len = max_model_len
         self._max_tokens = max_tokens
         self._max_prompt_tokens = max_model_len - max_tokens
+        self._max_chars = max(_ALLOWED_CHARS, _MAX_CHARS_PER_TOKEN * self._max_prompt_tokens)
+        self._long_chars = slice_chars_of(self._max_prompt_tokens)
         self._vocab_size = vocab_size
         self._encoder = TokenEncoder(tokenizer_path, trust_remote_code=trust_remote_code)
         self._is_chat = prompt.messages is not None or prompt.messages_column is not None
@@ -68,6 +78,12 @@ class Prompter:
         if self._is_chat:
             chat = ChatTemplate(
                 self._encoder.tokenizer, prompt.chat_template, thaw(prompt.chat_template_kwargs)
+            )
+        elif prompt.token_ids_column is None and (ending := self._encoder.appended_text):
+            logger.warning(
+                "the tokenizer ends each prompt with %s, as its own settings say: a model that was "
+                "not trained so answers as after a finished text",
+                ending,
             )
         self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)
         self.columns: tuple[str, ...] = tuple(needed_columns(prompt))
@@ -78,6 +94,14 @@ class Prompter:
         check_type(self._prompt, table.schema)
         if self._prompt.token_ids_column is not None:
             return self._prepare_token_ids(table.column(self._prompt.token_ids_column))
+        num_parts = 1 + table.select(self.columns).nbytes // _MAX_TABLE_BYTES
+        if num_parts == 1:
+            return self._prepare_texts(table)
+        step = max(1, table.num_rows // num_parts)
+        starts = range(0, table.num_rows, step)
+        return _joined([self._prepare_texts(table.slice(start, step)) for start in starts], step)
+
+    def _prepare_texts(self, table: pa.Table) -> Prepared:
         errors: dict[int, RowError] = {}
         drafts: dict[int, Draft] = {}
         remarks: dict[Remark, list[int]] = {}
@@ -129,13 +153,41 @@ class Prompter:
                 raise RowError(value.kind, f"column {name!r}: {value.message}")
         assert self._draft is not None
         draft = self._draft(row)
-        try:
-            draft.text.encode()
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            raise RowError(
-                "invalid_prompt", f"the text is not valid Unicode: {error.reason}"
-            ) from None
+        if not draft.text.isascii():
+            try:
+                draft.text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+                raise RowError(
+                    "invalid_prompt", f"the text is not valid Unicode: {error.reason}"
+                ) from None
+        return draft if len(draft.text) <= self._long_chars else self._shortened(draft)
+
+    def _shortened(self, draft: Draft) -> Draft:
+        """Of a content that will be cut, the end that is kept with some more than may stay.
+
+        Raises RowError for what is far too long and is not cut.
+        """
+        if self._prompt.on_too_long == "error" or draft.content is None:
+            self._refuse_far_too_long(draft.text)
+            return draft
+        self._refuse_far_too_long(draft.wrap("x"), " even without the row's text")
+        content = self._bounded(draft.content)
+        shorter = Draft(draft.wrap(content), content, draft.wrap, draft.remarks)
+        if len(shorter.text) <= self._max_chars:
+            (ids,) = self._tokens([shorter.text])
+            if len(ids) > self._max_prompt_tokens:
+                return shorter
+        self._refuse_far_too_long(draft.text)  # the template leaves most of the content out
         return draft
+
+    def _refuse_far_too_long(self, text: str, when: str = "") -> None:
+        if len(text) > self._max_chars or len(self._bounded(text)) < len(text):
+            count = f"more than {self._max_prompt_tokens}"
+            raise self._too_long_error(count, f" ({len(text)} characters){when}")
+
+    def _bounded(self, text: str) -> str:
+        keeps_end = self._prompt.on_too_long == "truncate_left"
+        return self._encoder.bounded(text, self._max_prompt_tokens, keeps_end=keeps_end)
 
     def _encode(self, drafts: Mapping[int, Draft]) -> dict[int, Int32Array]:
         return dict(zip(drafts, self._tokens([d.text for d in drafts.values()]), strict=True))
@@ -207,7 +259,7 @@ class Prompter:
         token_ids, offsets = TokenIds(found.values, starts, stops, errors).gather()
         return Prepared(token_ids, offsets, dict(sorted(errors.items())))
 
-    def _too_long_error(self, num_tokens: int, when: str = "") -> RowError:
+    def _too_long_error(self, num_tokens: int | str, when: str = "") -> RowError:
         return RowError(
             "prompt_too_long",
             f"{num_tokens} prompt tokens{when} and max_tokens {self._max_tokens} exceed "
@@ -218,3 +270,20 @@ class Prompter:
 def _without_traceback(error: RowError) -> RowError:
     """The error anew: its traceback would hold the frame, and so all the table's drafts."""
     return RowError(error.kind, error.message)
+
+
+def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
+    """What was prepared of a table `num_rows` rows at a time."""
+    ends = np.cumsum([len(part.token_ids) for part in parts])
+    starts = [0, *ends[:-1].tolist()]
+    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
+    joined = Prepared(
+        np.concatenate([part.token_ids for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+    )
+    for number, part in enumerate(parts):
+        first = number * num_rows
+        joined.errors.update({first + i: error for i, error in part.errors.items()})
+        for remark, rows in part.remarks.items():
+            joined.remarks.setdefault(remark, []).extend(first + i for i in rows)
+    return joined
