@@ -19,7 +19,15 @@ from batchinfer.prompt import check_type, prompt_columns
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
 from batchinfer.sink import OUTPUT_COLUMNS
-from batchinfer.source import Fingerprint, Footer, RowFilter, Shard, check_columns, matches
+from batchinfer.source import (
+    Fingerprint,
+    Footer,
+    RowFilter,
+    Shard,
+    check_columns,
+    in_print,
+    matches,
+)
 from batchinfer.storage import Store
 
 T = TypeVar("T")
@@ -29,9 +37,13 @@ _MAX_NAMED_SHARDS = 20
 
 
 def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
-    """Refuse outputs that would be inputs of the next run, inputs inside the output, colliding
-    columns.
+    """Refuse outputs that would be inputs of the next run, inputs inside the output, names that an
+    output cannot have, colliding columns.
     """
+    if (url := in_print(store.url)) != store.url:
+        raise ConfigError(
+            f"output.path {url}: control characters and bytes that are not UTF-8 cannot be in it"
+        )
     if store.url == "/":
         raise ConfigError("output.path is /, the whole file system: choose a folder of its own")
     for shard in shards:
@@ -44,12 +56,39 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
                 f"the output file {store.url_of(shard.name)} would match input.path and be read as "
                 "input by the next run: choose an output.path outside the input"
             )
+    _check_names(store, shards)
     reserved = {"id", *OUTPUT_COLUMNS}
     if colliding := sorted(reserved.intersection(job.input.keep_columns)):
         raise ConfigError(
             f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "
             "columns (the id is always there as `id`); rename them in the input or do not keep them"
         )
+
+
+def _check_names(store: Store, shards: Sequence[Shard]) -> None:
+    """The output's files are named as the input's: refuse names for which that cannot be."""
+    names = {shard.name for shard in shards}
+    for shard in shards:
+        folders = shard.name.split("/")[:-1]
+        above = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
+        if folders and folders[0] in (layout.META, layout.SUCCESS_KEY):
+            problem = f"the output has records of its own at {folders[0]}"
+        elif store.is_local and (file := next(filter(names.__contains__, above), None)):
+            problem = f"{file} would be a file and a folder"
+        elif why := _why_no_result(store, shard.name):
+            problem = why
+        else:
+            continue
+        raise InputError(
+            f"input {in_print(shard.url)} cannot have its results at "
+            f"{in_print(store.url_of(shard.name))}: {problem}. Rename it, or narrow input.path"
+        )
+
+
+def _why_no_result(store: Store, shard: str) -> str | None:
+    """Why there can be no finished file, or no part, of a shard."""
+    part = layout.part_key(shard, layout.PartId(window=0, run=1, sequence=1))
+    return store.why_no_file(shard) or store.why_no_file(part)
 
 
 def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: Footer) -> None:

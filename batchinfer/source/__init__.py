@@ -3,6 +3,7 @@
 from batchinfer.source.filters import RowFilter
 from batchinfer.source.fingerprints import Fingerprint, same_content
 from batchinfer.source.footer import Footer, RowGroup, check_columns, read_footer
+from batchinfer.source.left_out import in_print
 from batchinfer.source.parquet import Block, ShardReader
 from batchinfer.source.patterns import matches
 from batchinfer.source.shards import Shard, list_shards
@@ -16,6 +17,7 @@ __all__ = [
     "Shard",
     "ShardReader",
     "check_columns",
+    "in_print",
     "list_shards",
     "matches",
     "read_footer",

@@ -1,21 +1,33 @@
 """The input as a sorted list of shards, from files, folders and globs, local or on S3.
 
 Must not know: what is inside a shard. Invariant: names are unique (they are the output's relative
-paths too), and each stored file is listed once.
+paths too), each stored file is listed once, and what a path matches is read, refused or said to be
+left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from batchinfer.errors import InputError
+from batchinfer.errors import ConfigError, InputError
+from batchinfer.source.left_out import LeftOut, Names, Why
 from batchinfer.source.partitions import Partitions, partitions_of
-from batchinfer.source.patterns import SUFFIX, folder_regex, has_wildcard, parse_pattern
-from batchinfer.storage import FileInfo, Store, is_s3, join_url, split_url
+from batchinfer.source.patterns import SUFFIX, Pattern, has_wildcard, parse_pattern
+from batchinfer.source.tables import Tables
+from batchinfer.storage import FileInfo, Other, Store, is_s3, join_url, split_url
 
 OpenStore = Callable[[str], Store]
+
+_NO_NAMES = ("", ".", "..")
+_NARROW = f"narrow the glob, as in *{SUFFIX}"
+_EMPTY_PART = (
+    "has an empty part (//), or one that is . or .., which no path of an output can have: copy it "
+    "to another key, or narrow input.path"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +51,14 @@ def list_shards(paths: Sequence[str], open_store: OpenStore) -> list[Shard]:
     """All shards of the input, sorted by name.
 
     `open_store(url)` opens a folder. Raises InputError if a path matches nothing or something that
-    is not `.parquet`, or if two shards would write the same output file.
+    cannot be read, or if two shards would write the same output file. Warns of what is left out.
     """
     by_name: dict[str, Shard] = {}
     by_url: dict[str, str] = {}
+    left_out = LeftOut()
+    open_once = cache(open_store)
     for path in paths:
-        num_found = 0
-        for shard in _shards_of(path, open_store):
-            num_found += 1
+        for shard in _Listing(path, open_once, left_out).shards():
             twin = by_name.setdefault(shard.name, shard)
             if twin.url != shard.url:
                 raise InputError(
@@ -59,49 +71,162 @@ def list_shards(paths: Sequence[str], open_store: OpenStore) -> list[Shard]:
                     f"input.path: {shard.url} is matched twice, as {by_url[shard.url]} and as "
                     f"{shard.name}: remove one of the paths"
                 )
-        if not num_found:
-            raise InputError(_nothing_found(path))
-    return sorted(by_name.values(), key=lambda shard: shard.name)
+    shards = sorted(by_name.values(), key=lambda shard: shard.name)
+    left_out.add_twins(shard.url for shard in shards if shard.store.is_local)
+    left_out.warn()
+    return shards
 
 
-def _shards_of(path: str, open_store: OpenStore) -> Iterator[Shard]:
-    if has_wildcard(path):
-        yield from _glob(path, open_store)
-        return
-    folder, name = split_url(path)
-    if name and not path.endswith("/"):
-        store = open_store(folder)
-        found = store.stat(name) if name not in (".", "..") else None
-        if found is not None:
-            _require_suffix(store.url_of(name))
-            yield _shard(store, found)
-            return
-    store = open_store(path)
-    regex = folder_regex()
-    yield from (_shard(store, found) for found in store.list() if regex.fullmatch(found.key))
+class _Listing:
+    """What one input path means, and what it comes upon besides."""
+
+    def __init__(self, path: str, open_store: OpenStore, left_out: LeftOut) -> None:
+        self._path = path
+        self._open_store = open_store
+        self._left_out = left_out
+        self._tables = Tables()
+        self._unusable: dict[str, Names] = {}  # by what is wrong and what to do
+
+    def shards(self) -> list[Shard]:
+        """Raises InputError if there are none, or for what is matched and cannot be read."""
+        path = self._path
+        if is_s3(path) and "//" in path.removeprefix("s3://"):
+            raise InputError(f"input.path {path} {_EMPTY_PART}")
+        pattern = parse_pattern(path, self._is_there)
+        if not pattern.text and (file := self._file()) is not None:
+            shards = [file]
+        else:
+            shards = self._matched(pattern)
+        if has_wildcard(pattern.root):
+            self._note_other_matches({shard.url for shard in shards})
+        return shards
+
+    def _file(self) -> Shard | None:
+        """The one file that the path names, None for a folder or nothing."""
+        folder, name = split_url(self._path)
+        if not name or name in (".", "..") or self._path.endswith("/"):
+            return None
+        store = self._open_store(folder)
+        found = store.stat(name)
+        if found is None:
+            return None
+        if not name.endswith(SUFFIX):
+            raise InputError(
+                f"input.path: {store.url_of(name)} does not end in {SUFFIX}: only Parquet files "
+                "can be input"
+            )
+        return _shard(store, found, partitions_of(folder.split("/")))
+
+    def _matched(self, pattern: Pattern) -> list[Shard]:
+        store = self._open_store(pattern.root)
+        outer = partitions_of(pattern.root.split("/"))
+        shards = [
+            _shard(store, found, outer)
+            for found in self._listed(store, pattern)
+            if self._is_shard(store, pattern, found.key)
+        ]
+        if shards:
+            self._tables.refuse(store, (shard.key for shard in shards))
+        if self._unusable:
+            problems = (f"input.path: {names} {what}" for what, names in self._unusable.items())
+            raise InputError("\n".join(problems))
+        if not shards:
+            raise InputError(_nothing_found(self._path, pattern.root, self._left_out))
+        return shards
+
+    def _listed(self, store: Store, pattern: Pattern) -> Iterator[FileInfo]:
+        """All that may be read, and more; matched folders that are named like files are entered."""
+        folders: list[str] = []
+
+        def note(key: str, kind: Other) -> None:
+            if kind is not Other.FOLDER:
+                if pattern.is_read(key):
+                    self._refuse(f"is {kind.value}, not a file", store.url_of(key))
+            elif pattern.is_named(key):
+                if key.endswith(SUFFIX):
+                    folders.append(key)
+                else:
+                    self._left_out.add(Why.FOLDER, store.url_of(key))
+
+        yield from store.list(pattern.literal_prefix, recursive=pattern.is_recursive, on_other=note)
+        for folder in folders:
+            is_empty = True
+            for found in store.list(f"{folder}/", on_other=note):
+                is_empty = is_empty and not pattern.is_read(found.key)
+                yield found
+            if is_empty:
+                self._refuse(f"is a folder without any {SUFFIX} file", store.url_of(folder))
+
+    def _is_shard(self, store: Store, pattern: Pattern, key: str) -> bool:
+        """Whether a listed file is read; else it is noted if one could think so."""
+        self._tables.see(key)
+        if pattern.is_read(key):
+            return self._is_usable(store.url_of(key))
+        parts = key.split("/")
+        spelt = "/".join(part for part in parts if part not in _NO_NAMES)
+        if spelt != key and pattern.is_read(spelt):
+            self._refuse(_EMPTY_PART, store.url_of(key))
+        elif pattern.is_hidden(key) and key.endswith(SUFFIX):
+            self._left_out.add(Why.HIDDEN, store.url_of(key))
+        elif not pattern.text:
+            if not any(part.startswith(("_", ".")) for part in parts):
+                self._left_out.add(Why.OTHER_ENDING, store.url_of(key))
+        elif key.endswith(SUFFIX):
+            folders = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+            if (folder := next(filter(pattern.is_named, folders), None)) is not None:
+                self._left_out.add(Why.FOLDER, store.url_of(folder))
+        return False
+
+    def _is_usable(self, url: str) -> bool:
+        if not url.endswith(SUFFIX):
+            self._refuse(f"(matched by {self._path}) does not end in {SUFFIX}: {_NARROW}", url)
+        elif not _is_text(url):
+            self._refuse("is named in other bytes than UTF-8 text: rename it", url)
+        else:
+            return True
+        return False
+
+    def _refuse(self, what: str, url: str) -> None:
+        self._unusable.setdefault(what, Names()).add(url)
+
+    def _is_there(self, path: str) -> bool:
+        folder, name = split_url(path)
+        if not name:  # a bucket
+            return False
+        store = self._open_store(folder)
+        if store.stat(name) is not None:
+            return True
+        below = store.list(f"{name}/", on_other=lambda key, kind: None)
+        return next(iter(below), None) is not None
+
+    def _note_other_matches(self, urls: Collection[str]) -> None:
+        """The path is read as a name; say what it would match as a pattern."""
+        with suppress(ConfigError):  # it is none
+            pattern = parse_pattern(self._path)
+            store = self._open_store(pattern.root)
+            listed = store.list(
+                pattern.literal_prefix,
+                recursive=pattern.is_recursive,
+                on_other=lambda key, kind: None,
+            )
+            for found in listed:
+                url = store.url_of(found.key)
+                if pattern.is_read(found.key) and url not in urls:
+                    self._left_out.add(Why.NOT_LITERAL, url)
 
 
-def _glob(path: str, open_store: OpenStore) -> Iterator[Shard]:
-    pattern = parse_pattern(path)
-    store = open_store(pattern.root)
-    for found in store.list(pattern.literal_prefix, recursive=pattern.is_recursive):
-        if pattern.regex.fullmatch(found.key):
-            _require_suffix(store.url_of(found.key), path)
-            yield _shard(store, found)
+def _shard(store: Store, found: FileInfo, outer: Partitions) -> Shard:
+    key = found.key
+    partitions = partitions_of(key.split("/")[:-1])
+    return Shard(key, store, key, found.size_bytes, found.version, partitions, outer)
 
 
-def _shard(store: Store, found: FileInfo) -> Shard:
-    partitions = partitions_of(found.key.split("/")[:-1])
-    return Shard(found.key, store, found.key, found.size_bytes, found.version, partitions)
-
-
-def _require_suffix(url: str, path: str | None = None) -> None:
-    if not url.endswith(SUFFIX):
-        matched = f" (matched by {path})" if path else ""
-        raise InputError(
-            f"input.path: {url}{matched} does not end in {SUFFIX}: "
-            f"{'narrow the glob, as in *' + SUFFIX if path else 'only Parquet files can be input'}"
-        )
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _common_glob(first: str, second: str) -> str:
@@ -114,14 +239,19 @@ def _common_glob(first: str, second: str) -> str:
     return join_url("/".join(common) or "/", f"**/*{SUFFIX}")
 
 
-def _nothing_found(path: str) -> str:
+def _nothing_found(path: str, root: str, left_out: LeftOut) -> str:
     message = f"input.path: nothing matches {path}"
+    if beside := str(left_out):
+        return f"{message}. {beside}"
+    if "[" in path:
+        message += " (for the character [ write [[])"
     if is_s3(path):
         return f"{message}. Check the bucket, the prefix and input.s3"
-    root = parse_pattern(path).root if has_wildcard(path) else path
     folder = Path(root).expanduser().absolute()
     if folder.is_dir():
         return f"{message}: the folder {folder} is there, but has no such {SUFFIX} file"
+    if folder.exists():
+        return f"{message}: {folder} is {Other.SPECIAL.value}, not a file"
     while not folder.is_dir():
         folder = folder.parent
     return f"{message}: the deepest folder of it that exists is {folder}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchinfer.storage.base import FileInfo, Store
+from batchinfer.storage.base import FileInfo, Other, Store
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.retry import RetryPolicy
 from batchinfer.storage.s3 import S3Store
@@ -13,6 +13,7 @@ from batchinfer.storage.urls import check_url, is_s3, join_url, local_path, spli
 
 __all__ = [
     "FileInfo",
+    "Other",
     "S3Options",
     "Store",
     "is_s3",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import BinaryIO, Protocol
 
 
@@ -24,6 +25,18 @@ class FileInfo:
     version: str
 
 
+#: What a listing comes upon that is no file: its key, and `Other`.
+OnOther = Callable[[str, "Other"], None]
+
+
+class Other(Enum):
+    """What can stand where a file is looked for."""
+
+    FOLDER = "a folder"
+    DEAD_LINK = "a link to nothing"
+    SPECIAL = "a pipe, a socket or a device"
+
+
 class Store(Protocol):
     """A folder (local) or a bucket prefix (S3)."""
 
@@ -33,14 +46,21 @@ class Store(Protocol):
     def url_of(self, key: str) -> str:
         """The full URL of a key, for messages."""
 
+    def why_no_file(self, key: str) -> str | None:
+        """Why nothing can be published under a key, however the store is; None if it can."""
+
     def parents(self) -> Iterator[Store]:
         """The folders above the root, nearest first; a local root's as it is without links."""
 
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, on_other: OnOther | None = None
+    ) -> Iterator[FileInfo]:
         """Files whose key starts with `prefix` (a plain string prefix, as in S3), sorted by key.
 
         Temporary files of this module are not listed. A missing folder is an empty listing.
         `recursive=False`: only files directly in the folder that `prefix` up to its last '/' names.
+        `on_other(key, kind)` is told what else is there: folders that are not entered, and on a
+        file system what is no file. Without it a link to nothing is an InputError.
         """
 
     def stat(self, key: str) -> FileInfo | None:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchinfer.errors import InputError
-from batchinfer.storage.base import FileInfo
+from batchinfer.storage.base import FileInfo, OnOther, Other
 from batchinfer.storage.local_errors import CheckedFile, os_errors
 from batchinfer.storage.urls import join_url, local_path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY_BYTES = len("..01234567.tmp")  # that a temporary name has more than its file's
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4095
 _WRITE_BUFFER_BYTES = 1024 * 1024
 _MAX_FOLDER_TRIES = 20
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -46,22 +49,36 @@ class LocalStore:
     def url_of(self, key: str) -> str:
         return join_url(self.url, key)
 
+    def why_no_file(self, key: str) -> str | None:
+        path = os.fsencode(self._path(key))
+        *folders, name = map(len, path.split(b"/"))
+        longest = max(*folders, name + _TEMPORARY_BYTES)
+        if longest > _MAX_NAME_BYTES:
+            return (
+                f"a name in it is {longest - _MAX_NAME_BYTES} bytes too long for a file system, "
+                "with what is written beside it"
+            )
+        if len(path) + _TEMPORARY_BYTES > _MAX_PATH_BYTES:
+            return f"with {len(path):,} bytes it is too long for a path"
+        return None
+
     def parents(self) -> Iterator[LocalStore]:
         for folder in self._root.resolve().parents:
             yield LocalStore(str(folder))
 
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, on_other: OnOther | None = None
+    ) -> Iterator[FileInfo]:
         for key, entry in self._walk(prefix, recursive=recursive):
             if _TEMPORARY.fullmatch(entry.name):
                 continue
-            with os_errors("read", entry.path):
-                try:
-                    found = entry.stat()
-                except FileNotFoundError:
-                    if entry.is_symlink():
-                        raise InputError(f"{entry.path} is a link to nothing") from None
-                    continue  # deleted or renamed since the folder was read
-            if stat.S_ISREG(found.st_mode):
+            found = _stat_of(entry)
+            if isinstance(found, Other):
+                if on_other is not None:
+                    on_other(key, found)
+                elif found is Other.DEAD_LINK:
+                    raise InputError(f"{entry.path} is a link to nothing")
+            elif found is not None:
                 yield _file_info(key, found)
 
     def stat(self, key: str) -> FileInfo | None:
@@ -168,7 +185,9 @@ class LocalStore:
         return self._root / key
 
     def _walk(self, prefix: str, *, recursive: bool) -> Iterator[Found]:
-        """Every file whose key starts with `prefix`, temporary ones too, in key order."""
+        """Every file whose key starts with `prefix`, temporary ones too, in key order; a folder
+        only where it is not entered.
+        """
         folder_key, _, name_prefix = prefix.rpartition("/")
         key_prefix = f"{folder_key}/" if folder_key else ""
         folder = self._root / folder_key
@@ -196,6 +215,31 @@ def _file_info(key: str, found: os.stat_result) -> FileInfo:
     return FileInfo(key, found.st_size, str(found.st_mtime_ns))
 
 
+def _stat_of(entry: os.DirEntry[str]) -> os.stat_result | Other | None:
+    """Of a file; else what it is. None: it was deleted or renamed since the folder was read."""
+    with os_errors("read", entry.path):
+        try:
+            found = entry.stat()
+        except FileNotFoundError:
+            return Other.DEAD_LINK if entry.is_symlink() else None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return Other.DEAD_LINK
+    if stat.S_ISREG(found.st_mode):
+        return found
+    return Other.FOLDER if stat.S_ISDIR(found.st_mode) else Other.SPECIAL
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # links in a circle
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
 def _walk_folder(
     folder: Path,
     key_prefix: str,
@@ -208,7 +252,7 @@ def _walk_folder(
         try:
             found = folder.stat()
             with os.scandir(folder) as scan:
-                entries = [(f"{e.name}/" if e.is_dir() else e.name, e) for e in scan]
+                entries = [(f"{e.name}/" if _is_folder(e) else e.name, e) for e in scan]
         except (FileNotFoundError, NotADirectoryError):
             return
     this = (found.st_dev, found.st_ino)
@@ -219,7 +263,9 @@ def _walk_folder(
             continue
         if not name.endswith("/"):
             yield key_prefix + name, entry
-        elif recursive:
+        elif not recursive:
+            yield key_prefix + name.removesuffix("/"), entry
+        else:
             below = Path(entry.path)
             yield from _walk_folder(below, key_prefix + name, "", True, ancestors | {this})
 

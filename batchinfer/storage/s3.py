@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, cast
 
 from batchinfer.errors import ConfigError, TransientError
-from batchinfer.storage.base import FileInfo
+from batchinfer.storage.base import FileInfo, OnOther, Other
 from batchinfer.storage.retry import RetryableFailure
 from batchinfer.storage.s3_client import S3Client
 from batchinfer.storage.s3_errors import RETRYABLE_CODES, S3Refusal
@@ -23,6 +23,7 @@ from batchinfer.storage.urls import S3_SCHEME, join_url
 
 logger = logging.getLogger(__name__)
 
+_MAX_KEY_BYTES = 1024
 DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 
 
@@ -41,13 +42,21 @@ class S3Store:
     def url_of(self, key: str) -> str:
         return join_url(self.url, key)
 
+    def why_no_file(self, key: str) -> str | None:
+        num_bytes = len((self._prefix + key).encode())
+        if num_bytes > _MAX_KEY_BYTES:
+            return f"with {num_bytes:,} bytes it is too long for a key"
+        return None
+
     def parents(self) -> Iterator[S3Store]:
         url = self.url
         while "/" in url.removeprefix(S3_SCHEME):
             url = url.rpartition("/")[0]
             yield S3Store(url, self._client, single_writer=self._is_single_writer)
 
-    def list(self, prefix: str = "", *, recursive: bool = True) -> Iterator[FileInfo]:
+    def list(
+        self, prefix: str = "", *, recursive: bool = True, on_other: OnOther | None = None
+    ) -> Iterator[FileInfo]:
         arguments = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         if not recursive:
             arguments["Delimiter"] = "/"
@@ -56,6 +65,9 @@ class S3Store:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # a folder marker that some consoles leave
                     yield self._file_info(entry["Key"], entry["Size"], entry["ETag"])
+            if on_other is not None:
+                for entry in page.get("CommonPrefixes", ()):
+                    on_other(entry["Prefix"].removeprefix(self._prefix)[:-1], Other.FOLDER)
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
