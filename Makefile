@@ -11,6 +11,8 @@ DEVICE ?= cpu
 PYTHON ?=
 # options of make bench, such as BENCH='--rows 200 --only batchinfer'
 BENCH ?=
+# options of make fuzz
+FUZZ ?= --cases 10000 --seed 1
 
 LOCK := requirements/$(DEVICE).lock
 PY := .venv/bin/python
@@ -19,7 +21,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A finished set-up is named after what it was made from; the folder is in it because scripts hold its path.
 STAMP := .venv/.setup-$(DEVICE)-$(shell { cat $(LOCK) pyproject.toml; echo '$(CURDIR)'; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup run check test test-gpu bench bench-peers-setup schema clean
+.PHONY: help setup run check test fuzz test-gpu bench bench-peers-setup schema clean
 
 help:  ## show this help
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,6 +39,9 @@ check: setup  ## linters and types
 
 test: setup check  ## check, then every test that needs no GPU
 	$(PY) -m pytest --numprocesses 2 --dist loadgroup
+
+fuzz: setup  ## odd inputs and job files through the command line (FUZZ='--cases 10000 --seed 1')
+	$(PY) -m tests.fuzz $(FUZZ)
 
 test-gpu: setup  ## the tests that need a GPU (with DEVICE=cuda)
 	$(PY) -m pytest -m gpu
