@@ -9,11 +9,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchinfer.checkpoint import layout, records
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job, load_job
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
+from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_layout, check_schema, check_shards
+from batchinfer.runner.digest import identity_of
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
@@ -60,7 +63,20 @@ def _look_at(job: Job) -> Looked:
         check_schema(job, row_filter, shard, footer)
         return footer
 
-    return Looked(job, model, shards, check_shards(shards, check), store, row_filter)
+    footers = check_shards(shards, check)
+    _check_carried(job, model, store, shards, footers)
+    return Looked(job, model, shards, footers, store, row_filter)
+
+
+def _check_carried(
+    job: Job, model: ModelFacts, store: Store, shards: list[Shard], footers: list[Footer]
+) -> None:
+    """Raise InputError unless the output can hold the id and kept columns of all shards."""
+    record = records.read_json(store, layout.JOB_KEY)
+    if record is not None and identity_of(job, model).changes_since(record):
+        record = None  # of another job: it is refused or replaced, and does not bind this one
+    columns = (carried_columns(job, footer) for footer in footers)
+    carried_schema(job, zip(shards, columns, strict=True), record)
 
 
 def open_output_location(output: str) -> Store:

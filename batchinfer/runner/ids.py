@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,18 +51,28 @@ class IdWarnings:
                 logger.warning(
                     "input.id_column %r has the value %r in several rows, such as %s:%s. %s",
                     self._column,
-                    ids[repeated[0]].as_py(),
+                    _shown(ids[repeated[0]]),
                     shard,
                     " and ".join(str(int(rows[index])) for index in repeated),
                     _MEANING,
                 )
 
 
+def _shown(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # a time that Python has none for, or no UTF-8
+        return str(value.type)
+
+
 def _first_repeated(ids: pa.ChunkedArray) -> tuple[int, int] | None:
     """Indices of the first two rows that share an id, None without any (or for nested types)."""
     if pa.types.is_nested(ids.type):
         return None
-    codes = ids.combine_chunks().dictionary_encode().indices
+    try:
+        codes = ids.combine_chunks().dictionary_encode().indices
+    except pa.ArrowNotImplementedError:  # of a type that ids seldom have
+        return None
     codes = codes.fill_null(-1).to_numpy(zero_copy_only=False)
     num_values = int(codes.max(initial=-1)) + 1
     if num_values == np.count_nonzero(codes >= 0):

@@ -25,12 +25,13 @@ from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, RowError
 from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, Prompter
+from batchinfer.runner.carried import Carrier
 from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.writer import ShardOutput, Writer
 from batchinfer.sink import Result, output_schema
-from batchinfer.source import Block, RowFilter, Shard, ShardReader
+from batchinfer.source import Block, RowFilter, Shard, ShardReader, plain_column
 from batchinfer.telemetry import Clock, Counters
 
 logger = logging.getLogger("batchinfer.runner")
@@ -65,6 +66,7 @@ class Reader:
         ledger: Ledger,
         prompter: Prompter,
         row_filter: RowFilter | None,
+        carried: pa.Schema | None,
         ready: ReadyWork,
         writer: Writer,
         counters: Counters,
@@ -81,6 +83,7 @@ class Reader:
         self._ledger = ledger
         self._prompter = prompter
         self._filter = row_filter
+        self._carrier = Carrier(job, carried)
         self._ready = ready
         self._writer = writer
         self._counters = counters
@@ -153,10 +156,9 @@ class Reader:
         with ShardReader(
             shard, self._columns(), self._filter, max_block_bytes=_BLOCK_BYTES
         ) as reader:
-            carried = _carried_fields(self._job, reader.schema)
             sampling = self._job.sampling
             schema = output_schema(
-                carried,
+                self._carrier.fields(reader.schema),
                 has_top_logprobs=bool(sampling.logprobs),
                 has_prompt_logprobs=sampling.prompt_logprobs,
             )
@@ -258,7 +260,7 @@ class Reader:
     ) -> None:
         prepared = self._prompter.prepare(block.table)
         self._remark_warnings.check(shard.name, block.rows, prepared.remarks)
-        carried = _carried_table(self._job, shard, block)
+        carried = self._carrier.table(shard, block)
         pending.rows.append(block.rows)
         pending.todo.append(todo)
         pending.prepared.append(prepared)
@@ -271,30 +273,14 @@ class Reader:
             return True
         chunk = _chunk(self._job, shard.name, window, pending)
         if self._id_warnings is not None:
-            self._id_warnings.check(shard.name, chunk.rows, chunk.carried.column("id"))
+            self._id_warnings.check(
+                shard.name, chunk.rows, plain_column(chunk.carried.column("id"))
+            )
         errors = list(_error_results(chunk, self._clock.wall_us()))
         if errors:
             self._writer.put(errors)
             self._counters.add_computed(len(errors), 0, 0)
         return self._ready.put(chunk)
-
-
-def _carried_fields(job: Job, schema: pa.Schema) -> list[pa.Field]:
-    """The fields of the output that come from the input: `id` first, then the kept columns."""
-    id_type = schema.field(job.input.id_column).type if job.input.id_column else pa.string()
-    kept = [pa.field(name, schema.field(name).type) for name in job.input.keep_columns]
-    return [pa.field("id", id_type), *kept]
-
-
-def _carried_table(job: Job, shard: Shard, block: Block) -> pa.Table:
-    if job.input.id_column:
-        ids = block.table.column(job.input.id_column)
-    else:
-        ids = pa.chunked_array(
-            [pa.array([f"{shard.name}:{row}" for row in block.rows.tolist()], pa.string())]
-        )
-    kept = {name: block.table.column(name) for name in job.input.keep_columns}
-    return pa.table({"id": ids, **kept})
 
 
 def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:

@@ -133,6 +133,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         ledger=session.ledger,
         prompter=prompter,
         row_filter=session.row_filter,
+        carried=session.carried,
         ready=ready,
         writer=writer,
         counters=context.counters,

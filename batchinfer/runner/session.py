@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 from batchinfer import __version__
 from batchinfer.checkpoint import (
@@ -29,6 +31,7 @@ from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import differs_by_machine
+from batchinfer.runner.carried import RECORD_KEY, carried_columns, carried_schema, to_text
 from batchinfer.runner.checks import (
     check_schema,
     check_shards,
@@ -93,6 +96,7 @@ class Session:
     survey: Survey
     row_filter: RowFilter | None
     fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
+    carried: pa.Schema | None = None  # the id and kept columns; None: each shard's own types
     pending: list[Shard] = field(default_factory=list)  # of this run's slice
     run: int = 0
     first_run: int = 1  # since the last restart
@@ -246,7 +250,7 @@ def begin(
         _warn_of_removed(session, recorded)
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the mended job would not match.
-    new = _check_input(session, recorded)
+    new = _check_input(session, recorded, record)
     if is_restart:
         refuse_strangers(ledger, survey, digest)
         if options.slice is not None:
@@ -311,6 +315,7 @@ def _create_record(session: Session, identity: Identity) -> None:
         "created_at": session.clock.utc(),
         "ingredients": identity.ingredients,
         "job": job.model_dump(mode="json"),
+        RECORD_KEY: to_text(session.carried),
     }
     content = records.to_json(created)
     if store.create(layout.JOB_KEY, content):
@@ -327,11 +332,13 @@ def _create_record(session: Session, identity: Identity) -> None:
         store.delete([layout.JOB_KEY])  # it has no result, see earlier_record
         store.create(layout.JOB_KEY, content)
         return
-    ours = session.digest, session.window_rows
-    if record is None or (record["digest"], int(record["window_rows"])) != ours:
+    ours = session.digest, session.window_rows, created[RECORD_KEY]
+    if record is None or (
+        (record["digest"], int(record["window_rows"]), record.get(RECORD_KEY)) != ours
+    ):
         raise TransientError(
-            f"another run began {store.url} at the same moment, with another packing.window_rows "
-            "or another version of batchinfer: start again"
+            f"another run began {store.url} at the same moment, with another packing.window_rows, "
+            "other input files or another version of batchinfer: start again"
         )
 
 
@@ -346,10 +353,11 @@ def _warn_of_removed(session: Session, recorded: dict[str, Fingerprint]) -> None
         logger.warning("%s is no longer in the input; its results stay", key)
 
 
-def _check_input(session: Session, recorded: dict[str, Fingerprint]) -> list[Fingerprint]:
-    """Compare each shard with its record; read the footers of new ones.
-
-    Returns what is to be recorded.
+def _check_input(
+    session: Session, recorded: dict[str, Fingerprint], record: Mapping[str, Any] | None
+) -> list[Fingerprint]:
+    """Compare each shard with its record; read the footers of new ones, and settle on the types of
+    the columns that are taken over. Returns what is to be recorded.
     """
     new: list[Shard] = []
     changed: list[str] = []
@@ -384,14 +392,18 @@ def _check_input(session: Session, recorded: dict[str, Fingerprint]) -> list[Fin
             "--restart"
         )
 
-    def check(shard: Shard) -> Fingerprint:
+    def check(shard: Shard) -> tuple[Fingerprint, pa.Schema]:
         footer = read_footer(shard)
         check_schema(session.job, session.row_filter, shard, footer)
-        return Fingerprint(
+        fingerprint = Fingerprint(
             shard.name, shard.size_bytes, shard.version, footer.num_rows, footer.sha256
         )
+        return fingerprint, carried_columns(session.job, footer)
 
-    for fingerprint in check_shards(new, check):
+    checked = check_shards(new, check)
+    schemas = [schema for _, schema in checked]
+    session.carried = carried_schema(session.job, zip(new, schemas, strict=True), record)
+    for fingerprint, _ in checked:
         session.fingerprints[fingerprint.name] = fingerprint
         update.append(fingerprint)
     return update

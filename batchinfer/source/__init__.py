@@ -6,7 +6,10 @@ from batchinfer.source.footer import Footer, RowGroup, check_columns, read_foote
 from batchinfer.source.left_out import in_print
 from batchinfer.source.parquet import Block, ShardReader
 from batchinfer.source.patterns import matches
+from batchinfer.source.plain import plain_column
 from batchinfer.source.shards import Shard, list_shards
+from batchinfer.source.text import with_valid_text
+from batchinfer.source.types import common_field, output_field
 
 __all__ = [
     "Block",
@@ -17,9 +20,13 @@ __all__ = [
     "Shard",
     "ShardReader",
     "check_columns",
+    "common_field",
     "in_print",
     "list_shards",
     "matches",
+    "output_field",
+    "plain_column",
     "read_footer",
     "same_content",
+    "with_valid_text",
 ]

@@ -45,6 +45,7 @@ class Footer:
 
     num_rows: int
     schema: pa.Schema
+    arrow_schema: pa.Schema  # as its writer had it
     partitions: Mapping[str, str]
     row_groups: tuple[RowGroup, ...]
     sha256: str
@@ -86,6 +87,7 @@ def footer_of(file: BinaryIO, shard: Shard) -> Footer:
         schema=pa.schema(
             [(name, plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
         ),
+        arrow_schema=schema,
         partitions=outer | dict(shard.partitions),
         row_groups=row_groups,
         sha256=hashlib.sha256(footer_bytes).hexdigest(),
