@@ -7,6 +7,7 @@
     ├── RepeatedDeath      1   two starts in a row died without one new durable row
     ├── TransientError    75   try again later: store down, disk full, lease held, engine died
     │   ├── LeaseHeld     75
+    │   ├── MemoryHeld    75
     │   └── EngineDied    75
     ├── Stopped     128+n/75   asked to stop; everything finished is durable
     └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
@@ -55,6 +56,10 @@ class TransientError(BatchInferError):
 
 class LeaseHeld(TransientError):
     """Another live run works on this output."""
+
+
+class MemoryHeld(TransientError):
+    """Other processes hold memory of the device that the job needs."""
 
 
 class EngineDied(TransientError):

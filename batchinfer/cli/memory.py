@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from batchinfer.config import Job
-from batchinfer.engine.hardware import gpus, this_machine
+from batchinfer.engine.hardware import this_machine
 from batchinfer.engine.memory import (
     advice,
-    auto_sizes,
     budget_of,
     device_memory,
     estimate_of,
     gib,
     room_of,
 )
-from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, fit_sizes, needs_whole_prompts
+from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, expected_sizes
 from batchinfer.model import ModelFacts
 from batchinfer.runner.factory import engine_settings
 
@@ -25,8 +24,7 @@ def memory_lines(job: Job, model: ModelFacts) -> list[str]:
     memory = device_memory(settings.tensor_parallel_size, is_cpu=is_cpu)
     if model.needs is None:
         return []
-    is_whole = needs_whole_prompts(settings, is_cpu=is_cpu)
-    sizes = fit_sizes(settings, auto_sizes(gpus(), is_cpu=is_cpu), is_whole=is_whole)
+    sizes = expected_sizes(settings)
     num_seqs, num_tokens = sizes
     found = estimate_of(settings, model.needs, sizes)
     length = settings.max_model_len

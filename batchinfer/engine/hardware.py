@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -22,17 +22,43 @@ _Capability = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """What a process holds of a GPU; `used_bytes` None where the driver does not tell."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Gpu:
-    """`free_bytes`: what no process has taken, at the moment of the question."""
+    """`free_bytes`: what no process has taken, at the moment of the question.
+
+    `processes`: those that the driver shows here; in a container often none of another's.
+    """
 
     name: str
     total_bytes: int
     free_bytes: int
     capability: _Capability
+    label: str = "GPU 0"  # as nvidia-smi and CUDA_VISIBLE_DEVICES call it
+    processes: tuple[GpuProcess, ...] = ()
 
 
 class _NvmlMemory(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+class _NvmlProcess(ctypes.Structure):
+    _fields_ = [
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    ]
+
+
+_MOST_PROCESSES = 256
+_NOT_AVAILABLE = 2**64 - 1
 
 
 @cache
@@ -73,6 +99,37 @@ def available_memory_bytes() -> int:
         return min(available, max(0, limit - used + int(stat["inactive_file"])))
     except (OSError, ValueError):  # no control group of version 2, or its limit is "max"
         return available
+
+
+def own_pids() -> frozenset[int]:
+    """This process and all that descend from it: an engine's workers are grandchildren."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it has ended
+                after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
+                parents[int(entry.name)] = int(after_name.split()[1])
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return frozenset(own)
+
+
+def process_name(pid: int) -> str | None:
+    """As the kernel has it; None if it cannot be seen."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def oom_kills() -> int:
+    """How many processes of our control group the kernel has ended for lack of memory so far."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"])
+    except (OSError, ValueError, KeyError):  # no control group of version 2
+        return 0
 
 
 def _needed_packages() -> Iterable[str]:
@@ -142,7 +199,29 @@ def _gpu(nvml: ctypes.CDLL, which: int | str) -> Gpu | None:
         or nvml.nvmlDeviceGetCudaComputeCapability(parent, ctypes.byref(major), ctypes.byref(minor))
     ):
         return None
-    return Gpu(name.value.decode(), memory.total, memory.free, (major.value, minor.value))
+    return Gpu(
+        name.value.decode(),
+        memory.total,
+        memory.free,
+        (major.value, minor.value),
+        label=f"GPU {which}",
+        processes=_processes(nvml, handle),
+    )
+
+
+def _processes(nvml: ctypes.CDLL, handle: ctypes.c_void_p) -> tuple[GpuProcess, ...]:
+    """Those that compute on the device; none where the driver may not or does not say."""
+    count, found = ctypes.c_uint(_MOST_PROCESSES), (_NvmlProcess * _MOST_PROCESSES)()
+    try:
+        if nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), found):
+            return ()
+    except AttributeError:  # a driver from before 2021
+        return ()
+    return tuple(
+        GpuProcess(entry.pid, None if entry.used == _NOT_AVAILABLE else entry.used)
+        for entry in found[: count.value]
+        if entry.pid  # 0: one of another container
+    )
 
 
 def _visible(count: int) -> list[int | str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.hardware import Gpu, available_memory_bytes, gpus, total_memory_bytes
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs
 from batchinfer.quantization import Machine
 
@@ -71,13 +71,13 @@ def device_memory(num_devices: int, *, is_cpu: bool) -> Memory | None:
 def auto_utilization(memory: Memory | None) -> float:
     """The share of a GPU's memory to use: 0.9, or what other processes leave of it.
 
-    Raises ConfigError if they leave nothing.
+    Raises MemoryHeld if they leave nothing.
     """
     if memory is None:
         return MOST_UTILIZATION
     share = _auto_share(memory)
     if share < 0.01:
-        raise ConfigError(
+        raise MemoryHeld(
             f"other processes hold the GPU's memory: {gib(memory.free_bytes)} of "
             f"{gib(memory.total_bytes)} are free. End them, or choose another device with "
             "CUDA_VISIBLE_DEVICES"
@@ -153,7 +153,7 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
     what = (
         f"it needs about {gib(found.weights)} for weights, {gib(found.step)} for a step and "
         f"{gib(found.cache_bytes(length))} for the KV cache of one sequence of {length} tokens; "
-        f"{gib(memory.free_bytes)} of {gib(memory.total_bytes)} were free"
+        + _had(memory)
     )
     if memory.is_gpu:
         what += f", of which it may use {gib(budget)}"
@@ -165,6 +165,12 @@ def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> 
             f"else lower engine.max_num_seqs (now {sizes[0]})"
         )
     return f"{what}. End what else runs there, or take a smaller model or a larger device"
+
+
+def _had(memory: Memory) -> str:
+    if memory.free_bytes == memory.total_bytes:  # of a device, if nobody used it
+        return f"it has {gib(memory.total_bytes)}"
+    return f"{gib(memory.free_bytes)} of {gib(memory.total_bytes)} were free"
 
 
 def _ways(

@@ -23,6 +23,8 @@ from batchinfer.engine.base import (
     Request,
     SamplingSettings,
 )
+from batchinfer.engine.crowd import look_at_devices
+from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.memory import device_memory
 from batchinfer.engine.vllm_errors import construction_error, first_line, rejections, step_error
 from batchinfer.engine.vllm_layers import check_moved, quantized_layers
@@ -61,8 +63,9 @@ def import_engine() -> None:
 def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     """Load the model and check the sampling parameters on it.
 
-    Raises ConfigError for what another start cannot mend, EngineDied for what it may (a driver or
-    a worker process lost). Call it in a thread that outlives the engine (see vllm_plugin).
+    Raises ConfigError for what another start cannot mend, TransientError for what it may (a driver
+    or a worker process lost, memory that others hold). Call it in a thread that outlives the engine
+    (see vllm_plugin).
     """
     _free_closed()
     prepare_platform(settings)
@@ -73,6 +76,7 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
 
     arguments = engine_arguments(settings)
     params = shared_params(settings.sampling)
+    look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
     try:
@@ -107,6 +111,8 @@ class VllmEngine:
     def __init__(self, core: Any, params: Any, settings: EngineSettings) -> None:
         self._core = core
         self._params = params
+        self._settings = settings
+        self._oom_kills = oom_kills()
         self._has_text = bool(settings.sampling.stop)
         self._uses_seeds = settings.sampling.uses_seeds
         self._lora_request = _lora_request(settings)
@@ -221,7 +227,13 @@ class VllmEngine:
     def _failed(self, error: Exception) -> EngineDied | ConfigError:
         # No model_executor here: the engine core has a process of its own, and names its cause.
         executor = getattr(self._core, "model_executor", None)
-        return step_error(error, is_worker_dead=getattr(executor, "is_failed", False))
+        return step_error(
+            error,
+            self._settings,
+            (self.facts.max_num_seqs, self.facts.max_num_batched_tokens),
+            is_worker_dead=getattr(executor, "is_failed", False),
+            is_killed=oom_kills() > self._oom_kills,
+        )
 
 
 def _lora_request(settings: EngineSettings) -> Any:

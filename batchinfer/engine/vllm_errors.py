@@ -9,21 +9,44 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.cpu_library import loaded_cpu_library
-from batchinfer.engine.memory import Memory, advice, estimate_of, room_of
-from batchinfer.errors import ConfigError, EngineDied
+from batchinfer.engine.crowd import Crowd, crowd_of, devices_of, is_too_large, lack_of_memory
+from batchinfer.engine.hardware import available_memory_bytes, own_pids, this_machine
+from batchinfer.engine.memory import Memory, gib
+from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientError
 
-#: In ValueErrors of vLLM 0.26 to 0.33, when profiling or sizing the KV cache.
-_LACK_OF_MEMORY = (
-    "No available memory for the cache blocks",
-    "is less than desired",
-    "is less than requested memory for kv",
-    "is larger than the available KV cache",
+#: Wherever they stand: in errors of vLLM 0.26 to 0.33 when it profiles or sizes the KV cache, of
+#: torch, CUDA, its libraries and NCCL; compilers and worker processes repeat them in their own.
+_LACK_OF_MEMORY = re.compile(
+    r"No available memory for the cache blocks|is less than desired|"
+    r"is less than requested memory for kv|is larger than the available KV cache|"
+    r"CUDA out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
+    r"cudaErrorMemoryAllocation|_STATUS_ALLOC_FAILED|Cuda failure 2 |OutOfMemoryError|"
+    r"Failed to CUDA calloc"
 )
+_LACK_OF_HOST_MEMORY = re.compile(
+    r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|MemoryError"
+)
+#: Of vLLM's profiler, when somebody else gave memory back while it measured.
+_CHANGED_MEMORY = "Error in memory profiling"
+
+#: Functions of vLLM's workers and engine core, and what they are at.
+_PHASES = {
+    "create_engine_config": "reading its settings",
+    "init_device": "taking the device",
+    "load_model": "loading the weights",
+    "profile_run": "measuring what a step takes",
+    "determine_available_memory": "measuring what a step takes",
+    "get_kv_cache_configs": "sizing the KV cache",
+    "initialize_from_config": "making the KV cache",
+    "capture_model": "capturing CUDA graphs",
+    "compile_or_warm_up_model": "warming up",
+}
+_COMPILERS = ("/torch/_inductor/", "/torch/_dynamo/", "/triton/")
 
 #: Of an OSError, whoever makes it: what other processes may give back, and disks that may return.
 _PASSING = frozenset(
@@ -52,50 +75,156 @@ def rejections() -> tuple[type[Exception], ...]:
 
 def construction_error(
     error: Exception, arguments: dict[str, Any], settings: EngineSettings, memory: Memory | None
-) -> ConfigError | EngineDied:
+) -> ConfigError | TransientError:
     """What a failed start means: wrong values are the job's; a lost driver may come back.
 
     `memory`: what the device had before.
     """
-    import torch
-
     model = arguments["model"]
     sizes = arguments["max_num_seqs"], arguments["max_num_batched_tokens"]
-    is_short = any(sentence in str(error) for sentence in _LACK_OF_MEMORY)
-    is_short |= isinstance(error, torch.OutOfMemoryError | MemoryError)
-    # Of a worker's error, with several devices, vLLM tells no more than that there was one.
-    if type(error) in (RuntimeError, Exception) and settings.tensor_parallel_size > 1:
-        is_short |= _is_too_large(settings, sizes, memory)
-    if is_short:
-        how = f": {advice(settings, sizes, memory)}" if memory is not None else ""
-        return ConfigError(
-            f"{model} does not fit the device's memory{how} (vLLM: {first_line(error)})"
+    phase = phase_of(error)
+    if lack := _lack(error, settings, sizes, memory, f"{model} does not fit the device's memory"):
+        return lack
+    if _CHANGED_MEMORY in str(error):
+        return MemoryHeld(
+            f"other processes gave memory of the GPU back while vLLM measured it ({phase}): start "
+            "again"
         )
     if missing := _missing_kernel(error):
         return ConfigError(f"vLLM cannot run {model} with these settings: {missing}")
+    if missing := _missing_package(error):
+        return ConfigError(f"vLLM cannot run {model} with these settings here: {missing}")
     if _may_pass(error):
         return EngineDied(
-            f"the vLLM engine did not start: {first_line(error)}; the run's log has the whole story"
+            f"the vLLM engine did not start: it failed {phase}: {first_line(error)}; the run's log "
+            "has the whole story"
         )
     what = first_line(error)
     if not isinstance(error, (*rejections(), OSError, ImportError)):  # made to be read
         frame = traceback.extract_tb(error.__traceback__)[-1]
         name = type(error).__name__
         what = f"{name if what == name else f'{name}: {what}'} ({frame.filename}:{frame.lineno})"
+        what = f"it failed {phase}: {what}"
     return ConfigError(f"vLLM cannot run {model} with these settings: {what}")
 
 
-def step_error(error: Exception, *, is_worker_dead: bool) -> ConfigError | EngineDied:
-    """What a failed step means. A kernel that is not there will be missing at the next start too;
-    all else is given the benefit of the doubt.
+def step_error(
+    error: Exception,
+    settings: EngineSettings,
+    sizes: tuple[int, int],
+    *,
+    is_worker_dead: bool,
+    is_killed: bool,
+) -> ConfigError | EngineDied:
+    """What a failed step means. A kernel that is not there will be missing at the next start too,
+    and so will memory that nobody else holds; all else is given the benefit of the doubt.
+
+    `is_killed`: the kernel has ended a process of ours for lack of the host's memory.
     """
+    what = f"the memory of the device did not suffice for a step of {settings.model_path}"
+    lack = _lack(error, settings, sizes, None, what)
+    if isinstance(lack, ConfigError):
+        return lack
+    if lack is not None:
+        return EngineDied(str(lack))
     if missing := _missing_kernel(error):
         return ConfigError(f"the vLLM engine cannot compute this model: {missing}")
     if is_worker_dead:
+        why = ", ended by the kernel as the host's memory did not suffice" if is_killed else ""
         return EngineDied(
-            "a worker process of the vLLM engine died; the run's log has what it said last"
+            f"a worker process of the vLLM engine died{why}; the run's log has what it said last"
         )
     return EngineDied(f"the vLLM engine died: {type(error).__name__}: {first_line(error)}")
+
+
+def phase_of(error: BaseException) -> str:
+    """What vLLM was at, as the end of a sentence: "while loading the weights"."""
+    deepest = "running"
+    for cause in _chain(error):
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            code = frame.f_code
+            if any(folder in code.co_filename for folder in _COMPILERS):
+                return "while compiling"
+            deepest = _PHASES.get(code.co_name, deepest)
+    return f"while {deepest}"
+
+
+def _lack(
+    error: Exception,
+    settings: EngineSettings,
+    sizes: tuple[int, int],
+    memory: Memory | None,
+    what: str,
+) -> ConfigError | MemoryHeld | None:
+    """What it means if the error is of memory that did not suffice; None if it is not."""
+    import torch
+
+    causes = [*_chain(error)]
+    text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    said = f"(vLLM, {phase_of(error)}: {_line_of_lack(text) or first_line(error)})"
+    is_host = any(isinstance(cause, MemoryError) for cause in causes)
+    is_host |= _LACK_OF_HOST_MEMORY.search(text) is not None
+    is_short = any(isinstance(cause, torch.OutOfMemoryError) for cause in causes)
+    is_short |= _LACK_OF_MEMORY.search(text) is not None
+    crowds = crowds_now(settings)
+    if is_host and not is_short and crowds:
+        return ConfigError(
+            f"the host's memory did not suffice, {gib(available_memory_bytes())} are free now "
+            f"{said}: end what else runs there, or lower model.save_mode_gib or "
+            "model.cpu_offload_gib"
+        )
+    if not is_short and type(error) in (RuntimeError, Exception):
+        # Of a worker's error, with several devices, vLLM tells no more than that there was one.
+        is_short = settings.tensor_parallel_size > 1
+        is_short = is_short and _is_likely_short(settings, sizes, memory, crowds)
+    if not (is_short or is_host):
+        return None
+    return lack_of_memory(settings, sizes, crowds, memory, f"{what} {said}")
+
+
+def _is_likely_short(
+    settings: EngineSettings,
+    sizes: tuple[int, int],
+    memory: Memory | None,
+    crowds: Sequence[Crowd],
+) -> bool:
+    """By our estimate, beside what was free before or what others leave now."""
+    left = [crowd.left for crowd in crowds if crowd.is_noticeable]
+    return any(is_too_large(settings, sizes, found) for found in (memory, *left))
+
+
+def _line_of_lack(text: str) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    return next((line[:300] for line in lines if _LACK_OF_MEMORY.search(line)), "")
+
+
+def crowds_now(settings: EngineSettings) -> list[Crowd]:
+    """Who holds memory of the devices that share the model, at this moment."""
+    import torch
+
+    if this_machine().device != "cuda":
+        return []
+    own = own_pids()
+    crowds = []
+    for index, gpu in enumerate(devices_of(settings)):
+        # Workers have processes of their own, of which we know nothing if the driver does not say.
+        own_bytes = gpu.total_bytes
+        if settings.tensor_parallel_size == 1 and torch.cuda.is_initialized():
+            own_bytes = torch.cuda.memory_reserved(index)
+        crowds.append(crowd_of(gpu, own, own_bytes))
+    return crowds
+
+
+def _missing_package(error: BaseException) -> str:
+    """In words, the Python package that an error says is not there; "" if it says nothing so."""
+    for cause in _chain(error):
+        name = cause.name if isinstance(cause, ModuleNotFoundError) else None
+        if name and name.split(".")[0] not in ("vllm", "torch", "batchinfer"):
+            return (
+                f"the Python package {name.split('.')[0]} is not installed, which vLLM needs for "
+                "them. Install it, or leave out the engine option that asks for it"
+            )
+    return ""
 
 
 def _missing_kernel(error: BaseException) -> str:
@@ -142,18 +271,11 @@ def _may_pass(error: Exception) -> bool:
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what it was raised for: compilers wrap a device's errors in their own."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _is_too_large(settings: EngineSettings, sizes: tuple[int, int], memory: Memory | None) -> bool:
-    """Whether, by our estimate, no sequence of full length can run. False where it is not known."""
-    has_stages = settings.options.get("pipeline_parallel_size", 1) != 1  # not in the estimate
-    if memory is None or settings.needs is None or has_stages:
-        return False
-    found = estimate_of(settings, settings.needs, sizes)
-    return room_of(settings, found, memory) < settings.max_model_len
 
 
 def first_line(error: BaseException) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 
 from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.hardware import available_memory_bytes, gpus, this_machine
 from batchinfer.engine.memory import (
     BLOCK_TOKENS,
     GIB,
     MOST_UTILIZATION,
+    auto_sizes,
     auto_utilization,
     device_memory,
     gib,
@@ -71,6 +72,13 @@ def fit_sizes(
             f"to at least model.max_model_len, {settings.max_model_len}"
         )
     return max_num_seqs, max_num_batched_tokens
+
+
+def expected_sizes(settings: EngineSettings) -> tuple[int, int]:
+    """`fit_sizes` on this machine, known without vLLM."""
+    is_cpu = this_machine().device == "cpu"
+    defaults = auto_sizes(gpus(), is_cpu=is_cpu)
+    return fit_sizes(settings, defaults, is_whole=needs_whole_prompts(settings, is_cpu=is_cpu))
 
 
 def explain_sizes(

@@ -37,6 +37,7 @@ class Needs:
     num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights (nf4)
+    caches_all_tokens: bool = False  # `kv_per_token` is no estimate from above
 
 
 def needs_of(
@@ -73,6 +74,7 @@ def needs_of(
         num_kv_shards=1 if shape.latent_size else shape.num_kv_heads,
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
         dequantized=_dequantized_bytes(shape, scheme, DTYPE_BYTES[dtype]) if name == "nf4" else 0,
+        caches_all_tokens=shape.caches_all_tokens,
     )
 
 

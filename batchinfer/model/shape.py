@@ -28,6 +28,20 @@ _OTHER_KEYS = (
 )
 
 
+#: Where any of these is there, some layers keep a window of tokens, a state, or another layer's.
+_KEYS_OF_LESS_CACHE = (
+    "attention_chunk_size",
+    "attn_layer_period",
+    "full_attention_interval",
+    "hybrid_override_pattern",
+    "layers_block_type",
+    "linear_num_key_heads",
+    "mamba_d_state",
+    "num_kv_shared_layers",
+    "state_size",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of the language model. With multi-head latent attention `latent_size` is not 0."""
@@ -41,6 +55,7 @@ class Shape:
     head_size: int
     latent_size: int  # one vector for all heads: what is cached of a token in a layer
     is_tied: bool  # the output layer's weights are the embedding's
+    caches_all_tokens: bool = False  # every layer keeps every token of a sequence, for certain
 
     @property
     def cached_size(self) -> int:
@@ -72,7 +87,17 @@ def shape_of(text: dict[str, Any]) -> Shape:
         head_size=sizes["head_dim"] or hidden_size // num_heads,
         latent_size=latent_size,
         is_tied=bool(text.get("tie_word_embeddings")),
+        caches_all_tokens=_caches_all_tokens(text),
     )
+
+
+def _caches_all_tokens(text: dict[str, Any]) -> bool:
+    if not text.get(_HEADS) or any(text.get(key) for key in _KEYS_OF_LESS_CACHE):
+        return False
+    if text.get("sliding_window") and text.get("use_sliding_window") is not False:
+        return False
+    kinds = text.get("layer_types") or []
+    return all(kind == "full_attention" for kind in kinds)
 
 
 def _largest(size: Any) -> int:

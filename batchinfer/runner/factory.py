@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
 from batchinfer.engine.compiler import check_compiler
+from batchinfer.engine.crowd import look_at_devices
 from batchinfer.engine.hardware import this_machine
 from batchinfer.engine.memory import check_offload
 from batchinfer.model import ModelFacts, read_model
@@ -36,9 +37,13 @@ def vllm_factory() -> EngineFactory:
 
 
 def _prepare(job: Job, model: ModelFacts) -> None:
+    """Set the environment; and look at the devices before half a minute of imports."""
     from batchinfer.engine.vllm_setup import prepare_environment
+    from batchinfer.engine.vllm_sizes import expected_sizes
 
     prepare_environment(weights_bytes=model.weights_bytes, is_local_model=True)
+    settings = engine_settings(job, model)
+    look_at_devices(settings, expected_sizes(settings))
 
 
 def _load() -> None:

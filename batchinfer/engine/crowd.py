@@ -1,0 +1,218 @@
+"""Whose fault a lack of a GPU's memory is: the job's, or that of other processes there.
+
+The first comes again with every start (exit 2, with settings that fit), the second passes (75, with
+who holds what). Asked before the model is loaded, of what is certain, and after a failure, of what
+is likely. Must not know: torch, vLLM, its exceptions. All but `devices_of` and `look_at_devices`
+are functions of devices, processes and an estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.hardware import (
+    Gpu,
+    GpuProcess,
+    gpus,
+    own_pids,
+    process_name,
+    this_machine,
+)
+from batchinfer.engine.memory import (
+    GIB,
+    MOST_UTILIZATION,
+    RESERVED_BYTES,
+    Memory,
+    advice,
+    estimate_of,
+    gib,
+    room_of,
+)
+from batchinfer.errors import ConfigError, MemoryHeld
+
+#: Of a device: what drivers and displays take. Nobody is blamed for less.
+_UNBLAMED_BYTES = GIB // 2
+#: Of the memory that is taken and that no process is shown for: the driver's own, our context.
+_UNSEEN_SLACK_BYTES = GIB + GIB // 2
+#: Estimates of weights are from above where they are not exact; this much of one is certain.
+_CERTAIN_SHARE = 0.9
+#: Where an estimate says that all would fit beside the others, they are at fault from here on.
+_LARGE_SHARE = 0.05
+_MOST_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """What others hold of one device."""
+
+    gpu: Gpu
+    others: tuple[GpuProcess, ...]  # largest first
+    unseen_bytes: int  # of processes that are not shown here
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(other.used_bytes or 0 for other in self.others) + self.unseen_bytes
+
+    @property
+    def is_noticeable(self) -> bool:
+        return self.held_bytes > _UNBLAMED_BYTES
+
+    @property
+    def left(self) -> Memory:
+        """What a job of ours, and nobody new, could have of the device."""
+        return Memory(self.gpu.total_bytes, self.gpu.total_bytes - self.held_bytes)
+
+    def __str__(self) -> str:
+        """Who holds what, of which device."""
+        holders = [_named(other) for other in self.others[:_MOST_NAMED]]
+        if (num_more := len(self.others) - _MOST_NAMED) > 0:
+            holders.append(f"{num_more} more processes")
+        if self.unseen_bytes:
+            holders.append(
+                f"processes that are not shown here (of another container or user) hold "
+                f"{gib(self.unseen_bytes)}"
+            )
+        who = ", ".join(holders) or "nobody else holds memory"
+        return f"{self.gpu.label} ({self.gpu.name}, {gib(self.gpu.total_bytes)}): {who}"
+
+
+def crowd_of(gpu: Gpu, own: Collection[int], own_bytes: int = 0) -> Crowd:
+    """`own`: the pids of our processes. `own_bytes`: what they hold, if the driver does not say."""
+    others = [process for process in gpu.processes if process.pid not in own]
+    shown_bytes = sum(process.used_bytes or 0 for process in gpu.processes)
+    if not any(process.pid in own for process in gpu.processes):
+        shown_bytes += own_bytes
+    unseen_bytes = gpu.total_bytes - gpu.free_bytes - shown_bytes
+    has_unsized = any(process.used_bytes is None for process in others)
+    return Crowd(
+        gpu,
+        others=tuple(sorted(others, key=lambda process: -(process.used_bytes or 0))),
+        unseen_bytes=unseen_bytes if unseen_bytes > _UNSEEN_SLACK_BYTES or has_unsized else 0,
+    )
+
+
+def devices_of(settings: EngineSettings) -> list[Gpu]:
+    """The visible devices that share the model, as they are now."""
+    num_stages = settings.options.get("pipeline_parallel_size", 1)
+    num_stages = num_stages if isinstance(num_stages, int) else 1
+    return gpus()[: settings.tensor_parallel_size * num_stages]
+
+
+def look_at_devices(settings: EngineSettings, sizes: tuple[int, int]) -> None:
+    """`look_before_loading` at what this machine has now; nothing where vLLM runs on the CPU."""
+    if this_machine().device == "cuda":
+        look_before_loading(settings, sizes, devices_of(settings), own_pids())
+
+
+def look_before_loading(
+    settings: EngineSettings, sizes: tuple[int, int], devices: Sequence[Gpu], own: Collection[int]
+) -> None:
+    """Raise MemoryHeld or ConfigError for what is certain not to go well on these devices.
+
+    `sizes`: max_num_seqs, max_num_batched_tokens.
+    """
+    asked = settings.gpu_memory_utilization
+    certain_bytes = _certain_bytes(settings, len(devices))
+    for gpu in devices:
+        crowd = crowd_of(gpu, own)
+        usable_bytes = int((MOST_UTILIZATION if asked is None else asked) * gpu.total_bytes)
+        if certain_bytes > usable_bytes:
+            raise ConfigError(
+                f"{settings.model_path} does not fit the memory of {gpu.label} ({gpu.name}), also "
+                f"if nobody else used it: {_advice_for_empty(settings, sizes, gpu)}"
+            )
+        if not crowd.is_noticeable:
+            continue
+        free = f"of {gpu.label}, and {gib(gpu.free_bytes)} are free. {_what_to_do(crowd)}"
+        if asked is not None and usable_bytes > gpu.free_bytes:  # with which vLLM does not start
+            raise MemoryHeld(
+                f"engine.gpu_memory_utilization {asked:g} asks for {gib(usable_bytes)} {free}. "
+                "auto would take what others leave"
+            )
+        least_bytes = max(certain_bytes, RESERVED_BYTES + gpu.total_bytes // 100)
+        if least_bytes > gpu.free_bytes:
+            raise MemoryHeld(f"{settings.model_path} needs at least {gib(least_bytes)} {free}")
+
+
+def lack_of_memory(
+    settings: EngineSettings,
+    sizes: tuple[int, int],
+    crowds: Sequence[Crowd],
+    memory: Memory | None,
+    what: str,
+) -> ConfigError | MemoryHeld:
+    """What it means that memory did not suffice. `what` happened, and in which phase.
+
+    `crowds`: the devices that share the model, now. `memory`: of the fullest, before loading.
+    """
+    blamed = next((crowd for crowd in crowds if _is_to_blame(settings, sizes, crowd)), None)
+    if blamed is not None:
+        return MemoryHeld(f"{what}. {_what_to_do(blamed)}")
+    if crowds:
+        largest = max(crowds, key=lambda crowd: crowd.held_bytes)
+        return ConfigError(f"{what}: {_advice_for_empty(settings, sizes, largest.gpu)}")
+    if memory is not None:
+        return ConfigError(f"{what}: {advice(settings, sizes, memory)}")
+    return ConfigError(
+        f"{what}: lower engine.max_num_seqs (now {sizes[0]}) or engine.max_num_batched_tokens (now "
+        f"{sizes[1]}), or end what else runs there"
+    )
+
+
+def is_too_large(
+    settings: EngineSettings, sizes: tuple[int, int], memory: Memory | None
+) -> bool | None:
+    """Whether, by our estimate, no sequence of full length can run. None: there is no estimate."""
+    has_stages = settings.options.get("pipeline_parallel_size", 1) != 1  # not in the estimate
+    if memory is None or settings.needs is None or has_stages:
+        return None
+    found = estimate_of(settings, settings.needs, sizes)
+    return room_of(settings, found, memory) < settings.max_model_len
+
+
+def _is_to_blame(settings: EngineSettings, sizes: tuple[int, int], crowd: Crowd) -> bool:
+    """Whether it is others: it would fit without them, and it does not fit beside them."""
+    if not crowd.is_noticeable:
+        return False
+    total_bytes = crowd.gpu.total_bytes
+    if is_too_large(settings, sizes, Memory(total_bytes, total_bytes)):
+        return False
+    asked = settings.gpu_memory_utilization
+    if asked is not None and asked * total_bytes > crowd.left.free_bytes:
+        return True
+    if is_too_large(settings, sizes, crowd.left):
+        return True
+    return crowd.held_bytes > _LARGE_SHARE * total_bytes
+
+
+def _certain_bytes(settings: EngineSettings, num_devices: int) -> int:
+    """What of one device the weights and one sequence of full length take at the very least."""
+    needs = settings.needs
+    if needs is None:
+        return 0
+    num_stages = max(1, num_devices // settings.tensor_parallel_size)
+    weights = _CERTAIN_SHARE * needs.weights / num_devices - settings.cpu_offload_gib * GIB
+    num_cached = settings.max_model_len if needs.caches_all_tokens else 0
+    num_shards = min(settings.tensor_parallel_size, needs.num_kv_shards) * num_stages
+    return int(max(0, weights) + num_cached * needs.kv_per_token / num_shards)
+
+
+def _advice_for_empty(settings: EngineSettings, sizes: tuple[int, int], gpu: Gpu) -> str:
+    return advice(settings, sizes, Memory(gpu.total_bytes, gpu.total_bytes))
+
+
+def _what_to_do(crowd: Crowd) -> str:
+    return (
+        f"On {crowd}. Start again once that memory is free, or choose another device with "
+        "CUDA_VISIBLE_DEVICES"
+    )
+
+
+def _named(process: GpuProcess) -> str:
+    name = process_name(process.pid)
+    who = f"process {process.pid}" + (f" ({name})" if name else "")
+    if process.used_bytes is None:
+        return f"{who} holds memory, how much is not shown"
+    return f"{who} holds {gib(process.used_bytes)} ({process.used_bytes} bytes)"
