@@ -26,7 +26,7 @@ from batchinfer.engine.memory import (
     auto_utilization,
     estimate,
 )
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs, read_model
 from batchinfer.model.memory import needs_of
 from batchinfer.model.shape import shape_of
@@ -256,7 +256,7 @@ def test_auto_is_nine_tenths_or_what_others_leave(total: float, free: float, sha
 
 
 def test_a_device_that_others_fill_is_refused_and_an_unknown_one_is_taken() -> None:
-    with pytest.raises(ConfigError, match=r"other processes hold .* 1\.0 GiB of 80\.0 GiB are"):
+    with pytest.raises(MemoryHeld, match=r"other processes hold .* 1\.0 GiB of 80\.0 GiB are"):
         auto_utilization(Memory(80 * GIB, GIB))
     assert auto_utilization(None) == 0.9
 
