@@ -87,8 +87,7 @@ def construction_error(
         return lack
     if _CHANGED_MEMORY in str(error):
         return MemoryHeld(
-            f"other processes gave memory of the GPU back while vLLM measured it ({phase}): start "
-            "again"
+            "other processes gave memory of the GPU back while vLLM measured it: start again"
         )
     if missing := _missing_kernel(error):
         return ConfigError(f"vLLM cannot run {model} with these settings: {missing}")
@@ -96,16 +95,15 @@ def construction_error(
         return ConfigError(f"vLLM cannot run {model} with these settings here: {missing}")
     if _may_pass(error):
         return EngineDied(
-            f"the vLLM engine did not start: it failed {phase}: {first_line(error)}; the run's log "
-            "has the whole story"
+            f"the vLLM engine did not start: {first_line(error)}{_at(phase)}; the run's log has "
+            "the whole story"
         )
     what = first_line(error)
     if not isinstance(error, (*rejections(), OSError, ImportError)):  # made to be read
         frame = traceback.extract_tb(error.__traceback__)[-1]
         name = type(error).__name__
         what = f"{name if what == name else f'{name}: {what}'} ({frame.filename}:{frame.lineno})"
-        what = f"it failed {phase}: {what}"
-    return ConfigError(f"vLLM cannot run {model} with these settings: {what}")
+    return ConfigError(f"vLLM cannot run {model} with these settings: {what}{_at(phase)}")
 
 
 def step_error(
@@ -138,15 +136,19 @@ def step_error(
 
 
 def phase_of(error: BaseException) -> str:
-    """What vLLM was at, as the end of a sentence: "while loading the weights"."""
-    deepest = "running"
+    """What vLLM was at: "while loading the weights"; "" if it was in a step, or nobody knows."""
+    deepest = ""
     for cause in _chain(error):
         for frame, _ in traceback.walk_tb(cause.__traceback__):
             code = frame.f_code
             if any(folder in code.co_filename for folder in _COMPILERS):
                 return "while compiling"
             deepest = _PHASES.get(code.co_name, deepest)
-    return f"while {deepest}"
+    return f"while {deepest}" if deepest else ""
+
+
+def _at(phase: str) -> str:
+    return f" ({phase})" if phase else ""
 
 
 def _lack(
@@ -161,7 +163,9 @@ def _lack(
 
     causes = [*_chain(error)]
     text = "\n".join(f"{type(cause).__name__}: {cause}" for cause in causes)
-    said = f"(vLLM, {phase_of(error)}: {_line_of_lack(text) or first_line(error)})"
+    phase = phase_of(error)
+    by = f"vLLM, {phase}" if phase else "vLLM"
+    said = f"({by}: {_line_of_lack(text) or first_line(error)})"
     is_host = any(isinstance(cause, MemoryError) for cause in causes)
     is_host |= _LACK_OF_HOST_MEMORY.search(text) is not None
     is_short = any(isinstance(cause, torch.OutOfMemoryError) for cause in causes)
