@@ -158,7 +158,7 @@ def test_a_full_device_is_told_also_to_a_tiny_model() -> None:
 def blame(*devices: Gpu, **changes: Any) -> Exception:
     settings = dataclasses.replace(SETTINGS, **changes)
     crowds = [crowd_of(device, {OURS}) for device in devices]
-    return lack_of_memory(settings, SIZES, crowds, None, "it failed")
+    return lack_of_memory(settings, SIZES, crowds, None, "it failed", "(so)")
 
 
 def test_others_are_to_blame_if_the_job_would_fit_without_them() -> None:

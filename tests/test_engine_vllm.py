@@ -26,7 +26,6 @@ from batchinfer.engine.vllm_layers import whole_model
 from batchinfer.engine.vllm_setup import (
     BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
-    check_options,
     describe_devices,
     engine_arguments,
     prepare_environment,
@@ -607,23 +606,6 @@ def test_timing_is_filled_and_adds_up(core: Any) -> None:
     assert timing.prefill_s > 0 and timing.decode_s > 0
     parts = timing.queued_s + timing.prefill_s + timing.decode_s
     assert timing.total_s == pytest.approx(parts)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("enfore_eager", "did you mean enforce_eager"),
-        ("max_num_seq", r"did you mean max_num_seqs\? \(set engine.max_num_seqs\)"),
-        ("seed", "set sampling.seed"),
-        ("model", "set model.path"),
-        ("disable_log_stats", "always on"),
-    ],
-)
-def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
-    name: str, words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        check_options({name: 1})
 
 
 def test_seeds_on_a_cpu_read_prompts_whole() -> None:

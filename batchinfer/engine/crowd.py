@@ -142,23 +142,26 @@ def lack_of_memory(
     crowds: Sequence[Crowd],
     memory: Memory | None,
     what: str,
+    said: str,
 ) -> ConfigError | MemoryHeld:
-    """What it means that memory did not suffice. `what` happened, and in which phase.
+    """What it means that memory did not suffice. `what` happened; `said`: in the engine's words.
 
     `crowds`: the devices that share the model, now. `memory`: of the fullest, before loading.
     """
     blamed = next((crowd for crowd in crowds if _is_to_blame(settings, sizes, crowd)), None)
     if blamed is not None:
-        return MemoryHeld(f"{what}. {_what_to_do(blamed)}")
+        return MemoryHeld(f"{what} {said}. {_what_to_do(blamed)}")
     if crowds:
         largest = max(crowds, key=lambda crowd: crowd.held_bytes)
-        return ConfigError(f"{what}: {_advice_for_empty(settings, sizes, largest.gpu)}")
-    if memory is not None:
-        return ConfigError(f"{what}: {advice(settings, sizes, memory)}")
-    return ConfigError(
-        f"{what}: lower engine.max_num_seqs (now {sizes[0]}) or engine.max_num_batched_tokens (now "
-        f"{sizes[1]}), or end what else runs there"
-    )
+        how = _advice_for_empty(settings, sizes, largest.gpu)
+    elif memory is not None:
+        how = advice(settings, sizes, memory)
+    else:
+        how = (
+            f"lower engine.max_num_seqs (now {sizes[0]}) or engine.max_num_batched_tokens (now "
+            f"{sizes[1]}), or end what else runs there"
+        )
+    return ConfigError(f"{what}: {how} {said}")
 
 
 def is_too_large(

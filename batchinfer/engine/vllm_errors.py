@@ -183,7 +183,7 @@ def _lack(
         is_short = is_short and _is_likely_short(settings, sizes, memory, crowds)
     if not (is_short or is_host):
         return None
-    return lack_of_memory(settings, sizes, crowds, memory, f"{what} {said}")
+    return lack_of_memory(settings, sizes, crowds, memory, what, said)
 
 
 def _is_likely_short(

@@ -1,17 +1,27 @@
-"""Which of vLLM's engine arguments leave results alone, so that they may change between two runs.
+"""vLLM's engine arguments as a job's options: which leave results alone, which are refused.
 
-Must not know: vLLM itself, jobs. Whatever is not named here decides results: an argument that a
-later vLLM brings is frozen until somebody has read what it does. The measure is the one of
-`model.tensor_parallel_size`, which may change too: sums may be made in another order, and so be
-rounded otherwise. Another precision, another kernel family (some of them quantize activations),
-other weights, another tokenizer, other logprobs may not.
-Names are those of vLLM 0.26 to 0.33.
+Must not know: how they are used. vLLM is not imported, as `validate` asks too, and an import would
+take it half a minute; which arguments there are is read in its source.
+
+What is not named harmless decides results: an argument that a later vLLM brings is frozen until
+somebody has read what it does. The measure is the one of `model.tensor_parallel_size`, which may
+change too: sums may be made in another order, and so be rounded otherwise. Another precision,
+another kernel family (some of them quantize activations), other weights, another tokenizer, other
+logprobs may not. Names are those of vLLM 0.26 to 0.33.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from batchinfer.engine.base import SamplingSettings
+from batchinfer.errors import ConfigError
 
 #: When which token of which sequence is computed. A sequence's own tokens do not depend on it.
 _SCHEDULING = (
@@ -148,6 +158,140 @@ _REPORTING = (
 HARMLESS_OPTIONS = frozenset(
     (*_SCHEDULING, *_MEMORY, *_PARALLELISM, *_COMPILING, *_LOADING, *_REPORTING)
 )
+
+
+#: Engine arguments that follow from other keys of the job, and what to write instead.
+MANAGED_OPTIONS = {
+    "model": "set model.path",
+    "model_weights": "set model.path",
+    "tokenizer": "set model.tokenizer",
+    "dtype": "set model.dtype",
+    "max_model_len": "set model.max_model_len",
+    "tensor_parallel_size": "set model.tensor_parallel_size",
+    "trust_remote_code": "set model.trust_remote_code",
+    "quantization": "set model.quantization",
+    "kv_cache_dtype": "set model.kv_cache_dtype",
+    "kv_offloading_size": "set model.save_mode",
+    "cpu_offload_gb": "set model.cpu_offload_gib",
+    "enable_lora": "set model.lora",
+    "max_loras": "one adapter runs at a time, model.lora",
+    "max_cpu_loras": "one adapter runs at a time, model.lora",
+    "max_lora_rank": "it is that of model.lora",
+    "revision": "set model.revision",
+    "tokenizer_revision": "set model.revision",
+    "max_num_seqs": "set engine.max_num_seqs",
+    "max_num_batched_tokens": "set engine.max_num_batched_tokens",
+    "gpu_memory_utilization": "set engine.gpu_memory_utilization",
+    "seed": "set sampling.seed",
+    "max_logprobs": "set sampling.logprobs",
+    "disable_log_stats": "the timing columns need it, so it is always on",
+    "stream_interval": "only finished requests are read",
+    "worker_extension_cls": "it counts the quantized layers",
+    "runner": "only text generation is run",
+    "convert": "only text generation is run",
+    "pooler_config": "only text generation is run",
+}
+_SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+_REPLICAS = "start one run for each replica, with --shard i/n"
+
+#: Of `override_generation_config`: the job's own sampling stands above a model's.
+_SAMPLING_KEYS = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+)
+
+
+def check_options(options: Mapping[str, Any], sampling: SamplingSettings) -> None:
+    """Raise ConfigError for names that are no engine argument, those that the job sets elsewhere,
+    and those with which vLLM would not keep what `sampling` promises.
+    """
+    for name in options:
+        _check_name(name)
+    for problem in _broken_promises(options, sampling):
+        raise ConfigError(problem)
+
+
+@cache
+def argument_names() -> frozenset[str]:
+    """The fields of vLLM's EngineArgs; none where it is not installed."""
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    source = (Path(spec.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8")
+    bodies = [
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs"
+    ]
+    return frozenset(
+        line.target.id
+        for body in bodies
+        for line in body
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and not line.target.id.startswith("_")
+    )
+
+
+def _check_name(name: str) -> None:
+    if name in MANAGED_OPTIONS:
+        raise ConfigError(f"engine.options.{name} cannot be given: {MANAGED_OPTIONS[name]}")
+    if name.startswith("data_parallel_"):
+        raise ConfigError(f"engine.options.{name} cannot be given: {_REPLICAS}")
+    known = argument_names()
+    if known and name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if near and near[0] in MANAGED_OPTIONS:
+            hint += f" ({MANAGED_OPTIONS[near[0]]})"
+        raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
+
+
+def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> Iterator[str]:
+    structured = options.get("structured_outputs_config")
+    structured = structured if isinstance(structured, Mapping) else {}
+    parser = next(
+        (
+            name
+            for name, given in (
+                ("reasoning_parser", options),
+                ("structured_outputs_config.reasoning_parser", structured),
+            )
+            if given.get("reasoning_parser")
+        ),
+        None,
+    )
+    of_reasoning = structured.get("enable_in_reasoning")
+    if parser and sampling.structured is not None and not of_reasoning:
+        yield (
+            f"engine.options.{parser} and sampling.structured.{sampling.structured[0]} do not go "
+            "together: vLLM would constrain only what follows the thinking, and a completion holds "
+            "both. Remove one of them"
+        )
+    if options.get("skip_tokenizer_init") and not (
+        sampling.ignore_eos and sampling.structured is None and not sampling.stop
+    ):
+        yield (
+            "engine.options.skip_tokenizer_init leaves vLLM without the end-of-text token, and "
+            "without stop texts and structured completions: it needs sampling.ignore_eos, and no "
+            "sampling.stop or sampling.structured"
+        )
+    is_speculative = any(options.get(name) for name in _SPECULATIVE)
+    if is_speculative and sampling.min_p:
+        yield (
+            "sampling.min_p and speculative decoding (engine.options) do not go together: vLLM "
+            "does not compute it there. Remove one of them"
+        )
+    if options.get("kv_sharing_fast_prefill") and sampling.prompt_logprobs:
+        yield (
+            "sampling.prompt_logprobs and engine.options.kv_sharing_fast_prefill do not go "
+            "together: vLLM's would be wrong. Remove one of them"
+        )
+    overridden = options.get("override_generation_config")
+    if isinstance(overridden, Mapping) and (keys := sorted(_SAMPLING_KEYS & overridden.keys())):
+        yield (
+            f"engine.options.override_generation_config.{keys[0]} has no effect: set "
+            f"sampling.{keys[0]}"
+        )
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:

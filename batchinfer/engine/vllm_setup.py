@@ -7,8 +7,6 @@ Works with vLLM 0.26 to 0.33.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import logging
 import os
 from typing import Any
@@ -18,6 +16,7 @@ from batchinfer.engine.cpu_library import loaded_cpu_library
 from batchinfer.engine.hardware import available_memory_bytes, this_machine
 from batchinfer.engine.memory import GIB
 from batchinfer.engine.vllm_layers import EXTENSION
+from batchinfer.engine.vllm_options import argument_names, check_options
 from batchinfer.engine.vllm_sizes import (
     cpu_kv_cache_bytes,
     default_sizes,
@@ -42,38 +41,6 @@ OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
 #: Set where it has to register our bitsandbytes method too, whose imports reach far into vLLM: what
 #: breaks there must not break the other engines.
 BITSANDBYTES_VARIABLE = "BATCHINFER_ENGINE_BITSANDBYTES"
-
-#: Engine arguments that follow from other keys of the job, and what to write instead.
-MANAGED_OPTIONS = {
-    "model": "set model.path",
-    "model_weights": "set model.path",
-    "tokenizer": "set model.tokenizer",
-    "dtype": "set model.dtype",
-    "max_model_len": "set model.max_model_len",
-    "tensor_parallel_size": "set model.tensor_parallel_size",
-    "trust_remote_code": "set model.trust_remote_code",
-    "quantization": "set model.quantization",
-    "kv_cache_dtype": "set model.kv_cache_dtype",
-    "kv_offloading_size": "set model.save_mode",
-    "cpu_offload_gb": "set model.cpu_offload_gib",
-    "enable_lora": "set model.lora",
-    "max_loras": "one adapter runs at a time, model.lora",
-    "max_cpu_loras": "one adapter runs at a time, model.lora",
-    "max_lora_rank": "it is that of model.lora",
-    "revision": "set model.revision",
-    "tokenizer_revision": "set model.revision",
-    "max_num_seqs": "set engine.max_num_seqs",
-    "max_num_batched_tokens": "set engine.max_num_batched_tokens",
-    "gpu_memory_utilization": "set engine.gpu_memory_utilization",
-    "seed": "set sampling.seed",
-    "max_logprobs": "set sampling.logprobs",
-    "disable_log_stats": "the timing columns need it, so it is always on",
-    "data_parallel_size": "start one run for each replica, with --shard i/n",
-    "stream_interval": "only finished requests are read",
-    "worker_extension_cls": "it counts the quantized layers",
-    "runner": "only text generation is run",
-    "convert": "only text generation is run",
-}
 
 
 def prepare_environment(*, weights_bytes: int, is_local_model: bool) -> None:
@@ -166,7 +133,7 @@ def check_library() -> str | None:
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
-    check_options(settings.options)
+    check_options(settings.options, settings.sampling)
     is_cpu = bool(platform.is_cpu())
     arguments: dict[str, Any] = {
         "model": settings.model_path,
@@ -216,20 +183,6 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     return arguments
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse names that are no vLLM engine argument, and those the job sets elsewhere."""
-    known = _known_arguments()
-    for name in options:
-        if name in MANAGED_OPTIONS:
-            raise ConfigError(f"engine.options.{name} cannot be given: {MANAGED_OPTIONS[name]}")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            if near and near[0] in MANAGED_OPTIONS:
-                hint += f" ({MANAGED_OPTIONS[near[0]]})"
-            raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
-
-
 def _lora_arguments(settings: EngineSettings, lora: Lora) -> dict[str, Any]:
     """Only the layers that the adapter changes are made ready for one.
 
@@ -244,16 +197,9 @@ def _lora_arguments(settings: EngineSettings, lora: Lora) -> dict[str, Any]:
         "enable_lora": True,
         "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= lora.rank),
     }
-    if "lora_target_modules" in _known_arguments() and "experts" not in lora.modules:
+    if "lora_target_modules" in argument_names() and "experts" not in lora.modules:
         arguments["lora_target_modules"] = list(lora.modules)
     return arguments
-
-
-def _known_arguments() -> set[str]:
-    """Of vLLM's EngineArgs."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    return {f.name for f in dataclasses.fields(EngineArgs) if not f.name.startswith("_")}
 
 
 def _save_mode_gib(settings: EngineSettings) -> float:
