@@ -1,7 +1,15 @@
 """Rows to prompts: templates, chat templates, tokens, and prompts that are too long."""
 
-from batchinfer.prompt.drafts import check_type, prompt_columns
+from batchinfer.prompt.drafts import check_references, check_type, prompt_columns
 from batchinfer.prompt.remarks import Remark, sentence
 from batchinfer.prompt.tokenize import Prepared, Prompter
 
-__all__ = ["Prepared", "Prompter", "Remark", "check_type", "prompt_columns", "sentence"]
+__all__ = [
+    "Prepared",
+    "Prompter",
+    "Remark",
+    "check_references",
+    "check_type",
+    "prompt_columns",
+    "sentence",
+]

@@ -19,6 +19,7 @@ from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.messages import Messages, last_user, parse_messages, type_problem
+from batchinfer.prompt.reference_types import reference_problem
 from batchinfer.prompt.references import ROW
 from batchinfer.prompt.remarks import Remark, Remarks, sentence
 from batchinfer.prompt.render import TextTemplate, text_template
@@ -94,6 +95,14 @@ def check_type(prompt: PromptSettings, schema: pa.Schema) -> None:
             raise InputError(f"prompt.{key}: column {name!r} is {found}, not {wanted}")
     if (name := prompt.messages_column) and (problem := type_problem(schema.field(name).type)):
         raise InputError(f"prompt.messages_column: column {name!r} {problem}")
+
+
+def check_references(prompt: PromptSettings, schema: pa.Schema) -> None:
+    """Raise InputError if a column has not what a template reads of it, so that every row fails."""
+    for template in _templates(prompt):
+        for place in template.references:
+            if problem := reference_problem(place, schema.field(place.column).type):
+                raise InputError(f"{template.key}: {problem}")
 
 
 def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:

@@ -39,6 +39,7 @@ class Reference:
     column: str
     steps: tuple[Step, ...]
     is_printed: bool  # by itself: nothing stands between it and the prompt
+    is_called: bool
     is_guarded: bool  # by `default` or `is defined`, which also take what is not there
 
 
@@ -151,6 +152,7 @@ def _places(tree: nodes.Template, columns: dict[str, str]) -> Iterator[Reference
             columns[name.name],
             tuple(steps),
             is_printed=isinstance(parent, nodes.Output),
+            is_called=isinstance(parent, nodes.Call) and parent.node is node,
             is_guarded=isinstance(parent, nodes.Filter | nodes.Test) and parent.name in _GUARDS,
         )
 

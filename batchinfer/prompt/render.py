@@ -6,21 +6,32 @@ a template does with one row's values ends as text or as that row's RowError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cache
+from itertools import islice
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Namespace
 
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.references import Refused, find_references, operation_problem
+from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
 _MAX_MESSAGE_CHARS = 500
+# Of what a template makes for one row; no model takes a tenth of it.
+_MAX_CHARS = 2**27
+_MAX_BATCH_PIECES = 4096
+_MAX_STEPS = 1_000_000  # of all loops over `range` for one row
 # Names that are no columns, so that a column of the same name is meant everywhere else; and
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
-_PRINTABLE = (str, int, float, list, tuple, dict, Undefined)
+_PRINTABLE = (str, int, float, Decimal, list, tuple, dict, Undefined)
 
 
 class TextTemplate:
@@ -43,6 +54,7 @@ class TextTemplate:
             raise ConfigError(f"{key}: {error.message}") from None
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
+        self._has_range = any(name.name == "range" for name in tree.find_all(nodes.Name))
         self.key = key
         self.columns: tuple[str, ...] = tuple(sorted(set(found.columns.values())))
         self.references = found.places
@@ -52,6 +64,8 @@ class TextTemplate:
         """The text for one row. `values`: column -> plain value. Raises RowError."""
         if self._renamed:
             values = {**values, **{v: values[column] for v, column in self._renamed.items()}}
+        if self._has_range:
+            _steps.left = _MAX_STEPS
         try:
             return self._template.render(values)
         except RowError:
@@ -73,11 +87,58 @@ def template_error(key: str, error: Exception) -> RowError:
     )
 
 
+class _Steps(threading.local):
+    left = _MAX_STEPS
+
+
+_steps = _Steps()
+
+
+def _range(*arguments: int) -> range:
+    """The function `range`: loops in loops must end, too."""
+    found = safe_range(*arguments)
+    _steps.left -= len(found)
+    if _steps.left < 0:
+        raise OverflowError(f"more than {_MAX_STEPS} steps over range() in one row")
+    return found
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Bounds what a template can make of short values: it would take all memory for one row."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _size_of(operator, left, right) > _MAX_CHARS:
+            raise OverflowError(f"{operator!r} makes more than {_MAX_CHARS} characters")
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Join what a template prints; a loop may print without an end."""
+        pieces = iter(pieces)
+        joined: list[str] = []
+        num_chars = 0
+        while batch := list(islice(pieces, _MAX_BATCH_PIECES)):
+            joined.append("".join(batch))
+            num_chars += len(joined[-1])
+            if num_chars > _MAX_CHARS:
+                raise OverflowError(f"the text has more than {_MAX_CHARS} characters")
+        return "".join(joined)
+
+
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_printable)
-    environment.globals = {name: environment.globals[name] for name in _FUNCTIONS}
+    environment = _Sandbox(undefined=StrictUndefined, finalize=_printable)
+    environment.globals = {"range": _range, "namespace": Namespace}
     del environment.filters["random"]
+    environment.filters |= {"default": default, "d": default}
+    environment.tests |= {
+        "none": is_none,
+        "defined": is_defined,
+        "undefined": lambda value: not is_defined(value),
+    }
+    environment.policies["json.dumps_function"] = _to_json
     return environment
 
 
@@ -88,3 +149,19 @@ def _printable(value: Any) -> Any:
     if value is None:
         raise RowError("missing_value", "the template prints a null; give it a default")
     raise TypeError(f"the template prints a {type(value).__name__}, which is no text")
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """The filter `tojson`. NaN and infinity are no JSON, and fail."""
+    return json.dumps(value, default=json_value, allow_nan=False, **options)
+
+
+def _size_of(operator: str, left: Any, right: Any) -> int:
+    """Characters, entries or digits of a product or a power, if they can be many."""
+    if operator == "**":
+        is_power = isinstance(left, int) and isinstance(right, int)
+        return left.bit_length() * max(0, right) // 3 if is_power else 0
+    texts, factors = (str, list, tuple), (left, right)
+    length = next((len(factor) for factor in factors if isinstance(factor, texts)), 0)
+    times = next((factor for factor in factors if isinstance(factor, int)), 0)
+    return length * times

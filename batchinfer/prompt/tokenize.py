@@ -23,8 +23,9 @@ from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_col
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder, slice_chars_of
 from batchinfer.prompt.messages import message_values
 from batchinfer.prompt.remarks import Remark
+from batchinfer.prompt.stand_ins import stand_in
 from batchinfer.prompt.token_ids import TokenIds, read_token_ids
-from batchinfer.prompt.values import column_values
+from batchinfer.prompt.values import column_values, template_values
 
 logger = logging.getLogger("batchinfer.prompt")
 
@@ -138,12 +139,18 @@ class Prompter:
         return self._encoder.decode(token_ids, offsets)
 
     def _rows(self, table: pa.Table) -> Iterator[dict[str, Any]]:
-        values_of = column_values if self._prompt.messages_column is None else message_values
-        columns = [values_of(table.column(name)) for name in self.columns]
+        columns = [self._values(table.column(name), name) for name in self.columns]
         if not columns:
             yield from ({} for _ in range(table.num_rows))
         for values in zip(*columns, strict=True):
             yield dict(zip(self.columns, values, strict=True))
+
+    def _values(self, column: pa.ChunkedArray, name: str) -> list[Any]:
+        if self._prompt.messages_column is not None:
+            return message_values(column)
+        if self._prompt.column is not None:
+            return column_values(column)
+        return template_values(column, name, stand_in)
 
     def _checked_draft(self, row: Mapping[str, Any]) -> Draft:
         for name, value in row.items():

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.prompt import check_type, prompt_columns
+from batchinfer.prompt import check_references, check_type, prompt_columns
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
 from batchinfer.sink import OUTPUT_COLUMNS
@@ -102,6 +102,7 @@ def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: F
     fields = {field.name: field for field in footer.schema} | fields
     try:
         check_type(job.prompt, pa.schema(list(fields.values())))
+        check_references(job.prompt, pa.schema(list(fields.values())))
     except InputError as error:
         raise InputError(f"shard {shard.url}: {error}") from None
     if row_filter is not None:
