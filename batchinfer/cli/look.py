@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.checkpoint import Holder, Ledger, layout, records
 from batchinfer.cli.common import open_output_location
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, RowError
+from batchinfer.prompt import column_values
 from batchinfer.storage import Store
 from batchinfer.telemetry import Clock, describe
 
@@ -68,7 +70,7 @@ def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> Non
             break
         num_shown += 1
         if as_json:
-            click.echo(json.dumps(_without_nan(row), default=str, ensure_ascii=False))
+            click.echo(json.dumps(_as_json(row), default=str, ensure_ascii=False))
         else:
             _print_row(row)
     if not num_shown:
@@ -76,13 +78,13 @@ def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> Non
         click.echo(f"no {what} in {store.url}", err=True)
 
 
-def _without_nan(value: Any) -> Any:
-    """NaN (the first prompt token has no logprob) is null in JSON."""
+def _as_json(value: Any) -> Any:
+    """NaN (the first prompt token has no logprob) and infinity are null in JSON."""
     if isinstance(value, dict):
-        return {name: _without_nan(entry) for name, entry in value.items()}
+        return {name: _as_json(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_as_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_row(row: dict[str, Any]) -> None:
@@ -112,9 +114,17 @@ def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
             continue  # a part that was folded meanwhile
         with source:
             for batch in pq.ParquetFile(source, pre_buffer=False).iter_batches(batch_size=256):
-                for row in batch.to_pylist():
+                columns = [_shown_values(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    row = dict(zip(batch.schema.names, values, strict=True))
                     if not failed or row["error_type"] is not None:
                         yield row
+
+
+def _shown_values(column: pa.Array) -> list[Any]:
+    """What a kept column holds that has no text, such as bytes, is shown as the reason why."""
+    values = column_values(pa.chunked_array([column]))
+    return [f"({v.message})" if isinstance(v, RowError) else v for v in values]
 
 
 def _files(store: Store) -> Iterator[str]:

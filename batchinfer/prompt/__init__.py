@@ -3,6 +3,7 @@
 from batchinfer.prompt.drafts import check_references, check_type, prompt_columns
 from batchinfer.prompt.remarks import Remark, sentence
 from batchinfer.prompt.tokenize import Prepared, Prompter
+from batchinfer.prompt.values import column_values
 
 __all__ = [
     "Prepared",
@@ -10,6 +11,7 @@ __all__ = [
     "Remark",
     "check_references",
     "check_type",
+    "column_values",
     "prompt_columns",
     "sentence",
 ]
