@@ -484,7 +484,15 @@ def test_sampling_at_its_bounds_is_taken(settings: dict[str, Any]) -> None:
         ({"column": "a", "chat_template": "x"}, "only applies to messages and messages_column"),
         (
             {"messages_column": "a", "chat_template_kwargs": {"continue_final_message": True}},
-            "cannot set continue_final_message: for an answer with a given beginning, write",
+            "cannot set continue_final_message: set prompt.continue_final_message: true",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "continue_final_message": True},
+            "continue_final_message: needs a last message that is the assistant's",
+        ),
+        (
+            {"column": "a", "continue_final_message": True},
+            "continue_final_message: only applies to messages and messages_column",
         ),
         ({"template": "a", "chat_template_kwargs": {"x": 1}}, "only applies to messages"),
         ({"messages": [{"role": "usr", "content": "x"}]}, "role"),

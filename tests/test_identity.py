@@ -191,6 +191,7 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
     assert deciding_values({}) == dict.fromkeys(nones.split()) | {
         "input.keep_columns": [],
         "prompt.on_too_long": "error",
+        "prompt.continue_final_message": False,
         "prompt.chat_template_kwargs": {},
         "model.kv_cache_dtype": "auto",
         "sampling.max_tokens": 256,

@@ -20,6 +20,7 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import identity_of
+from batchinfer.runner.first_rows import check_first_rows
 from batchinfer.source import ShardReader
 
 _MAX_SHOWN_IDS = 20
@@ -56,7 +57,9 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     check_output(looked.store, identity_of(job, looked.model), looked.shards)
-    num_rows = sum(footer.num_rows for footer in looked.footers)
+    rows = [footer.num_rows for footer in looked.footers]
+    shards = list(zip(looked.shards, rows, strict=True))
+    check_first_rows(job, looked.model, shards, looked.row_filter)
     click.echo(f"job      {path}: ok")
     click.echo(
         f"model    {looked.model.path}: {looked.model.dtype}, "
@@ -64,7 +67,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     )
     for note in looked.model.notes:
         click.echo(f"         {note}")
-    click.echo(f"input    {len(looked.shards)} shards, {num_rows:,} rows before the filter")
+    click.echo(f"input    {len(looked.shards)} shards, {sum(rows):,} rows before the filter")
     click.echo(f"output   {looked.store.url}")
     if ids:
         if job.input.id_column is None:

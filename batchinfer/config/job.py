@@ -37,8 +37,7 @@ _TAKEN_KWARGS = {
     "messages": "the conversation comes from prompt.messages or prompt.messages_column",
     "conversations": "the conversation comes from prompt.messages or prompt.messages_column",
     "chat_template": "give the template as prompt.chat_template",
-    "continue_final_message": "for an answer with a given beginning, write the whole prompt, as "
-    "the chat template renders it up to there, as prompt.template",
+    "continue_final_message": "set prompt.continue_final_message: true",
     "return_assistant_tokens_mask": "nothing here is trained",
 }
 
@@ -128,6 +127,11 @@ class PromptSettings(Section):
         description="When prompt + max_tokens exceed max_model_len: an error in the row's result, "
         "or cut the start (left) or the end (right) of the row's text.",
     )
+    continue_final_message: bool = Field(
+        default=False,
+        description="The last message, the assistant's, is the beginning of the answer: the model "
+        "goes on with it instead of beginning another.",
+    )
     chat_template: Text | None = Field(
         default=None, description="Jinja2 text of a chat template; null means the tokenizer's own."
     )
@@ -141,9 +145,13 @@ class PromptSettings(Section):
     def _check(self) -> PromptSettings:
         require_exactly_one(self, _PROMPT_KINDS)
         if self.messages is None and self.messages_column is None:
-            for key in ("chat_template", "chat_template_kwargs"):
+            for key in ("continue_final_message", "chat_template", "chat_template_kwargs"):
                 if getattr(self, key):
                     raise key_error(key, "only applies to messages and messages_column")
+        if self.continue_final_message and self.messages and self.messages[-1].role != "assistant":
+            raise key_error(
+                "continue_final_message", "needs a last message that is the assistant's"
+            )
         for name, instead in _TAKEN_KWARGS.items():
             if name in self.chat_template_kwargs:
                 raise key_error("chat_template_kwargs", f"cannot set {name}: {instead}")

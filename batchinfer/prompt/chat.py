@@ -6,8 +6,13 @@ the functions that chat templates of models expect); what it does to one convers
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
+import logging
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -17,6 +22,8 @@ from batchinfer.prompt.messages import Messages
 from batchinfer.prompt.render import template_error
 from batchinfer.prompt.wording import refuse_chat_template
 
+logger = logging.getLogger("batchinfer.prompt")
+
 _KEY = "prompt.chat_template"
 _MARK = "Qv7mark7vQ"
 
@@ -24,24 +31,29 @@ _MARK = "Qv7mark7vQ"
 class ChatTemplate:
     """A chat template with its fixed arguments. `source` is its text."""
 
-    def __init__(self, tokenizer: Any, template: str | None, arguments: Mapping[str, Any]) -> None:
-        """`template` None: the tokenizer's own. Raises ConfigError if there is no valid one."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        arguments: Mapping[str, Any],
+        *,
+        continues: bool = False,
+    ) -> None:
+        """`template` None: the tokenizer's own. `continues`: the last message is left open.
+
+        Raises ConfigError if there is no valid template.
+        """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        try:
-            source = tokenizer.get_chat_template(template)
-        except (ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"the tokenizer {tokenizer.name_or_path} has no chat template: give one as {_KEY}, "
-                "or use prompt.template for a model that does not chat"
-            ) from error
-        self.source: str = source
+        self.source = _source(tokenizer, template, arguments.get("tools"))
+        _warn_of_unread(arguments, self.source)
         self._render = render_jinja_template
         self._arguments = {
             **tokenizer.special_tokens_map,
-            "add_generation_prompt": True,
+            "add_generation_prompt": not continues,
             **arguments,
-            "chat_template": source,
+            "chat_template": self.source,
+            "continue_final_message": continues,
         }
         try:
             self._render([], **self._arguments)  # compiles it
@@ -51,7 +63,7 @@ class ChatTemplate:
             raise ConfigError(f"{_KEY}: {error.message}") from None
         except (TypeError, ValueError) as error:  # tools, documents
             raise ConfigError(f"prompt.chat_template_kwargs: {error}") from error
-        refuse_chat_template(source, _KEY if template else "the tokenizer's chat template")
+        refuse_chat_template(self.source, _KEY if template else "the tokenizer's chat template")
         self._takes_only_parts = False
         self._takes_only_parts = not self._writes(_MARK) and self._writes(_as_parts(_MARK))
 
@@ -77,6 +89,46 @@ class ChatTemplate:
             return _MARK in self.render([{"role": "user", "content": content}])
         except RowError:
             return False
+
+
+def _source(tokenizer: Any, template: str | None, tools: Any) -> str:
+    """The text of a template: as given, or by a name that the tokenizer knows, or its own."""
+    try:
+        return str(tokenizer.get_chat_template(template, tools=tools))
+    except (ValueError, AttributeError) as error:
+        of_tokenizer = getattr(tokenizer, "chat_template", None)
+        name = getattr(tokenizer, "name_or_path", "")
+        if isinstance(of_tokenizer, dict):
+            raise ConfigError(
+                f"the tokenizer {name} has several chat templates and no default: give one of "
+                f"{', '.join(sorted(of_tokenizer))} as {_KEY}"
+            ) from error
+        if of_processor := _of_processor(Path(name)):
+            return of_processor
+        raise ConfigError(
+            f"the tokenizer {name} has no chat template: give one as {_KEY}, "
+            "or use prompt.template for a model that does not chat"
+        ) from error
+
+
+def _of_processor(folder: Path) -> str | None:
+    """Models that see have theirs in a file of their own, which tokenizers do not read."""
+    try:
+        found = json.loads((folder / "chat_template.json").read_bytes())["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _warn_of_unread(arguments: Mapping[str, Any], source: str) -> None:
+    words = set(re.findall(r"\w+", source))
+    for name in arguments:
+        if name not in words:
+            close = difflib.get_close_matches(name, words, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            logger.warning(
+                "prompt.chat_template_kwargs: the chat template does not read %r%s", name, hint
+            )
 
 
 def _as_parts(content: str) -> list[dict[str, str]]:

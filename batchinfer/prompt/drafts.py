@@ -116,10 +116,17 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
     assert chat is not None
     if prompt.messages_column is not None:
         messages_column = prompt.messages_column
-        remarks = Remarks(chat.render, chat.source)
+        continues = prompt.continue_final_message
+        remarks = Remarks(chat.render, chat.source, continues=continues)
 
         def draft(row: Mapping[str, Any]) -> Draft:
             messages = parse_messages(row[messages_column])
+            if continues and messages[-1]["role"] != "assistant":
+                raise RowError(
+                    "invalid_prompt",
+                    "the last message is not the assistant's: there is nothing to go on with "
+                    "(prompt.continue_final_message)",
+                )
             return _chat_draft(chat, messages, remarks.of(messages))
 
         return draft
@@ -128,20 +135,20 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
         (message.role, template)
         for message, template in zip(prompt.messages, _templates(prompt), strict=True)
     ]
-    _check_roles(chat, [role for role, _ in parts])
+    _check_roles(chat, [role for role, _ in parts], continues=prompt.continue_final_message)
     return lambda row: _chat_draft(
         chat, [{"role": role, "content": template.render(row)} for role, template in parts]
     )
 
 
-def _check_roles(chat: ChatTemplate, roles: Sequence[str]) -> None:
+def _check_roles(chat: ChatTemplate, roles: Sequence[str], *, continues: bool) -> None:
     """What the chat template does with the roles, it does in every row."""
     probe: Messages = [{"role": role, "content": "x"} for role in roles]
     try:
         chat.render(probe)
     except RowError as error:
         raise ConfigError(f"prompt.messages: the model refuses them: {error.message}") from error
-    for kind, about in Remarks(chat.render, chat.source).of(probe):
+    for kind, about in Remarks(chat.render, chat.source, continues=continues).of(probe):
         logger.warning("prompt.messages: %s", sentence(kind, [about]))
 
 

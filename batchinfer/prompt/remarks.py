@@ -27,17 +27,24 @@ _SENTENCES = {
     f"({', '.join(KNOWN_ROLES)}) and not named in the chat template: it is written as it is, and "
     "means nothing to a model that was not trained on it",
     "last_is_assistant": "the last message is the assistant's: it is ended as any other, and the "
-    "model begins another answer after it",
+    "model begins another answer after it. To go on with it set "
+    "prompt.continue_final_message: true",
 }
 
 
 class Remarks:
     """What there is to say about conversations of one job. May be used from several threads."""
 
-    def __init__(self, render: Callable[[Messages], str], template: str) -> None:
-        """`render` raises RowError; `template` is the chat template's text."""
+    def __init__(
+        self, render: Callable[[Messages], str], template: str, *, continues: bool
+    ) -> None:
+        """`render` raises RowError; `template` is the chat template's text.
+
+        `continues`: the last message is the beginning of the answer.
+        """
         self._render = render
         self._template = template
+        self._continues = continues
         self._has_tool_calls = "tool_calls" in template
         self._is_written: dict[str, bool] = {}
 
@@ -53,7 +60,7 @@ class Remarks:
                 found.append(("unknown_role", repr(role)))
         if not self._has_tool_calls and any("tool_calls" in m for m in messages):
             found.append(("left_out", "tool_calls"))
-        if messages[-1]["role"] == "assistant":
+        if messages[-1]["role"] == "assistant" and not self._continues:
             found.append(("last_is_assistant", ""))
         return found
 

@@ -78,7 +78,10 @@ class Prompter:
         chat: ChatTemplate | None = None
         if self._is_chat:
             chat = ChatTemplate(
-                self._encoder.tokenizer, prompt.chat_template, thaw(prompt.chat_template_kwargs)
+                self._encoder.tokenizer,
+                prompt.chat_template,
+                thaw(prompt.chat_template_kwargs),
+                continues=prompt.continue_final_message,
             )
         elif prompt.token_ids_column is None and (ending := self._encoder.appended_text):
             logger.warning(
