@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders
 
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.prompt import Prompter, prompt_columns
+from batchinfer.prompt import Prompter, check_references, prompt_columns
 from batchinfer.prompt.encode import TokenEncoder
+from batchinfer.source import ShardReader, list_shards, read_footer
+from batchinfer.storage import open_store
 from tests.support.prompts import (
     AFTER,
     BEFORE,
@@ -228,6 +230,18 @@ def test_every_kind_of_column_reaches_templates_as_plain_values(tokenizer: Any) 
     template = "{{ day[:10] }} {{ xs | join('+') }} {{ price }} {{ b }} {{ f * 2 }}"
     prepared = prompter(template=template).prepare(rows)
     assert texts_of(prepared, tokenizer) == ["1970-01-01 a+b 1.50 True 1.0"]
+
+
+def test_uuids_of_a_file_are_their_usual_text(tmp_path: Path, tokenizer: Any) -> None:
+    text = "12345678-1234-5678-1234-567812345678"
+    uuids = pa.array([bytes.fromhex(text.replace("-", "")), None], pa.uuid())
+    pq.write_table(pa.table({"key": uuids}), tmp_path / "x.parquet")
+    (shard,) = list_shards([str(tmp_path / "x.parquet")], open_store)
+    made = prompter(template="{{ key or 'none' }}")
+    check_references(prompt_of(template="{{ key }}"), read_footer(shard).schema)
+    with ShardReader(shard, made.columns) as reader:
+        (block,) = reader.blocks(0, 2)
+    assert texts_of(made.prepare(block.table), tokenizer) == [text, "none"]
 
 
 # Refused before anything runs

@@ -595,6 +595,27 @@ def test_a_filter_that_cannot_work_says_why(sql: str, sentence: str) -> None:
         RowFilter(sql).check(schema())
 
 
+def test_a_filter_on_a_type_that_polars_cannot_read_is_refused_before_there_are_rows() -> None:
+    for kind in (pa.decimal256(60, 2), pa.timestamp("us", "Nowhere/City")):
+        with pytest.raises(ConfigError, match=r"does not fit"):
+            RowFilter("x IS NOT NULL").check(pa.schema([("x", kind)]))
+
+
+def test_columns_of_any_name_are_read_and_filtered(tmp_path: Path) -> None:
+    columns = {
+        name: [name, name] for name in ("a.b", "a b", 'q"', "n\nl", "{{ x }}", "list.element")
+    }
+    columns |= {"a": [{"b": "field"}] * 2, "list": [["x"]] * 2}
+    shard = only_shard(write(tmp_path / "x.parquet", pa.table(columns)))
+    for name, values in columns.items():
+        quoted = name.replace('"', '""')
+        row_filter = RowFilter(f'"{quoted}" IS NOT NULL')
+        with ShardReader(shard, [name], row_filter) as reader:
+            row_filter.check(reader.schema)
+            _, table = read(reader, (0, 2))
+        assert table.to_pydict() == {name: values}
+
+
 def test_a_filter_sees_partition_columns_and_its_columns_need_not_be_read(tmp_path: Path) -> None:
     write(tmp_path / "lang=de" / "x.parquet", pa.table({"n": [1, 2, 3], "text": list("abc")}))
     row_filter = RowFilter("lang = 'de' and n <> 2")

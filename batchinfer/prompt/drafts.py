@@ -31,6 +31,7 @@ from batchinfer.prompt.wording import (
     refuse_unsayable,
     written,
 )
+from batchinfer.source import has_uuids
 
 logger = logging.getLogger("batchinfer.prompt")
 
@@ -101,7 +102,9 @@ def check_references(prompt: PromptSettings, schema: pa.Schema) -> None:
     """Raise InputError if a column has not what a template reads of it, so that every row fails."""
     for template in _templates(prompt):
         for place in template.references:
-            if problem := reference_problem(place, schema.field(place.column).type):
+            field = schema.field(place.column)
+            data_type = pa.uuid() if has_uuids(field) else field.type
+            if problem := reference_problem(place, data_type):
                 raise InputError(f"{template.key}: {problem}")
 
 

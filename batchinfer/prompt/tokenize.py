@@ -26,6 +26,7 @@ from batchinfer.prompt.remarks import Remark
 from batchinfer.prompt.stand_ins import stand_in
 from batchinfer.prompt.token_ids import TokenIds, read_token_ids
 from batchinfer.prompt.values import column_values, template_values
+from batchinfer.source import has_uuids
 
 logger = logging.getLogger("batchinfer.prompt")
 
@@ -142,17 +143,21 @@ class Prompter:
         return self._encoder.decode(token_ids, offsets)
 
     def _rows(self, table: pa.Table) -> Iterator[dict[str, Any]]:
-        columns = [self._values(table.column(name), name) for name in self.columns]
+        columns = [self._values(table, name) for name in self.columns]
         if not columns:
             yield from ({} for _ in range(table.num_rows))
         for values in zip(*columns, strict=True):
             yield dict(zip(self.columns, values, strict=True))
 
-    def _values(self, column: pa.ChunkedArray, name: str) -> list[Any]:
+    def _values(self, table: pa.Table, name: str) -> list[Any]:
+        column = table.column(name)
         if self._prompt.messages_column is not None:
             return message_values(column)
         if self._prompt.column is not None:
             return column_values(column)
+        if has_uuids(table.schema.field(name)):
+            of_uuids = [pa.ExtensionArray.from_storage(pa.uuid(), c) for c in column.chunks]
+            column = pa.chunked_array(of_uuids, pa.uuid())
         return template_values(column, name, stand_in)
 
     def _checked_draft(self, row: Mapping[str, Any]) -> Draft:

@@ -54,9 +54,10 @@ class RowFilter:
                     f"input.filter {self._sql!r}: there is no column {name!r}"
                     f"{_did_you_mean(name, list(available))}"
                 )
-        empty = pa.schema([(name, available[name]) for name in self.columns]).empty_table()
+        # A row, as polars takes an empty column of types that it cannot read.
+        nulls = pa.table({name: pa.nulls(1, available[name]) for name in self.columns})
         try:
-            frame = pl.from_arrow(empty)
+            frame = pl.from_arrow(nulls)
             assert isinstance(frame, pl.DataFrame)
             found = frame.select(self._expression).dtypes
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

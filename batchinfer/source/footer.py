@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.source.partitions import says_other
-from batchinfer.source.plain import plain_column, plain_type
+from batchinfer.source.plain import plain_column, plain_field
 from batchinfer.source.shards import Shard
 
 _MAGIC = b"PAR1"
@@ -85,7 +85,7 @@ def footer_of(file: BinaryIO, shard: Shard) -> Footer:
     return Footer(
         num_rows=metadata.num_rows,
         schema=pa.schema(
-            [(name, plain_type(kind)) for name, kind in zip(names, schema.types, strict=True)]
+            [plain_field(name, kind) for name, kind in zip(names, schema.types, strict=True)]
         ),
         arrow_schema=schema,
         partitions=outer | dict(shard.partitions),

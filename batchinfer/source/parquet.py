@@ -191,7 +191,10 @@ class ShardReader:
         rows = np.arange(first_row, first_row + stored.num_rows, dtype=np.int64)
         table = stored.select([])
         for name in self._needed:
-            table = table.append_column(name, self._column(name, stored))
+            column = self._column(name, stored)
+            is_stored = name in self._footer.schema.names and name not in self._partitions
+            metadata = self._footer.schema.field(name).metadata if is_stored else None
+            table = table.append_column(pa.field(name, column.type, metadata=metadata), column)
         if self._filter is not None:
             try:
                 mask = self._filter.mask(table)

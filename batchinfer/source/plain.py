@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+_UUID = {b"batchinfer.type": b"uuid"}
+
 
 def plain_type(data_type: pa.DataType) -> pa.DataType:
     """The type without dictionaries, views, large offsets and extensions, at any depth."""
@@ -30,6 +32,17 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     if types.is_struct(data_type):
         return pa.struct([_plain_field(field) for field in data_type])
     return data_type
+
+
+def plain_field(name: str, data_type: pa.DataType) -> pa.Field:
+    """A column in its plain type; that its bytes are UUIDs stays in its metadata."""
+    is_uuid = isinstance(data_type, pa.UuidType)
+    return pa.field(name, plain_type(data_type), metadata=_UUID if is_uuid else None)
+
+
+def has_uuids(field: pa.Field) -> bool:
+    """Whether the bytes of a plain column are UUIDs."""
+    return bool(field.metadata == _UUID)
 
 
 def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
