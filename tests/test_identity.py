@@ -61,6 +61,7 @@ def test_an_output_of_an_earlier_version_is_gone_on_with(old: Place, tmp_path: P
     ended = run(write_job(tmp_path, job_of_old(old)))
     assert (ended.code, ended.result["rows"]) == (0, 26), ended.stderr
     assert ended.result["rows_computed"] < 20  # what was durable is not computed again
+    assert ended.result["rows_cut"] is None  # 0.1.0 did not count them
     assert Path(old.url("begun", "a.parquet")).read_bytes() == finished
     whole = run(write_job(tmp_path, job_of_old(old, "whole")))
     assert whole.code == 0

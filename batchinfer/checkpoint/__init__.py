@@ -3,7 +3,7 @@
 from batchinfer.checkpoint.keys import Keys
 from batchinfer.checkpoint.layout import PartId
 from batchinfer.checkpoint.lease import Holder, Lease, acquire_lease
-from batchinfer.checkpoint.ledger import IncompleteShard, Ledger, Survey
+from batchinfer.checkpoint.ledger import IncompleteShard, Ledger, Survey, count_results
 from batchinfer.checkpoint.records import Totals
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Survey",
     "Totals",
     "acquire_lease",
+    "count_results",
 ]

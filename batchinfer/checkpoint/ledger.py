@@ -75,6 +75,8 @@ class Ledger:
     ) -> None:
         self._store = store
         self._facts = dict(facts)
+        structured = (facts.get("sampling") or {}).get("structured") or {}
+        self._has_schema = structured.get("json_schema") is not None
         self._window_rows = window_rows
         self._num_samples = num_samples
         self.run = 0  # this run's number, once it has one: merged parts are named by it
@@ -396,7 +398,7 @@ class Ledger:
             totals = Totals()
             with part_writer(sink, schema) as writer:
                 for table in tables():
-                    totals += _count(table)
+                    totals += count_results(table, has_schema=self._has_schema)
                     writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
                 facts = {**self._facts, **inherited, "shard": shard, **totals.as_dict()}
                 writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
@@ -418,10 +420,14 @@ class _UnreadablePart(Exception):
         self.part = part
 
 
-def _count(table: pa.Table) -> Totals:
+def count_results(table: pa.Table, *, has_schema: bool) -> Totals:
+    """`has_schema`: each result is to be a JSON document; `parsed` has those that are whole."""
+    num_failed = table.num_rows - table.column("error_type").null_count
     return Totals(
         rows=table.num_rows,
-        rows_failed=table.num_rows - table.column("error_type").null_count,
+        rows_failed=num_failed,
         prompt_tokens=pc.sum(table.column("num_prompt_tokens")).as_py() or 0,
         completion_tokens=pc.sum(table.column("num_completion_tokens")).as_py() or 0,
+        rows_cut=pc.sum(pc.equal(table.column("finish_reason"), "length")).as_py() or 0,
+        rows_unparsed=table.column("parsed").null_count - num_failed if has_schema else 0,
     )

@@ -61,6 +61,9 @@ class Totals:
     rows_failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    # None: some of it was written by a version that did not count them.
+    rows_cut: int | None = 0  # ended by sampling.max_tokens
+    rows_unparsed: int | None = 0  # of a JSON schema: results that are no whole document
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -68,14 +71,27 @@ class Totals:
             self.rows_failed + other.rows_failed,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
+            _sum(self.rows_cut, other.rows_cut),
+            _sum(self.rows_unparsed, other.rows_unparsed),
         )
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, int | None]:
         return asdict(self)
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Totals:
-        return cls(*(int(facts[name]) for name in cls.__slots__))
+        return cls(
+            rows=int(facts["rows"]),
+            rows_failed=int(facts["rows_failed"]),
+            prompt_tokens=int(facts["prompt_tokens"]),
+            completion_tokens=int(facts["completion_tokens"]),
+            rows_cut=facts.get("rows_cut"),
+            rows_unparsed=facts.get("rows_unparsed"),
+        )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def fingerprint_record(fingerprint: Fingerprint) -> list[Any]:

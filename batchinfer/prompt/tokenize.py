@@ -46,6 +46,7 @@ class Prepared:
     offsets: Int64Array  # [num_rows + 1]
     errors: dict[int, RowError] = field(default_factory=dict)
     remarks: dict[Remark, list[int]] = field(default_factory=dict)  # -> rows
+    num_cut: int = 0  # prompts that were shortened to fit
 
 
 class Prompter:
@@ -110,6 +111,7 @@ class Prompter:
         errors: dict[int, RowError] = {}
         drafts: dict[int, Draft] = {}
         remarks: dict[Remark, list[int]] = {}
+        num_cut = 0
         for index, row in enumerate(self._rows(table)):
             try:
                 drafts[index] = draft = self._checked_draft(row)
@@ -123,6 +125,7 @@ class Prompter:
             cuttable = {i: drafts[i] for i in too_long if drafts[i].content is not None}
             fitting, failed = self._cut_to_fit(cuttable, tokens)
             tokens |= fitting
+            num_cut = len(fitting)
             errors |= failed
             too_long = [i for i in too_long if i not in cuttable]
         errors |= {i: self._too_long_error(len(tokens[i])) for i in too_long}
@@ -136,7 +139,7 @@ class Prompter:
         lengths = np.fromiter(map(len, per_row), np.int64, len(per_row))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         token_ids = np.concatenate([empty, *per_row])
-        return Prepared(token_ids, offsets, dict(sorted(errors.items())), remarks)
+        return Prepared(token_ids, offsets, dict(sorted(errors.items())), remarks, num_cut)
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
         """Text of each [offsets[i], offsets[i + 1]) without special tokens."""
@@ -268,11 +271,12 @@ class Prompter:
                 errors.setdefault(index, self._too_long_error(int(lengths[index])))
         for index in np.flatnonzero(lengths == 0).tolist():
             errors.setdefault(index, RowError("empty_prompt", "the prompt has no tokens"))
+        is_cut = (stops - starts) < lengths
         failed = np.array(sorted(errors), dtype=np.int64)
         stops = stops.copy()
         stops[failed] = starts[failed]
         token_ids, offsets = TokenIds(found.values, starts, stops, errors).gather()
-        return Prepared(token_ids, offsets, dict(sorted(errors.items())))
+        return Prepared(token_ids, offsets, dict(sorted(errors.items())), num_cut=int(is_cut.sum()))
 
     def _too_long_error(self, num_tokens: int | str, when: str = "") -> RowError:
         return RowError(
@@ -295,6 +299,7 @@ def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
     joined = Prepared(
         np.concatenate([part.token_ids for part in parts]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
+        num_cut=sum(part.num_cut for part in parts),
     )
     for number, part in enumerate(parts):
         first = number * num_rows

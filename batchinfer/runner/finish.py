@@ -5,6 +5,7 @@ Must not know: engines, threads of a run.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from batchinfer.checkpoint import Totals, layout, records
@@ -15,16 +16,21 @@ from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session, totals_of
 from batchinfer.telemetry import Counters, Outcome
 
+logger = logging.getLogger("batchinfer.runner")
+
 
 def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:
     """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands."""
     context.counters.set_phase("finishing")
     outcome = outcome_of(context, "partial", 0)
+    warn_of_empty(outcome)
     if is_limited:
+        warn_of_cut(session.job, outcome)
         return outcome
     names = {s.name for s in session.shards}
     survey = session.ledger.survey()
     if names - survey.finished or names & survey.with_parts:
+        warn_of_cut(session.job, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in session.finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
@@ -48,6 +54,7 @@ def judge(job: Job, outcome: Outcome) -> Outcome:
     """Exit code 3 for a complete output with too many failed rows, at each start."""
     totals = outcome.totals
     assert totals is not None
+    warn_of_cut(job, outcome)
     if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
         outcome.exit_code = TooManyFailedRows.exit_code
         outcome.message = (
@@ -57,6 +64,47 @@ def judge(job: Job, outcome: Outcome) -> Outcome:
             "--retry-failed computes only those again"
         )
     return outcome
+
+
+def warn_of_cut(job: Job, outcome: Outcome) -> None:
+    """Completions that were to have a form and were cut before they had it: of the whole output if
+    it is complete, else of this run. They are no errors, and can hardly be used.
+    """
+    structured, told = job.sampling.structured, outcome.as_dict()
+    num_cut, num_unparsed = told["rows_cut"], told["rows_unparsed"]
+    of = f"of {told['rows'] - told['rows_failed']} completions"
+    if structured is None or num_cut is None or num_unparsed is None:
+        return
+    if structured.json_schema is not None and num_unparsed:
+        num_other = max(0, num_unparsed - num_cut)
+        other = f"; {num_other} of them ended before, as by sampling.stop" if num_other else ""
+        logger.warning(
+            "%d %s are no whole JSON document (finish_reason length): raise sampling.max_tokens%s",
+            num_unparsed,
+            of,
+            other,
+        )
+    elif structured.json_schema is None and num_cut:
+        (kind,) = structured.model_dump(exclude_none=True)
+        logger.warning(
+            "%d %s ended at sampling.max_tokens (finish_reason length) and may not be whole for "
+            "sampling.structured.%s: raise it",
+            num_cut,
+            of,
+            kind,
+        )
+
+
+def warn_of_empty(outcome: Outcome) -> None:
+    """Where most of this run's completions have no text, prompt and model hardly fit."""
+    num_done = outcome.rows_durable - outcome.rows_failed
+    if outcome.rows_empty > num_done // 2:
+        logger.warning(
+            "%d of %d completions of this run are empty: the model ends them at once. Look at the "
+            "prompt (a chat model wants prompt.messages)",
+            outcome.rows_empty,
+            num_done,
+        )
 
 
 def count_input(session: Session, counters: Counters) -> None:

@@ -97,6 +97,7 @@ class Reader:
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
         self._remark_warnings = RemarkWarnings()
+        self._num_shortened = 0  # prompts that were shortened to fit
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"reader-{i}", daemon=True)
@@ -124,6 +125,16 @@ class Reader:
         for thread in self._threads:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             thread.join(left_s)
+
+    def warn_of_shortened(self) -> None:
+        """Say how many prompts of this run were cut, as `prompt.on_too_long` asks for."""
+        if self._num_shortened:
+            logger.warning(
+                "%d prompts of this run were cut to fit max_model_len less sampling.max_tokens "
+                "(prompt.on_too_long: %s)",
+                self._num_shortened,
+                self._job.prompt.on_too_long,
+            )
 
     @property
     def is_limited(self) -> bool:
@@ -260,6 +271,8 @@ class Reader:
     ) -> None:
         prepared = self._prompter.prepare(block.table)
         self._remark_warnings.check(shard.name, block.rows, prepared.remarks)
+        with self._lock:
+            self._num_shortened += prepared.num_cut
         carried = self._carrier.table(shard, block)
         pending.rows.append(block.rows)
         pending.todo.append(todo)

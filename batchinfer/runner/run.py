@@ -295,6 +295,7 @@ class _Threads:
     def end(self, *, finish_shards: bool) -> None:
         self.reader.stop()
         self.reader.join(_READER_END_S)
+        self.reader.warn_of_shortened()
         self.writer.drain(finish_shards=finish_shards)
 
 

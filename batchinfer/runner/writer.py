@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from batchinfer.checkpoint import Ledger, PartId, Totals
+from batchinfer.checkpoint import Ledger, PartId, Totals, count_results
 from batchinfer.errors import InputError
 from batchinfer.runner.memory import return_freed_pages
 from batchinfer.sink import Result, build_table
@@ -310,7 +311,7 @@ class Writer:
             started_s = time.monotonic()
             table = self._table(shard, results)
             self._ledger.publish_part(shard.name, part, table)
-            self._count_durable(results)
+            self._count_durable(results, table)
             logger.debug(
                 "part published: %s %s, %d rows, %.3f s",
                 shard.name,
@@ -353,7 +354,7 @@ class Writer:
         totals = self._ledger.finish_directly(
             shard.name, shard.schema, table, num_expected, shard.recheck
         )
-        self._count_durable(results)
+        self._count_durable(results, table)
         self._note_finished(shard, totals)
 
     def _fold(self, shard: ShardOutput) -> None:
@@ -383,9 +384,16 @@ class Writer:
             parse_json=self._parse_json,
         )
 
-    def _count_durable(self, results: Sequence[Result]) -> None:
-        num_failed = sum(r.completion.error_type is not None for r in results)
-        self._counters.add_durable(len(results), num_failed)
+    def _count_durable(self, results: Sequence[Result], table: pa.Table | None) -> None:
+        if table is not None:
+            found = count_results(table, has_schema=self._parse_json)
+            self._counters.add_durable(
+                found.rows,
+                found.rows_failed,
+                num_cut=found.rows_cut or 0,
+                num_unparsed=found.rows_unparsed or 0,
+                num_empty=pc.sum(pc.equal(table.column("completion"), "")).as_py() or 0,
+            )
         if results and not self._has_durable:
             self._has_durable = True
             self._on_first_durable()

@@ -28,6 +28,9 @@ class Snapshot:
     rows_computed: int  # by this run, errors and reused duplicates included
     rows_durable: int  # by this run; never more than computed
     rows_failed: int  # of rows_durable
+    rows_cut: int  # of rows_durable, ended by sampling.max_tokens
+    rows_unparsed: int  # of rows_durable, no whole JSON document although there is a schema
+    rows_empty: int  # of rows_durable, without text
     shards_total: int
     shards_finished: int
     prompt_tokens: int
@@ -62,6 +65,9 @@ class Counters:
         self._rows_computed = 0
         self._rows_durable = 0
         self._rows_failed = 0
+        self._rows_cut = 0
+        self._rows_unparsed = 0
+        self._rows_empty = 0
         self._shards_total = 0
         self._shards_finished = 0
         self._prompt_tokens = 0
@@ -132,8 +138,19 @@ class Counters:
                 self._last_finish_s = self._clock.monotonic()
                 self._add_sample(self._last_finish_s)
 
-    def add_durable(self, num_rows: int, num_failed: int) -> None:
+    def add_durable(
+        self,
+        num_rows: int,
+        num_failed: int,
+        *,
+        num_cut: int = 0,
+        num_unparsed: int = 0,
+        num_empty: int = 0,
+    ) -> None:
         with self._lock:
+            self._rows_cut += num_cut
+            self._rows_unparsed += num_unparsed
+            self._rows_empty += num_empty
             self._rows_durable += num_rows
             self._rows_failed += num_failed
 
@@ -159,6 +176,9 @@ class Counters:
                 rows_computed=self._rows_computed,
                 rows_durable=self._rows_durable,
                 rows_failed=self._rows_failed,
+                rows_cut=self._rows_cut,
+                rows_unparsed=self._rows_unparsed,
+                rows_empty=self._rows_empty,
                 shards_total=self._shards_total,
                 shards_finished=self._shards_finished,
                 prompt_tokens=self._prompt_tokens,

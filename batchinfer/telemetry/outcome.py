@@ -25,6 +25,9 @@ class Outcome:
     totals: Totals | None = None  # of the whole output, when it is complete
     rows_durable: int = 0  # of this run
     rows_failed: int = 0  # of this run, or of the output when it is complete
+    rows_cut: int = 0  # likewise: ended by sampling.max_tokens
+    rows_unparsed: int = 0  # likewise: no whole JSON document although there is a schema
+    rows_empty: int = 0  # of this run: without text
     rows_computed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -45,6 +48,8 @@ class Outcome:
             "run": self.run,
             "rows": self.totals.rows if self.totals else self.rows_durable,
             "rows_failed": self.totals.rows_failed if self.totals else self.rows_failed,
+            "rows_cut": self.totals.rows_cut if self.totals else self.rows_cut,
+            "rows_unparsed": self.totals.rows_unparsed if self.totals else self.rows_unparsed,
             "rows_computed": self.rows_computed,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

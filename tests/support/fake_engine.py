@@ -39,6 +39,7 @@ class FakePlan:
     reject_every: int = 0  # refuse every n-th request
     fail_build: str | None = None  # raise ConfigError with this message
     warn: str | None = None  # warn of this while "loading"
+    text: str | None = None  # of every completion
     log_file: str | None = None  # append one line a request: the crc of its prompt
 
     @classmethod
@@ -133,6 +134,7 @@ class FakeEngine:
             key=request.key,
             token_ids=token_ids,
             num_text_tokens=length - is_stop,
+            text=self._plan.text,
             finish_reason="stop" if is_stop else "length",
             timing=Timing(0.0, 0.001, 0.002, 0.003),
             **fields,
