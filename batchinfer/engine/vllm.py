@@ -36,7 +36,7 @@ from batchinfer.engine.vllm_setup import (
     usable_platform,
 )
 from batchinfer.engine.vllm_sizes import explain_sizes
-from batchinfer.errors import ConfigError, EngineDied, RowError
+from batchinfer.errors import ConfigError, EngineDied, RowError, import_failure
 
 log = logging.getLogger(__name__)
 _CORE_LOGGER = logging.getLogger("vllm.v1.engine.core")
@@ -54,10 +54,16 @@ _STRUCTURED_FIELDS = {
 
 
 def import_engine() -> None:
-    """Import what building an engine imports. Any thread may, after `prepare_environment`."""
+    """Import what building an engine imports. Any thread may, after `prepare_environment`.
+
+    Raises ConfigError.
+    """
     usable_platform()
-    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
-    from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
+    try:
+        from vllm.engine.arg_utils import EngineArgs  # noqa: F401
+        from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
+    except Exception as error:  # a package below it may raise anything while it is imported
+        raise import_failure("vLLM", error) from error
 
 
 def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
@@ -69,6 +75,7 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     """
     _free_closed()
     prepare_platform(settings)
+    import_engine()
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -130,6 +137,10 @@ class VllmEngine:
     @property
     def num_running(self) -> int:
         return self._num_running
+
+    def num_tokens_in_flight(self) -> int:
+        states = self._core.output_processor.request_states.values() if self._core else ()
+        return sum(state.stats.num_generation_tokens for state in states)
 
     def add(self, request: Request) -> None:
         assert request.seed is None or self._uses_seeds, "the engine was not built for seeds"

@@ -24,7 +24,7 @@ from batchinfer.engine.vllm_sizes import (
     needs_whole_prompts,
     utilization,
 )
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, import_failure
 from batchinfer.model import Lora
 from batchinfer.quantization import BITSANDBYTES
 
@@ -63,11 +63,11 @@ def prepare_environment(*, weights_bytes: int, is_local_model: bool) -> None:
 
 
 def usable_platform() -> Any:
-    """vLLM's view of this machine. ConfigError if vLLM is missing or finds nothing to run on."""
+    """vLLM's view of this machine. ConfigError if vLLM cannot be imported or finds no device."""
     try:
         from vllm.platforms import current_platform
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"vLLM cannot be imported ({error}); `make setup` installs it") from error
+    except Exception as error:  # a package below it may raise anything while it is imported
+        raise import_failure("vLLM", error) from error
     if current_platform.is_unspecified():
         raise ConfigError(
             "vLLM finds no device it can run on: no GPU is visible (see nvidia-smi and "
@@ -78,9 +78,9 @@ def usable_platform() -> Any:
 
 def describe_devices() -> list[str]:
     """One line for each device that vLLM can use here."""
+    platform = usable_platform()
     import torch
 
-    platform = usable_platform()
     if platform.is_cpu():
         return [f"cpu, {available_memory_bytes() / GIB:.1f} GiB of memory free"]
     return [

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, import_failure
 from batchinfer.prompt.token_bytes import TokenBytes, token_bytes_of
 
 Int32Array = npt.NDArray[np.int32]
@@ -147,18 +147,29 @@ class TokenEncoder:
 
 
 def _load(path: str, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except Exception as error:  # a package below it may raise anything while it is imported
+        raise import_failure("transformers", error) from error
     try:
         return AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # the tokenizers library raises plain Exception for a bad file
+        if _is_import_failure(error):
+            raise import_failure("what the tokenizer needs", error) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"the tokenizer in {path} cannot be loaded: {reason}. Copy its files again, or give "
             "another folder as model.tokenizer"
         ) from error
+
+
+def _is_import_failure(error: BaseException | None) -> bool:
+    """transformers imports a model's classes when they are first wanted."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__
+    return error is not None
 
 
 def _batches(sizes: Sequence[int], max_size: int) -> Iterator[slice]:

@@ -141,6 +141,9 @@ class _Recorder:
     def num_in_flight(self) -> int:
         return self._engine.num_in_flight
 
+    def num_tokens_in_flight(self) -> int:
+        return self._engine.num_tokens_in_flight()
+
     @property
     def num_running(self) -> int:
         return self._engine.num_running

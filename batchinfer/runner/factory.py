@@ -6,6 +6,7 @@ The only place that joins job, model folder and an engine's settings.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from batchinfer.config import Job, thaw
@@ -15,6 +16,7 @@ from batchinfer.engine.crowd import look_at_devices
 from batchinfer.engine.hardware import this_machine
 from batchinfer.engine.memory import check_offload
 from batchinfer.engine.vllm_options import check_options
+from batchinfer.engine.vllm_phases import told_phases
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
@@ -25,23 +27,30 @@ from batchinfer.quantization import Begun
 class EngineFactory:
     """`prepare` sets the process up before torch is first imported; `build` loads the model.
 
-    `load` imports what `build` needs: it may run beforehand, in a thread of its own.
+    `load` imports what `build` needs: it may run beforehand, in a thread of its own. `phases`
+    tells, while `build` runs, what takes its time.
     """
 
     prepare: Callable[[Job, ModelFacts], None]
     build: Callable[[Job, ModelFacts], Engine]
     load: Callable[[], None] = lambda: None
+    phases: Callable[[Callable[[str], None]], AbstractContextManager[None]] = lambda tell: (
+        nullcontext()
+    )
 
 
 def vllm_factory() -> EngineFactory:
-    return EngineFactory(prepare=_prepare, build=_build, load=_load)
+    return EngineFactory(prepare=_prepare, build=_build, load=_load, phases=told_phases)
 
 
 def _prepare(job: Job, model: ModelFacts) -> None:
     """Set the environment; and look at the devices before half a minute of imports."""
+    from batchinfer.engine.installation import check_installation, check_variables
     from batchinfer.engine.vllm_setup import prepare_environment
     from batchinfer.engine.vllm_sizes import expected_sizes
 
+    check_installation()
+    check_variables()
     prepare_environment(weights_bytes=model.weights_bytes, is_local_model=True)
     settings = engine_settings(job, model)
     look_at_devices(settings, expected_sizes(settings))

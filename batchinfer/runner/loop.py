@@ -6,6 +6,7 @@ to 2.6x with skewed output lengths. Must not know: files, Parquet. Runs in the m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ from batchinfer.sink import Result
 from batchinfer.telemetry import Clock, Counters
 
 _IDLE_WAIT_S = 0.2
+#: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
+_COUNT_EVERY_S = 0.5
 #: A step that runs fewer than this share of the sequences it could run is underfilled.
 _FULL_SHARE = 0.9
 #: In flight after a run that died without a durable row, until the first is durable. A row that
@@ -69,6 +72,7 @@ class Loop:
         self._num_steps = self._num_underfilled = 0
         self._stalled_s = 0.0
         self._next_key = 0
+        self._counted_s = -math.inf
         self._in_flight: dict[int, WorkItem] = {}
 
     def in_flight(self, max_rows: int = 10_000) -> list[str]:
@@ -137,6 +141,10 @@ class Loop:
         self._num_steps += 1
         self._num_underfilled += num_given <= num_running < self._num_full and not self._is_cautious
         self._finish(completions)
+        now_s = self._clock.monotonic()
+        if now_s >= self._counted_s + _COUNT_EVERY_S:
+            self._counted_s = now_s
+            self._counters.set_tokens_in_flight(self._engine.num_tokens_in_flight())
 
     @contextmanager
     def _stall(self) -> Iterator[None]:

@@ -109,6 +109,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     job, stop, startup = session.job, context.stop, context.startup
     bound_arenas()
     factory.prepare(job, session.model)
+    context.counters.set_max_tokens(job.sampling.max_tokens)
     context.counters.set_phase("loading the tokenizer")
     gc.disable()  # until the engine is imported: it looks at a million objects, and frees a few
     with startup.span("tokenizer"):
@@ -164,7 +165,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         gc.enable()
         if has_work:
             context.counters.set_phase("loading the model")
-            with startup.span("model"):
+            with startup.span("model"), factory.phases(context.counters.set_phase):
                 engine = factory.build(job, session.model)
             _generate(engine, session, ready, threads, context)
     except BaseException as caught:  # what is finished is made durable before it goes on
@@ -201,7 +202,7 @@ def _start_import(factory: EngineFactory, startup: StartUp) -> threading.Thread:
             with startup.span("engine_imports"):
                 factory.load()
         except Exception as error:  # `factory.build` imports again, and raises what it finds
-            logger.warning("the engine cannot be imported: %s", error)
+            logger.info("importing the engine beforehand failed: %s", error)
 
     thread = threading.Thread(target=work, name="import", daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ to nothing.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from batchinfer.telemetry.clock import Clock
 #: The recent rate looks back this far, in samples of at least `_SAMPLE_S`.
 WINDOW_S = 30.0
 _SAMPLE_S = 0.5
+#: Of fewer finished rows, while more are in flight, nothing is concluded for the others.
+_ETA_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,10 @@ class Snapshot:
     prompt_tokens: int
     completion_tokens: int
     num_in_flight: int
+    tokens_in_flight: int  # completion tokens so far of what is in flight; counted now and then
     elapsed_s: float  # since the counters were made
     generation_s: float  # first admission to last finish, idle included
-    tokens_per_s: float  # completion tokens, over the last WINDOW_S
+    tokens_per_s: float  # completion tokens, those in flight too, over the last WINDOW_S
     mean_tokens_per_s: float  # completion tokens over generation_s
     num_steps: int  # engine steps
     mean_num_running: float  # sequences in a step
@@ -73,6 +77,8 @@ class Counters:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._num_in_flight = 0
+        self._tokens_in_flight = 0
+        self._max_tokens: int | None = None
         self._num_steps = 0
         self._num_running = 0  # summed over the steps
         self._num_steps_with_more = 0
@@ -109,6 +115,17 @@ class Counters:
                 self._first_admission_s = self._clock.monotonic()
                 self._samples.append((self._first_admission_s, 0))
 
+    def set_max_tokens(self, max_tokens: int) -> None:
+        """Of a row's completion."""
+        with self._lock:
+            self._max_tokens = max_tokens
+
+    def set_tokens_in_flight(self, num_tokens: int) -> None:
+        """Completion tokens so far of the rows in flight, at this moment."""
+        with self._lock:
+            self._tokens_in_flight = num_tokens
+            self._add_sample(self._clock.monotonic())
+
     def add_step(self, num_running: int) -> None:
         """An engine step with so many sequences."""
         with self._lock:
@@ -134,6 +151,7 @@ class Counters:
             self._rows_computed += num_rows
             self._prompt_tokens += prompt_tokens
             self._completion_tokens += completion_tokens
+            self._tokens_in_flight = max(0, self._tokens_in_flight - completion_tokens)
             if prompt_tokens or completion_tokens:
                 self._last_finish_s = self._clock.monotonic()
                 self._add_sample(self._last_finish_s)
@@ -184,6 +202,7 @@ class Counters:
                 prompt_tokens=self._prompt_tokens,
                 completion_tokens=self._completion_tokens,
                 num_in_flight=self._num_in_flight,
+                tokens_in_flight=self._tokens_in_flight,
                 elapsed_s=now_s - self._started_s,
                 generation_s=generation_s,
                 tokens_per_s=tokens_per_s,
@@ -207,7 +226,7 @@ class Counters:
         # and a window of steps would be thousands of samples.
         if len(self._samples) > 1 and now_s - self._samples[-2][0] < _SAMPLE_S:
             self._samples.pop()
-        self._samples.append((now_s, self._completion_tokens))
+        self._samples.append((now_s, self._tokens()))
         self._forget_older(now_s)
 
     def _forget_older(self, now_s: float) -> None:
@@ -219,7 +238,10 @@ class Counters:
         if not self._samples:
             return 0.0
         since_s, tokens = self._samples[0]
-        return (self._completion_tokens - tokens) / max(now_s - since_s, _SAMPLE_S)
+        return max(0, self._tokens() - tokens) / max(now_s - since_s, _SAMPLE_S)
+
+    def _tokens(self) -> int:
+        return self._completion_tokens + self._tokens_in_flight
 
     def _rows_total(self) -> int | None:
         """Rows past the filter: known for what is read, extrapolated for the rest."""
@@ -229,15 +251,24 @@ class Counters:
         return self._rows_expected + round(max(0, self._rows_input - self._rows_read) * kept)
 
     def _eta_s(self, rows_total: int | None, tokens_per_s: float) -> float | None:
-        """Remaining rows x mean tokens of a row so far / rate; long rows come first.
-
-        None until more rows are finished than are in flight: tokens count when their row ends, so
-        the first wave looks many times slower than it is.
-        """
-        if rows_total is None or tokens_per_s <= 0:
-            return None
-        if self._rows_computed < max(1, self._num_in_flight):
+        """Tokens of the rows that are left / rate; long rows come first."""
+        tokens_per_row = self._tokens_per_row()
+        if rows_total is None or tokens_per_s <= 0 or tokens_per_row is None:
             return None
         remaining = max(0, rows_total - self._rows_done_at_start - self._rows_computed)
-        tokens_per_row = self._completion_tokens / self._rows_computed
-        return remaining * tokens_per_row / tokens_per_s
+        return max(0.0, remaining * tokens_per_row - self._tokens_in_flight) / tokens_per_s
+
+    def _tokens_per_row(self) -> float | None:
+        """Mean tokens of a row, None while nothing is known of it.
+
+        What the first rows that finish have is far too short, as short ones finish first. So all
+        tokens, those of unfinished rows too, are taken for each row that did finish: right where
+        a row ends with the same chance at each token. Nothing finished by half of max_tokens: most
+        rows go on to the end.
+        """
+        most = self._max_tokens or math.inf
+        if self._rows_computed >= min(_ETA_ROWS, max(1, self._num_in_flight)):
+            return min(most, self._tokens() / self._rows_computed)
+        if self._num_in_flight and self._tokens_in_flight >= self._num_in_flight * most / 2:
+            return most
+        return None

@@ -22,6 +22,8 @@ Display = Literal["live", "plain", "none"]
 
 LIVE_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 30.0
+#: After the beginning of a phase: of generating, the first tokens.
+_FIRST_PERIOD_S = 5.0
 _PHASE_POLL_S = 1.0
 _CLOSE_WAIT_S = 2.0
 
@@ -78,13 +80,15 @@ class Progress:
             self._thread.join(_CLOSE_WAIT_S)
 
     def _show_plain(self) -> None:
-        phase, silent_s = "", 0.0
+        phase, silent_s, wanted_s = "", 0.0, 0.0
         period_s = min(_PHASE_POLL_S, self._plain_period_s)
         while not self._is_closed.wait(period_s):
             silent_s += period_s
             snapshot = self._snapshot()
-            if snapshot.phase != phase or silent_s >= self._plain_period_s:
-                phase, silent_s = snapshot.phase, 0.0
+            if snapshot.phase != phase or silent_s >= wanted_s:
+                is_first, phase, silent_s = snapshot.phase != phase, snapshot.phase, 0.0
+                wanted_s = self._plain_period_s
+                wanted_s = min(_FIRST_PERIOD_S, wanted_s) if is_first else wanted_s
                 log_event(self._logger, logging.INFO, "progress", **_fields(snapshot))
 
     def _show_live(self) -> None:
@@ -157,7 +161,11 @@ def _facts(snapshot: Snapshot) -> list[str]:
     if snapshot.tokens_per_s:
         facts.append(f"{snapshot.tokens_per_s:,.0f} tokens/s")
     if snapshot.eta_s is not None and snapshot.rows_done != snapshot.rows_total:
-        facts.append(f"ETA {timedelta(seconds=round(snapshot.eta_s))}")
+        facts.append(f"ETA about {timedelta(seconds=round(snapshot.eta_s))}")
+    if snapshot.num_in_flight:
+        facts.append(f"{snapshot.num_in_flight:,} in flight")
+    if num_waiting := snapshot.rows_computed - snapshot.rows_durable:
+        facts.append(f"{num_waiting:,} finished, not yet durable")
     return facts
 
 
@@ -167,7 +175,9 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "rows_done": snapshot.rows_done,
         "rows_total": snapshot.rows_total,
         "rows_failed": snapshot.rows_failed,
-        "tokens_per_s": round(snapshot.tokens_per_s, 1),
+        "tokens_per_s": round(snapshot.tokens_per_s, 1) if snapshot.num_steps else None,
         "eta_s": None if snapshot.eta_s is None else round(snapshot.eta_s),
+        "rows_in_flight": snapshot.num_in_flight or None,
+        "rows_finished": snapshot.rows_computed or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

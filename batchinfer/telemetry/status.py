@@ -114,5 +114,5 @@ def _speed(record: Mapping[str, Any]) -> list[str]:
     if record["tokens_per_s"]:
         words.append(f"at {record['tokens_per_s']:,.0f} tokens/s")
     if record["eta_s"] is not None:
-        words.append(f"ETA {timedelta(seconds=round(record['eta_s']))}")
+        words.append(f"ETA about {timedelta(seconds=round(record['eta_s']))}")
     return words
