@@ -35,7 +35,8 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.begun import differs_by_machine
 from tests.support.cpus import CPUS, FLAGS, LIBRARIES, PACKAGES, environment
-from tests.support.jobs import MODEL, ROOT, Ended, Place, job, rows, run, write_job
+from tests.support.jobs import MODEL, ROOT, Ended, Place, job, results, rows, run, write_job
+from tests.support.run_many import engine_facts, run_many
 
 #: What this machine can stand in for: CPUs that have less.
 HERE = [cpu for cpu in ("avx2", "avx512") if FLAGS[cpu] <= cpu_flags()]
@@ -394,3 +395,60 @@ def test_a_library_that_was_not_expected_is_warned_of(
     with caplog.at_level(logging.WARNING):
         assert vllm_setup.check_library() == "_C_AVX2.abi3.so"
     assert "vLLM loaded _C_AVX2.abi3.so for this CPU and not _C.abi3.so" in caplog.text
+
+
+needs_more_than_avx2 = pytest.mark.skipif(
+    "avx2" not in HERE, reason="this CPU has AVX2 alone, and cannot be made one"
+)
+
+
+@pytest.mark.real_engine
+@needs_more_than_avx2
+def test_a_job_runs_with_the_library_of_a_cpu_without_avx512_and_an_output_goes_on_there(
+    filled: Place, tmp_path: Path
+) -> None:
+    engine = {"options": {"kv_cache_memory_bytes": 1 << 25}}
+    paths = {
+        name: write_job(
+            tmp_path,
+            job(filled, name, model={"path": str(MODEL), **model}, engine=engine),
+            f"{name}.yaml",
+        )
+        for name, model in {
+            "begun": {},
+            "fresh": {},
+            "int8": {"quantization": "int4", "quantization_fallback": ["int8"]},
+            "int4": {"quantization": "int4"},
+        }.items()
+    }
+    begun = run(paths["begun"], "--limit", "6", engine="real", timeout_s=280)
+    assert begun.code == 0, begun.stderr
+    [(dtype, _)] = computed_in(filled, "begun")
+    environ = {**environment("avx2"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    *ran, (code, refused) = run_many(*paths.values(), environ=environ)
+    assert [code for code, _ in ran] == [0, 0, 0], ran
+    assert (code, "it needs the kernel cpu_gemm_wna16" in refused["message"]) == (2, True)
+    assert computed_in(filled, "begun") == {(dtype, "none")}
+    assert computed_in(filled, "fresh") == {("float32", "none")}
+    assert computed_in(filled, "int8") == {("float32", "int8")}
+    for name in ("begun", "fresh", "int8"):
+        assert results(filled, name)["error_type"].null_count() == 16
+        of_engine = engine_facts(filled.url(name, "a.parquet"))["dtype"]
+        assert of_engine == (dtype if name == "begun" else "float32")
+
+
+@pytest.mark.real_engine
+@needs_more_than_avx2
+def test_a_kernel_that_vllm_turns_out_to_lack_is_an_error_of_the_job_that_names_it(
+    filled: Place, tmp_path: Path
+) -> None:
+    from tests.support.checkpoints import write_checkpoint  # imports torch
+
+    model = write_checkpoint("awq", tmp_path / "awq")
+    path = write_job(tmp_path, job(filled, model={"path": str(model)}))
+    only_torch = environment("avx2") | {"STAND_IN_ONLY_TO": "torch.cpu"}
+    ended = run(path, environ=only_torch, engine="real", timeout_s=280)
+    assert ended.code == 2, ended.stderr
+    assert "it needs vLLM's kernel cpu_gemm_wna16, and " in ended.result["message"]
+    assert "_C_AVX2.abi3.so, lacks it" in ended.result["message"]
+    assert any("vLLM loaded _C_AVX2.abi3.so" in text for text in ended.result["warnings"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import polars as pl
 import pytest
 
 from batchinfer.cli.doctor import show_kv_caches
@@ -23,6 +25,7 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.digest import identity_of
 from tests.support.adapters import write_adapter
+from tests.support.cpus import needs_avx512, runs_here
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
 from tests.support.run_many import engine_facts, run_many
 
@@ -182,20 +185,38 @@ def test_doctor_and_explain_say_what_a_name_means_here(
     assert "KV cache int8_per_token_head: 8-bit integer" in explained.stdout
 
 
-@pytest.mark.real_engine
-def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
-    folder: Place, tmp_path: Path
-) -> None:
-    """One process for all engines: its imports are most of the time."""
-    from tests.support.checkpoints import write_checkpoint  # imports torch
-
+def compute(
+    folder: Place, tmp_path: Path, changes: Mapping[str, Mapping[str, Any]], **engine: Any
+) -> tuple[dict[str, pl.DataFrame], dict[str, dict[str, Any]]]:
+    """Results and engine facts of a job for each change of its model, all in one process."""
     folder.write_parquet("in/a.parquet", rows(12))
+    paths = []
+    for name, change in changes.items():
+        settings = job(
+            folder,
+            name,
+            model={"path": str(MODEL), "dtype": "float32", "max_model_len": 256, **change},
+            sampling={"max_tokens": 8, "logprobs": 0, "prompt_logprobs": True},
+            engine={"max_num_seqs": 8, "options": engine},
+        )
+        paths.append(write_job(tmp_path, settings, f"{name}.yaml"))
+    done = run_many(*paths)
+    assert [code for code, _ in done] == [0] * len(changes), done
+    tables = {name: results(folder, name).sort("row") for name in changes}
+    return tables, {name: engine_facts(folder.url(name, "a.parquet")) for name in changes}
+
+
+def mean_difference(one: pl.DataFrame, other: pl.DataFrame) -> float:
+    """Of the prompts' logprobs."""
+    left, right = (table["prompt_token_logprobs"].explode() for table in (one, other))
+    difference: Any = (left - right).drop_nans().abs().mean()
+    return float(difference)
+
+
+@pytest.mark.real_engine
+@needs_avx512
+def test_fp8_is_really_applied_and_counted_as_vllm_takes_it(folder: Place, tmp_path: Path) -> None:
     block_bytes = 128 * read_model(str(MODEL), dtype="float32").kv_bytes_per_token
-    int4 = write_checkpoint("w4a16", tmp_path / "int4")
-    adapters = {
-        "zero": write_adapter(tmp_path / "zero", scale=0.0),
-        "large": write_adapter(tmp_path / "large", scale=0.2),
-    }
     own = Path(shutil.copytree(MODEL, tmp_path / "own"))
     config = json.loads((own / "config.json").read_text())
     config["quantization_config"] = {
@@ -213,32 +234,8 @@ def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
         "unread": {"path": str(unread)},
         "fp8": {"kv_cache_dtype": "fp8"},
         "fp8_e5m2": {"kv_cache_dtype": "fp8_e5m2"},
-        "zero": {"lora": str(adapters["zero"])},
-        "large": {"lora": str(adapters["large"])},
-        "large, nf4": {"lora": str(adapters["large"]), "quantization": "nf4"},
-        "large, int4": {"lora": str(adapters["large"]), "path": str(int4), "dtype": "bfloat16"},
     }
-    paths = []
-    for name, change in changes.items():
-        settings = job(
-            folder,
-            name,
-            model={"path": str(MODEL), "dtype": "float32", "max_model_len": 256, **change},
-            sampling={"max_tokens": 8, "logprobs": 0, "prompt_logprobs": True},
-            engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 40 * block_bytes}},
-        )
-        paths.append(write_job(tmp_path, settings, f"{name}.yaml"))
-    done = run_many(*paths)
-    assert [code for code, _ in done] == [0] * len(changes), done
-    tables = {name: results(folder, name).sort("row") for name in changes}
-    engines = {name: engine_facts(folder.url(name, "a.parquet")) for name in changes}
-
-    def mean_difference(name: str, from_: str = "auto") -> float:
-        """Of the prompts' logprobs."""
-        one, other = (tables[n]["prompt_token_logprobs"].explode() for n in (from_, name))
-        difference: Any = (one - other).drop_nans().abs().mean()
-        return float(difference)
-
+    tables, engines = compute(folder, tmp_path, changes, kv_cache_memory_bytes=40 * block_bytes)
     tokens = {name: engine["kv_cache_tokens"] for name, engine in engines.items()}
     assert tokens["auto"] == 40 * 128
     assert tokens["fp8"] == tokens["fp8_e5m2"] == 4 * tokens["auto"]  # which is in float32
@@ -246,16 +243,42 @@ def test_fp8_and_an_adapter_are_really_applied_also_beside_quantized_weights(
         per_token = read_model(str(changes[name]["path"]), dtype="float32").kv_bytes_per_token
         assert tokens[name] == 40 * block_bytes // per_token
     assert (tokens["own"], tokens["unread"]) == (tokens["fp8"], tokens["auto"])
-    assert 0.001 < mean_difference("fp8") < mean_difference("fp8_e5m2") < 0.5
+    of_fp8, of_e5m2 = (mean_difference(tables["auto"], tables[n]) for n in ("fp8", "fp8_e5m2"))
+    assert 0.001 < of_fp8 < of_e5m2 < 0.5
     for name in ("auto", "fp8", "fp8_e5m2"):
         assert engines[name]["extra"]["kv_cache_dtype"] == name
-    assert mean_difference("zero") < 1e-5
+
+
+@pytest.mark.real_engine
+def test_an_adapter_is_really_applied_also_beside_quantized_weights(
+    folder: Place, tmp_path: Path
+) -> None:
+    from tests.support.checkpoints import write_checkpoint  # imports torch
+
+    adapters = {
+        "zero": write_adapter(tmp_path / "zero", scale=0.0),
+        "large": write_adapter(tmp_path / "large", scale=0.2),
+    }
+    changes: dict[str, dict[str, Any]] = {
+        "auto": {},
+        "zero": {"lora": str(adapters["zero"])},
+        "large": {"lora": str(adapters["large"])},
+        "large, nf4": {"lora": str(adapters["large"]), "quantization": "nf4"},
+    }
+    if runs_here("int4"):
+        int4 = write_checkpoint("w4a16", tmp_path / "int4")
+        int4_change = {"lora": str(adapters["large"]), "path": str(int4), "dtype": "bfloat16"}
+        changes["large, int4"] = int4_change
+    tables, engines = compute(folder, tmp_path, changes, kv_cache_memory_bytes=1 << 25)
+    assert mean_difference(tables["auto"], tables["zero"]) < 1e-5
     assert tables["zero"]["completion"].equals(tables["auto"]["completion"])
-    assert mean_difference("large") > 1
+    assert mean_difference(tables["auto"], tables["large"]) > 1
     assert not tables["large"]["completion"].equals(tables["auto"]["completion"])
     assert engines["large"]["extra"]["lora"] == str(adapters["large"])
-    for name, num_quantized in (("large", 0), ("large, nf4", 24), ("large, int4", 24)):
+    for name in changes.keys() - {"auto", "zero"}:
         layers = engines[name]["extra"]["layers"]
+        num_quantized = 0 if name == "large" else 24
         assert (layers["num_quantized_layers"], layers["num_layers"]) == (num_quantized, 24)
         # Rounding moves logprobs too, but far less than this adapter.
-        assert mean_difference(name, from_="large") < mean_difference("large") / 4
+        of_adapter = mean_difference(tables["auto"], tables["large"])
+        assert mean_difference(tables["large"], tables[name]) < of_adapter / 4

@@ -40,7 +40,7 @@ from batchinfer.quantization import (
     record_of,
     why_not,
 )
-from tests.support.cpus import CPUS
+from tests.support.cpus import CPUS, HAS_BFLOAT16, runs_here
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 from tests.support.run_many import engine_facts, run_many
 
@@ -571,14 +571,14 @@ def test_explain_says_what_a_name_means_here(filled: Place, tmp_path: Path) -> N
 
 
 @pytest.mark.real_engine
-def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
+def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_run_it(
     folder: Place, tmp_path: Path
 ) -> None:
     from tests.support.checkpoints import write_checkpoint  # imports torch
 
     prompts = pl.read_parquet(ROOT / "jobs" / "demo" / "prompts" / "*.parquet").head(8)
     folder.write_parquet("in/a.parquet", prompts)
-    has_fp8 = for_this_machine(record_of("fp8"), this_machine())[0]
+    has_fp8 = runs_here("fp8")
     cases = {
         "none": (None, 0, "Unquantized"),
         "fp32": (None, 0, "Unquantized"),
@@ -631,11 +631,17 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
     *lines, refused, again = done.stdout.splitlines()
     assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
     made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
-    assert [folder.name.split("-")[0] for folder in made] == ["int4", "int8"]
+    assert [folder.name.split("-")[0] for folder in made] == [
+        name for name in ("int4", "int8") if runs_here(name)
+    ]
     assert refused.startswith("2 ")
     assert "dtype float16 aborts the process in vLLM on a CPU" in refused
     means = {}
     for name, line in zip(cases, lines, strict=True):
+        if name != "fp8" and not runs_here(name.partition("-")[0]):  # fp8 has a fallback
+            assert line.startswith("2 "), f"{name}: {line}\n{done.stderr}"
+            assert "cannot run here: it needs the kernel cpu_gemm_wna16" in line
+            continue
         assert line.startswith("0 "), f"{name}: {line}\n{done.stderr}"
         file = folder.url(name, "a.parquet")
         layers = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])["engine"]["extra"][
@@ -658,10 +664,12 @@ def test_every_name_that_this_cpu_can_run_quantizes_every_layer(
         means[name] = column.drop_nulls().mean()
     # Rounding costs little where the packing is right; by chance a token of 4096 has -8.3.
     assert np.ptp(np.array([*means.values()], np.float64)) < 0.3, means
-    assert means["none"] == means["bf16"] == pytest.approx(means["fp32"], abs=0.01)
+    assert means["none"] == means["bf16" if HAS_BFLOAT16 else "fp32"]
+    assert means["bf16"] == pytest.approx(means["fp32"], abs=0.01)
     assert means["fp16"] == pytest.approx(means["fp32"], abs=0.01)
     # One rounding, three formats; the same by compressed-tensors.
-    assert means["int4"] == pytest.approx(means["awq"], abs=0.01) == means["gptq"]
+    if runs_here("int4"):
+        assert means["int4"] == pytest.approx(means["awq"], abs=0.01) == means["gptq"]
     assert means["int8-made"] == pytest.approx(means["int8"], abs=0.02)
     # What is read is what was written: block scales are the same numbers again.
     assert means["nf4-checkpoint"] == means["nf4"] == pytest.approx(means["nf4-nested"], abs=0.01)

@@ -1,16 +1,28 @@
 """CPUs that this machine is not: plain Machines, and an environment in which it stands in for one.
 
 In such a process vLLM loads the library of the CPU named (tests/support/other_cpu), and torch and
-oneDNN, whose own variables are set, choose kernels of its instruction sets.
+oneDNN, whose own variables are set, choose kernels of its instruction sets. To start one:
+
+    python -m tests.support.cpus avx2 pytest tests/test_kv_cache.py
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from batchinfer.quantization import CpuLibrary, Machine
+import pytest
+
+from batchinfer.engine.hardware import this_machine
+from batchinfer.quantization import (
+    CpuLibrary,
+    Machine,
+    for_this_machine,
+    lacks_arithmetic,
+    record_of,
+)
 from tests.support.other_cpu.sitecustomize import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +54,20 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = {
 }
 
 
+def runs_here(name: str) -> bool:
+    """Whether this machine can run a name of `model.quantization`."""
+    return for_this_machine(record_of(name), this_machine())[0]
+
+
+#: Whether this machine's CPU computes in it, so that `model.dtype: auto` takes it.
+HAS_BFLOAT16 = not lacks_arithmetic("bfloat16", this_machine())
+
+#: For tests of what vLLM has no kernels for without AVX-512; tests/test_cpus.py has the refusals.
+needs_avx512 = pytest.mark.skipif(
+    "avx512f" not in this_machine().cpu_flags, reason="vLLM has no kernels for it without AVX-512"
+)
+
+
 def environment(cpu: str) -> dict[str, str]:
     """What a child's environment needs so that it takes this machine for one with `cpu`.
 
@@ -49,3 +75,8 @@ def environment(cpu: str) -> dict[str, str]:
     """
     path = os.pathsep.join([str(ROOT / "tests" / "support" / "other_cpu"), str(ROOT)])
     return {"STAND_IN_CPU": cpu, "PYTHONPATH": path, **_VARIABLES.get(cpu, {})}
+
+
+if __name__ == "__main__":  # python -m tests.support.cpus CPU MODULE [ARGUMENT ...]
+    cpu, *command = sys.argv[1:]
+    os.execve(sys.executable, [sys.executable, "-m", *command], os.environ | environment(cpu))

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from batchinfer.cli import main
 from batchinfer.engine.vllm_setup import prepare_environment
 
 
-def run_many(*paths: Path, timeout_s: float = 280) -> list[tuple[int, dict[str, Any]]]:
+def run_many(
+    *paths: Path, timeout_s: float = 280, environ: Mapping[str, str] | None = None
+) -> list[tuple[int, dict[str, Any]]]:
     """Run jobs in one such process: (exit code, JSON line) of each."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.run_many", *map(str, paths)],
@@ -32,6 +35,7 @@ def run_many(*paths: Path, timeout_s: float = 280) -> list[tuple[int, dict[str, 
         cwd=Path(__file__).parents[2],
         timeout=timeout_s,
         check=True,
+        env=os.environ | dict(environ or {}),
     )
     lines = [line.partition(" ") for line in done.stdout.splitlines()]
     return [(int(code), json.loads(text)) for code, _, text in lines]

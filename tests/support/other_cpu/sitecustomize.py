@@ -4,7 +4,8 @@ Python imports it by itself where this folder is in PYTHONPATH; STAND_IN_CPU nam
 are asked what the CPU has are patched: torch, after which vLLM chooses its library, says no to what
 the other one lacks; our own reading of /proc/cpuinfo says what the other one has. So a lesser CPU
 is stood in for with all of vLLM, a better one only where no kernel runs. What it shows is which
-kernels are there and chosen, not the speed of such a CPU. Imports neither torch nor batchinfer.
+kernels are there and chosen, not the speed of such a CPU. STAND_IN_ONLY_TO names one of the two,
+which then disagree. Imports neither torch nor batchinfer.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ _PATCHES: dict[str, Callable[[ModuleType, str], None]] = {
 class _PatchAfterImport(importlib.abc.MetaPathFinder):
     def __init__(self, cpu: str) -> None:
         self._cpu = cpu
-        self._left = dict(_PATCHES)
+        only = os.environ.get("STAND_IN_ONLY_TO", "").split()
+        self._left = {name: _PATCHES[name] for name in only or _PATCHES}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
