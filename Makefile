@@ -21,10 +21,10 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A finished set-up is named after what it was made from; the folder is in it because scripts hold its path.
 STAMP := .venv/.setup-$(DEVICE)-$(shell { cat $(LOCK) pyproject.toml; echo '$(CURDIR)'; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup run check test fuzz test-gpu bench bench-peers-setup schema clean
+.PHONY: help setup run check test test-avx2 fuzz test-gpu bench bench-peers-setup schema clean
 
 help:  ## show this help
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## make .venv from the pinned lock file (DEVICE=cpu or cuda)
 	@:
@@ -39,6 +39,9 @@ check: setup  ## linters and types
 
 test: setup check  ## check, then every test that needs no GPU
 	$(PY) -m pytest --numprocesses 2 --dist loadgroup
+
+test-avx2: setup  ## the CPU tests as on a machine without AVX-512, with vLLM's library for those
+	$(PY) -m tests.support.cpus avx2 pytest --numprocesses 2 --dist loadgroup
 
 fuzz: setup  ## odd inputs and job files through the command line (FUZZ='--cases 10000 --seed 1')
 	$(PY) -m tests.fuzz $(FUZZ)
