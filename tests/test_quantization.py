@@ -571,6 +571,7 @@ def test_explain_says_what_a_name_means_here(filled: Place, tmp_path: Path) -> N
 
 
 @pytest.mark.real_engine
+@pytest.mark.timeout(600)
 def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_run_it(
     folder: Place, tmp_path: Path
 ) -> None:
@@ -624,7 +625,7 @@ def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_ru
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=280,
+        timeout=560,
         check=True,
         env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
@@ -696,6 +697,7 @@ def test_a_mixture_of_experts_runs_unquantized_and_is_never_left_half_quantized(
     assert ran[0] == 0, ran
     layers = engine_facts(folder.url("none", "a.parquet"))["extra"]["layers"]
     file_bytes = (model / "model.safetensors").stat().st_size
-    assert layers["weights_bytes"] == pytest.approx(file_bytes, rel=0.05)
+    in_memory = file_bytes * (1 if HAS_BFLOAT16 else 2)
+    assert layers["weights_bytes"] == pytest.approx(in_memory, rel=0.05)
     assert refused[0] == 2
     assert "the model has experts, and bitsandbytes quantizes lin" in refused[1]["message"]
