@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
+from batchinfer.engine.base import EngineSettings, SamplingSettings
 from batchinfer.engine.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.hardware import cpu_flags
 from batchinfer.errors import ConfigError, EngineDied
@@ -128,11 +129,16 @@ def test_a_kernel_that_is_missing_in_a_step_never_passes_by_starting_again(
 ) -> None:
     from batchinfer.engine.vllm_errors import step_error
 
-    found = step_error(wrap(error), is_worker_dead=True)
+    model = EngineSettings("m", "m", "bfloat16", 256, 1, 1, SamplingSettings(max_tokens=1))
+
+    def in_a_step(error: Exception) -> Exception:
+        return step_error(error, model, (8, 512), is_worker_dead=False, is_killed=False)
+
+    found = in_a_step(wrap(error))
     assert isinstance(found, ConfigError)
     kernel = "cpu_gemm_wna16" if error is NO_KERNEL else "_C::fp8_scaled_mm_cpu"
     assert f"it needs vLLM's kernel {kernel}, and " in str(found)
-    assert isinstance(step_error(RuntimeError("no"), is_worker_dead=False), EngineDied)
+    assert isinstance(in_a_step(RuntimeError("no")), EngineDied)
 
 
 def test_a_file_that_is_no_library_says_nothing_of_kernels(tmp_path: Path) -> None:
