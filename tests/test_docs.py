@@ -145,7 +145,7 @@ def test_the_readme_shows_where_things_are_written(key: str) -> None:
     assert key in README
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/job_file.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/job_file.md", "docs/operations.md"])
 def test_links_between_pages_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):

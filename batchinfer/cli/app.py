@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -291,6 +292,8 @@ def doctor(job: str | None, url: str | None) -> None:
 
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
+    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error
+        warnings.simplefilter("ignore")  # what other packages warn of is no error of a run
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from batchinfer.checkpoint import layout
 from batchinfer.cli.places import explained_places
 from batchinfer.config import load_job
-from batchinfer.errors import BatchInferError, LeaseHeld, Stopped, exit_code_of
+from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, Stopped, exit_code_of
 from batchinfer.runner import (
     EngineFactory,
     RunContext,
@@ -119,7 +119,7 @@ class Start:
         if session.store.is_local:
             path = Path(session.store.url) / key
         else:
-            path = self._log_path = Path(tempfile.mkdtemp(prefix="batchinfer-")) / Path(key).name
+            path = self._log_path = _temporary_folder() / Path(key).name
         with os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stdio.redirect(path)
@@ -174,6 +174,15 @@ class Start:
         session.store.put(layout.log_key(session.run), content)
         self._log_path.unlink()
         self._log_path.parent.rmdir()
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="batchinfer-"))
+    except OSError as error:
+        raise ConfigError(
+            f"no temporary folder can be made: {error.strerror}. Set TMPDIR to a writable folder"
+        ) from error
 
 
 def _absolute(output: str) -> str:

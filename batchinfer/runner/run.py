@@ -160,6 +160,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
                     gc.enable()  # a long look for the first row to compute
         has_work = not ready.is_exhausted and not _should_stop(stop, threads)
         if has_work:
+            context.counters.set_phase("importing the engine")
             importing.join()
         gc.freeze()  # modules stay: vLLM collects garbage five times before its first step
         gc.enable()

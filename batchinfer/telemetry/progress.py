@@ -22,7 +22,7 @@ Display = Literal["live", "plain", "none"]
 
 LIVE_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 30.0
-#: After the beginning of a phase: of generating, the first tokens.
+#: While rows are in flight and no rate has been told yet.
 _FIRST_PERIOD_S = 5.0
 _PHASE_POLL_S = 1.0
 _CLOSE_WAIT_S = 2.0
@@ -86,9 +86,9 @@ class Progress:
             silent_s += period_s
             snapshot = self._snapshot()
             if snapshot.phase != phase or silent_s >= wanted_s:
-                is_first, phase, silent_s = snapshot.phase != phase, snapshot.phase, 0.0
-                wanted_s = self._plain_period_s
-                wanted_s = min(_FIRST_PERIOD_S, wanted_s) if is_first else wanted_s
+                phase, silent_s, wanted_s = snapshot.phase, 0.0, self._plain_period_s
+                if snapshot.num_in_flight and not snapshot.tokens_per_s:
+                    wanted_s = min(_FIRST_PERIOD_S, wanted_s)
                 log_event(self._logger, logging.INFO, "progress", **_fields(snapshot))
 
     def _show_live(self) -> None:
