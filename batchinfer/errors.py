@@ -8,6 +8,7 @@
     ├── TransientError    75   try again later: store down, disk full, lease held, engine died
     │   ├── LeaseHeld     75
     │   ├── MemoryHeld    75
+    │   ├── LeaseLost     75
     │   └── EngineDied    75
     ├── Stopped     128+n/75   asked to stop; everything finished is durable
     └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
@@ -61,6 +62,10 @@ class LeaseHeld(TransientError):
 
 class MemoryHeld(TransientError):
     """Other processes hold memory of the device that the job needs."""
+
+
+class LeaseLost(TransientError):
+    """The output was deleted, moved or replaced under the run."""
 
 
 class EngineDied(TransientError):

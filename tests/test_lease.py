@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +19,12 @@ from typing import NoReturn
 import pytest
 
 from batchinfer.checkpoint import Holder, Lease, acquire_lease
+from batchinfer.checkpoint.holder import process_start
 from batchinfer.checkpoint.layout import LEASES_PREFIX
-from batchinfer.checkpoint.lease import process_start
-from batchinfer.errors import LeaseHeld
+from batchinfer.errors import ConfigError, LeaseHeld, LeaseLost, TransientError
 from batchinfer.storage import Store, open_store
+from batchinfer.storage.flock import FileLock
+from tests.support.jobs import Place, job, results, rows, run, start, wait, write_job
 from tests.support.s3_server import S3Server
 
 SINCE = "2026-01-02T03:04:05Z"
@@ -263,3 +269,86 @@ def test_whether_a_process_lives_is_told_by_its_start_too() -> None:
     assert elsewhere().is_dead_here() is None
     assert process_start(2**22 + 1) is None
     assert Holder(**asdict(here())).token
+
+
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_needs_the_promise_of_a_single_writer(
+    root: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(ConfigError, match=r"has no file locks .*output\.path.*single_writer"):
+        acquire(root, "all", here())
+    for name in ("all", "1-of-2"):
+        lease = acquire_lease(root, name, here(), single_writer=True)
+        lease.beat()
+        lease.release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, errno.ESTALE])
+def test_a_lock_service_that_does_not_answer_is_a_reason_to_try_again(
+    root: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_locks(monkeypatch, number)
+    with pytest.raises(TransientError, match="Start again"):
+        acquire(root, "all", here())
+
+
+def test_the_holder_of_a_lock_is_waited_for_until_it_has_said_who_it_is(root: Store) -> None:
+    lock = FileLock(Path(root.url) / LEASES_PREFIX / "all.lock")
+    assert lock.acquire()
+    lock.write(json.dumps(asdict(dead_here())).encode())  # of the run before
+    timer = threading.Timer(0.2, lambda: lock.write(json.dumps(asdict(here())).encode()))
+    timer.start()
+    with pytest.raises(LeaseHeld, match=f"pid {here().pid}, since {SINCE}"):
+        acquire(root, "all", here())
+    timer.join()
+    threading.Timer(0.2, lock.release).start()
+    lock.write(json.dumps(asdict(dead_here())).encode())
+    acquire(root, "all", here()).release()  # it ended meanwhile
+
+
+def test_a_local_lease_whose_file_is_gone_is_lost(root: Store) -> None:
+    lease = acquire(root, "all", here())
+    lease.check()
+    shutil.rmtree(root.url)
+    for look in (lease.check, lease.beat):
+        with pytest.raises(LeaseLost, match="deleted, moved or replaced"):
+            look()
+    acquire(root, "all", here())
+    with pytest.raises(LeaseLost):  # the file there is another's
+        lease.check()
+    lease.release()
+    lease.check()
+
+
+def test_starts_at_once_end_well_or_name_the_one_that_is_at_work(
+    folder: Place, tmp_path: Path
+) -> None:
+    folder.write_parquet("in/a.parquet", rows(30))
+    path = write_job(tmp_path, job(folder))
+    for _ in range(4):
+        ended = [wait(process) for process in [start(path), start(path), start(path)]]
+        for one in ended:
+            assert one.code == 0 or (one.code == 75 and "pid" in one.stderr), one.stderr
+        assert results(folder).height == 30
+        shutil.rmtree(folder.url("out"))
+
+
+def test_a_sweep_leaves_the_files_of_those_that_hold_no_lease(
+    folder: Place, tmp_path: Path
+) -> None:
+    """`doctor --store` tries out a store while a run begins there."""
+    folder.write_parquet("in/a.parquet", rows(30))
+    probe = Path(folder.url("out", "_batchinfer", "leases", ".doctor-1.0a1b2c3d.tmp"))
+    probe.parent.mkdir(parents=True)
+    probe.touch()
+    ended = run(write_job(tmp_path, job(folder)))
+    assert ended.code == 0, ended.stderr
+    assert probe.exists()

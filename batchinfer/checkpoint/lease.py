@@ -9,21 +9,19 @@ holder. Must not know: what the lease protects.
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from batchinfer.checkpoint.holder import Holder, refusal
 from batchinfer.checkpoint.layout import LEASES_PREFIX
+from batchinfer.checkpoint.lease_local import acquire_local, count_of
 from batchinfer.errors import LeaseHeld
 from batchinfer.storage import Store
-from batchinfer.storage.flock import FileLock
 
 WHOLE = "all"
 #: How long another host's holder is watched for a sign of life before its lease is taken over.
@@ -32,53 +30,12 @@ _POLL_S = 2.0
 _OBJECT_NAME = re.compile(r"(all|\d+-of-\d+)-(\d{6,})\.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who runs: enough to tell, on the same machine, whether that process still lives."""
-
-    host: str
-    boot_id: str
-    pid_namespace: str
-    pid: int
-    process_start: str  # clock ticks since boot: tells a reused pid
-    since: str  # UTC, for people
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @classmethod
-    def current(cls, since: str) -> Holder:
-        pid = os.getpid()
-        return cls(
-            host=socket.gethostname(),
-            boot_id=_read("/proc/sys/kernel/random/boot_id"),
-            pid_namespace=_pid_namespace(),
-            pid=pid,
-            process_start=process_start(pid) or "",
-            since=since,
-        )
-
-    def is_dead_here(self) -> bool | None:
-        """True or False if this machine can tell, None if the holder runs (or ran) elsewhere."""
-        here = (_read("/proc/sys/kernel/random/boot_id"), _pid_namespace())
-        if (self.boot_id, self.pid_namespace) != here or not self.boot_id:
-            return None
-        return process_start(self.pid) != self.process_start
-
-    def describe(self) -> str:
-        return f"host {self.host}, pid {self.pid}, since {self.since}"
-
-
-def process_start(pid: int) -> str | None:
-    """Start time of a live process in clock ticks since boot, None if there is none."""
-    stat = _read(f"/proc/{pid}/stat")
-    fields = stat.rpartition(")")[2].split()
-    if len(fields) < 20 or fields[0] == "Z":
-        return None
-    return fields[19]
-
-
 class Lease(Protocol):
     def beat(self) -> None:
-        """Show life; call every 10 s. Raises LeaseHeld if somebody else took over."""
+        """Show life; call every 10 s. Raises LeaseHeld if somebody else took over, LeaseLost."""
+
+    def check(self) -> None:
+        """Raise LeaseLost if it can be seen without a request that the lease is gone."""
 
     def release(self) -> None:
         """Give the lease back. Idempotent."""
@@ -89,97 +46,20 @@ def acquire_lease(
     name: str,
     holder: Holder,
     *,
+    single_writer: bool = False,
     watch_s: float = WATCH_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Lease:
     """Take the lease `name`: "all", or "<i>-of-<n>" which excludes itself, "all" and slices of
     another n.
 
-    Raises LeaseHeld, naming the holder, if a live run is in the way.
+    Raises LeaseHeld, naming the holder, if a live run is in the way. `single_writer`: promised, so
+    a file system without locks will do.
     """
     if store.is_local:
-        return _acquire_local(Path(store.url) / LEASES_PREFIX, name, holder)
+        folder = Path(store.url) / LEASES_PREFIX
+        return acquire_local(folder, name, holder, whole=WHOLE, single_writer=single_writer)
     return _acquire_object(store, name, holder, watch_s, sleep)
-
-
-def _refusal(where: str, holder: Holder | None) -> LeaseHeld:
-    who = holder.describe() if holder else "its holder has not said who it is yet"
-    return LeaseHeld(
-        f"another run works on {where} ({who}). Wait for it or stop it; this start changed nothing"
-    )
-
-
-class _LocalLease:
-    def __init__(self, locks: list[FileLock]) -> None:
-        self._locks = locks
-
-    def beat(self) -> None:
-        """Nothing to show: the kernel knows whether we live."""
-
-    def release(self) -> None:
-        for lock in reversed(self._locks):
-            lock.release()
-
-
-def _acquire_local(folder: Path, name: str, holder: Holder) -> Lease:
-    whole = FileLock(folder / f"{WHOLE}.lock")
-    is_whole = name == WHOLE
-    if not whole.acquire(shared=not is_whole):
-        raise _refusal(str(folder.parent.parent), _local_holder(folder, is_whole))
-    locks = [whole]
-    if not is_whole:
-        own = FileLock(folder / f"{name}.lock")
-        if not own.acquire():
-            whole.release()
-            raise _refusal(f"slice {name} of {folder.parent.parent}", _read_holder(own.path))
-        locks.append(own)
-        if (other := _other_count(folder, name)) is not None:
-            for lock in reversed(locks):
-                lock.release()
-            raise _refusal(f"slice {other.stem} of {folder.parent.parent}", _read_holder(other))
-    locks[-1].write(json.dumps(asdict(holder)).encode())
-    return _LocalLease(locks)
-
-
-def _other_count(folder: Path, name: str) -> Path | None:
-    """The lock of a live slice of another n: its shards and ours would overlap.
-
-    Looked for after taking our own, so of two that start together at least one sees the other.
-    """
-    for path in sorted(folder.glob("*-of-*.lock")):
-        if _count_of(path.stem) == _count_of(name):
-            continue
-        lock = FileLock(path)
-        if not lock.acquire():
-            return path
-        lock.release()
-    return None
-
-
-def _count_of(name: str) -> str:
-    return name.rpartition("-of-")[2]
-
-
-def _local_holder(folder: Path, is_whole: bool) -> Holder | None:
-    """Whoever of the lock files' writers still lives: the whole run, or for one any slice's run."""
-    paths = sorted(folder.glob("*.lock")) if is_whole else [folder / f"{WHOLE}.lock"]
-    holders = [h for p in paths if (h := _read_holder(p)) is not None]
-    alive = [h for h in holders if h.is_dead_here() is not True]
-    return next(iter(alive or holders), None)
-
-
-def _read_holder(path: Path) -> Holder | None:
-    try:
-        return _holder_from(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return None
-
-
-def _holder_from(record: Any) -> Holder | None:
-    try:
-        return Holder(**record)
-    except TypeError:
-        return None
 
 
 class _ObjectLease:
@@ -209,11 +89,14 @@ class _ObjectLease:
             return
         if _newest(self._store).get(self._name, self._number) > self._number:
             other = _read_object(self._store, self._name, self._number + 1)
-            raise _refusal(self._store.url, other[0] if other else None)
+            raise refusal(self._store.url, other[0] if other else None)
         with self._lock:
             if not self._is_released:
                 self._counter += 1
                 self._store.put(self.key, self.record())
+
+    def check(self) -> None:
+        """Nothing to see without a request."""
 
     def release(self) -> None:
         with self._lock:
@@ -246,7 +129,7 @@ def _read_object(store: Store, name: str, number: int) -> tuple[Holder | None, i
     except FileNotFoundError:
         return None
     counter, is_released = record.pop("counter", 0), record.pop("released", False)
-    return _holder_from(record), counter, is_released
+    return Holder.from_record(record), counter, is_released
 
 
 def _acquire_object(
@@ -270,7 +153,7 @@ def _acquire_object(
         for other, number in _newest(store).items():
             if other == name:
                 continue
-            if WHOLE in (other, name) or _count_of(other) != _count_of(name):
+            if WHOLE in (other, name) or count_of(other) != count_of(name):
                 _refuse_if_alive(store, other, number, watch_s, sleep_alive)
     except LeaseHeld:
         lease.release()
@@ -291,7 +174,7 @@ def _refuse_if_alive(
         if is_dead is not None:
             if is_dead:
                 return
-            raise _refusal(store.url, holder)
+            raise refusal(store.url, holder)
         if waited_s >= watch_s:
             return
         sleep(_POLL_S)
@@ -300,19 +183,5 @@ def _refuse_if_alive(
         if now is None:
             return
         if now[1] != counter and not now[2]:
-            raise _refusal(store.url, now[0])
+            raise refusal(store.url, now[0])
         first = now
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""

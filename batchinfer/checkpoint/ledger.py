@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,13 +28,17 @@ from batchinfer.checkpoint.fold import Cursor, UnreadableSource, batch_bytes_of,
 from batchinfer.checkpoint.keys import Keys, concat_keys, read_keys
 from batchinfer.checkpoint.layout import (
     LEASES_PREFIX,
+    LOGS_PREFIX,
     META,
     PARTS_PREFIX,
+    RUNS_PREFIX,
+    STATUS_PREFIX,
     UNREADABLE_PREFIX,
     PartId,
     parse_part_key,
     part_key,
     parts_prefix,
+    run_of_key,
 )
 from batchinfer.checkpoint.records import Totals
 from batchinfer.errors import TransientError
@@ -43,8 +49,9 @@ logger = logging.getLogger("batchinfer.checkpoint")
 
 _REMOTE_READS = 16  # requests for parts that are under way together; a wait each
 _MAX_FOLD_TRIES = 5
-#: Parts of one window that a fold has open at a time; the usual limit of a process is 1024 files.
+#: Parts of one window that a fold has open at a time; fewer where the process may open few files.
 MAX_OPEN_PARTS = 128
+_FILES_BESIDE_PARTS = 16  # of the fold, and of what publishers, reader and engine open meanwhile
 _FIRST_MERGED = 500_000_000  # sequence numbers of merged parts: past those of the writer
 
 
@@ -53,11 +60,13 @@ class Survey:
     """One listing of an output: which shards have a finished file, which have parts.
 
     `nested`: folders below that are outputs of their own, of whose files none is among the others.
+    `last_run`: the highest run number that anything is named by.
     """
 
     finished: set[str] = field(default_factory=set)
     with_parts: set[str] = field(default_factory=set)
     nested: set[str] = field(default_factory=set)
+    last_run: int = 0
 
 
 class IncompleteShard(TransientError):
@@ -80,6 +89,8 @@ class Ledger:
         self._window_rows = window_rows
         self._num_samples = num_samples
         self.run = 0  # this run's number, once it has one: merged parts are named by it
+        #: Raises if the output is ours no longer: what is written then nobody could make sense of.
+        self.check: Callable[[], None] = lambda: None
         self._num_merged = 0
 
     @property
@@ -97,6 +108,9 @@ class Ledger:
             if info.key.startswith(PARTS_PREFIX):
                 if (parsed := parse_part_key(info.key)) is not None:
                     survey.with_parts.add(parsed[0])
+                    survey.last_run = max(survey.last_run, parsed[1].run)
+            elif info.key.startswith((RUNS_PREFIX, STATUS_PREFIX, LOGS_PREFIX)):
+                survey.last_run = max(survey.last_run, run_of_key(info.key) or 0)
             elif info.key.startswith(f"{META}/"):
                 continue
             elif f"/{META}/" in info.key:
@@ -165,6 +179,14 @@ class Ledger:
             except pa.ArrowInvalid:
                 return None
 
+    def schema_of(self, key: str) -> pa.Schema:
+        """Columns of a Parquet file, none if it is no such file. Raises FileNotFoundError."""
+        with self._open(key) as source:
+            try:
+                return pq.read_schema(source)
+            except pa.ArrowInvalid:
+                return pa.schema([])
+
     def totals_of(self, shard: str) -> Totals | None:
         """Totals in the finished file's footer, None if it is not ours."""
         facts = self.facts_of(shard)
@@ -191,7 +213,14 @@ class Ledger:
     def publish_part(self, shard: str, part: PartId, table: pa.Table) -> None:
         """Make finished rows of one window durable. `table` is sorted by (row, sample)."""
         facts = {**self._facts, "shard": shard, "window": part.window, "run": part.run}
-        self._store.publish(part_key(shard, part), lambda sink: write_table(sink, table, facts))
+        key = part_key(shard, part)
+        self.check()
+        self._store.publish(key, lambda sink: write_table(sink, table, facts))
+        try:
+            self.check()
+        except TransientError:
+            self._store.delete([key])
+            raise
 
     def finish_directly(
         self,
@@ -230,6 +259,7 @@ class Ledger:
         the counts do not fit.
         """
         for _ in range(_MAX_FOLD_TRIES):
+            self.check()
             parts = self.parts_of(shard)
             try:
                 parts = self._merge_many(shard, schema, parts, check)
@@ -322,8 +352,9 @@ class Ledger:
         remaining: list[PartId] = []
         for window, group in groupby(parts, key=lambda part: part.window):
             waiting = list(group)
-            while len(waiting) > MAX_OPEN_PARTS:
-                sources, waiting = waiting[:MAX_OPEN_PARTS], waiting[MAX_OPEN_PARTS:]
+            max_open = _max_open_parts()
+            while len(waiting) > max_open:
+                sources, waiting = waiting[:max_open], waiting[max_open:]
                 self._num_merged += 1
                 merged = PartId(window, self.run, _FIRST_MERGED + self._num_merged)
                 self._merge(shard, schema, sources, merged)
@@ -403,6 +434,7 @@ class Ledger:
                 facts = {**self._facts, **inherited, "shard": shard, **totals.as_dict()}
                 writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
             recheck()
+            self.check()
 
         self._store.publish(shard, write)
         return totals
@@ -418,6 +450,15 @@ class _UnreadablePart(Exception):
     def __init__(self, part: PartId, problem: str) -> None:
         super().__init__(problem)
         self.part = part
+
+
+def _max_open_parts() -> int:
+    try:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        num_open = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        return MAX_OPEN_PARTS
+    return max(2, min(MAX_OPEN_PARTS, soft - num_open - _FILES_BESIDE_PARTS))
 
 
 def count_results(table: pa.Table, *, has_schema: bool) -> Totals:

@@ -56,7 +56,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
-    check_output(looked.store, identity_of(job, looked.model), looked.shards)
+    check_output(looked.store, job, identity_of(job, looked.model), looked.shards)
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))
     check_first_rows(job, looked.model, shards, looked.row_filter)

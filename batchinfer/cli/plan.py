@@ -146,9 +146,9 @@ def _done(looked: Looked) -> _Done:
     survey = Ledger(looked.store, {}, 1).survey()
     names = {shard.name for shard in looked.shards}
     refuse_other_outputs(looked.store, survey, names)  # both raise as a run would
-    record = earlier_record(looked.store, survey, identity, is_whole=True)
-    facts = {"digest": digest_in(record, identity)}
-    ledger = Ledger(looked.store, facts, looked.job.packing.window_rows)
+    window_rows = looked.job.packing.window_rows
+    record = earlier_record(looked.store, survey, identity, window_rows=window_rows, is_whole=True)
+    ledger = Ledger(looked.store, {"digest": digest_in(record, identity)}, window_rows)
     finished = names & survey.finished
     totals = [ledger.totals_of(name) for name in sorted(finished)]
     in_parts = names & survey.with_parts - finished

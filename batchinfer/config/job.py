@@ -31,6 +31,8 @@ from batchinfer.config.values import (
     Tuple,
 )
 
+MAX_WINDOW_ROWS = 1 << 24
+_MAX_WINDOW_RESULTS = 1 << 28  # a byte each, in one array
 _PROMPT_KINDS = ("column", "template", "messages", "messages_column", "token_ids_column")
 # Of a chat template's variables, those that cannot come from prompt.chat_template_kwargs.
 _TAKEN_KWARGS = {
@@ -168,7 +170,10 @@ class PackingSettings(Section):
         "saves work, else input; input: as in the file.",
     )
     window_rows: int = Field(
-        default=16384, ge=1, description="Rows of a window; fixed for the life of an output."
+        default=16384,
+        ge=1,
+        le=MAX_WINDOW_ROWS,
+        description="Rows of a window; fixed for the life of an output.",
     )
     buffer_tokens: int = Field(
         default=3_000_000,
@@ -209,8 +214,8 @@ class OutputSettings(Section):
     s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the output.")
     single_writer: bool = Field(
         default=False,
-        description="For a store without conditional create: I promise that only one run at a time "
-        "works on this output.",
+        description="For a store without conditional create or a file system without locks: I "
+        "promise that only one run at a time works on this output.",
     )
 
 
@@ -269,5 +274,12 @@ class Job(Section):
                 "sampling.max_tokens",
                 f"{self.sampling.max_tokens} leaves no room for a prompt in model.max_model_len "
                 f"{max_model_len}",
+            )
+        num_results = self.packing.window_rows * self.sampling.n
+        if num_results > _MAX_WINDOW_RESULTS:
+            raise key_error(
+                "packing.window_rows",
+                f"times sampling.n is {num_results:,} results of a window, more than "
+                f"{_MAX_WINDOW_RESULTS:,}: at most {_MAX_WINDOW_RESULTS // self.sampling.n:,} here",
             )
         return self

@@ -135,19 +135,23 @@ def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T
 
 
 def earlier_record(
-    store: Store, survey: Survey, identity: Identity, *, is_whole: bool
+    store: Store, survey: Survey, identity: Identity, *, window_rows: int, is_whole: bool
 ) -> dict[str, Any] | None:
     """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
 
-    Another job's record without a single result does not bind a run on the whole input: what the
-    first start could not know (the engine refused a setting) may be mended in the job file.
+    A record of other settings without a single result does not bind a run on the whole input: what
+    the first start could not know (the engine refused a setting) may be mended in the job file.
     """
     record = records.read_json(store, layout.JOB_KEY)
-    if record is None or not (changes := identity.changes_since(record)):
-        return record
-    if is_whole and not survey.finished and not survey.with_parts:
+    if record is None:
         return None
-    raise other_settings(store, changes)
+    changes = identity.changes_since(record)
+    if is_whole and not survey.finished and not survey.with_parts:
+        is_same = not changes and int(record["window_rows"]) == window_rows
+        return record if is_same else None
+    if changes:
+        raise other_settings(store, changes)
+    return record
 
 
 def other_settings(store: Store, changes: Sequence[str]) -> ConfigError:
@@ -175,12 +179,13 @@ def recorded_fingerprints(
     return recorded
 
 
-def check_output(store: Store, identity: Identity, shards: Sequence[Shard]) -> None:
+def check_output(store: Store, job: Job, identity: Identity, shards: Sequence[Shard]) -> None:
     """Raise ConfigError if the output holds something that a run would not go on from."""
     ledger = Ledger(store, {}, 1)
     survey = ledger.survey()
     refuse_other_outputs(store, survey, (shard.name for shard in shards))
-    record = earlier_record(store, survey, identity, is_whole=True)
+    window_rows = job.packing.window_rows
+    record = earlier_record(store, survey, identity, window_rows=window_rows, is_whole=True)
     recorded = recorded_fingerprints(store, record)
     refuse_foreign_files(ledger, survey, recorded, digest_in(record, identity))
 

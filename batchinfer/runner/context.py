@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 from batchinfer.checkpoint import Lease, layout, records
-from batchinfer.errors import BatchInferError
+from batchinfer.errors import BatchInferError, LeaseLost
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.session import Session
@@ -86,6 +86,10 @@ def write_status(context: RunContext, exit_code: int | None = None) -> None:
     session = context.session
     if session is None or not session.run:
         return
+    try:
+        session.lease.check()
+    except LeaseLost:
+        return  # it would be all that is at the place of an output that was deleted
     # In flight is what a death would be blamed on: not what an operator stopped.
     is_ended = exit_code is not None and not context.is_engine_dead
     is_ended |= context.stop.is_requested

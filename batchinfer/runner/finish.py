@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from batchinfer.checkpoint import Totals, layout, records
 from batchinfer.config import Job
-from batchinfer.errors import TooManyFailedRows
+from batchinfer.errors import TooManyFailedRows, TransientError
 from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session, totals_of
@@ -27,8 +27,15 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
     if is_limited:
         warn_of_cut(session.job, outcome)
         return outcome
+    session.lease.check()
     names = {s.name for s in session.shards}
     survey = session.ledger.survey()
+    own = {s.name for s in session.slice_of(session.shards)}
+    if gone := sorted(own - survey.finished):
+        raise TransientError(
+            f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
+            "finished files in all. Start again: their rows are computed anew"
+        )
     if names - survey.finished or names & survey.with_parts:
         warn_of_cut(session.job, outcome)
         return outcome  # other slices are not done, or in the middle of a retry

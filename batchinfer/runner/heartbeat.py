@@ -1,7 +1,8 @@
 """Signs of life: the lease's counter and the status file, every 10 s, from a thread of its own.
 
 Runs from the taking of the lease to its giving back. Must not know: what the run does. A status
-that cannot be written stops nothing; a lease that somebody else took over ends the run.
+that cannot be written stops nothing; a lease that is lost or that somebody else took over ends the
+run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from batchinfer.checkpoint import Lease
-from batchinfer.errors import BatchInferError, LeaseHeld
+from batchinfer.errors import BatchInferError, LeaseHeld, LeaseLost
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -54,7 +55,7 @@ class Heartbeat:
     def _beat(self) -> None:
         try:
             self._lease.beat()
-        except LeaseHeld:
+        except (LeaseHeld, LeaseLost):
             raise
         except BatchInferError as error:
             logger.warning("could not renew the lease: %s", error)
@@ -62,5 +63,7 @@ class Heartbeat:
     def _tell(self) -> None:
         try:
             self._write_status()
+        except LeaseLost:
+            raise
         except BatchInferError as error:
             logger.warning("could not write the status: %s", error)

@@ -184,7 +184,9 @@ class Reader:
             finished = self._ledger.keys_of_finished(shard.name) if is_finished else None
             parts_of_window = {w: list(ps) for w, ps in groupby(parts, key=lambda p: p.window)}
             for window in range(-(-reader.num_rows // self._window_rows)):
-                is_done = self._done(shard, window, parts_of_window.get(window, []), finished)
+                num_rows = min(self._window_rows, reader.num_rows - window * self._window_rows)
+                of_window = parts_of_window.get(window, [])
+                is_done = self._done(shard, window, num_rows, of_window, finished)
                 if not self._read_window(shard, reader, window, is_done):
                     return  # stopped, or the limit is reached: the shard stays unfinished
         self._writer.shard_read(shard.name)
@@ -195,14 +197,19 @@ class Reader:
         return list(dict.fromkeys([*self._prompter.columns, *id_column, *job.input.keep_columns]))
 
     def _done(
-        self, shard: Shard, window: int, parts: Sequence[PartId], finished: Keys | None
+        self,
+        shard: Shard,
+        window: int,
+        num_rows: int,
+        parts: Sequence[PartId],
+        finished: Keys | None,
     ) -> npt.NDArray[np.bool_]:
-        """[window_rows, num_samples]: what needs no computing, read from the results themselves."""
-        is_done = np.zeros((self._window_rows, self._num_samples), dtype=np.bool_)
+        """[num_rows, num_samples]: what needs no computing, read from the results themselves."""
+        is_done = np.zeros((num_rows, self._num_samples), dtype=np.bool_)
         start = window * self._window_rows
         sources = [self._ledger.keys_of_parts(shard.name, parts)] if parts else []
         if finished is not None:
-            low, high = np.searchsorted(finished.row, [start, start + self._window_rows])
+            low, high = np.searchsorted(finished.row, [start, start + num_rows])
             sources.append(finished.slice(low, high))
         for keys in sources:
             wanted = (
@@ -215,10 +222,9 @@ class Reader:
         self, shard: Shard, reader: ShardReader, window: int, is_done: npt.NDArray[np.bool_]
     ) -> bool:
         """Read one window and hand out its rows. False if the rest is not to be read."""
+        num_rows = len(is_done)
         start = window * self._window_rows
-        stop = min(start + self._window_rows, reader.num_rows)
-        num_rows = stop - start
-        is_done = is_done[:num_rows]
+        stop = start + num_rows
         if self._filter is None and is_done.all():
             self._counters.add_read(is_done.size, is_done.size)
             self._writer.window_read(shard.name, window, is_done.size, is_done.size)

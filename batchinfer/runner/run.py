@@ -31,6 +31,7 @@ from batchinfer.runner.loop import Loop
 from batchinfer.runner.memory import bound_arenas
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
+from batchinfer.runner.record import restore
 from batchinfer.runner.session import (
     RunOptions,
     Session,
@@ -39,6 +40,7 @@ from batchinfer.runner.session import (
     list_input,
     open_output,
 )
+from batchinfer.runner.shortage import shortages
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
 from batchinfer.telemetry import Counters, Outcome, StartUp, log_event
@@ -55,6 +57,11 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
 
     Raises BatchInferError; finished rows are durable either way.
     """
+    with shortages():
+        return _run_job(job, options, factory, context)
+
+
+def _run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
     listing_begin_s = context.startup.now()
@@ -71,7 +78,7 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
 
     def note_lease(lease: Lease) -> None:
         context.lease = lease
-        context.heartbeat = Heartbeat(lease, lambda: write_status(context))
+        context.heartbeat = Heartbeat(lease, lambda: _show_life(context))
         context.heartbeat.start()
         context.stop.on_request = context.heartbeat.now
 
@@ -102,6 +109,13 @@ def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunC
         return finalise(session, context, is_limited)
     finally:
         release(context)
+
+
+def _show_life(context: RunContext) -> None:
+    if (session := context.session) is not None and session.run:
+        session.lease.check()
+        restore(session.store, session.written)
+    write_status(context)
 
 
 def _compute(session: Session, factory: EngineFactory, context: RunContext) -> bool:

@@ -30,14 +30,12 @@ from batchinfer.checkpoint import (
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
-from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.carried import RECORD_KEY, carried_columns, carried_schema, to_text
 from batchinfer.runner.checks import (
     check_schema,
     check_shards,
     digest_in,
     earlier_record,
-    other_settings,
     recorded_fingerprints,
 )
 from batchinfer.runner.digest import Identity, complete_digest, identity_of
@@ -46,6 +44,7 @@ from batchinfer.runner.ownership import (
     refuse_other_outputs,
     refuse_strangers,
 )
+from batchinfer.runner.record import create_record, rebuilt_record
 from batchinfer.runner.restart import delete_results
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import (
@@ -103,6 +102,7 @@ class Session:
     finished: dict[str, Totals] = field(
         default_factory=dict
     )  # what is known without reading footers
+    written: dict[str, bytes] = field(default_factory=dict)  # records of this start, by key
 
     def num_rows_of(self, shards: Sequence[Shard]) -> int:
         """Input rows of shards, before the filter."""
@@ -196,20 +196,20 @@ def begin(
     if not job.output.single_writer:
         _require_create(store)
     holder = Holder.current(since=clock.utc())
-    lease = acquire_lease(store, options.lease_name, holder)
+    single_writer = job.output.single_writer
+    lease = acquire_lease(store, options.lease_name, holder, single_writer=single_writer)
     on_lease(lease)
     is_restart = options.restart or store.stat(layout.RESTART_KEY) is not None
     survey = Ledger(store, {}, 1).survey()
     refuse_other_outputs(store, survey, (shard.name for shard in shards))
     record = None
     if not is_restart:
-        record = earlier_record(store, survey, identity, is_whole=options.slice is None)
-    if not is_restart and survey.with_parts and store.stat(layout.JOB_KEY) is None:
-        raise ConfigError(
-            f"{store.url_of(layout.JOB_KEY)} is missing, but there are parts of a run: they cannot "
-            "be understood without it. Put it back, start with --restart, or choose another "
-            "output.path"
-        )
+        window_rows = job.packing.window_rows
+        is_whole = options.slice is None
+        record = earlier_record(store, survey, identity, window_rows=window_rows, is_whole=is_whole)
+    is_recorded = record is not None
+    if not is_restart and store.stat(layout.JOB_KEY) is None:
+        record = rebuilt_record(store, survey, identity.digest, job)
     window_rows = int(record["window_rows"]) if record else job.packing.window_rows
     if window_rows != job.packing.window_rows:
         logger.warning(
@@ -243,10 +243,11 @@ def begin(
         survey=survey,
         row_filter=RowFilter(job.input.filter) if job.input.filter else None,
     )
-    session.first_run = int(record["first_run"]) if record else _last_run(store) + 1
+    ledger.check = lease.check
+    session.first_run = int(record["first_run"]) if record else survey.last_run + 1
     recorded = recorded_fingerprints(store, record)
     if not is_restart:
-        refuse_foreign_files(ledger, survey, recorded, digest)
+        refuse_foreign_files(ledger, survey, recorded if is_recorded else {}, digest)
         _warn_of_removed(session, recorded)
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the mended job would not match.
@@ -261,8 +262,10 @@ def begin(
         delete_results(store, survey, lease)
         session.survey = ledger.survey()
         refuse_foreign_files(ledger, session.survey, recorded, digest)
-    if record is None:
-        _create_record(session, identity)
+    if record is not None and is_recorded:
+        session.written[layout.JOB_KEY] = records.to_json(record)
+    else:
+        _write_record(session, identity)
     store.sweep(_swept_by(session))
     _settle_leftovers(session)
     session.pending = _pending(session)
@@ -286,7 +289,11 @@ def _swept_by(session: Session) -> Callable[[str], bool]:
     if session.options.slice is not None:
         return lambda key: _shard_of(key) in names
     names.add(layout.SUCCESS_KEY)
-    return lambda key: key in names or key.startswith(f"{layout.META}/")
+    # Not where others who do not hold the lease may be writing: `doctor`, starts on S3.
+    return lambda key: (
+        key in names
+        or (key.startswith(f"{layout.META}/") and not key.startswith(layout.LEASES_PREFIX))
+    )
 
 
 def _shard_of(key: str) -> str:
@@ -296,6 +303,8 @@ def _shard_of(key: str) -> str:
 
 def _require_create(store: Store) -> None:
     # A name of its own: slices that start at once would take each other's probes for overwriting.
+    if store.is_local:
+        return  # link(2) and O_EXCL refuse everywhere
     if not store.supports_create(f"{layout.LEASES_PREFIX}probe-{secrets.token_hex(8)}"):
         raise ConfigError(
             f"{store.url}: this store overwrites objects although asked to create them only if "
@@ -304,42 +313,20 @@ def _require_create(store: Store) -> None:
         )
 
 
-def _create_record(session: Session, identity: Identity) -> None:
-    """Write job.json. Raises if another slice was faster, with something else."""
-    store, job = session.store, session.job
+def _write_record(session: Session, identity: Identity) -> None:
     created = {
-        "name": job.name,
+        "name": session.job.name,
         "digest": session.digest,
         "window_rows": session.window_rows,
-        "first_run": _last_run(store) + 1,
+        "first_run": session.first_run,
         "created_at": session.clock.utc(),
         "ingredients": identity.ingredients,
-        "job": job.model_dump(mode="json"),
-        RECORD_KEY: to_text(session.carried),
+        "job": session.job.model_dump(mode="json"),
+        **({RECORD_KEY: to_text(session.carried)} if session.carried is not None else {}),
     }
-    content = records.to_json(created)
-    if store.create(layout.JOB_KEY, content):
-        return
-    record = records.read_json(store, layout.JOB_KEY)
-    if record is not None and (changes := identity.changes_since(record)):
-        if session.options.slice is not None:
-            if differs_by_machine(changes):
-                raise TransientError(
-                    f"another start began {store.url} at the same moment, on a machine where "
-                    "model.dtype or model.quantization became another: start again to go on in it"
-                )
-            raise other_settings(store, changes)
-        store.delete([layout.JOB_KEY])  # it has no result, see earlier_record
-        store.create(layout.JOB_KEY, content)
-        return
-    ours = session.digest, session.window_rows, created[RECORD_KEY]
-    if record is None or (
-        (record["digest"], int(record["window_rows"]), record.get(RECORD_KEY)) != ours
-    ):
-        raise TransientError(
-            f"another run began {store.url} at the same moment, with another packing.window_rows, "
-            "other input files or another version of batchinfer: start again"
-        )
+    is_whole = session.options.slice is None
+    content = create_record(session.store, created, identity, is_whole=is_whole)
+    session.written[layout.JOB_KEY] = content
 
 
 def _last_run(store: Store) -> int:
@@ -448,7 +435,7 @@ def totals_of(session: Session, shard: Shard) -> Totals:
 def _number_run(session: Session, versions: dict[str, str], new: list[Fingerprint]) -> int:
     """Create runs/NNNN.json; the number is ours because the file was created if absent."""
     while True:
-        number = _last_run(session.store) + 1
+        number = max(_last_run(session.store), session.survey.last_run) + 1
         record = {
             "run": number,
             "started_at": session.clock.utc(),
@@ -459,5 +446,7 @@ def _number_run(session: Session, versions: dict[str, str], new: list[Fingerprin
             "job": session.job.model_dump(mode="json"),
             "input": [records.fingerprint_record(f) for f in new],
         }
-        if session.store.create(layout.run_key(number), records.to_json(record)):
+        content = records.to_json(record)
+        if session.store.create(layout.run_key(number), content):
+            session.written[layout.run_key(number)] = content
             return number

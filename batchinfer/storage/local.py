@@ -17,7 +17,7 @@ from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import BinaryIO
 
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, TransientError
 from batchinfer.storage.base import FileInfo, OnOther, Other
 from batchinfer.storage.local_errors import CheckedFile, os_errors
 from batchinfer.storage.urls import join_url, local_path
@@ -28,8 +28,12 @@ _MAX_NAME_BYTES = 255
 _MAX_PATH_BYTES = 4095
 _WRITE_BUFFER_BYTES = 1024 * 1024
 _MAX_FOLDER_TRIES = 20
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
-_NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP})  # some FUSE and CIFS mounts
+_MAX_CREATE_TRIES = 5
+# FAT, SMB, some FUSE mounts, and names that lie on another disk than they seem to.
+_NO_HARD_LINKS = frozenset(
+    {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
+)
+_NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})  # as well
 
 # For annotations inside the class, where `list` is the method.
 Found = tuple[str, "os.DirEntry[str]"]
@@ -109,23 +113,10 @@ class LocalStore:
         self.publish(key, write)
 
     def create(self, key: str, content: bytes) -> bool:
-        path = self._path(key)
-        with _temporary(path) as temporary:
-            with _new_file_for(path, temporary) as file:
-                file.write(content)
-                _fsync(file)
-            with os_errors("write", path):
-                try:
-                    os.link(temporary, path)
-                    is_ours = True
-                except FileExistsError:
-                    is_ours = self._holds(key, content)
-                except OSError as error:
-                    if error.errno not in _NO_HARD_LINKS:
-                        raise
-                    is_ours = self._create_without_links(key, content)
-            _fsync_folder(path.parent)
-        return is_ours
+        for _ in range(_MAX_CREATE_TRIES):
+            with suppress(FileNotFoundError):  # somebody cleaned up here: folder or temporary file
+                return self._create(key, content)
+        raise _vanished(self._path(key))
 
     def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
         path = self._path(key)
@@ -133,9 +124,12 @@ class LocalStore:
             with _new_file_for(path, temporary) as file:
                 write(file)
                 _fsync(file)
-            with os_errors("write", path):
-                temporary.replace(path)
-            _fsync_folder(path.parent)
+            try:
+                with os_errors("write", path):
+                    temporary.replace(path)
+                _fsync_folder(path.parent)
+            except FileNotFoundError as error:
+                raise _vanished(path) from error
 
     def delete(self, keys: Iterable[str]) -> None:
         folders = set()
@@ -193,6 +187,25 @@ class LocalStore:
         folder = self._root / folder_key
         return _walk_folder(folder, key_prefix, name_prefix, recursive, frozenset())
 
+    def _create(self, key: str, content: bytes) -> bool:
+        path = self._path(key)
+        with _temporary(path) as temporary:
+            with _new_file_for(path, temporary) as file:
+                file.write(content)
+                _fsync(file)
+            with os_errors("write", path):
+                try:
+                    os.link(temporary, path)
+                    is_ours = True
+                except FileExistsError:
+                    is_ours = self._holds(key, content)
+                except OSError as error:
+                    if error.errno not in _NO_HARD_LINKS:
+                        raise
+                    is_ours = self._create_without_links(key, content)
+            _fsync_folder(path.parent)
+        return is_ours
+
     def _holds(self, key: str, content: bytes) -> bool:
         try:
             return self.read(key) == content
@@ -201,14 +214,23 @@ class LocalStore:
 
     def _create_without_links(self, key: str, content: bytes) -> bool:
         """One winner too, but a reader may see the file half written, and a crash leaves it so."""
-        try:
-            file = _new_file(self._path(key))
-        except FileExistsError:
-            return self._holds(key, content)
+        path = self._path(key)
+        with os_errors("write", path):
+            try:
+                file: BufferedWriter = BufferedWriter(CheckedFile(path, "xb"))
+            except FileExistsError:
+                return self._holds(key, content)
         with file:
             file.write(content)
             _fsync(file)
         return True
+
+
+def _vanished(path: Path) -> TransientError:
+    return TransientError(
+        f"cannot write {path}: its folder or temporary file was deleted meanwhile. See who deletes "
+        "there, and start again"
+    )
 
 
 def _file_info(key: str, found: os.stat_result) -> FileInfo:

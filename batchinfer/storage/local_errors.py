@@ -1,6 +1,7 @@
 """The Store contract's errors for the operating system's, by errno.
 
-Must not know: keys. FileNotFoundError, FileExistsError and whatever nobody foresaw pass unchanged.
+Must not know: keys. FileNotFoundError passes unchanged: what it means depends on what was done.
+Whatever is in no list here may pass by itself, so it is a reason to try again.
 """
 
 from __future__ import annotations
@@ -18,31 +19,38 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_WRONG_PATH = frozenset(
-    {errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EINVAL}
-)
-_OUTSIDE = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EMFILE, errno.ENFILE}
-)
+_FORBIDDEN = {  # what to do about what stays refused until somebody does something
+    **dict.fromkeys([errno.EACCES, errno.EPERM, errno.EROFS], "Check its owner, mode and mount"),
+    **dict.fromkeys([errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG], "Use another path"),
+    **dict.fromkeys([errno.ELOOP, errno.EINVAL, errno.EILSEQ], "Use another path"),
+    **dict.fromkeys(
+        [errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK],
+        "This file system cannot do that: use a path on another",
+    ),
+    errno.EFBIG: "Raise `ulimit -f`, or use a file system that takes larger files",
+}
+_PASSING = {
+    **dict.fromkeys([errno.EMFILE, errno.ENFILE], "Raise `ulimit -n` and start again"),
+    errno.ENOMEM: "Free memory and start again",
+}
 
 
 @contextmanager
 def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        reason = f"cannot {verb} {path}: {error.strerror}"
-        if error.errno in _DISK_FULL:
+        reason = f"cannot {verb} {path}: {error.strerror or error}"
+        number = error.errno or 0
+        if number in _DISK_FULL:
             full = f"disk full while writing {path}: free space and start again"
             raise TransientError(full) from error
-        if error.errno in _REFUSED:
-            raise ConfigError(f"{reason}. Check its owner, its mode and the mount") from error
-        if error.errno in _WRONG_PATH:
-            raise ConfigError(f"{reason}. Use another path") from error
-        if error.errno in _OUTSIDE:
-            raise TransientError(f"{reason}. Start again when that has passed") from error
-        raise
+        if number in _FORBIDDEN:
+            raise ConfigError(f"{reason}. {_FORBIDDEN[number]}") from error
+        advice = _PASSING.get(number, "Start again when that has passed")
+        raise TransientError(f"{reason}. {advice}") from error
 
 
 class CheckedFile(FileIO):
@@ -59,3 +67,7 @@ class CheckedFile(FileIO):
     def write(self, content: ReadableBuffer, /) -> int:
         with os_errors("write", self.name):
             return super().write(content)
+
+    def close(self) -> None:
+        with os_errors("close", self.name):  # where NFS and quotas say what did not reach the disk
+            super().close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from batchinfer.cli import main
 from batchinfer.cli import plan as cli_plan
 from batchinfer.cli import run as cli_run
 from batchinfer.prompt import encode
-from batchinfer.runner import EngineFactory, StopControl, session
+from batchinfer.runner import EngineFactory, StopControl, heartbeat, session
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from tests.support.fake_engine import FakeEngine, FakePlan
@@ -58,6 +59,8 @@ class NoLease:
     """A lease that holds nobody off: what a lost or stolen one comes to."""
 
     def beat(self) -> None: ...
+
+    def check(self) -> None: ...
 
     def release(self) -> None: ...
 
@@ -114,6 +117,10 @@ if __name__ == "__main__":
             install(Crash(**json.loads(spec)), store)
     if os.environ.get("FAKE_NO_LEASE"):
         session.acquire_lease = lambda *_, **__: NoLease()
+    if open_files := os.environ.get("FAKE_OPEN_FILES"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
+    if beat_s := os.environ.get("FAKE_BEAT_S"):
+        heartbeat.BEAT_S = float(beat_s)
     if grace_s := os.environ.get("FAKE_GRACE_S"):
         cli_run.StopControl = partial(StopControl, grace_s=float(grace_s))
     if "FAKE_REAL_TOKENIZER" not in os.environ:

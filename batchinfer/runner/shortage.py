@@ -1,0 +1,33 @@
+"""What the machine does not give: memory, threads, files. Reasons to try again, no bugs of ours.
+
+Must not know: what was being done. Used at the edge of a run, for what no room foresaw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from batchinfer.errors import TransientError
+from batchinfer.storage.local_errors import os_errors
+
+
+@contextmanager
+def shortages() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise TransientError(
+            f"out of memory ({error or 'no more is given'}). Finished rows are durable: give the "
+            "process more, or lower packing.buffer_tokens and packing.window_rows, and start again"
+        ) from error
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):  # CPython's words; it has no class for it
+            raise
+        raise TransientError(
+            "no more threads can be started: raise `ulimit -u` or the container's limit of "
+            "processes, and start again"
+        ) from error
+    except OSError as error:
+        with os_errors("use", str(error.filename or "a file")):
+            raise

@@ -1,0 +1,42 @@
+"""`run` on the fake engine inside the test's own process: for many runs, and for faults below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from batchinfer.config import load_job
+from batchinfer.errors import BatchInferError, exit_code_of
+from batchinfer.prompt import encode
+from batchinfer.runner import RunContext, RunOptions, StopControl, run_job
+from batchinfer.telemetry import Clock, Counters
+from tests.support.fake_engine import FakePlan
+from tests.support.fake_run import LightTokenizer, fake_factory
+
+
+@dataclass(frozen=True, slots=True)
+class EndedHere:
+    """How a run ended, as its process would have: `code` is 1 for what nobody foresaw."""
+
+    code: int
+    message: str
+    error: BaseException | None = None
+
+
+def run_here(
+    path: Path, options: RunOptions | None = None, fake: dict[str, Any] | None = None
+) -> EndedHere:
+    """No signals, no log file, no last line; everything else as in a process of its own."""
+    clock = Clock()
+    context = RunContext(clock=clock, stop=StopControl(), counters=Counters(clock))
+    try:
+        with mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)):
+            job = load_job(str(path), []).job
+            factory = fake_factory(FakePlan(**(fake or {})))
+            outcome = run_job(job, options or RunOptions(), factory, context)
+    except Exception as error:
+        code = exit_code_of(error) if isinstance(error, BatchInferError) else 1
+        return EndedHere(code, str(error), error)
+    return EndedHere(outcome.exit_code, outcome.message)

@@ -1,0 +1,181 @@
+"""An output that others delete, move or change while a run works on it, or between two runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.endings import must_fail
+from tests.support.jobs import (
+    Place,
+    job,
+    results,
+    rows,
+    run,
+    start,
+    wait,
+    wait_until,
+    write_job,
+)
+from tests.support.s3_server import S3Server
+
+SLOW = {"step_s": 0.05, "max_num_seqs": 8}
+
+
+@pytest.fixture
+def path(folder: Place, tmp_path: Path) -> Path:
+    folder.write_parquet("in/a.parquet", rows(300))
+    folder.write_parquet("in/b.parquet", rows(20))
+    return write_job(tmp_path, job(folder))
+
+
+def parts(folder: Place) -> list[str]:
+    return [n for n in folder.names("out") if n.endswith(".part")]
+
+
+def started(folder: Place, path: Path) -> subprocess.Popen[str]:
+    """A run that has made some rows durable and has a second or more to go."""
+    process = start(path, fake=SLOW)
+    wait_until(lambda: len(parts(folder)) >= 3, what="three parts")
+    return process
+
+
+def must_be_whole(folder: Place) -> None:
+    assert results(folder)["row"].to_list() == [*range(300), *range(20)]
+
+
+def deleted(out: Path) -> None:
+    # What is published meanwhile can make a folder that was just emptied non-empty again.
+    wait_until(lambda: shutil.rmtree(out, ignore_errors=True) or not out.exists())
+
+
+def moved(out: Path) -> None:
+    out.rename(out.with_name("moved"))
+
+
+def replaced(out: Path) -> None:
+    moved(out)
+    out.mkdir()
+
+
+def without_records(out: Path) -> None:
+    deleted(out / "_batchinfer")
+
+
+@pytest.mark.parametrize("what", [deleted, moved, replaced, without_records])
+def test_an_output_that_goes_away_ends_the_run_at_once_and_the_next_start_finishes(
+    folder: Place, path: Path, what: Callable[[Path], None]
+) -> None:
+    process = started(folder, path)
+    out = Path(folder.url("out"))
+    what(out)
+    ended = wait(process)
+    must_fail(ended, 75, "was deleted, moved or replaced", "Start again")
+    assert ended.result["rows_computed"] < 300, "it went on for nothing"
+    assert not parts(folder), "nobody could make sense of them"
+    assert run(path).code == 0
+    must_be_whole(folder)
+
+
+def test_a_deleted_record_of_the_job_is_made_again_and_no_row_is_computed_twice(
+    folder: Place, path: Path
+) -> None:
+    """While the run works, after it was killed, and after it was done."""
+    record = Path(folder.url("out", "_batchinfer", "job.json"))
+    process = started(folder, path)
+    record.unlink()
+    process.kill()
+    process.communicate()
+    ended = run(path)
+    assert ended.code == 0, ended.stderr
+    assert "job.json was missing" in ended.stderr
+    assert ended.result["rows_computed"] < 320
+    must_be_whole(folder)
+    record.unlink()
+    Path(folder.url("out", "_SUCCESS")).unlink()
+    assert run(path).result["rows_computed"] == 0
+
+
+def test_parts_whose_input_nobody_recorded_are_not_guessed_at(folder: Place, path: Path) -> None:
+    process = started(folder, path)
+    process.kill()
+    process.communicate()
+    Path(folder.url("out", "_batchinfer", "job.json")).unlink()
+    shutil.rmtree(folder.url("out", "_batchinfer", "runs"))
+    must_fail(run(path), 2, "job.json is missing", "--restart")
+    assert parts(folder)
+
+
+def test_deleted_run_records_give_no_run_number_twice(folder: Place, path: Path) -> None:
+    """A part's name has the run's number: the second run would write over the first one's."""
+    process = started(folder, path)
+    process.kill()
+    process.communicate()
+    for name in ("runs", "status", "logs"):
+        shutil.rmtree(folder.url("out", "_batchinfer", name))
+    ended = run(path)
+    assert ended.code == 0, ended.stderr
+    assert ended.result["run"] == 2
+    must_be_whole(folder)
+
+
+def test_parts_and_finished_files_that_somebody_deletes_are_computed_again(
+    folder: Place, path: Path
+) -> None:
+    process = started(folder, path)
+    wait_until(lambda: "b.parquet" in folder.names("out") or process.poll() is not None)
+    shutil.rmtree(folder.url("out", "_batchinfer", "parts"), ignore_errors=True)
+    Path(folder.url("out", "b.parquet")).unlink(missing_ok=True)
+    must_fail(wait(process), 75, "Start again")
+    assert run(path).code == 0
+    must_be_whole(folder)
+
+
+@pytest.mark.s3
+def test_a_record_that_a_lifecycle_rule_deletes_is_written_again(
+    server: S3Server, tmp_path: Path
+) -> None:
+    place = Place(f"s3://{server.create_bucket()}", server.environment())
+    place.write_parquet("in/a.parquet", rows(60))
+    path = write_job(tmp_path, job(place))
+    process = start(path, place=place, fake=SLOW, environ={"FAKE_BEAT_S": "0.2"})
+    wait_until(lambda: parts(place), what="a part")
+    place.fs.rm(place.url("out", "_batchinfer", "job.json"))
+    wait_until(
+        lambda: "_batchinfer/job.json" in place.names("out") or process.poll() is not None,
+        what="the record",
+    )
+    ended = wait(process)
+    assert ended.code == 0, ended.stderr
+    assert "_batchinfer/job.json" in place.names("out")
+
+
+def test_few_open_files_make_more_merges_and_no_failure(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(300))
+    sections = {"packing": {"window_rows": 1000}, "checkpoint": {"every_rows": 4, "every_s": 0.01}}
+    path = write_job(tmp_path, job(folder, **sections))
+    process = start(path, fake={"step_s": 0.02, "max_num_seqs": 8, "kill_at_step": 500})
+    wait_until(
+        lambda: len(parts(folder)) > 40 or process.poll() is not None, what="more than 40 parts"
+    )
+    process.kill()
+    process.communicate()
+    assert len(parts(folder)) > 40
+    ended = run(path, environ={"FAKE_OPEN_FILES": "48"})
+    assert ended.code == 0, ended.stderr
+    assert results(folder)["row"].to_list() == [*range(300)]
+
+
+def test_an_output_without_results_takes_other_window_rows(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(50))
+    first = write_job(tmp_path, job(folder, packing={"window_rows": 1 << 20}))
+    failed = run(first, fake={"fail_build": "no such engine"})
+    must_fail(failed, 2, "no such engine")
+    ended = run(write_job(tmp_path, job(folder, packing={"window_rows": 16})))
+    assert ended.code == 0, ended.stderr
+    assert "window_rows stays" not in ended.stderr
+    assert results(folder)["row"].to_list() == [*range(50)]
