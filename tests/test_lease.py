@@ -302,15 +302,16 @@ def test_a_lock_service_that_does_not_answer_is_a_reason_to_try_again(
 
 def test_the_holder_of_a_lock_is_waited_for_until_it_has_said_who_it_is(root: Store) -> None:
     lock = FileLock(Path(root.url) / LEASES_PREFIX / "all.lock")
+    of_the_run_before = json.dumps(asdict(dead_here())).encode()
     assert lock.acquire()
-    lock.write(json.dumps(asdict(dead_here())).encode())  # of the run before
+    lock.write(of_the_run_before)
     timer = threading.Timer(0.2, lambda: lock.write(json.dumps(asdict(here())).encode()))
     timer.start()
     with pytest.raises(LeaseHeld, match=f"pid {here().pid}, since {SINCE}"):
         acquire(root, "all", here())
     timer.join()
+    lock.write(of_the_run_before)
     threading.Timer(0.2, lock.release).start()
-    lock.write(json.dumps(asdict(dead_here())).encode())
     acquire(root, "all", here()).release()  # it ended meanwhile
 
 

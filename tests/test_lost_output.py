@@ -123,16 +123,25 @@ def test_deleted_run_records_give_no_run_number_twice(folder: Place, path: Path)
     must_be_whole(folder)
 
 
-def test_parts_and_finished_files_that_somebody_deletes_are_computed_again(
-    folder: Place, path: Path
-) -> None:
+def test_parts_that_somebody_deletes_are_computed_again(folder: Place, path: Path) -> None:
     process = started(folder, path)
-    wait_until(lambda: "b.parquet" in folder.names("out") or process.poll() is not None)
-    shutil.rmtree(folder.url("out", "_batchinfer", "parts"), ignore_errors=True)
-    Path(folder.url("out", "b.parquet")).unlink(missing_ok=True)
+    for name in parts(folder)[:3]:
+        Path(folder.url("out", name)).unlink()
     must_fail(wait(process), 75, "Start again")
     assert run(path).code == 0
     must_be_whole(folder)
+
+
+def test_a_finished_file_that_somebody_deletes_is_no_partial_success(
+    folder: Place, path: Path
+) -> None:
+    folder.write_parquet("in/0.parquet", rows(10))  # the first to be finished
+    process = start(path, fake=SLOW)
+    first = Path(folder.url("out", "0.parquet"))
+    wait_until(first.exists, what="the first finished file")
+    first.unlink()
+    must_fail(wait(process), 75, "0.parquet was deleted", "Start again")
+    assert run(path).result["rows_computed"] == 10
 
 
 @pytest.mark.s3

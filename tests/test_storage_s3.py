@@ -324,16 +324,17 @@ def test_a_stop_request_ends_the_waiting_at_once(server: S3Server, proxy: FaultP
 
 
 @pytest.mark.parametrize(
-    ("status", "code"),
+    ("status", "code", "words"),
     [
-        (403, "AccessDenied"),
-        (403, "InvalidAccessKeyId"),
-        (403, "SignatureDoesNotMatch"),
-        (400, "ExpiredToken"),
+        (403, "InvalidAccessKeyId", "credentials refused"),
+        (403, "SignatureDoesNotMatch", "credentials refused"),
+        (400, "ExpiredToken", "credentials have expired"),
+        (403, "RequestTimeTooSkewed", "clock is wrong"),
+        (403, "AccessDenied", "access denied.*requester_pays.*server_side_encryption"),
     ],
 )
 def test_refused_credentials_are_named_and_not_tried_again(
-    store: Store, proxy: FaultProxy, status: int, code: str
+    store: Store, proxy: FaultProxy, status: int, code: str, words: str
 ) -> None:
     proxy.reset(Rule("status", status=status, code=code, times=None))
     calls: list[Callable[[], object]] = [
@@ -344,16 +345,145 @@ def test_refused_credentials_are_named_and_not_tried_again(
         lambda: store.delete(["k"]),
     ]
     for call in calls:
-        with pytest.raises(ConfigError, match=f"s3://.*credentials refused.*{code}.*AWS_PROFILE"):
+        with pytest.raises(ConfigError, match=words) as caught:
             call()
+        assert code in str(caught.value)
+        assert "AWS_PROFILE" in str(caught.value)
     assert len(proxy.seen) == len(calls)
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "RequestTimeTooSkewed"])
+def test_credentials_that_were_accepted_before_are_a_reason_to_start_again(
+    store: Store, proxy: FaultProxy, code: str
+) -> None:
+    """Also where a HEAD, whose answer has no code, is the first to be refused."""
+    with pytest.raises(FileNotFoundError):  # refused, but not who asked
+        store.read("k")
+    proxy.reset(Rule("status", status=400, code=code, times=None))
+    for call in (lambda: store.stat("k"), lambda: store.put("k", b""), lambda: list(store.list())):
+        with pytest.raises(TransientError, match=f"since the run began.*{code}.*start again"):
+            call()
+
+
+HTML = "<html><body>Welcome</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule("status", status=404, body='{"error":"not found"}'), "no S3 server.*endpoint_url"),
+        (Rule("status", status=404, code="NoSuchKey"), "no S3 server.*endpoint_url"),
+        (Rule("status", status=405, body=HTML), "no S3 server.*endpoint_url"),
+        (Rule("status", status=200, body=HTML), "no S3 server.*endpoint_url"),
+        (Rule("status", status=200, body="plain text"), "no S3 server.*endpoint_url"),
+        (Rule("status", status=403, body=HTML), "access denied"),
+        (Rule("status", status=403, code="SecondLevelDomainForbidden"), "addressing_style"),
+        (Rule("status", status=301, code="PermanentRedirect"), r"s3\.region"),
+        (Rule("status", status=400, code="AuthorizationHeaderMalformed"), r"s3\.region"),
+        (Rule("status", status=411, code="MissingContentLength"), "store refused"),
+    ],
+    ids=lambda value: f"{value.status} {value.body or value.code}" if type(value) is Rule else "",
+)
+def test_an_endpoint_that_answers_otherwise_is_named_with_what_to_do(
+    store: Store, proxy: FaultProxy, rule: Rule, words: str
+) -> None:
+    rule.times = None
+    proxy.reset(rule)
+    with pytest.raises(ConfigError, match=words):
+        list(store.list())
+    with pytest.raises(ConfigError, match=words):
+        store.put("k", b"what a web server would take with 200")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.0 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+    ],
+    ids=["no HTTP", "a HEAD with a body"],
+)
+def test_a_server_that_speaks_otherwise_is_told_from_one_that_is_down(
+    monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, answer: bytes
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        opened = open_store("s3://bucket/x", s3=S3Options(endpoint_url=endpoint), retry_s=20)
+        for call in (lambda: opened.stat("k"), lambda: list(opened.list())):
+            with pytest.raises(ConfigError, match="no S3 server"):
+                call()
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("body", ["", "<ListBucketResult><Contents><Key>half", "garbage", HTML])
+def test_a_garbled_answer_of_a_store_that_is_known_is_asked_for_again(
+    store: Store, proxy: FaultProxy, body: str
+) -> None:
+    store.put("k", b"content")
+    proxy.reset(
+        Rule("status", "GET", query="list-type", status=200, body=body, times=4),
+        Rule("status", "PUT", status=200, body=body, times=0),
+    )
+    assert [found.key for found in store.list()] == ["k"]
+
+
+def test_an_upload_that_is_completed_with_an_error_in_the_answer_is_completed_again(
+    store: Store, proxy: FaultProxy
+) -> None:
+    error = "<Error><Code>InternalError</Code><Message>later</Message></Error>"
+    proxy.reset(Rule("status", "POST", query="uploadId", status=200, body=error, times=2))
+    store.publish("shard.parquet", write_20_mib)
+    assert store.read("shard.parquet") == bytes(20 * MIB)
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "QuotaExceeded"), (507, "StorageFull")])
+def test_a_full_store_is_a_reason_to_try_again_later(
+    store: Store, proxy: FaultProxy, status: int, code: str
+) -> None:
+    proxy.reset(Rule("status", "PUT", status=status, code=code, times=None))
+    with pytest.raises(TransientError, match="store is full"):
+        store.put("k", b"")
+
+
+def test_a_bucket_gets_the_headers_that_it_demands(server: S3Server, proxy: FaultProxy) -> None:
+    """A reader that pays with every request; encryption with each request that begins an object."""
+    url = f"s3://{server.create_bucket()}/p"
+    denied = {"status": 403, "code": "AccessDenied", "times": None}
+    proxy.reset(
+        Rule("status", lacks="(?i)x-amz-request-payer: requester", **denied),
+        Rule("status", "PUT", query="^(?!.*partNumber)", lacks="encryption: aws:kms", **denied),
+        Rule("status", "POST", query="uploads", lacks="aws-kms-key-id: key-1", **denied),
+    )
+    options = S3Options(requester_pays=True, server_side_encryption="aws:kms", kms_key_id="key-1")
+    opened = open_store(url, s3=options, retry_s=5)
+    assert opened.create("a", b"content")
+    opened.publish("b", write_20_mib)
+    assert [found.key for found in opened.list()] == ["a", "b"]
+    assert opened.read("a") == b"content"
+    opened.delete(["a", "b"])
+    with pytest.raises(ConfigError, match=r"requester_pays.*server_side_encryption"):
+        open_store(url, retry_s=5).read("a")
+    opened.close()
 
 
 def test_a_head_without_permission_is_not_taken_for_absence(
     store: Store, proxy: FaultProxy
 ) -> None:
-    proxy.reset(Rule("status", "HEAD", status=403, times=None))
-    with pytest.raises(ConfigError, match="credentials refused"):
+    proxy.reset(Rule("status", "HEAD|GET", status=403, code="AccessDenied", times=None))
+    with pytest.raises(ConfigError, match="access denied"):
         store.stat("k")
 
 

@@ -59,6 +59,9 @@ class S3Settings(Section):
         description="Region name, such as eu-central-1; null means from the environment.",
     )
     anonymous: bool = Field(default=False, description="Send unsigned requests (public buckets).")
+    requester_pays: bool = Field(
+        default=False, description="Pay for the requests to a bucket of somebody else."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> S3Settings:
@@ -66,6 +69,28 @@ class S3Settings(Section):
             raise key_error(
                 "anonymous", "contradicts profile: unsigned requests use no credentials"
             )
+        if self.anonymous and self.requester_pays:
+            raise key_error(
+                "anonymous", "contradicts requester_pays: somebody has to be named who pays"
+            )
+        return self
+
+
+class OutputS3Settings(S3Settings):
+    """How to reach the S3 store of the output, and how what is written there is encrypted."""
+
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None,
+        description="Encryption that the bucket's policy demands; null leaves it to the bucket.",
+    )
+    kms_key_id: Text | None = Field(
+        default=None, description="Key of aws:kms encryption; null is the bucket's own."
+    )
+
+    @model_validator(mode="after")
+    def _check_encryption(self) -> OutputS3Settings:
+        if self.kms_key_id is not None and self.server_side_encryption in (None, "AES256"):
+            raise key_error("kms_key_id", "needs server_side_encryption: aws:kms or aws:kms:dsse")
         return self
 
 
@@ -211,7 +236,9 @@ class OutputSettings(Section):
     path: FixedLocation = Field(
         description="Folder of the results; local or s3://bucket/…; one job for each folder."
     )
-    s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the output.")
+    s3: OutputS3Settings = Field(
+        default_factory=OutputS3Settings, description="S3 settings of the output."
+    )
     single_writer: bool = Field(
         default=False,
         description="For a store without conditional create or a file system without locks: I "

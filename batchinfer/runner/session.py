@@ -27,7 +27,7 @@ from batchinfer.checkpoint import (
     layout,
     records,
 )
-from batchinfer.config import Job
+from batchinfer.config import Job, S3Settings
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
 from batchinfer.runner.carried import RECORD_KEY, carried_columns, carried_schema, to_text
@@ -144,13 +144,8 @@ def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
     return list_shards(job.input.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
 
 
-def _s3_options(settings: Any) -> S3Options:
-    return S3Options(
-        endpoint_url=settings.endpoint_url,
-        profile=settings.profile,
-        region=settings.region,
-        anonymous=settings.anonymous,
-    )
+def _s3_options(settings: S3Settings) -> S3Options:
+    return S3Options(**settings.model_dump())
 
 
 def find_complete(

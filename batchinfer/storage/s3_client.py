@@ -14,13 +14,28 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 from batchinfer.storage.retry import RetryPolicy
-from batchinfer.storage.s3_errors import S3Refusal, classify
+from batchinfer.storage.s3_errors import NoS3Answer, S3Refusal, classify, no_s3_server
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60  # silence on a connection, not the length of a transfer
 MAX_CONNECTIONS = 32
+#: Of a server that has not given one answer of S3's yet; of one that has, they pass.
+_MAX_FOREIGN_ANSWERS = 5
+# What S3 always sends: a web server or a login page answers 200 to anything, and would be taken for
+# an empty bucket that stores whatever is put.
+_ALWAYS_SENT = {
+    "list_objects_v2": "IsTruncated",
+    "list_multipart_uploads": "IsTruncated",
+    "get_object": "ETag",
+    "head_object": "ETag",
+    "put_object": "ETag",
+    "upload_part": "ETag",
+    "create_multipart_upload": "UploadId",
+    "complete_multipart_upload": "ETag",
+}
+_BEGINS_OBJECT = frozenset({"put_object", "create_multipart_upload"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +46,19 @@ class S3Options:
     profile: str | None = None
     region: str | None = None
     anonymous: bool = False
+    requester_pays: bool = False
+    server_side_encryption: str | None = None
+    kms_key_id: str | None = None
+
+    def arguments(self, operation: str) -> dict[str, str]:
+        """What every request of an operation carries."""
+        arguments = {"RequestPayer": "requester"} if self.requester_pays else {}
+        if operation in _BEGINS_OBJECT:
+            if self.server_side_encryption:
+                arguments["ServerSideEncryption"] = self.server_side_encryption
+            if self.kms_key_id:
+                arguments["SSEKMSKeyId"] = self.kms_key_id
+        return arguments
 
 
 class S3Client:
@@ -54,8 +82,11 @@ class S3Client:
             skip_instance_cache=True,
             **session,
         )
+        self._options = options
         self._connection: Any = None
         self._retry = retry
+        self._was_accepted = False  # a request of ours, by this store, with these credentials
+        self._num_foreign_answers = 0
 
     def call(self, operation: str, what: str, url: str, **arguments: Any) -> dict[str, Any]:
         """The response; "Body" is bytes in both ways. Raises the errors of the Store contract."""
@@ -66,27 +97,54 @@ class S3Client:
         try:
             return self._retry.call(attempt, f"{what} {url}")
         except S3Refusal as refusal:
-            raise refusal.public(what, url) from refusal
+            raise refusal.public(what, url, was_accepted=self._was_accepted) from refusal
 
     def once(self, operation: str, what: str, url: str, **arguments: Any) -> dict[str, Any]:
-        """A single try. Raises RetryableFailure, S3Refusal or ConfigError."""
-        from fsspec.asyn import sync
-
+        """A single try. Raises RetryableFailure, S3Refusal, ConfigError or TransientError."""
         try:
-            response: dict[str, Any] = sync(
-                self._filesystem.loop, self._request, operation, arguments
-            )
-        except Exception as error:  # classified by status, code and class; the unforeseen goes on
-            failure = classify(error, what, url)
-            if failure is error:
-                raise
-            raise failure from error
+            response = self._send(operation, what, url, arguments)
+        except S3Refusal as refusal:
+            self._was_accepted |= refusal.is_authentic
+            if operation == "head_object" and not refusal.has_reason and refusal.status != 404:
+                # The answer to HEAD has no body, so no reason: GET is refused for the same.
+                self._send("get_object", what, url, arguments | {"Range": "bytes=0-0"})
+            raise
+        self._was_accepted = True
         return response
 
     def close(self) -> None:
         if self._connection is not None:
             self._filesystem.close_session(self._filesystem.loop, self._connection)
             self._connection = None
+
+    def _send(
+        self, operation: str, what: str, url: str, arguments: dict[str, Any]
+    ) -> dict[str, Any]:
+        from fsspec.asyn import sync
+
+        arguments = arguments | self._options.arguments(operation)
+        try:
+            response: dict[str, Any] = sync(
+                self._filesystem.loop, self._request, operation, arguments
+            )
+        except Exception as error:  # classified by status, code and class; the unforeseen goes on
+            failure = classify(error, what, url, was_accepted=self._was_accepted)
+            if failure is error:
+                raise
+            if isinstance(failure, NoS3Answer):
+                failure = self._foreign(what, url, failure)
+            raise failure from error
+        field = _ALWAYS_SENT.get(operation)
+        if field is not None and field not in response:
+            failure = NoS3Answer(f"no {field} in the answer to {operation}")
+            raise self._foreign(what, url, failure)
+        return response
+
+    def _foreign(self, what: str, url: str, failure: NoS3Answer) -> Exception:
+        self._num_foreign_answers += 1
+        if self._was_accepted or self._num_foreign_answers < _MAX_FOREIGN_ANSWERS:
+            return failure
+        return no_s3_server(what, url, failure)
 
     async def _request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if "Body" in arguments:

@@ -15,26 +15,45 @@ from batchinfer.storage.retry import RetryableFailure
 # By code as well as by status: some arrive with 400 or 409, and DeleteObjects gives a code alone.
 RETRYABLE_CODES = frozenset(
     {
+        "BadDigest",
         "ConditionalRequestConflict",
+        "IncompleteBody",
         "InternalError",
         "OperationAborted",
         "RequestTimeout",
         "ServiceUnavailable",
         "SlowDown",
+        "TemporaryRedirect",
         "Throttling",
         "ThrottlingException",
         "TooManyRequests",
         "XAmzContentSHA256Mismatch",
     }
 )
-_RETRYABLE_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-_CREDENTIAL_CODES = frozenset(
-    {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
+_CREDENTIAL_CODES = frozenset({"InvalidAccessKeyId", "InvalidToken", "InvalidTokenId"})
+_EXPIRED_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+)
+_CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+_FULL_CODES = frozenset({"QuotaExceeded", "StorageFull", "XMinioStorageFull"})
+_REGION_CODES = frozenset(
+    {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 )
 CREDENTIALS_HINT = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), "
     "or s3.profile in the job"
 )
+_DENIED_HINT = (
+    "check the permissions of these credentials; a bucket whose readers pay needs "
+    "s3.requester_pays: true, one that demands encryption s3.server_side_encryption; for other "
+    f"credentials {CREDENTIALS_HINT}"
+)
+_ENDPOINT_HINT = "check s3.endpoint_url (AWS_ENDPOINT_URL) and any proxy before it"
+
+
+class NoS3Answer(RetryableFailure):
+    """An answer that is not S3's: cut off or garbled on the way, or from another kind of server."""
 
 
 class S3Refusal(Exception):
@@ -50,25 +69,83 @@ class S3Refusal(Exception):
         """Also what some stores answer to a header or request that they do not know."""
         return self.status == 501 or self.code in {"NotImplemented", "InvalidArgument"}
 
-    def public(self, what: str, url: str) -> Exception:
-        """The error of the Store contract for this refusal of `what` (a verb) on `url`."""
+    @property
+    def has_reason(self) -> bool:
+        """Whether there is a code of S3's: not in answers to HEAD, nor from other servers."""
+        return bool(self.code) and not self.code.isdigit()
+
+    @property
+    def is_authentic(self) -> bool:
+        """Whether the store has accepted who asks, though not what was asked for."""
+        return self.status in {404, 412} and self.has_reason
+
+    def public(self, what: str, url: str, *, was_accepted: bool) -> Exception:
+        """The error of the Store contract for this refusal of `what` (a verb) on `url`.
+
+        `was_accepted`: an earlier request with the same credentials was.
+        """
+        cannot = f"cannot {what} {url}: "
         if self.code == "NoSuchBucket":
-            return ConfigError(f"cannot {what} {url}: there is no such bucket at this endpoint")
+            return ConfigError(f"{cannot}there is no such bucket at this endpoint")
         if self.code == "NoSuchUpload":
-            return TransientError(f"cannot {what} {url}: its upload was aborted. Start again")
-        if self.status == 404:
+            return TransientError(f"{cannot}its upload was aborted. Start again")
+        if self.status == 404 and what == "read":
             return FileNotFoundError(f"{url} is not there")
-        if self.status in {401, 403} or self.code in _CREDENTIAL_CODES:
-            return ConfigError(
-                f"cannot {what} {url}: credentials refused ({self}). Check the permissions, or "
-                f"{CREDENTIALS_HINT}"
+        if self.code in _FULL_CODES or self.status == 507:
+            return TransientError(f"{cannot}the store is full ({self}): free space and start again")
+        if passing := self._passing():
+            if was_accepted:
+                return TransientError(
+                    f"{cannot}{passing} since the run began ({self}). Finished rows are durable: "
+                    "renew what is refused and start again"
+                )
+            return ConfigError(f"{cannot}{passing} ({self}): mend that, or {CREDENTIALS_HINT}")
+        return ConfigError(cannot + self._advice())
+
+    def _passing(self) -> str | None:
+        """What is wrong that may have been right a moment ago."""
+        if self.code in _EXPIRED_CODES:
+            return "the credentials have expired"
+        if self.code in _CREDENTIAL_CODES:
+            return "credentials refused"
+        if self.code in _CLOCK_CODES:
+            return "this machine's clock is wrong"
+        return None
+
+    def _advice(self) -> str:
+        if self.code == "AccessDenied" or (self.status == 403 and not self.has_reason):
+            return f"access denied ({self}): {_DENIED_HINT}"
+        if self.code == "SecondLevelDomainForbidden":
+            return (
+                f"the store wants the bucket in the host's name ({self}): write `s3 =` and, "
+                "indented below it, `addressing_style = virtual` into the AWS configuration file "
+                "(AWS_CONFIG_FILE)"
             )
-        return ConfigError(f"cannot {what} {url}: the store refused ({self})")
+        if self.code in _REGION_CODES or self.status in {301, 307, 308}:
+            return f"the bucket is in another region or at another endpoint ({self}): set s3.region"
+        if self.status in {404, 405} or not self.has_reason:
+            return (
+                f"the endpoint answers as no S3 server does ({self}): {_ENDPOINT_HINT}, and that "
+                "the URL does not name the bucket twice"
+            )
+        if self.status in {401, 403}:
+            return f"credentials refused ({self}). Check the permissions, or {CREDENTIALS_HINT}"
+        return f"the store refused ({self})"
 
 
-def classify(error: Exception, what: str, url: str) -> Exception:
-    """RetryableFailure, S3Refusal or ConfigError; `error` itself if it is none of our business."""
+def no_s3_server(what: str, url: str, failure: NoS3Answer) -> ConfigError:
+    return ConfigError(
+        f"cannot {what} {url}: the endpoint answers as no S3 server does ({failure}): "
+        f"{_ENDPOINT_HINT}"
+    )
+
+
+def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Exception:
+    """RetryableFailure, S3Refusal, ConfigError or TransientError; `error` itself if it is none of
+    our business.
+    """
     from aiohttp import ClientError as HttpClientError
+    from aiohttp import ClientResponseError
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
@@ -79,13 +156,17 @@ def classify(error: Exception, what: str, url: str) -> Exception:
         cause = cause.__cause__  # never __context__: that may be another request's refusal
     if isinstance(error.__context__, ssl.SSLCertVerificationError):
         return ConfigError(f"cannot {what} {url}: {error}. Set AWS_CA_BUNDLE or s3.endpoint_url")
+    if isinstance(error, RecursionError):  # botocore follows the store from region to region
+        return S3Refusal(301, "PermanentRedirect", "redirected again and again")
+    cause = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
+    if isinstance(cause, ResponseParserError | ClientResponseError):  # the latter: no HTTP either
+        return NoS3Answer(str(cause).splitlines()[0][:200])
     no_answer = (
         boto.HTTPClientError,
         boto.ConnectionError,
         boto.IncompleteReadError,
         boto.ChecksumError,
         boto.CredentialRetrievalError,
-        ResponseParserError,
         HttpClientError,
         TimeoutError,
         ConnectionError,
@@ -98,8 +179,15 @@ def classify(error: Exception, what: str, url: str) -> Exception:
         boto.ProfileNotFound,
         boto.TokenRetrievalError,
         boto.NoAuthTokenError,
+        boto.SSOError,
+        boto.RefreshWithMFAUnsupportedError,
     )
     if isinstance(error, no_credentials):
+        if was_accepted:
+            return TransientError(
+                f"cannot {what} {url}: the credentials have expired since the run began ({error}). "
+                "Finished rows are durable: renew them and start again"
+            )
         return ConfigError(
             f"cannot {what} {url}: credentials missing ({error}): {CREDENTIALS_HINT}"
         )
@@ -113,6 +201,9 @@ def _classify_answer(error: Exception) -> RetryableFailure | S3Refusal:
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(response.get("Error", {}).get("Code", ""))
     refusal = S3Refusal(status, code, str(response.get("Error", {}).get("Message", "")))
-    if status in _RETRYABLE_STATUSES or code in RETRYABLE_CODES:
+    is_down = status >= 500 and status not in {501, 505, 507}
+    if status == 500 and not refusal.has_reason:  # also botocore's word for 200 and a garbled body
+        return NoS3Answer(str(refusal))
+    if is_down or status in _RETRYABLE_STATUSES or code in RETRYABLE_CODES:
         return RetryableFailure(str(refusal))
     return refusal

@@ -32,8 +32,9 @@ class Rule:
     """`skip` matching requests pass, then `times` of them are failed (None: all of them).
 
     lose_reply: the server gets the request, the client no answer. refuse: nobody gets anything.
-    status: an S3 error instead of the server. delay: `delay_s` before the server gets it.
-    truncate: half of the answer's body.
+    status: an S3 error instead of the server, or `body` if there is one. delay: `delay_s` before
+    the server gets it. truncate: half of the answer's body. Only of requests without `lacks`, a
+    regular expression for a line of the header.
     """
 
     action: Action
@@ -45,12 +46,15 @@ class Rule:
     status: int = 503
     code: str = "SlowDown"
     delay_s: float = 0.0
+    body: str | None = None
+    lacks: str | None = None
 
     def matches(self, request: SeenRequest) -> bool:
         return bool(
             re.fullmatch(self.method, request.method)
             and re.search(self.path, request.path)
             and re.search(self.query, request.query)
+            and not (self.lacks and re.search(self.lacks, request.header))
         )
 
 
@@ -59,6 +63,7 @@ class SeenRequest:
     method: str
     path: str
     query: str
+    header: str = ""
 
 
 class FaultProxy:
@@ -151,7 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
         if target.path == CONTROL_PATH:
             self._control(body)
             return
-        rule = self._proxy.rule_for(SeenRequest(self.command, unquote(target.path), target.query))
+        path = unquote(target.path)
+        seen = SeenRequest(self.command, path, target.query, str(self.headers))
+        rule = self._proxy.rule_for(seen)
         action = rule.action if rule else None
         if action == "refuse":
             self.close_connection = True
@@ -229,7 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
             '<?xml version="1.0" encoding="UTF-8"?>'
             f"<Error><Code>{rule.code}</Code><Message>injected</Message></Error>"
         )
-        content = b"" if self.command == "HEAD" else error.encode()
+        answer = error if rule.body is None else rule.body
+        content = b"" if self.command == "HEAD" else answer.encode()
         self._send(rule.status, [("Content-Type", "application/xml")], content)
 
     def _control(self, body: bytes) -> None:
