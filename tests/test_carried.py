@@ -362,3 +362,33 @@ def test_every_type_keeps_its_meaning_and_its_values(folder: Place, tmp_path: Pa
             stored.column(i).name: str(stored.column(i).logical_type) for i in range(len(stored))
         }
         assert types["uuid"] == "UUID" and types["json"] == "JSON"
+
+
+def test_a_filter_that_fits_only_some_files_names_the_first_that_it_does_not(
+    folder: Place, tmp_path: Path
+) -> None:
+    write(folder, "in/a.parquet", id=["1", "2"], n=pa.array([1, 2], pa.int8()))
+    write(folder, "in/b.parquet", id=["3", "4"], n=["1", "2"])
+    write(folder, "in/c.parquet", id=["5", "6"], n=["1", "2"])
+    path = write_job(tmp_path, changed(job(folder), input={"filter": "n > 1"}))
+    words = f"shard {folder.url('in/b.parquet')} and 1 more: input.filter 'n > 1' does not fit"
+    must_fail(run(path), 2, words)
+    everywhere = run(path, "--set", "input.filter=n > [", command=("validate",))
+    assert everywhere.code == 2 and "shard" not in everywhere.stderr
+
+
+def test_ids_are_counted_over_files_that_wrote_them_in_other_types(
+    folder: Place, tmp_path: Path
+) -> None:
+    far = pa.array([10**14, 10**14 + 1], pa.timestamp("s"))
+    write(folder, "in/a.parquet", id=pa.array([1, 2], pa.int32()), far=far)
+    write(folder, "in/b.parquet", id=pa.array([2, 3], pa.int64()), far=far)
+    path = write_job(tmp_path, job(folder))
+    counted = run(path, "--ids", command=("validate",))
+    assert counted.code == 0, counted.stderr
+    assert "0 null, 1 values that occur more than once" in counted.stdout
+    assert "a.parquet:1 2" in counted.stdout and "b.parquet:0 2" in counted.stdout
+    beyond_python = ("--ids", "--set", "input.id_column=far")
+    counted = run(path, *beyond_python, command=("validate",))
+    assert counted.code == 0, counted.stderr
+    assert "2 values that occur more than once" in counted.stdout

@@ -440,6 +440,38 @@ def test_damage_inside_the_file_is_an_input_error_with_its_name(tmp_path: Path) 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("writer", ["plain", "compressed", "encrypted"])
+def test_damage_of_any_bit_is_read_or_refused_and_ends_no_process(
+    tmp_path: Path, encrypted: Path, writer: str
+) -> None:
+    path, names = encrypted, ["id", "plain"]
+    if writer != "encrypted":
+        values = [1, None] * 20
+        columns = {
+            "id": pa.array(values),
+            "text": [f"row {n} " * 3 for n in range(40)],
+            "word": pa.array(["a", "b"] * 20).dictionary_encode(),
+            "list": pa.array([[1, 2], None] * 20),
+            "struct": [{"a": 1, "b": ["x"]}] * 40,
+            "map": pa.array([[("k", 1)]] * 40, pa.map_(pa.string(), pa.int64())),
+            "uuid": pa.array([bytes(16), None] * 20, pa.uuid()),
+            "time": pa.array(values, pa.timestamp("us", "UTC")),
+        }
+        of_writer: dict[str, Any] = {"write_page_index": True, "compression": "none"}
+        if writer == "compressed":
+            of_writer = {"data_page_version": "2.0", "use_dictionary": False, "compression": "zstd"}
+        path = write(tmp_path / "y.parquet", pa.table(columns), row_group_size=20, **of_writer)
+        names = list(columns)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.damage", str(path), "700", *names],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "read" in done.stdout and "refused" in done.stdout
+
+
 def test_a_file_that_shrinks_while_it_is_read_is_an_input_error(tmp_path: Path) -> None:
     table = pa.table({"text": [os.urandom(4000).hex() for _ in range(2000)]})
     path = write(tmp_path / "x.parquet", table, row_group_size=500, compression="none")

@@ -4,8 +4,11 @@ writing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 import numpy as np
+import pyarrow as pa
 
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
@@ -21,7 +24,10 @@ from batchinfer.quantization import (
 from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import identity_of
 from batchinfer.runner.first_rows import check_first_rows
-from batchinfer.source import ShardReader
+from batchinfer.source import ShardReader, plain_type, with_valid_text
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _MAX_SHOWN_IDS = 20
 _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
@@ -79,14 +85,12 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
 
 def _validate_ids(looked: Looked, column: str) -> None:
     """Nulls and duplicates of the id column. Memory: 8 bytes a row (a hash of each id)."""
-    import polars as pl
-
     hashes = []
     num_nulls = 0
     for shard in looked.shards:
         with ShardReader(shard, [column], None) as reader:
             for block in reader.blocks(0, reader.num_rows):
-                values = pl.Series(block.table.column(column))
+                values = _comparable(block.table.column(column), looked.carried)
                 num_nulls += values.null_count()
                 hashes.append(values.drop_nulls().hash().to_numpy())
     if not hashes:
@@ -102,17 +106,30 @@ def _validate_ids(looked: Looked, column: str) -> None:
         )
 
 
-def _places_of(looked: Looked, column: str, repeated: np.ndarray) -> list[str]:
-    """The first places of repeated ids, as "shard:row id"."""
+def _comparable(ids: pa.ChunkedArray, carried: pa.Schema | None) -> pl.Series:
+    """Ids in the type that all shards have in common, where polars knows it, else as text."""
     import polars as pl
 
+    kind = plain_type(carried.field("id").type) if carried is not None else ids.type
+    try:
+        values = ids.cast(kind)
+        if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+            values = values.cast(pa.string())
+        return pl.Series(with_valid_text(values)[0])
+    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--ids: ids of the type {kind} cannot be compared: {reason}") from None
+
+
+def _places_of(looked: Looked, column: str, repeated: np.ndarray) -> list[str]:
+    """The first places of repeated ids, as "shard:row id"."""
     places: list[str] = []
     if not len(repeated):
         return places
     for shard in looked.shards:
         with ShardReader(shard, [column], None) as reader:
             for block in reader.blocks(0, reader.num_rows):
-                values = pl.Series(block.table.column(column))
+                values = _comparable(block.table.column(column), looked.carried)
                 is_repeated = (
                     np.isin(values.hash().to_numpy(), repeated) & values.is_not_null().to_numpy()
                 )

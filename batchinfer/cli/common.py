@@ -9,6 +9,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from batchinfer.checkpoint import layout, records
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job, load_job
@@ -37,6 +39,7 @@ class Looked:
     footers: list[Footer]
     store: Store
     row_filter: RowFilter | None
+    carried: pa.Schema | None  # the id and kept columns of the output
 
 
 def never() -> bool:
@@ -64,19 +67,19 @@ def _look_at(job: Job) -> Looked:
         return footer
 
     footers = check_shards(shards, check)
-    _check_carried(job, model, store, shards, footers)
-    return Looked(job, model, shards, footers, store, row_filter)
+    carried = _carried(job, model, store, shards, footers)
+    return Looked(job, model, shards, footers, store, row_filter, carried)
 
 
-def _check_carried(
+def _carried(
     job: Job, model: ModelFacts, store: Store, shards: list[Shard], footers: list[Footer]
-) -> None:
-    """Raise InputError unless the output can hold the id and kept columns of all shards."""
+) -> pa.Schema | None:
+    """Raises InputError unless the output can hold the id and kept columns of all shards."""
     record = records.read_json(store, layout.JOB_KEY)
     if record is not None and identity_of(job, model).changes_since(record):
         record = None  # of another job: it is refused or replaced, and does not bind this one
     columns = (carried_columns(job, footer) for footer in footers)
-    carried_schema(job, zip(shards, columns, strict=True), record)
+    return carried_schema(job, zip(shards, columns, strict=True), record)
 
 
 def open_output_location(output: str) -> Store:

@@ -124,14 +124,26 @@ def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T
 
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
         answers = list(pool.map(caught, shards))
-    errors = [answer for answer in answers if isinstance(answer, ConfigError)]
+    found = zip(shards, answers, strict=True)
+    errors = [(shard, answer) for shard, answer in found if isinstance(answer, ConfigError)]
     if errors:
-        problems = list(dict.fromkeys(map(str, errors)))  # a problem of the job comes once a shard
-        named = problems[:_MAX_NAMED_SHARDS]
-        if num_more := len(problems) - len(named):
-            named.append(f"and {num_more} more")
-        raise InputError("\n".join(named)) from errors[0]
+        problems: dict[str, list[Shard]] = {}  # a problem of the job comes once a shard
+        for shard, error in errors:
+            problems.setdefault(str(error), []).append(shard)
+        named = [_placed(text, places, shards) for text, places in problems.items()]
+        if (num_more := len(named) - _MAX_NAMED_SHARDS) > 0:
+            named[_MAX_NAMED_SHARDS:] = [f"and {num_more} more"]
+        raise InputError("\n".join(named)) from errors[0][1]
     return [answer for answer in answers if not isinstance(answer, ConfigError)]
+
+
+def _placed(problem: str, places: Sequence[Shard], shards: Sequence[Shard]) -> str:
+    """A problem of the job that only some shards have, with the first of them."""
+    first = places[0].url
+    if first in problem or len(places) == len(shards):
+        return problem
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f"shard {first}{more}: {problem}"
 
 
 def earlier_record(

@@ -6,7 +6,7 @@ from batchinfer.source.footer import Footer, RowGroup, check_columns, read_foote
 from batchinfer.source.left_out import in_print
 from batchinfer.source.parquet import Block, ShardReader
 from batchinfer.source.patterns import matches
-from batchinfer.source.plain import has_uuids, plain_column
+from batchinfer.source.plain import has_uuids, plain_column, plain_type
 from batchinfer.source.shards import Shard, list_shards
 from batchinfer.source.text import with_valid_text
 from batchinfer.source.types import common_field, output_field
@@ -27,6 +27,7 @@ __all__ = [
     "matches",
     "output_field",
     "plain_column",
+    "plain_type",
     "read_footer",
     "same_content",
     "with_valid_text",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.source.text import with_valid_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -79,7 +80,9 @@ class RowFilter:
         try:
             if not self.columns:
                 return np.full(table.num_rows, pl.select(self._expression).item() is True)
-            frame = pl.from_arrow(table.select(list(self.columns)))
+            # polars takes it for granted that text is UTF-8.
+            columns = {name: with_valid_text(table.column(name))[0] for name in self.columns}
+            frame = pl.from_arrow(pa.table(columns))
             assert isinstance(frame, pl.DataFrame)
             passes = frame.select(self._expression.alias("passes")).to_series()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

@@ -75,6 +75,10 @@ def footer_of(file: BinaryIO, shard: Shard) -> Footer:
         parsed = pq.ParquetFile(pa.BufferReader(_MAGIC + footer_bytes + tail))
         schema = parsed.schema_arrow
         names = schema.names
+    except pa.ArrowNotImplementedError as error:
+        raise InputError(
+            f"{shard.url} has a column of a type that pyarrow lacks: {error}"
+        ) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{shard.url}: the Parquet footer is damaged: {error}") from error
     metadata = parsed.metadata
