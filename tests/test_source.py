@@ -393,6 +393,16 @@ def test_an_empty_shard_has_no_blocks(tmp_path: Path) -> None:
         assert list(reader.blocks(0, 0)) == []
 
 
+def test_nothing_is_asked_for_behind_the_last_row_of_a_row_group(tmp_path: Path) -> None:
+    """Arrow aborts the process there, for an extension of a dictionary."""
+    words = pa.array(["a", "b", "a"]).dictionary_encode()
+    labelled = pa.ExtensionArray.from_storage(pa.opaque(words.type, "word", "tests"), words)
+    pq.write_table(pa.table({"word": labelled}), tmp_path / "x.parquet", row_group_size=1)
+    with ShardReader(only_shard(tmp_path / "x.parquet"), ["word"]) as reader:
+        (block,) = reader.blocks(0, 3)
+    assert block.table.column("word").to_pylist() == ["a", "b", "a"]
+
+
 def test_no_columns_still_give_rows(tmp_path: Path) -> None:
     with ShardReader(only_shard(write(tmp_path / "x.parquet")), []) as reader:
         (block,) = reader.blocks(0, 3)

@@ -173,15 +173,18 @@ class ShardReader:
     def _next_batch(self, max_rows: int) -> pa.RecordBatch:
         """At most `max_rows` rows from the position on, which moves behind them."""
         while self._rest is None or self._rest.num_rows == 0:
+            group = self._footer.row_groups[self._group]
+            stop_row = group.first_row + group.num_rows
+            if self._position == stop_row:
+                # Never asked for a batch behind the last: Arrow aborts the process for some types.
+                self._open_group(self._group + 1)
+                continue
             self._rest = next(self._batches, None)
             if self._rest is None:
-                group = self._footer.row_groups[self._group] if self._group >= 0 else None
-                if group and self._position < group.first_row + group.num_rows:
-                    raise InputError(
-                        f"{self._shard.url} is damaged: row group {self._group} ends at row "
-                        f"{self._position}, its footer says {group.first_row + group.num_rows}"
-                    )
-                self._open_group(self._group + 1)
+                raise InputError(
+                    f"{self._shard.url} is damaged: row group {self._group} ends at row "
+                    f"{self._position}, its footer says {stop_row}"
+                )
         batch = self._rest.slice(0, max_rows)
         self._rest = self._rest.slice(batch.num_rows)
         self._position += batch.num_rows

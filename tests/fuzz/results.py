@@ -227,7 +227,10 @@ def _text(scalar: pa.Scalar) -> str:
     if hasattr(scalar, "value") and not kinds.is_decimal(data_type):
         return repr(scalar.value)
     if hasattr(scalar, "as_buffer"):
-        return repr(scalar.as_buffer().to_pybytes())
+        stored = scalar.as_buffer().to_pybytes()
+        # What is no UTF-8 is replaced, so that every reader can open the output.
+        is_text = "string" in str(data_type)
+        return repr(stored.decode("utf-8", "replace") if is_text else stored)
     return _python_text(scalar.as_py())
 
 
