@@ -14,11 +14,12 @@ import pytest
 
 from batchinfer.engine import crowd, hardware, vllm_errors
 from batchinfer.engine.base import EngineSettings, SamplingSettings
-from batchinfer.engine.crowd import Crowd, crowd_of, lack_of_memory, look_before_loading
+from batchinfer.engine.crowd import Crowd, crowd_of, lack_of_memory, refuse_held, refuse_too_large
 from batchinfer.engine.hardware import Gpu, GpuProcess, own_pids
 from batchinfer.engine.memory import GIB, Memory
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld
 from batchinfer.model import Needs
+from batchinfer.quantization import Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, where it is imported
 
@@ -64,7 +65,8 @@ def gpu(*held: tuple[int, float], free_gib: float | None = None, label: str = "G
 
 def look(*devices: Gpu, **changes: Any) -> None:
     settings = dataclasses.replace(SETTINGS, **changes)
-    look_before_loading(settings, SIZES, devices, {OURS})
+    refuse_too_large(settings, SIZES, devices)
+    refuse_held(settings, devices, {OURS})
 
 
 # Before the model is loaded.
@@ -143,6 +145,23 @@ def test_a_share_that_is_not_free_is_told_before_vllm_refuses_it() -> None:
         look(gpu((5, 60)), gpu_memory_utilization=0.9)
     assert "auto would take what others leave" in str(e.value)
     look(gpu((5, 60)), gpu_memory_utilization=0.5)
+
+
+def test_a_cache_of_a_given_size_is_not_bound_by_the_share() -> None:
+    large = dataclasses.replace(NEEDS, weights=145 * GIB)
+    with pytest.raises(ConfigError):
+        look(gpu(), needs=large)
+    look(gpu(), needs=large, options={"kv_cache_memory_bytes": GIB})
+
+
+@pytest.mark.parametrize(("num_devices", "num_found"), [(2, 2), (3, 0)])
+def test_devices_that_are_not_all_here_are_left_to_vllm(
+    num_devices: int, num_found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "this_machine", lambda: Machine("cuda", compute_capability=(9, 0)))
+    monkeypatch.setattr(crowd, "gpus", lambda: [gpu(), gpu(label="GPU 1")])
+    settings = dataclasses.replace(SETTINGS, tensor_parallel_size=num_devices)
+    assert len(crowd.devices_of(settings)) == num_found
 
 
 def test_a_full_device_is_told_also_to_a_tiny_model() -> None:

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
+from batchinfer.engine.crowd import devices_of, refuse_too_large
 from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm_sizes import expected_sizes
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
     describe_auto_dtype,
@@ -23,6 +25,7 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import identity_of
+from batchinfer.runner.factory import engine_settings
 from batchinfer.runner.first_rows import check_first_rows
 from batchinfer.source import ShardReader, plain_type, with_valid_text
 
@@ -63,6 +66,8 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     check_output(looked.store, job, identity_of(job, looked.model), looked.shards)
+    settings = engine_settings(job, looked.model)
+    refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))
     check_first_rows(job, looked.model, shards, looked.row_filter)

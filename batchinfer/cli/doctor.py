@@ -18,7 +18,8 @@ from batchinfer.cli.common import look_at, never
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.engine.compiler import find_compiler
-from batchinfer.engine.hardware import cpu_flags, this_machine
+from batchinfer.engine.crowd import crowd_of
+from batchinfer.engine.hardware import cpu_flags, gpus, own_pids, this_machine
 from batchinfer.engine.installation import check_variables, installation_fault
 from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.quantization import (
@@ -78,6 +79,10 @@ def _engine() -> str | None:
     _line("engine", f"vLLM {vllm}")
     for device in devices:
         _line("device", device)
+    crowds = [crowd_of(gpu, own_pids()) for gpu in gpus() if this_machine().device == "cuda"]
+    for crowd in crowds:
+        if crowd.is_noticeable:
+            _line("memory", f"others hold some: {crowd}", mark="-")
     _line(
         "sizes",
         f"auto is max_num_seqs {max_num_seqs}, max_num_batched_tokens {max_num_batched_tokens}",

@@ -94,44 +94,54 @@ def crowd_of(gpu: Gpu, own: Collection[int], own_bytes: int = 0) -> Crowd:
 
 
 def devices_of(settings: EngineSettings) -> list[Gpu]:
-    """The visible devices that share the model, as they are now."""
+    """The visible devices that share the model, as they are now; none where vLLM runs on the CPU,
+    and where they are not all here: vLLM says that, or has the others elsewhere.
+    """
+    if this_machine().device != "cuda":
+        return []
     num_stages = settings.options.get("pipeline_parallel_size", 1)
-    num_stages = num_stages if isinstance(num_stages, int) else 1
-    return gpus()[: settings.tensor_parallel_size * num_stages]
+    num_devices = settings.tensor_parallel_size * (num_stages if _is_count(num_stages) else 1)
+    found = gpus()[:num_devices]
+    return found if len(found) == num_devices else []
 
 
 def look_at_devices(settings: EngineSettings, sizes: tuple[int, int]) -> None:
-    """`look_before_loading` at what this machine has now; nothing where vLLM runs on the CPU."""
-    if this_machine().device == "cuda":
-        look_before_loading(settings, sizes, devices_of(settings), own_pids())
+    """Raise MemoryHeld or ConfigError for what is certain not to go well on this machine now."""
+    devices = devices_of(settings)
+    refuse_too_large(settings, sizes, devices)
+    refuse_held(settings, devices, own_pids())
 
 
-def look_before_loading(
-    settings: EngineSettings, sizes: tuple[int, int], devices: Sequence[Gpu], own: Collection[int]
+def refuse_too_large(
+    settings: EngineSettings, sizes: tuple[int, int], devices: Sequence[Gpu]
 ) -> None:
-    """Raise MemoryHeld or ConfigError for what is certain not to go well on these devices.
+    """Raise ConfigError if the model certainly fits one of these devices not even alone.
 
     `sizes`: max_num_seqs, max_num_batched_tokens.
     """
-    asked = settings.gpu_memory_utilization
-    certain_bytes = _certain_bytes(settings, len(devices))
     for gpu in devices:
-        crowd = crowd_of(gpu, own)
-        usable_bytes = int((MOST_UTILIZATION if asked is None else asked) * gpu.total_bytes)
-        if certain_bytes > usable_bytes:
+        if _certain_bytes(settings, len(devices)) > _usable_bytes(settings, gpu):
             raise ConfigError(
                 f"{settings.model_path} does not fit the memory of {gpu.label} ({gpu.name}), also "
                 f"if nobody else used it: {_advice_for_empty(settings, sizes, gpu)}"
             )
+
+
+def refuse_held(settings: EngineSettings, devices: Sequence[Gpu], own: Collection[int]) -> None:
+    """Raise MemoryHeld if the model certainly does not fit beside what others hold."""
+    asked = settings.gpu_memory_utilization
+    for gpu in devices:
+        crowd = crowd_of(gpu, own)
         if not crowd.is_noticeable:
             continue
         free = f"of {gpu.label}, and {gib(gpu.free_bytes)} are free. {_what_to_do(crowd)}"
-        if asked is not None and usable_bytes > gpu.free_bytes:  # with which vLLM does not start
+        if asked is not None and asked * gpu.total_bytes > gpu.free_bytes:  # vLLM does not start
             raise MemoryHeld(
-                f"engine.gpu_memory_utilization {asked:g} asks for {gib(usable_bytes)} {free}. "
-                "auto would take what others leave"
+                f"engine.gpu_memory_utilization {asked:g} asks for {gib(asked * gpu.total_bytes)} "
+                f"{free}. auto would take what others leave"
             )
-        least_bytes = max(certain_bytes, RESERVED_BYTES + gpu.total_bytes // 100)
+        least_bytes = RESERVED_BYTES + gpu.total_bytes // 100  # of which vLLM makes nothing
+        least_bytes = max(least_bytes, _certain_bytes(settings, len(devices)))
         if least_bytes > gpu.free_bytes:
             raise MemoryHeld(f"{settings.model_path} needs at least {gib(least_bytes)} {free}")
 
@@ -188,6 +198,18 @@ def _is_to_blame(settings: EngineSettings, sizes: tuple[int, int], crowd: Crowd)
     if is_too_large(settings, sizes, crowd.left):
         return True
     return crowd.held_bytes > _LARGE_SHARE * total_bytes
+
+
+def _usable_bytes(settings: EngineSettings, gpu: Gpu) -> int:
+    """Of a device that nobody else uses. A KV cache of a given size is not bound by the share."""
+    share = settings.gpu_memory_utilization or MOST_UTILIZATION
+    if settings.options.get("kv_cache_memory_bytes") is not None:
+        share = 1.0
+    return int(share * gpu.total_bytes)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _certain_bytes(settings: EngineSettings, num_devices: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.cpu_library import loaded_cpu_library
 from batchinfer.engine.crowd import Crowd, crowd_of, devices_of, is_too_large, lack_of_memory
-from batchinfer.engine.hardware import available_memory_bytes, own_pids, this_machine
+from batchinfer.engine.hardware import available_memory_bytes, own_pids
 from batchinfer.engine.memory import Memory, gib
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientError
 
@@ -206,8 +206,6 @@ def crowds_now(settings: EngineSettings) -> list[Crowd]:
     """Who holds memory of the devices that share the model, at this moment."""
     import torch
 
-    if this_machine().device != "cuda":
-        return []
     own = own_pids()
     crowds = []
     for index, gpu in enumerate(devices_of(settings)):
