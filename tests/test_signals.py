@@ -207,3 +207,14 @@ def test_a_run_whose_watchdog_fails_ends() -> None:
     ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=50)
     assert ended.returncode == 1
     assert b"the watchdog failed" in ended.stdout
+
+
+def test_a_run_whose_reader_is_gone_goes_on(folder: Place, two_shards: Path) -> None:
+    """As after a kill -9 of a scheduler's runner, or the end of a terminal under nohup."""
+    process = start(two_shards, fake=SLOW)
+    wait_until(lambda: has_parts(folder), what="a part")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert "_SUCCESS" in folder.names("out")
