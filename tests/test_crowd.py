@@ -230,6 +230,9 @@ LACKS = [
     lambda: RuntimeError("CUDA error: out of memory"),
     lambda: RuntimeError("Worker failed with error 'CUDA out of memory. Tried', please check"),
     lambda: RuntimeError("NCCL error: Cuda failure 2 'out of memory'"),
+    lambda: RuntimeError("CUDA driver error: out of memory"),
+    lambda: RuntimeError("Triton Error [CUDA]: out of memory"),
+    lambda: RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate`"),
     lambda: ValueError("No available memory for the cache blocks. Try increasing"),
     lambda: ValueError("Free memory on device is less than desired GPU memory utilization"),
 ]

@@ -11,10 +11,7 @@ import copy
 import gc
 import logging
 import multiprocessing
-import multiprocessing.connection
-import threading
-from multiprocessing.process import BaseProcess
-from typing import Any, Self
+from typing import Any
 
 from batchinfer.engine.base import (
     Completion,
@@ -36,10 +33,10 @@ from batchinfer.engine.vllm_setup import (
     usable_platform,
 )
 from batchinfer.engine.vllm_sizes import explain_sizes
+from batchinfer.engine.vllm_watch import WarmUpTime, watch_core_process
 from batchinfer.errors import ConfigError, EngineDied, RowError, import_failure
 
 log = logging.getLogger(__name__)
-_CORE_LOGGER = logging.getLogger("vllm.v1.engine.core")
 
 #: Engines in this process, closed. vLLM collects garbage three times over when it shuts down, for
 #: 1.3 s; the kernel takes the memory back when the process ends, and mostly that is next.
@@ -87,12 +84,12 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
     try:
-        with _WarmUpTime() as warm_up:
+        with WarmUpTime() as warm_up:
             core = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:
         raise construction_error(error, arguments, settings, memory) from error
     core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
-    _watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
+    watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
     engine = VllmEngine(core, params, settings)
     facts = engine.facts
     facts.extra["warm_up_s"] = warm_up.seconds
@@ -278,40 +275,6 @@ def _free_closed() -> None:
             _closed.pop().engine_core.shutdown()
         gc.unfreeze()
         gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
-
-
-class _WarmUpTime(logging.Handler):
-    """Reads in vLLM's log how long profiling, compiling and warming up took; None: not said."""
-
-    seconds: float | None = None
-
-    def __enter__(self) -> Self:
-        _CORE_LOGGER.addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _CORE_LOGGER.removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith("init engine") and isinstance(record.args, tuple):
-            self.seconds = float(str(record.args[0]))
-
-
-def _watch_core_process(core: Any, processes: list[BaseProcess]) -> None:
-    """Wake a step that waits for an engine core in a process of its own when that process dies.
-
-    vLLM's synchronous client reads a queue without a timeout, and its own monitor puts nothing into
-    it: after a kill -9 (the OOM killer) `step` would wait for ever. In our process is no queue.
-    """
-    outputs = getattr(core.engine_core, "outputs_queue", None)
-    if outputs is None:
-        return
-
-    def wait() -> None:
-        multiprocessing.connection.wait([process.sentinel for process in processes])
-        outputs.put(RuntimeError("its process ended"))
-
-    threading.Thread(target=wait, name="vllm-core-watch", daemon=True).start()
 
 
 def shared_params(sampling: SamplingSettings) -> Any:

@@ -16,7 +16,7 @@ from batchinfer.engine.base import EngineSettings
 from batchinfer.engine.cpu_library import loaded_cpu_library
 from batchinfer.engine.crowd import Crowd, crowd_of, devices_of, is_too_large, lack_of_memory
 from batchinfer.engine.hardware import available_memory_bytes, own_pids
-from batchinfer.engine.memory import Memory, gib
+from batchinfer.engine.memory import GIB, Memory, gib
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientError
 
 #: Wherever they stand: in errors of vLLM 0.26 to 0.33 when it profiles or sizes the KV cache, of
@@ -24,10 +24,11 @@ from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientErro
 _LACK_OF_MEMORY = re.compile(
     r"No available memory for the cache blocks|is less than desired|"
     r"is less than requested memory for kv|is larger than the available KV cache|"
-    r"CUDA out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
-    r"cudaErrorMemoryAllocation|_STATUS_ALLOC_FAILED|Cuda failure 2 |OutOfMemoryError|"
-    r"Failed to CUDA calloc"
+    r"\bout of memory\b|_OUT_OF_MEMORY\b|OutOfMemoryError|cudaErrorMemoryAllocation|"
+    r"_STATUS_ALLOC_FAILED|Failed to CUDA calloc"
 )
+#: What CUDA's libraries also say where a device has no room for their handle.
+_NO_HANDLE = re.compile(r"\bCU[A-Z]+_STATUS_NOT_INITIALIZED")
 _LACK_OF_HOST_MEMORY = re.compile(
     r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|MemoryError"
 )
@@ -171,6 +172,8 @@ def _lack(
     is_short = any(isinstance(cause, torch.OutOfMemoryError) for cause in causes)
     is_short |= _LACK_OF_MEMORY.search(text) is not None
     crowds = crowds_now(settings)
+    if _NO_HANDLE.search(text):
+        is_short |= any(crowd.gpu.free_bytes < GIB for crowd in crowds)
     if is_host and not is_short and crowds:
         return ConfigError(
             f"the host's memory did not suffice, {gib(available_memory_bytes())} are free now "
@@ -199,7 +202,8 @@ def _is_likely_short(
 
 def _line_of_lack(text: str) -> str:
     lines = (line.strip() for line in text.splitlines())
-    return next((line[:300] for line in lines if _LACK_OF_MEMORY.search(line)), "")
+    found = (line for line in lines if _LACK_OF_MEMORY.search(line) or _NO_HANDLE.search(line))
+    return next(found, "")[:300]
 
 
 def crowds_now(settings: EngineSettings) -> list[Crowd]:
