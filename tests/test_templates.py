@@ -99,7 +99,7 @@ def test_a_chat_template_writes_out_the_conversation() -> None:
         name_or_path = "x"
         special_tokens_map: dict[str, str] = {}  # noqa: RUF012
 
-        def get_chat_template(self, template: str | None) -> str:
+        def get_chat_template(self, template: str | None, tools: Any = None) -> str:
             return template or "no conversation"
 
     with pytest.raises(ConfigError, match=r"the tokenizer's chat template does not use"):
@@ -204,6 +204,10 @@ def test_the_nearest_name_is_told_as_a_template_writes_it() -> None:
         ("{{ text | upper(1) }}", "filter 'upper': too many positional arguments"),
         ("{{ range }}{{ text }}", 'row["range"]'),
         ("{{ self }}{{ text }}", 'row["self"]'),
+        ("{{ " + "(" * 3000 + "text" + ")" * 3000 + " }}", "nested too deeply"),
+        ("{{ text" + " | upper" * 3000 + " }}", "nested too deeply"),
+        ("{% for x in text %}" * 25 + "{{ text }}" + "{% endfor %}" * 25, "nested blocks"),
+        ("{{ " + "9" * 5000 + " }}{{ text }}", "5000 digits"),
     ],
 )
 def test_what_would_fail_in_every_row_is_refused(source: str, sentence: str) -> None:

@@ -343,6 +343,9 @@ def test_what_the_type_of_a_column_may_have_is_left_to_the_row(source: str) -> N
         "{{ 10 ** 9 * x }}",
         "{{ [x] * 10 ** 9 }}",
         "{{ 10 ** (10 ** 9) }}{{ x }}",
+        "{{ x | center(10 ** 10) }}",
+        "{{ x | indent(width=10 ** 10) }}",
+        "{{ x.ljust(10 ** 10) }}",
         "{% for i in range(10 ** 9) %}{{ x }}{% endfor %}",
         "{% macro f(y) %}{{ f(y) }}{% endmacro %}{{ f(x) }}",
     ],
@@ -350,6 +353,11 @@ def test_what_the_type_of_a_column_may_have_is_left_to_the_row(source: str) -> N
 def test_what_grows_without_bound_is_an_error_of_its_row(source: str) -> None:
     (said,) = x(source, pa.array(["a"]))
     assert said.startswith("template_error")
+
+
+def test_large_numbers_are_no_widths() -> None:
+    source = "{% macro f(y) %}{{ y }}{% endmacro %}{{ f(x) }} {{ x | round }}"
+    assert x(source, pa.array([2**63 - 1])) == [f"{2**63 - 1} {2**63 - 1}"]
 
 
 def test_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:

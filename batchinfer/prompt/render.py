@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from functools import cache
+from functools import cache, wraps
 from itertools import islice
 from typing import Any
 
@@ -31,6 +31,7 @@ _MAX_STEPS = 1_000_000  # of all loops over `range` for one row
 # Names that are no columns, so that a column of the same name is meant everywhere else; and
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
+_WIDE_FILTERS = ("center", "indent", "batch", "slice", "round")  # given a width or a number
 _PRINTABLE = (str, int, float, Decimal, list, tuple, dict, Undefined)
 
 
@@ -52,6 +53,10 @@ class TextTemplate:
             raise ConfigError(f"{key}: {error}") from None
         except TemplateError as error:  # constants are computed now, and the sandbox refuses one
             raise ConfigError(f"{key}: {error.message}") from None
+        except RecursionError:
+            raise ConfigError(f"{key}: the template is nested too deeply") from None
+        except Exception as error:  # Python's own bounds: nested loops, digits of a number
+            raise ConfigError(f"{key}: {error}") from None
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
         self._has_range = any(name.name == "range" for name in tree.find_all(nodes.Name))
@@ -113,6 +118,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise OverflowError(f"{operator!r} makes more than {_MAX_CHARS} characters")
         return super().call_binop(context, operator, left, right)
 
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(function, "__self__", None), str):
+            _check_widths(args)
+        return super().call(context, function, *args, **kwargs)
+
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
         """Join what a template prints; a loop may print without an end."""
@@ -133,6 +143,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals = {"range": _range, "namespace": Namespace}
     del environment.filters["random"]
     environment.filters |= {"default": default, "d": default}
+    environment.filters |= {name: _bounded(environment.filters[name]) for name in _WIDE_FILTERS}
     environment.tests |= {
         "none": is_none,
         "defined": is_defined,
@@ -154,6 +165,22 @@ def _printable(value: Any) -> Any:
 def _to_json(value: Any, **options: Any) -> str:
     """The filter `tojson`. NaN and infinity are no JSON, and fail."""
     return json.dumps(value, default=json_value, allow_nan=False, **options)
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _check_widths((*args[1:], *kwargs.values()))
+        return function(*args, **kwargs)
+
+    return bounded
+
+
+def _check_widths(arguments: Iterable[Any]) -> None:
+    """Text is filled up to them, by `center` and others."""
+    for argument in arguments:
+        if isinstance(argument, int) and argument > _MAX_CHARS:
+            raise OverflowError(f"{argument} is more than {_MAX_CHARS}")
 
 
 def _size_of(operator: str, left: Any, right: Any) -> int:
