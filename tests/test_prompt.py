@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders
 
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.prompt import Prompter, check_references, prompt_columns
+from batchinfer.prompt import Prompter, check_references, check_type, prompt_columns
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.source import ShardReader, list_shards, read_footer
 from batchinfer.storage import open_store
@@ -310,6 +310,31 @@ def test_token_ids_are_taken_as_they_are_and_checked() -> None:
     sliced = made.prepare(pa.table({"ids": column}).slice(3))
     assert rows_of(sliced) == [[], [], [], [4095]]
     assert rows_of(made.prepare(pa.table({"ids": column}).slice(0, 0))) == []
+
+
+@pytest.mark.parametrize(
+    "data_type",
+    [pa.list_(pa.uint8()), pa.list_(pa.uint64()), pa.list_(pa.int16(), 2)],
+)
+def test_token_ids_are_of_any_integer_type(data_type: pa.DataType) -> None:
+    column = pa.array([[9, 9], [1, 2], None, [3, 4]], data_type).slice(1)
+    prepared = prompter(token_ids_column="ids").prepare(pa.table({"ids": column}))
+    assert rows_of(prepared) == [[1, 2], [], [3, 4]]
+    assert kinds_of(prepared) == {1: "missing_value"}
+
+
+def test_a_token_id_too_large_for_a_signed_number_is_an_error_of_its_row() -> None:
+    column = pa.array([[2**63 + 5], [1]], pa.list_(pa.uint64()))
+    prepared = prompter(token_ids_column="ids").prepare(pa.table({"ids": column}))
+    assert kinds_of(prepared) == {0: "invalid_prompt"}
+    assert "token id 9223372036854775813 at position 0" in prepared.errors[0].message
+
+
+@pytest.mark.parametrize("entry", [pa.float64(), pa.bool_(), pa.string(), pa.list_(pa.int64())])
+def test_lists_of_something_else_than_integers_are_refused(entry: pa.DataType) -> None:
+    schema = pa.schema({"ids": pa.list_(entry)})
+    with pytest.raises(InputError, match=r"prompt.token_ids_column: column 'ids' is list"):
+        check_type(prompt_of(token_ids_column="ids"), schema)
 
 
 @pytest.mark.parametrize(

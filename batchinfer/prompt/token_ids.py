@@ -37,8 +37,9 @@ def read_token_ids(column: pa.ChunkedArray, vocab_size: int) -> TokenIds:
     if pa.types.is_null(column.type):
         column = column.cast(pa.list_(pa.int64()))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    flat = pc.list_flatten(column).cast(pa.int64(), safe=False)
-    values = pc.fill_null(flat, -1).to_numpy()
+    flat = pc.list_flatten(column)
+    # Of unsigned ids past 2 ** 63 - 1 negative ones are made: outside of any vocabulary, too.
+    values = pc.fill_null(flat.cast(pa.int64(), safe=False), -1).to_numpy()
     stops = np.cumsum(lengths)
     errors = {
         index: RowError("missing_value", "the token ids are null")
