@@ -43,6 +43,7 @@ from batchinfer.checkpoint.layout import (
 from batchinfer.checkpoint.records import Totals
 from batchinfer.errors import TransientError
 from batchinfer.sink import FACTS_KEY, file_facts, part_writer, write_table
+from batchinfer.source import cast_table
 from batchinfer.storage import Store
 
 logger = logging.getLogger("batchinfer.checkpoint")
@@ -371,7 +372,8 @@ class Ledger:
         def write(sink: BinaryIO) -> None:
             with part_writer(sink, schema) as writer:
                 for table in self._fold_one_window(shard, merged.window, sources, None):
-                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+                    written = cast_table(table, schema)
+                    writer.write_table(written, row_group_size=max(1, table.num_rows))
                 writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
 
         self._store.publish(part_key(shard, merged), write)
@@ -430,7 +432,8 @@ class Ledger:
             with part_writer(sink, schema) as writer:
                 for table in tables():
                     totals += count_results(table, has_schema=self._has_schema)
-                    writer.write_table(table.cast(schema), row_group_size=max(1, table.num_rows))
+                    written = cast_table(table, schema)
+                    writer.write_table(written, row_group_size=max(1, table.num_rows))
                 facts = {**self._facts, **inherited, "shard": shard, **totals.as_dict()}
                 writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
             recheck()

@@ -22,6 +22,7 @@ from batchinfer.source import (
     Block,
     Footer,
     Shard,
+    cast_column,
     common_field,
     output_field,
     with_valid_text,
@@ -162,7 +163,7 @@ class Carrier:
                     where,
                 )
         try:
-            return valid if valid.type == field.type else valid.cast(field.type)
+            return cast_column(valid, field.type)
         except pa.ArrowException as error:
             raise InputError(
                 f"{where}: column {field.name!r} cannot be {field.type}, its type in the output: "

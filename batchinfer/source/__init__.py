@@ -1,5 +1,6 @@
 """The input: which shards there are, what is in them, and their rows as Arrow blocks."""
 
+from batchinfer.source.casts import cast_column, cast_table
 from batchinfer.source.filters import RowFilter
 from batchinfer.source.fingerprints import Fingerprint, same_content
 from batchinfer.source.footer import Footer, RowGroup, check_columns, read_footer
@@ -19,6 +20,8 @@ __all__ = [
     "RowGroup",
     "Shard",
     "ShardReader",
+    "cast_column",
+    "cast_table",
     "check_columns",
     "common_field",
     "has_uuids",

@@ -56,7 +56,8 @@ class RowFilter:
                     f"{_did_you_mean(name, list(available))}"
                 )
         # A row, as polars takes an empty column of types that it cannot read.
-        nulls = pa.table({name: pa.nulls(1, available[name]) for name in self.columns})
+        types = {name: self._type_for_polars(name, available[name]) for name in self.columns}
+        nulls = pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})
         try:
             frame = pl.from_arrow(nulls)
             assert isinstance(frame, pl.DataFrame)
@@ -82,7 +83,8 @@ class RowFilter:
                 return np.full(table.num_rows, pl.select(self._expression).item() is True)
             # polars takes it for granted that text is UTF-8.
             columns = {name: with_valid_text(table.column(name))[0] for name in self.columns}
-            frame = pl.from_arrow(pa.table(columns))
+            types = {name: self._type_for_polars(name, columns[name].type) for name in columns}
+            frame = pl.from_arrow(pa.table(columns).cast(pa.schema(list(types.items()))))
             assert isinstance(frame, pl.DataFrame)
             passes = frame.select(self._expression.alias("passes")).to_series()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -91,6 +93,35 @@ class RowFilter:
         if len(passes) != table.num_rows:
             raise ConfigError(f"input.filter {self._sql!r} is not row-wise: {_ROW_WISE}")
         return passes.fill_null(False).to_numpy()
+
+    def _type_for_polars(self, name: str, kind: pa.DataType) -> pa.DataType:
+        """What polars is given a column as. It panics, on stderr, for what it cannot take."""
+        try:
+            return _type_for_polars(kind)
+        except ValueError as error:
+            raise ConfigError(
+                f"input.filter {self._sql!r} does not fit the input: column {name!r}: {error}"
+            ) from None
+
+
+def _type_for_polars(kind: pa.DataType) -> pa.DataType:
+    """Raises ValueError for a type that polars has none for."""
+    types = pa.types
+    if types.is_timestamp(kind) and kind.tz is not None and kind.tz[:1] in "+-":
+        return pa.timestamp(kind.unit, "UTC")  # polars has no offsets; the instants are the same
+    if types.is_decimal256(kind):
+        raise ValueError(f"filters cannot read {kind}, only decimals of up to 38 digits")
+    if types.is_struct(kind):
+        return pa.struct([_field_for_polars(field) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_field_for_polars(kind.key_field), _field_for_polars(kind.item_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_field_for_polars(kind.value_field), kind.list_size)
+    return pa.list_(_field_for_polars(kind.value_field)) if types.is_list(kind) else kind
+
+
+def _field_for_polars(field: pa.Field) -> pa.Field:
+    return field.with_type(_type_for_polars(field.type))
 
 
 def _is_row_wise(expression: pl.Expr) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from batchinfer.source.casts import cast_column
+
 _UUID = {b"batchinfer.type": b"uuid"}
 
 
@@ -29,6 +31,11 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
         or types.is_large_list_view(data_type)
     ):
         return pa.list_(_plain_field(data_type.value_field))
+    if types.is_fixed_size_list(data_type):
+        return pa.list_(_plain_field(data_type.value_field), data_type.list_size)
+    if types.is_map(data_type):
+        key, item = _plain_field(data_type.key_field), _plain_field(data_type.item_field)
+        return pa.map_(key, item, keys_sorted=data_type.keys_sorted)
     if types.is_struct(data_type):
         return pa.struct([_plain_field(field) for field in data_type])
     return data_type
@@ -50,8 +57,7 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(column.type, pa.BaseExtensionType):
         storage = [chunk.storage for chunk in column.chunks]
         return plain_column(pa.chunked_array(storage, column.type.storage_type))
-    wanted = plain_type(column.type)
-    return column if column.type == wanted else column.cast(wanted)
+    return cast_column(column, plain_type(column.type))
 
 
 def _plain_field(field: pa.Field) -> pa.Field:

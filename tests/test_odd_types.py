@@ -1,0 +1,89 @@
+"""Types of columns that Arrow or polars itself gets wrong: list views, offsets as time zones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batchinfer.errors import ConfigError
+from batchinfer.source import RowFilter, cast_table, plain_column
+
+_VIEW = pa.list_view(pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("data_type", "values"),
+    [
+        (_VIEW, [[1, 2], None, [], [3]]),
+        (pa.large_list_view(pa.string_view()), [["a"], None, ["b", None]]),
+        (pa.struct([("xs", _VIEW), ("n", pa.int8())]), [{"xs": [1], "n": 1}, None]),
+        (pa.list_(_VIEW), [[[1], None], None, [[2, 3]]]),
+        (pa.list_(_VIEW, 2), [[[1], [2]], None, [None, [3]]]),
+        (pa.map_(pa.string(), _VIEW), [[("a", [1, 2])], None, [("b", None), ("c", [])]]),
+        (pa.list_view(pa.map_(pa.large_string(), _VIEW)), [[[("a", [1])], None], None]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("start", [0, 1])
+def test_list_views_at_any_depth_are_lists_of_the_same_values(
+    data_type: pa.DataType, values: list[Any], start: int
+) -> None:
+    column = pa.chunked_array([pa.array(values, data_type).slice(start)])
+    plain = plain_column(column)
+    plain.validate(full=True)
+    assert "view" not in str(plain.type)
+    assert "large" not in str(plain.type)
+    assert plain.to_pylist() == values[start:]
+
+
+@pytest.mark.parametrize(
+    ("data_type", "values", "wanted"),
+    [
+        (pa.list_(pa.null()), [[None] * 3, None, [None]], pa.list_(pa.field("x", pa.null()))),
+        (pa.list_(pa.null()), [[None] * 3, None, []], pa.list_(pa.int64())),
+        (
+            pa.map_(pa.string(), pa.null()),
+            [[("a", None), ("b", None)], None],
+            pa.map_(pa.large_string(), pa.null()),
+        ),
+        (
+            pa.list_(pa.struct([("a", pa.null())])),
+            [[{"a": None}] * 3, None],
+            pa.list_(pa.field("x", pa.struct([("a", pa.null())]))),
+        ),
+    ],
+    ids=str,
+)
+def test_nulls_inside_of_lists_stay_as_many_as_they_are(
+    data_type: pa.DataType, values: list[Any], wanted: pa.DataType
+) -> None:
+    table = pa.table({"x": pa.array(values, data_type)})
+    found = cast_table(table, pa.schema([("x", wanted)]))
+    found.validate(full=True)
+    assert found.schema.field("x").type == wanted
+    assert found.column("x").to_pylist() == values
+
+
+def test_a_filter_compares_instants_whatever_the_offset_of_their_zone() -> None:
+    zone = pa.timestamp("s", "+05:30")
+    times = pa.array([946_684_799, 946_684_801, None], zone)
+    deep = pa.array([{"at": [1]}, None, {"at": None}], pa.struct([("at", pa.list_(zone))]))
+    table = pa.table({"at": times, "deep": deep})
+    for sql, passes in (
+        ("at >= DATE '2000-01-01'", [False, True, False]),
+        ("deep IS NULL", [False, True, False]),
+    ):
+        row_filter = RowFilter(sql)
+        row_filter.check(table.schema)
+        assert row_filter.mask(table).tolist() == passes
+
+
+def test_a_filter_over_decimals_that_polars_has_not_is_refused_without_its_panic(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    schema = pa.schema([("price", pa.decimal256(50, 2))])
+    with pytest.raises(ConfigError, match="'price': filters cannot read decimal256"):
+        RowFilter("price > 1").check(schema)
+    assert capfd.readouterr().err == ""
