@@ -181,6 +181,27 @@ def test_auto_takes_the_checkpoints_dtype_only_where_the_cpu_computes_in_it(
 
 H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
 T4 = Machine("cuda", compute_capability=(7, 5), packages=PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "scheme", "dtype"),
+    [
+        ("float16", "awq", "awq", "float16"),  # not computed in float32: as the checkpoint says
+        ("bfloat16", "int4", "plain", "bfloat16"),
+        ("float16", "int8", "plain", "float32"),
+        ("bfloat16", "nf4", "bnb-4bit", "float32"),
+    ],
+)
+def test_a_quantization_that_float32_does_not_compute_keeps_the_checkpoints_dtype(
+    own: str, name: str, scheme: str, dtype: str
+) -> None:
+    machine = CPUS["avx512"]
+    checkpoint = Checkpoint(scheme, "", dtype=own)
+    auto = auto_dtype(own, machine)[0]
+    found = choose(name, checkpoint, machine, dtype=auto, is_dtype_asked=False)
+    assert found.dtype == dtype
+
+
 MACHINES = (*CPUS.values(), H200, T4, Machine(None))
 NAMES = tuple(record.name for record in TABLE)
 

@@ -102,10 +102,11 @@ def read_model(
     check_complete(weights, text, folder)
     settings, file = _quantization_settings(config, text, folder)
     has_experts = any(".experts." in name for name in weights.tensors)
-    checkpoint = replace(detect(settings, str(file)), has_experts=has_experts)
+    own_dtype = _own_dtype(config, text, weights)
+    checkpoint = replace(detect(settings, str(file)), has_experts=has_experts, dtype=own_dtype)
     check_stored(checkpoint, settings, weights, folder)
     check_shapes(weights.tensors, checkpoint, config, folder)
-    auto, reason = auto_dtype(_own_dtype(config, text, weights), machine)
+    auto, reason = auto_dtype(own_dtype, machine)
     chosen = choose(
         quantization,
         checkpoint,

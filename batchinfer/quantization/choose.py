@@ -205,8 +205,9 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
     notes = []
     dtypes = _dtypes(device, machine)
     if machine.device is not None and dtype not in dtypes:
-        notes.append(f"quantization {name} is computed in {dtypes[0]} here, and not in {dtype}")
-        dtype = dtypes[0]
+        other = checkpoint.dtype if checkpoint.dtype in dtypes else dtypes[0]
+        notes.append(f"quantization {name} is computed in {other} here, and not in {dtype}")
+        dtype = other
     becomes_another = checkpoint.scheme == "plain" and checkpoint.scheme not in device.schemes
     made_by = device.made_by if becomes_another and not device.online else None
     if made_by:

@@ -71,6 +71,7 @@ class Checkpoint:
     family: str  # quant_method as the checkpoint writes it; "" if it is unquantized
     has_experts: bool = False  # as its tensors' names say
     has_act_order: bool = False  # GPTQ's: groups of inputs that do not lie side by side
+    dtype: str = ""  # of what is not quantized; "" if nothing says so
 
     @property
     def words(self) -> str:

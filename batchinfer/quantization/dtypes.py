@@ -36,7 +36,8 @@ class Begun:
 def lacks_arithmetic(dtype: str, machine: Machine) -> str:
     """In words, that this CPU has none of a dtype, so that it is slow; "" if it has, or may."""
     needed = _ARITHMETIC.get(dtype, ())
-    if machine.library is None or not needed or machine.cpu_flags.intersection(needed):
+    is_known = machine.device == "cpu" and machine.cpu_flags  # on x86-64
+    if not is_known or not needed or machine.cpu_flags.intersection(needed):
         return ""
     return f"this CPU has no {dtype} arithmetic ({' or '.join(needed)})"
 

@@ -54,8 +54,8 @@ def _begun(store: Store) -> Begun | None:
     record = records.read_json(store, layout.JOB_KEY)
     if record is None or store.stat(layout.RESTART_KEY) is not None:
         return None
-    model = record["ingredients"]["model"]
-    return Begun(model["dtype"], model["quantization"])
+    model = record.get("ingredients", {}).get("model", {})
+    return Begun(str(model.get("dtype")), str(model.get("quantization")))
 
 
 def _has_results(store: Store) -> bool:
