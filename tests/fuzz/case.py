@@ -55,6 +55,7 @@ class Plan:
     #: Settings of those starts that must not change a result.
     sets: tuple[str, ...] = ()
     is_repeated: bool = False  # the same starts once more, which must answer the same
+    is_grown: bool = False  # the last shard comes after the first of the interrupted starts
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -70,6 +71,7 @@ class Plan:
             ),
             tuple(found["sets"]),
             found["is_repeated"],
+            found.get("is_grown", False),
         )
 
 
@@ -153,7 +155,9 @@ def plans(draw: st.DrawFn) -> Plan:
     interrupted = draw(st.one_of(_INTERRUPTIONS))
     sets = draw(st.lists(st.sampled_from(_PACKINGS), max_size=2, unique=True))
     return Plan(
-        interrupted=interrupted, sets=tuple(sets) if interrupted else ("packing.order=prefix",)
+        interrupted=interrupted or (Interrupted(),),
+        sets=tuple(sets) if interrupted else ("packing.order=prefix",),
+        is_grown=not interrupted,
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from batchinfer.config import Job, load_job
 from batchinfer.errors import ConfigError
-from tests.fuzz.case import JOB, Plan
+from tests.fuzz.case import INPUT, JOB, Plan
 from tests.fuzz.results import check_output, stable_results
 from tests.fuzz.server import Ended, Server
 from tests.fuzz.wrong import Broken
@@ -129,7 +129,11 @@ class _Check:
         sets = [
             f"--set={setting}" for setting in (f"output.path={_OTHER_OUTPUT}", *self._plan.sets)
         ]
+        late = self._folder / "late.parquet"
+        shard = max((self._folder / INPUT).rglob("*.parquet"))
         for start in self._plan.interrupted:
+            if self._plan.is_grown:
+                shard.rename(late)
             ended = self._command(
                 "run",
                 JOB,
@@ -138,8 +142,14 @@ class _Check:
                 crash=start.crash,
                 signal_after_s=start.signal_after_s,
             )
+            if self._plan.is_grown:
+                late.rename(shard)
+                if self._check_grown(ended, sets):
+                    return
+                continue
             by_signal = {-9} if start.crash else {-15, 143} if start.signal_after_s else set()
             self._expect_of_interrupted(ended, {0, 3} | by_signal)
+        self._expect(self._command("validate", JOB, *sets), (0,))
         last = self._command("run", JOB, *sets)
         self._check_last_line(last)
         if last.code != ran.code:
@@ -148,6 +158,15 @@ class _Check:
         check_output(self._folder, job, output, last)
         if stable_results(output) != stable_results(self._folder / job.output.path):
             raise Broken("an interrupted run has other results", last)
+
+    def _check_grown(self, ended: Ended, sets: list[str]) -> bool:
+        """The types of an output are those of its first input: whether the rest is refused."""
+        self._expect(ended, (0, 2, 3))
+        validated = self._command("validate", JOB, *sets)
+        self._expect(validated, (0, 2))
+        if validated.code == 2:
+            self._expect(self._command("run", JOB, *sets), (2,))
+        return validated.code == 2
 
     def _expect_of_interrupted(self, ended: Ended, codes: set[int]) -> None:
         if ended.code not in codes:

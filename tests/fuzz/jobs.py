@@ -120,6 +120,7 @@ _KEYS = {
         "on_too_long",
         "chat_template",
         "chat_template_kwargs",
+        "continue_final_message",
     ),
     "model": (
         "path",
@@ -202,7 +203,21 @@ _FITTING: dict[str, tuple[Any, ...]] = {
     "checkpoint.every_rows": (1, 2, 512),
     "checkpoint.every_s": (0.001, 0.05, 15),
     "engine.max_num_seqs": (1, 64, "auto"),
-    "engine.options": ({}, {"enforce_eager": True}, {"enable_prefix_caching": False}),
+    "engine.options": (
+        {},
+        {"enforce_eager": True},
+        {"enable_prefix_caching": False},
+        {"block_size": 16, "seed": 3},
+        {"max_logprobs": 5},
+        {"logprobs_mode": "raw_logits"},
+        {"hf_overrides": {"a": [1, None]}},
+        {"no_such_option": 1},
+        {"reasoning_parser": "deepseek_r1"},
+        {"skip_tokenizer_init": True},
+        {"load_format": "dummy"},
+        {"enforce_eager": "maybe"},
+        {"runner": "pooling"},
+    ),
     "limits.max_failed_fraction": (0, 0.5, 1, 1.0),
     "limits.max_seconds": (1000, 1e6),
     "prompt.on_too_long": ("error", "truncate_left", "truncate_right"),
@@ -276,6 +291,8 @@ def _prompt(draw: st.DrawFn, source: Input, columns: Sequence[str]) -> dict[str,
     else:
         prompt = {kind: draw(_of(likely or columns))}
     if kind in prompt and kind.startswith("messages") and rarely(draw, 5):
+        prompt["continue_final_message"] = draw(st.booleans())
+    if kind in prompt and kind.startswith("messages") and rarely(draw, 5):
         prompt["chat_template"] = draw(
             st.sampled_from(
                 (
@@ -291,7 +308,15 @@ def _prompt(draw: st.DrawFn, source: Input, columns: Sequence[str]) -> dict[str,
         )
         prompt["chat_template_kwargs"] = draw(
             st.sampled_from(
-                ({}, {"x": 1}, {"messages": []}, {"tools": 7}, {"add_generation_prompt": False})
+                (
+                    {},
+                    {"x": 1},
+                    {"messages": []},
+                    {"tools": 7},
+                    {"tools": [{"type": "function", "function": {"name": "f"}}]},
+                    {"add_generation_prompt": False},
+                    {"enable_thinking": False},
+                )
             )
         )
     return prompt

@@ -226,22 +226,50 @@ def _stored(array: pa.Array) -> pa.Array:
 
 def _conversations() -> st.SearchStrategy[Any]:
     """Conversations as data sets have them, and as they should not."""
+    parts = st.lists(
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(("text", "text", "image_url", ""))},
+            optional={"text": arrow.texts | st.none()},
+        ),
+        max_size=2,
+    )
+    arguments = st.sampled_from(('{"a": 1}', "{", "", {"a": None}, None, [1]))
+    calls = st.lists(
+        st.fixed_dictionaries(
+            {"function": st.fixed_dictionaries({"name": arrow.texts, "arguments": arguments})}
+        ),
+        max_size=2,
+    )
     message = st.fixed_dictionaries(
-        {"role": st.sampled_from(_ROLES), "content": arrow.texts | st.none()},
-        optional={"name": st.none() | st.text(max_size=3), "tool_calls": st.none()},
+        {"role": st.sampled_from(_ROLES), "content": arrow.texts | arrow.texts | st.none() | parts},
+        optional={"name": st.none() | st.text(max_size=3), "tool_calls": st.none() | calls},
     )
+    plain = st.fixed_dictionaries({"role": st.sampled_from(_ROLES), "content": arrow.texts})
     odd = st.sampled_from(
-        (None, [], [None], ["x"], 7, {"role": "user"}, [{"role": 1, "content": 2}])
+        (
+            None,
+            [],
+            [None],
+            ["x"],
+            7,
+            "text",
+            {"role": "user", "content": "x"},
+            {"messages": [{"role": "user", "content": "x"}]},
+            [{"role": 1, "content": 2}],
+            [{"from": "human", "value": "x"}],
+        )
     )
-    return st.lists(message, min_size=1, max_size=3) | odd
+    some = st.lists(message, min_size=1, max_size=3)
+    return st.one_of(st.lists(plain, min_size=1, max_size=3), some, odd, some)
 
 
 def _messages_array(entries: list[Any]) -> pa.Array:
     """As structs where all fit, else as JSON text."""
     if all(_is_conversation(entry) for entry in entries):
-        made = _made(entries, pa.list_(pa.struct([(k, pa.string()) for k in _keys(entries)])))
-        if made is not None:
-            return made
+        try:
+            return pa.array(entries)  # as Arrow finds the types, nested ones too
+        except (pa.ArrowException, TypeError, UnicodeError):
+            pass
     return pa.array([None if e is None else json.dumps(e) for e in entries], pa.string())
 
 
@@ -249,11 +277,6 @@ def _is_conversation(entry: Any) -> bool:
     return entry is None or (
         isinstance(entry, list) and all(isinstance(m, dict | None) for m in entry)
     )
-
-
-def _keys(entries: list[Any]) -> list[str]:
-    found = (key for entry in entries if entry for message in entry if message for key in message)
-    return list(dict.fromkeys(["role", "content", *found]))
 
 
 def _is_utf8(text: str) -> bool:

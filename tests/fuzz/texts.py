@@ -87,11 +87,8 @@ _EXPRESSIONS = (
     "range(V)",
     "[V, V]",
     "{'k': V}",
-    "row",
     "row.items()",
-    "row | length",
     "nowhere",
-    "loop.index",
     "self",
     "namespace(a=V)",
     "cycler(1)",
@@ -180,13 +177,17 @@ def _variables(columns: Sequence[str]) -> st.SearchStrategy[str]:
 
 
 def _said(name: str) -> str:
-    return name if name.isidentifier() else f"row[{_quoted(name)}]"
+    is_plain = name.isidentifier() and name.isascii() and name not in _WORDS
+    return name if is_plain else f"row[{_quoted(name)}]"
 
 
 def _quoted(name: str) -> str:
     """A text in Jinja, which reads escapes as Python does."""
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
+
+#: What a template cannot say by itself.
+_WORDS = ("if", "loop", "self", "none", "range", "namespace", "row", "import", "true", "in")
 
 _CONDITIONS = (
     "{c} IS NOT NULL",
