@@ -159,7 +159,7 @@ def test_a_store_that_cannot_be_reached_is_given_up_within_the_retry_cap(
         path = write_job(tmp_path, job(bucket))
         begun = time.monotonic()
         ended = run(path, place=bucket, environ=down | SHORT_RETRIES)
-    must_fail(ended, 75, bucket.url("in"), "times in", "start again when the store answers")
+    must_fail(ended, 75, bucket.url("out"), "times in", "start again when the store answers")
     assert time.monotonic() - begun < 25
     must_be_untouched(bucket)
 
@@ -174,7 +174,7 @@ def test_wrong_credentials_and_missing_buckets_are_not_tried_again(
         refused = run(path, place=Place(bucket.root, server.environment(proxy.url)))
         assert proxy.num_seen(".*") == 1
     must_fail(
-        refused, 2, bucket.url("in"), "credentials refused", "InvalidAccessKeyId", "AWS_PROFILE"
+        refused, 2, bucket.url("out"), "credentials refused", "InvalidAccessKeyId", "AWS_PROFILE"
     )
     missing = "s3://no-such-bucket-here"
     for sections in ({"input": {"path": f"{missing}/x.parquet"}}, {"output": {"path": missing}}):

@@ -78,7 +78,6 @@ class FileLock:
 
     def _open(self) -> int:
         """Again if somebody else's `delete` just found its folder empty."""
-        reason = "its folder is deleted again and again"
         for _ in range(_MAX_FOLDER_TRIES):
             with suppress(FileNotFoundError), os_errors("write", self.path):
                 try:
@@ -89,7 +88,10 @@ class FileLock:
                         f"cannot create the lock file {self.path}: {error.strerror}. Make that "
                         "folder writable or choose another"
                     ) from error
-        raise ConfigError(f"cannot create the lock file {self.path}: {reason}. Choose another path")
+        raise ConfigError(
+            f"cannot write {self.path}: its folder cannot be made, or is deleted as soon as it is. "
+            "Choose another path"
+        )
 
     def _lock(self, fd: int, how: int) -> bool:
         try:
