@@ -126,14 +126,18 @@ class _Check:
             raise Broken(f"the log has: {found[0]}", ran, text[-3000:])
 
     def _check_interrupted(self, job: Job, ran: Ended) -> None:
-        sets = [
-            f"--set={setting}" for setting in (f"output.path={_OTHER_OUTPUT}", *self._plan.sets)
-        ]
-        late = self._folder / "late.parquet"
-        shard = max((self._folder / INPUT).rglob("*.parquet"))
+        output = f"output.path={_OTHER_OUTPUT}"
+        sets = [f"--set={setting}" for setting in (output, *self._plan.sets)]
+        if self._plan.is_grown:
+            is_refused = self._grow(sets)
+        else:
+            is_refused = False
+            self._interrupt(sets)
+        if not is_refused:
+            self._finish(job, ran, sets)
+
+    def _interrupt(self, sets: list[str]) -> None:
         for start in self._plan.interrupted:
-            if self._plan.is_grown:
-                shard.rename(late)
             ended = self._command(
                 "run",
                 JOB,
@@ -142,15 +146,30 @@ class _Check:
                 crash=start.crash,
                 signal_after_s=start.signal_after_s,
             )
-            if self._plan.is_grown:
-                late.rename(shard)
-                if self._check_grown(ended, sets):
-                    return
-                continue
             by_signal = {-9} if start.crash else {-15, 143} if start.signal_after_s else set()
-            self._expect_of_interrupted(ended, {0, 3} | by_signal)
+            if ended.code not in {0, 3} | by_signal:
+                raise Broken(f"an interrupted run ends with {ended.code}", ended)
+
+    def _grow(self, sets: list[str]) -> bool:
+        """A start without the last shard. The types of an output are those of its first input:
+        returns whether the rest does not fit them.
+        """
+        late = self._folder / "late.parquet"
+        shard = max((self._folder / INPUT).rglob("*.parquet"))
+        shard.rename(late)
+        self._expect(self._command("run", JOB, *sets), (0, 2, 3))
+        late.rename(shard)
+        validated = self._command("validate", JOB, *sets)
+        self._expect(validated, (0, 2))
+        if validated.code == 2:
+            self._expect(self._command("run", JOB, *sets), (2,))
+        return validated.code == 2
+
+    def _finish(self, job: Job, ran: Ended, sets: list[str]) -> None:
         self._expect(self._command("validate", JOB, *sets), (0,))
         last = self._command("run", JOB, *sets)
+        if last.code == 1 and all(start.crash for start in self._plan.interrupted):
+            last = self._command("run", JOB, *sets)  # two deaths in a row are refused, once
         self._check_last_line(last)
         if last.code != ran.code:
             raise Broken("an interrupted run ends with another code", last)
@@ -158,16 +177,3 @@ class _Check:
         check_output(self._folder, job, output, last)
         if stable_results(output) != stable_results(self._folder / job.output.path):
             raise Broken("an interrupted run has other results", last)
-
-    def _check_grown(self, ended: Ended, sets: list[str]) -> bool:
-        """The types of an output are those of its first input: whether the rest is refused."""
-        self._expect(ended, (0, 2, 3))
-        validated = self._command("validate", JOB, *sets)
-        self._expect(validated, (0, 2))
-        if validated.code == 2:
-            self._expect(self._command("run", JOB, *sets), (2,))
-        return validated.code == 2
-
-    def _expect_of_interrupted(self, ended: Ended, codes: set[int]) -> None:
-        if ended.code not in codes:
-            raise Broken(f"an interrupted run ends with {ended.code}", ended)

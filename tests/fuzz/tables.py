@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from tests.fuzz import arrow
@@ -127,7 +128,9 @@ def inputs(draw: st.DrawFn) -> Input:
         if number and columns and rarely(draw, 5):
             of_shard = draw(_changed(columns))
         table = draw(_tables(of_shard))
-        shards[folder + name] = (table, draw(st.sampled_from((1, 2, 3, 1000))))
+        group_rows = draw(st.sampled_from((1, 2, 3, 1000)))
+        assume(_can_store(table, group_rows))
+        shards[folder + name] = (table, group_rows)
     return Input(shards)
 
 
@@ -215,13 +218,21 @@ def _made(entries: list[Any], data_type: pa.DataType) -> pa.Array | None:
 
 
 def _stored(array: pa.Array) -> pa.Array:
+    if _can_store(pa.table({"x": array}), 1):
+        return array
+    return pa.array([f"{number}" for number in range(len(array))], pa.string())
+
+
+def _can_store(table: pa.Table, group_rows: int) -> bool:
     try:
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table({"x": array}), sink, row_group_size=1)
-        pq.read_table(pa.BufferReader(sink.getvalue()))
+        pq.write_table(table, sink, row_group_size=group_rows)
+        file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
+        for index in range(file.num_row_groups):
+            file.read_row_group(index)
+        return True
     except (pa.ArrowException, OSError, UnicodeError):
-        return pa.array([f"{number}" for number in range(len(array))], pa.string())
-    return array
+        return False
 
 
 def _conversations() -> st.SearchStrategy[Any]:
