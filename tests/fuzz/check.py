@@ -28,8 +28,10 @@ _CRASHED = re.compile(
     r"Traceback|internal error|bug in batchinfer|Exception in thread|Exception ignored|Fatal Python"
     r"|panicked at"
 )
-#: What `run` may refuse although `validate` did not: values, which only reading tells.
-_OF_VALUES = re.compile(r"input\.filter .* failed: |has other values than its folder")
+#: What `run` may refuse although `validate` did not: only reading the values tells, or writing.
+_ONLY_TRIED = re.compile(
+    r"input\.filter .* failed: |has other values than its folder|cannot (create|write) "
+)
 _OTHER_OUTPUT = "again"
 
 
@@ -105,7 +107,7 @@ class _Check:
     def _compare(self, validated: Ended, ran: Ended) -> None:
         if validated.code == 2 and ran.code != 2:
             raise Broken("validate refuses what run takes", validated)
-        if validated.code == 0 and ran.code == 2 and not _OF_VALUES.search(ran.stderr):
+        if validated.code == 0 and ran.code == 2 and not _ONLY_TRIED.search(ran.stderr):
             raise Broken("run refuses what validate takes", ran)
 
     def _check_done(self, job: Job, ran: Ended) -> None:
