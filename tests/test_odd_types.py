@@ -84,6 +84,6 @@ def test_a_filter_over_decimals_that_polars_has_not_is_refused_without_its_panic
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     schema = pa.schema([("price", pa.decimal256(50, 2))])
-    with pytest.raises(ConfigError, match="'price': filters cannot read decimal256"):
+    with pytest.raises(ConfigError, match=r"'price': decimal256.* has no type in polars"):
         RowFilter("price > 1").check(schema)
     assert capfd.readouterr().err == ""

@@ -27,7 +27,7 @@ from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import identity_of
 from batchinfer.runner.factory import engine_settings
 from batchinfer.runner.first_rows import check_first_rows
-from batchinfer.source import ShardReader, plain_type, with_valid_text
+from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -117,11 +117,16 @@ def _comparable(ids: pa.ChunkedArray, carried: pa.Schema | None) -> pl.Series:
 
     kind = plain_type(carried.field("id").type) if carried is not None else ids.type
     try:
-        values = ids.cast(kind)
-        if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-            values = values.cast(pa.string())
+        values = cast_column(ids, kind)
+        is_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
+        values = cast_column(values, pa.string() if is_text else type_for_polars(kind))
         return pl.Series(with_valid_text(values)[0])
-    except (pa.ArrowException, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+    except (
+        ValueError,
+        pa.ArrowException,
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+    ) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--ids: ids of the type {kind} cannot be compared: {reason}") from None
 

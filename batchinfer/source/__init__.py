@@ -1,7 +1,7 @@
 """The input: which shards there are, what is in them, and their rows as Arrow blocks."""
 
 from batchinfer.source.casts import cast_column, cast_table
-from batchinfer.source.filters import RowFilter
+from batchinfer.source.filters import RowFilter, type_for_polars
 from batchinfer.source.fingerprints import Fingerprint, same_content
 from batchinfer.source.footer import Footer, RowGroup, check_columns, read_footer
 from batchinfer.source.left_out import in_print
@@ -33,5 +33,6 @@ __all__ = [
     "plain_type",
     "read_footer",
     "same_content",
+    "type_for_polars",
     "with_valid_text",
 ]

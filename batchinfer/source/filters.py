@@ -95,22 +95,22 @@ class RowFilter:
         return passes.fill_null(False).to_numpy()
 
     def _type_for_polars(self, name: str, kind: pa.DataType) -> pa.DataType:
-        """What polars is given a column as. It panics, on stderr, for what it cannot take."""
+        """Asked before polars is, which panics on stderr for what it cannot take."""
         try:
-            return _type_for_polars(kind)
+            return type_for_polars(kind)
         except ValueError as error:
             raise ConfigError(
                 f"input.filter {self._sql!r} does not fit the input: column {name!r}: {error}"
             ) from None
 
 
-def _type_for_polars(kind: pa.DataType) -> pa.DataType:
-    """Raises ValueError for a type that polars has none for."""
+def type_for_polars(kind: pa.DataType) -> pa.DataType:
+    """What polars is given a plain type as. Raises ValueError for one that polars has none for."""
     types = pa.types
     if types.is_timestamp(kind) and kind.tz is not None and kind.tz[:1] in "+-":
         return pa.timestamp(kind.unit, "UTC")  # polars has no offsets; the instants are the same
     if types.is_decimal256(kind):
-        raise ValueError(f"filters cannot read {kind}, only decimals of up to 38 digits")
+        raise ValueError(f"{kind} has no type in polars, only decimals of up to 38 digits have")
     if types.is_struct(kind):
         return pa.struct([_field_for_polars(field) for field in kind])
     if types.is_map(kind):
@@ -121,7 +121,7 @@ def _type_for_polars(kind: pa.DataType) -> pa.DataType:
 
 
 def _field_for_polars(field: pa.Field) -> pa.Field:
-    return field.with_type(_type_for_polars(field.type))
+    return field.with_type(type_for_polars(field.type))
 
 
 def _is_row_wise(expression: pl.Expr) -> bool:
