@@ -104,6 +104,11 @@ class _Check:
         except ConfigError:
             return None
 
+    def _output(self, job: Job) -> Path:
+        """Commands run in the folder, and have it as their home."""
+        path = job.output.path
+        return self._folder / (path[1:].lstrip("/") if path.startswith("~") else path)
+
     def _compare(self, validated: Ended, ran: Ended) -> None:
         if validated.code == 2 and ran.code != 2:
             raise Broken("validate refuses what run takes", validated)
@@ -114,15 +119,14 @@ class _Check:
         line = json.loads(ran.stdout)
         if line["status"] != "complete":
             raise Broken("complete, but the status is another", ran)
-        totals = check_output(self._folder, job, self._folder / job.output.path, ran)
+        totals = check_output(self._folder, job, self._output(job), ran)
         if line["rows"] != totals.rows or line["rows_failed"] != totals.failed:
             raise Broken("the JSON line counts other rows than there are", ran)
         share = totals.failed / max(1, totals.rows)
         if (ran.code == 3) != (share > job.limits.max_failed_fraction):
             raise Broken("max_failed_fraction is not obeyed", ran)
         text = "\n".join(
-            path.read_text()
-            for path in (self._folder / job.output.path).rglob("_batchinfer/logs/*")
+            path.read_text() for path in (self._output(job)).rglob("_batchinfer/logs/*")
         )
         if found := _CRASHED.search(text):
             raise Broken(f"the log has: {found[0]}", ran, text[-3000:])
@@ -177,5 +181,5 @@ class _Check:
             raise Broken("an interrupted run ends with another code", last)
         output = self._folder / _OTHER_OUTPUT
         check_output(self._folder, job, output, last)
-        if stable_results(output) != stable_results(self._folder / job.output.path):
+        if stable_results(output) != stable_results(self._output(job)):
             raise Broken("an interrupted run has other results", last)

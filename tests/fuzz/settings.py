@@ -49,7 +49,7 @@ LOCATIONS = (
     "in/out",
     "job.yaml",
     "~",
-    "~nobody/x",
+    "~nosuchuser/x",
     "file:///in",
     "s3://",
     "s3:in",
