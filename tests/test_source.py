@@ -600,7 +600,7 @@ def test_a_filter_that_looks_at_other_rows_is_refused(sql: str) -> None:
         ("description like 'b%'", [False, True, False, False]),
         ("description is null", [False, False, True, False]),
         ("case when n / 2 > 1 then true else b end", [True, False, False, True]),
-        ("true", [True] * 4),
+        ("n > 0 or true", [True] * 4),
         ("b", [True, False, False, False]),
     ],
 )
@@ -630,11 +630,48 @@ def test_a_filter_passes_rows_where_it_is_true_and_null_is_not(
         ("descripton = 'a'", "did you mean 'description'"),
         ("n + 1", "not true or false"),
         ("description > 1", "does not fit"),
+        ("false", "reads no column"),
+        ("'n' = 1", "reads no column.*double quotes"),
     ],
 )
 def test_a_filter_that_cannot_work_says_why(sql: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         RowFilter(sql).check(schema())
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "current_date",
+        "current_timestamp",
+        "CURRENT_TIMESTAMP()",
+        "localtimestamp",
+        "localtime",
+        "current_time",
+        "now()",
+        "NOW /* it's */ ()",
+        '"now"()',
+        "current_date - interval '1 day'",
+    ],
+)
+def test_a_filter_that_asks_the_clock_would_keep_other_rows_at_each_start(clock: str) -> None:
+    for sql in (f"ts < {clock}", f"{clock} > ts", f"t = 'it''s' or ts < {clock}"):
+        with pytest.raises(ConfigError, match=r"asks the clock"):
+            RowFilter(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ts < timestamp '2026-01-31 12:00:00'",
+        "t = 'current_date' or t = 'it''s now()'",
+        '"current_date" > 1',
+        "now > 1 -- now()",
+        "current_dates > 1",
+    ],
+)
+def test_what_is_only_called_like_the_clock_may_be_in_a_filter(sql: str) -> None:
+    RowFilter(sql)
 
 
 def test_a_filter_on_a_type_that_polars_cannot_read_is_refused_before_there_are_rows() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from batchinfer.telemetry import Logs, Warnings, log_event
 from batchinfer.telemetry.logs import MAX_WARNING_CHARS, MAX_WARNINGS
+from tests.support.endings import changed
 from tests.support.jobs import MODEL, Ended, Place, job, rows, run, write_job
 
 logger = logging.getLogger("batchinfer.test")
@@ -113,3 +114,15 @@ def test_a_forecast_prints_warnings_after_its_engine_is_gone(
     ended: Ended = run(path, "--calibrate", "4", command=("plan",), fake=fake)
     assert ended.code == 0, ended.stderr
     assert warned(ended.stdout) == ["warning  the engine guessed"]
+
+
+def test_a_filter_that_keeps_no_row_is_told_of_at_each_start(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/s0.parquet", rows(20))
+    path = write_job(tmp_path, changed(job(folder), input={"filter": "id = 'nobody'"}))
+    (first_rows,) = warned(run(path, command=("validate",)).stdout)
+    assert "keeps none of the first 20 rows of s0.parquet" in first_rows
+    for what in ("20 rows", "the input's rows"):
+        ended = run(path)
+        assert (ended.code, ended.result["rows"]) == (0, 0)
+        (warning,) = ended.result["warnings"]
+        assert f"input.filter \"id = 'nobody'\" keeps none of {what}" in warning

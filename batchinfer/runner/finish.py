@@ -54,13 +54,19 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
     session.store.put(layout.SUCCESS_KEY, records.to_json(success))
     outcome.status = "complete"
     outcome.totals = totals
-    return judge(session.job, outcome)
+    return judge(session.job, outcome, session.num_rows_of(session.shards))
 
 
-def judge(job: Job, outcome: Outcome) -> Outcome:
-    """Exit code 3 for a complete output with too many failed rows, at each start."""
+def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outcome:
+    """Exit code 3 for a complete output with too many failed rows, at each start.
+
+    `num_input_rows`: before the filter, None if nobody has counted them.
+    """
     totals = outcome.totals
     assert totals is not None
+    if job.input.filter is not None and totals.rows == 0 and num_input_rows != 0:
+        of = "the input's" if num_input_rows is None else f"{num_input_rows:,}"
+        logger.warning("input.filter %r keeps none of %s rows", job.input.filter, of)
     warn_of_cut(job, outcome)
     if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
         outcome.exit_code = TooManyFailedRows.exit_code

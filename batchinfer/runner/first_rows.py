@@ -32,6 +32,14 @@ def check_first_rows(
         return
     with ShardReader(shard, list(prompter.columns), row_filter) as reader:
         block = next(iter(reader.blocks(0, min(num_rows, _NUM_ROWS))))
+    if not len(block.rows):
+        logger.warning(
+            "input.filter %r keeps none of the first %d rows of %s: no prompt was tried",
+            job.input.filter,
+            min(num_rows, _NUM_ROWS),
+            shard.name,
+        )
+        return
     prepared = prompter.prepare(block.table)
     RemarkWarnings().check(shard.name, block.rows, prepared.remarks)
     if prepared.errors:

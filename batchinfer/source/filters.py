@@ -1,12 +1,14 @@
 """`input.filter`: a polars SQL expression that says of each row, by itself, whether it is computed.
 
 Must not know: where rows come from. Invariant: what passes `check` gives the same answer for a row
-whatever rows it is read together with, so windows, blocks and resumed runs cannot change it.
+whatever rows it is read together with and whenever it is asked, so windows, blocks and resumed runs
+cannot change it.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     import polars as pl
 
 _ROW_WISE = "a filter sees one row at a time, so aggregates and window functions are refused"
+# What polars puts the time of parsing in place of, so that its expression does not show it.
+_CLOCKS = frozenset(
+    {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}
+)
+_TEXT_OR_COMMENT = r"'[^']*'|--[^\n]*|/\*.*?\*/"
+_SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\S', re.DOTALL)
 
 
 class RowFilter:
@@ -41,7 +49,17 @@ class RowFilter:
             ) from None
         if not is_row_wise:
             raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}")
+        if clock := _clock_in(sql):
+            raise ConfigError(
+                f"input.filter {sql!r} asks the clock ({clock}), so each start would keep other "
+                "rows: write the time out, such as timestamp '2026-01-31 12:00:00'"
+            )
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(self._expression.meta.root_names()))
+        if not self.columns:
+            raise ConfigError(
+                f"input.filter {sql!r} reads no column, so it keeps all rows or none: a column's "
+                "name stands bare or in double quotes, single quotes are for text"
+            )
 
     def check(self, schema: pa.Schema, partitions: Iterable[str] = ()) -> None:
         """Raise ConfigError unless the filter is boolean over these columns and partitions."""
@@ -79,8 +97,6 @@ class RowFilter:
         import polars as pl
 
         try:
-            if not self.columns:
-                return np.full(table.num_rows, pl.select(self._expression).item() is True)
             # polars takes it for granted that text is UTF-8.
             columns = {name: with_valid_text(table.column(name))[0] for name in self.columns}
             types = {name: self._type_for_polars(name, columns[name].type) for name in columns}
@@ -140,6 +156,20 @@ def _is_row_wise(expression: pl.Expr) -> bool:
             pass
         pending.extend(operation.meta.pop())
     return True
+
+
+def _clock_in(sql: str) -> str | None:
+    """The first function of the current time, as it is written."""
+    is_text = re.compile(_TEXT_OR_COMMENT, re.DOTALL).fullmatch
+    tokens: list[str] = [token for token in _SQL_TOKEN.findall(sql) if not is_text(token)]
+    for before, token, behind in zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False):
+        if before == ".":  # a field of a struct
+            continue
+        name = token.strip('"`').lower()
+        is_called = behind == "(" and (name in _CLOCKS or name == "now")
+        if is_called or token.lower() in _CLOCKS:
+            return token
+    return None
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
