@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchinfer.checkpoint import IncompleteShard, Ledger, PartId, fold, ledger
 from batchinfer.checkpoint.layout import PARTS_PREFIX, UNREADABLE_PREFIX, part_key
-from batchinfer.errors import InputError, TransientError
+from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.sink import output_schema, write_table
 from batchinfer.storage import FileInfo
 from batchinfer.storage.local import LocalStore
@@ -429,6 +429,38 @@ def test_a_torn_finished_file_is_named_and_what_to_do(store: LocalStore) -> None
     with pytest.raises(TransientError, match=r"finished file cannot be read.*Remove it"):
         finish(opened, COUNTS)
     assert opened.parts_of(SHARD) == sorted(PARTS)
+
+
+@pytest.mark.parametrize("use", ["settle", "fold"])
+def test_a_copy_of_another_shards_finished_file_costs_no_part(store: LocalStore, use: str) -> None:
+    opened = publish(store, PARTS)
+    table = table_of({(0, 0): True}, "finished")
+    opened.finish_directly("other.parquet", SCHEMA, table, 1, lambda: None)
+    store.put(SHARD, store.read("other.parquet"))
+    with pytest.raises(
+        ConfigError, match=rf"is the finished file of other\.parquet, not of {SHARD}"
+    ):
+        opened.settle(SHARD) if use == "settle" else finish(opened, COUNTS)
+    assert opened.parts_of(SHARD) == sorted(PARTS)
+
+
+@pytest.mark.parametrize("use", ["keys", "fold"])
+@pytest.mark.parametrize("place", [("other.parquet", 1), (SHARD, 0)], ids=["shard", "window"])
+def test_a_copy_of_a_part_of_another_shard_or_window_is_set_aside(
+    store: LocalStore, use: str, place: tuple[str, int]
+) -> None:
+    opened = publish(store, PARTS)
+    shard, window = place
+    source, bad = PartId(window, 9, 1), PartId(1, 9, 1)
+    opened.publish_part(shard, source, table_of({(0, 0): False}, "copied"))
+    store.put(part_key(SHARD, bad), store.read(part_key(shard, source)))
+    store.delete([part_key(shard, source)])
+    if use == "keys":
+        assert len(opened.keys_of_parts(SHARD, [bad]).row) == 0
+    else:
+        finish(opened, COUNTS)
+        assert read_finished(store) == expected_of(PARTS)
+    assert part_names(store, UNREADABLE_PREFIX) == [bad.name]
 
 
 def test_a_part_that_vanishes_while_it_is_folded_is_looked_for_again(store: LocalStore) -> None:

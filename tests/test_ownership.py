@@ -150,3 +150,27 @@ def test_a_sweep_leaves_what_others_are_writing(folder: Place, jobs: Any) -> Non
 
 def test_the_root_of_the_file_system_is_no_output(folder: Place, jobs: Any) -> None:
     must_fail(run(jobs(folder, "out"), "--set", "output.path=/"), 2, "output.path")
+
+
+@pytest.fixture
+def two_shards(folder: Place, tmp_path: Path) -> Path:
+    folder.write_parquet("in/b.parquet", rows(20, start=20))
+    return write_job(tmp_path, job(folder))
+
+
+def test_a_copy_of_another_shards_results_is_refused_and_its_rows_come_back(
+    folder: Place, two_shards: Path
+) -> None:
+    ends_well(two_shards, folder)
+    copied = Path(folder.url("out", "b.parquet"))
+    shutil.copy(folder.url("out", "a.parquet"), copied)
+    Path(folder.url("out", "_SUCCESS")).unlink()
+    problem = "b.parquet is the finished file of a.parquet, not of b.parquet: move it away"
+    must_fail(run(two_shards), 2, problem)
+    must_fail(run(two_shards, "--retry-failed"), 2, problem)
+    planned = run(two_shards, command=("plan",))
+    assert planned.code == 2 and problem in planned.stderr
+    assert not Path(folder.url("out", "_SUCCESS")).exists()
+    copied.unlink()
+    ends_well(two_shards, folder)
+    assert results(folder)["id"].to_list() == [f"row-{n}" for n in range(40)]

@@ -41,7 +41,7 @@ from batchinfer.checkpoint.layout import (
     run_of_key,
 )
 from batchinfer.checkpoint.records import Totals
-from batchinfer.errors import TransientError
+from batchinfer.errors import ConfigError, TransientError
 from batchinfer.sink import FACTS_KEY, file_facts, part_writer, write_table
 from batchinfer.source import cast_table
 from batchinfer.storage import Store
@@ -143,9 +143,10 @@ class Ledger:
         try:
             with self._open(part_key(shard, part)) as source:
                 file = pq.ParquetFile(source, pre_buffer=False)
-                if self._is_ours(file_facts(file.metadata)):
+                why = self._why_foreign_part(file_facts(file.metadata), shard, part)
+                if why is None:
                     return read_keys(file)
-                problem = "it belongs to another job"
+                problem = why
         except FileNotFoundError:
             return concat_keys([])  # its run, or another, has just folded it
         except (pa.ArrowInvalid, OSError) as error:
@@ -165,9 +166,11 @@ class Ledger:
         return num_rows
 
     def keys_of_finished(self, shard: str) -> Keys:
-        """Keys in the shard's finished file. Raises FileNotFoundError."""
+        """Keys in the shard's finished file. Raises FileNotFoundError, ConfigError if it is not."""
         with self._open(shard) as source:
-            return read_keys(pq.ParquetFile(source, pre_buffer=False))
+            file = pq.ParquetFile(source, pre_buffer=False)
+            self._finished_facts(shard, file_facts(file.metadata))
+            return read_keys(file)
 
     def facts_of(self, key: str) -> dict[str, Any] | None:
         """Our facts in a Parquet file's footer, None if it is not ours.
@@ -188,12 +191,22 @@ class Ledger:
             except pa.ArrowInvalid:
                 return pa.schema([])
 
-    def totals_of(self, shard: str) -> Totals | None:
-        """Totals in the finished file's footer, None if it is not ours."""
-        facts = self.facts_of(shard)
-        if facts is None or not self._is_ours(facts) or "rows_failed" not in facts:
-            return None
-        return Totals.from_facts(facts)
+    def totals_of(self, shard: str) -> Totals:
+        """Totals in the footer of the shard's finished file. Raises ConfigError if it is not."""
+        return Totals.from_facts(self._finished_facts(shard, self.facts_of(shard)))
+
+    def _finished_facts(self, shard: str, facts: dict[str, Any] | None) -> dict[str, Any]:
+        """`facts` of the file at the shard's place, if it is the shard's finished file."""
+        if not self._is_ours(facts) or facts is None or "rows_failed" not in facts:
+            problem = "is not a result of this job"
+        elif facts.get("shard") != shard:
+            problem = f"is the finished file of {facts.get('shard')}, not of {shard}"
+        else:
+            return facts
+        raise ConfigError(
+            f"{self._store.url_of(shard)} {problem}: move it away and start again, its rows are "
+            "computed anew"
+        )
 
     def set_aside(self, shard: str, part: PartId, problem: str) -> None:
         """Move a part out of the way (and keep it): its rows count as not done."""
@@ -390,8 +403,9 @@ class Ledger:
                     source = self._open(part_key(shard, part))
                     files.callback(source.close)
                     cursors.append(Cursor(source, rank=rank, batch_bytes=batch_bytes))
-                    if not self._is_ours(cursors[-1].facts):
-                        raise UnreadableSource(rank, "it belongs to another job")
+                    why = self._why_foreign_part(cursors[-1].facts, shard, part)
+                    if why is not None:
+                        raise UnreadableSource(rank, why)
                 start = window * self._window_rows
                 stop = start + self._window_rows
                 yield from fold_window(cursors, start, stop, num_samples=self._num_samples)
@@ -404,11 +418,13 @@ class Ledger:
         try:
             source = self._open(shard)
             files.callback(source.close)
-            return Cursor(source, rank=0, batch_bytes=batch_bytes_of(1))
+            cursor = Cursor(source, rank=0, batch_bytes=batch_bytes_of(1))
         except FileNotFoundError:
             return None
         except UnreadableSource as error:
             raise self._unreadable_finished(shard, error) from error
+        self._finished_facts(shard, cursor.facts)
+        return cursor
 
     def _unreadable_finished(self, shard: str, error: UnreadableSource) -> TransientError:
         return TransientError(
@@ -447,6 +463,15 @@ class Ledger:
 
     def _is_ours(self, facts: Mapping[str, Any] | None) -> bool:
         return facts is not None and facts.get("digest") == self._facts["digest"]
+
+    def _why_foreign_part(
+        self, facts: Mapping[str, Any] | None, shard: str, part: PartId
+    ) -> str | None:
+        if not self._is_ours(facts) or facts is None:
+            return "it belongs to another job"
+        if facts.get("shard") != shard or facts.get("window") != part.window:
+            return f"it belongs to window {facts.get('window')} of {facts.get('shard')}"
+        return None
 
 
 class _UnreadablePart(Exception):

@@ -153,7 +153,7 @@ def _done(looked: Looked) -> _Done:
     totals = [ledger.totals_of(name) for name in sorted(finished)]
     in_parts = names & survey.with_parts - finished
     return _Done(
-        num_finished=sum(total.rows for total in totals if total is not None),
+        num_finished=sum(total.rows for total in totals),
         num_in_parts=sum(ledger.num_rows_of_parts(name) for name in sorted(in_parts)),
         finished=finished,
     )

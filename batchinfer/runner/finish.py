@@ -13,7 +13,7 @@ from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows, TransientError
 from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
-from batchinfer.runner.session import Session, totals_of
+from batchinfer.runner.session import Session
 from batchinfer.telemetry import Counters, Outcome
 
 logger = logging.getLogger("batchinfer.runner")
@@ -41,7 +41,7 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
         return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in session.finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
-        found = pool.map(lambda s: totals_of(session, s), missing)
+        found = pool.map(lambda s: session.ledger.totals_of(s.name), missing)
         known = (session.finished[name] for name in names & session.finished.keys())
         totals = sum(found, sum(known, Totals()))
     success = {

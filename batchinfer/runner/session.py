@@ -407,24 +407,15 @@ def _pending(session: Session) -> list[Shard]:
         finished = [s for s in own if s.name in session.survey.finished]
         with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
             for shard, totals in zip(
-                finished, pool.map(lambda s: totals_of(session, s), finished), strict=True
+                finished,
+                pool.map(lambda s: session.ledger.totals_of(s.name), finished),
+                strict=True,
             ):
                 if totals.rows_failed or shard.name in session.survey.with_parts:
                     pending.append(shard)
                 else:
                     session.finished[shard.name] = totals
     return sorted(pending, key=lambda s: s.name)
-
-
-def totals_of(session: Session, shard: Shard) -> Totals:
-    """Totals in a finished file. Raises ConfigError if the file is not ours."""
-    totals = session.ledger.totals_of(shard.name)
-    if totals is None:
-        raise ConfigError(
-            f"{session.store.url_of(shard.name)} is not a result of batchinfer: move it away "
-            "and start again"
-        )
-    return totals
 
 
 def _number_run(session: Session, versions: dict[str, str], new: list[Fingerprint]) -> int:
