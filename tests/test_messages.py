@@ -11,8 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, RowError
 from batchinfer.prompt import check_type
+from batchinfer.prompt.messages import parse_messages
 from batchinfer.runner.remarks import RemarkWarnings
 from tests.support.jobs import Place, job, results, run, write_job
 from tests.support.prompts import (
@@ -237,6 +238,12 @@ def test_messages_may_be_maps(tokenizer: Any) -> None:
             ),
             "parts with the keys image",
         ),
+        (
+            pa.list_(pa.struct({"role": pa.string(), "content": pa.string(), "b": pa.binary()})),
+            "has messages whose 'b' is binary",
+        ),
+        (pa.list_(pa.map_(pa.string(), pa.binary())), "values are binary, not text"),
+        (pa.list_(pa.map_(pa.string(), pa.int64())), "values are int64, not text"),
         (pa.list_(pa.string()), "is list"),
         (pa.binary(), "is binary, not a list of messages"),
         (pa.struct({"messages": pa.list_(MESSAGE)}), "in its field messages"),
@@ -269,6 +276,25 @@ def test_validate_refuses_messages_of_another_program_by_their_type(tmp_path: Pa
         ended = run(path, place=place, command=(command,))
         assert ended.code == 2
         assert "keys from, value; they need role and content" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[{"role": "user", "content": "a", "role": "system"}]', "has the key 'role' twice"),
+        (
+            '[{"role": "user", "content": "a", "n": {"a": 1, "b": 2, "b": 3}}]',
+            "has the key 'b' twice",
+        ),
+        (f'[{{"role": "user", "content": "a", "n": {"1" * 5000}}}]', "too many digits"),
+    ],
+)
+def test_json_that_python_would_take_in_a_way_of_its_own_is_an_error(
+    text: str, sentence: str
+) -> None:
+    with pytest.raises(RowError, match=sentence) as caught:
+        parse_messages(text)
+    assert "sys." not in caught.value.message
 
 
 # What is odd and no error is said once

@@ -92,6 +92,7 @@ def test_a_chat_template_writes_out_the_conversation() -> None:
 
     assert "prompt.chat_template does not use `messages`" in said("Say {{ eos_token }}")
     assert "does not use `messages`" in said("a messages template without braces")
+    assert "prompt.chat_template, line 2: " in said("Say\n{{ messages")
     assert said("{% for m in messages %}{{ m.content }}{% endfor %}") == ""
     assert said("tool_use") == ""  # maybe one of the tokenizer's own, by name
 
@@ -207,7 +208,7 @@ def test_the_nearest_name_is_told_as_a_template_writes_it() -> None:
         ("{{ " + "(" * 3000 + "text" + ")" * 3000 + " }}", "nested too deeply"),
         ("{{ text" + " | upper" * 3000 + " }}", "nested too deeply"),
         ("{% for x in text %}" * 25 + "{{ text }}" + "{% endfor %}" * 25, "nested blocks"),
-        ("{{ " + "9" * 5000 + " }}{{ text }}", "5000 digits"),
+        ("{{ " + "9" * 5000 + " }}{{ text }}", "too many digits (more than 4300)"),
     ],
 )
 def test_what_would_fail_in_every_row_is_refused(source: str, sentence: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from batchinfer.errors import RowError
-from batchinfer.prompt.values import column_values
+from batchinfer.prompt.numbers import reason_of
+from batchinfer.prompt.values import column_values, why_unreadable
 
 Messages = list[dict[str, Any]]
 
@@ -35,7 +36,9 @@ def type_problem(data_type: pa.DataType) -> str | None:
         return f"is {data_type}, not {_WANTED}"
     message = data_type.value_type
     if types.is_map(message):
-        return None
+        item = message.item_type
+        can_be_role = types.is_string(item) or types.is_null(item)
+        return None if can_be_role else f"has messages whose values are {item}, not text"
     if not types.is_struct(message):
         return f"is {data_type}, not {_WANTED}"
     names = [field.name for field in message]
@@ -43,6 +46,12 @@ def type_problem(data_type: pa.DataType) -> str | None:
         return f"has messages with the keys {_names(message)}; they need role and content"
     if not types.is_string(role := message.field("role").type):
         return f"has messages whose role is {role}, not text"
+    for field in message:
+        if field.name != "content" and (reason := why_unreadable(field.type)):
+            return (
+                f"has messages whose {field.name!r} {reason}. The chat template is given all keys "
+                "of a message: leave this one out of the column if the prompt does not need it"
+            )
     if "content" not in names:
         return None
     return _content_problem(message.field("content").type)
@@ -152,11 +161,21 @@ def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
 
 def _json(text: str, what: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
-        raise RowError("invalid_prompt", f"{what} not valid JSON: {error}") from None
+        raise RowError("invalid_prompt", f"{what} not valid JSON: {reason_of(error)}") from None
     except RecursionError:
         raise RowError("invalid_prompt", f"{what} nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json takes the last of two equal keys: one message can say two things."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
 
 
 def _given(data_type: pa.DataType) -> Callable[[Any], Any] | None:

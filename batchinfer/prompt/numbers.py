@@ -6,6 +6,7 @@ and prints as `0E-7` or, in a list, as `Decimal('1.50')`. Must not know: Arrow, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from typing import Any
@@ -33,6 +34,14 @@ class ExactNumber(Decimal):
 
     def __round__(self, ndigits: int | None = None) -> Any:
         return _exact(Decimal(self).__round__(0 if ndigits is None else ndigits))
+
+
+def reason_of(error: Exception) -> str:
+    """What an exception says, but of digits what a person can use: Python advises programmers."""
+    text = str(error)
+    if "set_int_max_str_digits" in text:
+        return f"a number has too many digits (more than {sys.get_int_max_str_digits()})"
+    return text
 
 
 def _exact(result: Any) -> Any:

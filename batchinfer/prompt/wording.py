@@ -31,6 +31,7 @@ _FOREIGN = re.compile(
 )
 _ENDS_NAME = re.compile(r"[!:.\[]")
 _LEXER = Environment()
+_CHAT_PARSER = Environment(extensions=["jinja2.ext.loopcontrols"])
 
 
 def written(column: str) -> str:
@@ -101,6 +102,10 @@ def refuse_chat_template(source: str, key: str) -> None:
     """Raise ConfigError if a chat template cannot have a conversation in its result."""
     refuse_path(source, key)
     if not any(re.search(r"\bmessages\b", code) for code, _ in _expressions(source)):
+        try:  # what is not closed is no expression
+            _CHAT_PARSER.parse(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
         raise ConfigError(
             f"{key} does not use `messages`, so every row would get the same prompt: it wants the "
             "text of a Jinja2 template that writes out the conversation"
