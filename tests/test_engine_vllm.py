@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from batchinfer.engine import vllm_plugin
 from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
 from batchinfer.engine.hardware import available_memory_bytes
 from batchinfer.engine.memory import GIB, Memory, auto_sizes
@@ -678,6 +680,38 @@ def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
     monkeypatch.setenv(BITSANDBYTES_VARIABLE, "1")
     with pytest.raises(ImportError):
         register()
+
+
+FAILED_CALL_SCRIPT = """
+import logging, time
+from batchinfer.engine.vllm_plugin import WORKER_LOGGER, EndWithFailedCall
+logger = logging.getLogger(WORKER_LOGGER)
+logger.addHandler(EndWithFailedCall())
+logger.error("something else")
+time.sleep(3)
+print("lives", flush=True)
+try:
+    raise MemoryError
+except MemoryError:
+    logger.exception("WorkerProc hit an exception.")
+time.sleep(60)
+print("hangs", flush=True)
+"""
+
+
+def test_a_worker_whose_call_failed_ends_instead_of_keeping_the_others_waiting() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILED_CALL_SCRIPT],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "lives\n"), ended.stderr
+    vllm = importlib.util.find_spec(vllm_plugin.WORKER_LOGGER)
+    assert vllm is not None and vllm.origin is not None
+    assert f'.exception("{vllm_plugin.FAILED_CALL}' in Path(vllm.origin).read_text()
 
 
 WORKER_SCRIPT = """
