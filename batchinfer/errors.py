@@ -110,8 +110,8 @@ ROW_ERROR_KINDS: dict[str, str] = {
 
 def import_failure(package: str, error: BaseException) -> ConfigError:
     """The error for a package that is there and cannot be imported, with the first cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not isinstance(error, ImportError) and (frames := traceback.extract_tb(error.__traceback__)):
         reason += f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"

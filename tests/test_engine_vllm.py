@@ -682,6 +682,14 @@ def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
         register()
 
 
+def test_what_the_system_lacks_is_no_reason_to_start_again() -> None:
+    from torch import distributed
+
+    error = distributed.DistStoreError(f"flock: {os.strerror(errno.ENOSYS)}")
+    told = raised_while_starting(error)
+    assert isinstance(told, ConfigError) and "Function not implemented" in str(told)
+
+
 FAILED_CALL_SCRIPT = """
 import logging, time
 from batchinfer.engine.vllm_plugin import WORKER_LOGGER, EndWithFailedCall

@@ -58,6 +58,13 @@ def test_an_engine_that_cannot_be_imported_is_told_with_its_first_cause(
     assert doctor.code == 2 and "libcudart.so.13" in doctor.stdout
 
 
+def test_doctor_names_the_first_cause_whatever_an_import_raises(tmp_path: Path) -> None:
+    environ = broken(tmp_path, "tokenizers", "raise RuntimeError('operator gone::nms')")
+    doctor = run("doctor", command=(), environ=environ, engine="real")
+    assert doctor.code == 2 and "operator gone::nms" in doctor.stdout
+    assert "Traceback" not in doctor.stderr
+
+
 def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     def version(name: str) -> str:
         if name in versions:

@@ -21,7 +21,7 @@ from batchinfer.engine.compiler import find_compiler
 from batchinfer.engine.crowd import crowd_of
 from batchinfer.engine.hardware import cpu_flags, gpus, own_pids, this_machine
 from batchinfer.engine.installation import check_variables, installation_fault
-from batchinfer.errors import BatchInferError, ConfigError
+from batchinfer.errors import BatchInferError, ConfigError, import_failure
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
     TABLE,
@@ -73,8 +73,9 @@ def _engine() -> str | None:
         devices = describe_devices()
         library = check_library()
         max_num_seqs, max_num_batched_tokens = default_sizes(1)
-    except BatchInferError as error:
-        _line("engine", f"vLLM {vllm}: {error}", ok=False)
+    except Exception as error:  # a package below vLLM may raise anything while it is imported
+        told = error if isinstance(error, BatchInferError) else import_failure("vLLM", error)
+        _line("engine", f"vLLM {vllm}: {told}", ok=False)
         return "engine"
     _line("engine", f"vLLM {vllm}")
     for device in devices:

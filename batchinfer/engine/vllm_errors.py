@@ -7,6 +7,7 @@ are looked for here and nowhere else.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,8 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 #: Where weights are read and put into layers, and where triton calls a C compiler.
+#: A file system without locks, or the like: the next start meets it, too.
+_NEVER_PASSING = (errno.ENOSYS, errno.EOPNOTSUPP)
 _PERMANENT_STAGES = ("/vllm/model_executor/model_loader/", "/triton/runtime/build.py")
 
 
@@ -263,6 +266,10 @@ def _may_pass(error: Exception) -> bool:
     from torch import distributed
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    # What the system lacks comes again, though torch tells it as an error of other processes: files
+    # of a TMPDIR without locks.
+    if any(os.strerror(number) in str(error) for number in _NEVER_PASSING):
+        return False
     outside = (torch.AcceleratorError, distributed.DistError, EngineDeadError, TimeoutError)
     if any(isinstance(cause, outside) for cause in _chain(error)):
         return True
