@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import polars as pl
@@ -103,6 +104,30 @@ def test_new_shards_are_computed_and_a_removed_one_keeps_its_results(
     assert ended.result["rows_computed"] == 10
     assert "a.parquet is no longer in the input" in ended.stderr
     assert results(folder).height == 210
+
+
+@pytest.mark.parametrize("has_results", [True, False])
+def test_a_file_changed_behind_its_size_and_time_is_not_mixed_with_its_old_results(
+    folder: Place, tmp_path: Path, has_results: bool
+) -> None:
+    for name in ("a", "b"):
+        folder.write_parquet(f"in/{name}.parquet", rows(100), compression="uncompressed")
+    path = write_job(tmp_path, job(folder, checkpoint={"every_rows": 1}))
+    assert run(path, "--limit", "30").code == 0
+    changed = Path(folder.url("in", "a.parquet" if has_results else "b.parquet"))
+    before, old = changed.stat(), changed.read_bytes()
+    other = rows(100).with_columns(text=pl.col("text").str.replace("word", "lord"))
+    folder.write_parquet(f"in/{changed.name}", other, compression="uncompressed")
+    assert changed.stat().st_size == before.st_size
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ended = run(path)
+    assert ended.code == 2 and f"{changed.name} is not the file" in ended.stderr, ended.stderr
+    if has_results:
+        changed.write_bytes(old)
+    else:
+        changed.touch()
+    assert run(path).code == 0
+    assert results(folder).height == 200
 
 
 def test_a_touched_shard_is_the_same_shard(folder: Place, two_shards: Path) -> None:

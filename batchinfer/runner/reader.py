@@ -75,6 +75,7 @@ class Reader:
         limit: int | None,
         retry_failed: bool,
         recheck: Callable[[Shard], None],
+        check_content: Callable[[Shard, str], None],
         num_threads: int,
     ) -> None:
         self._job = job
@@ -93,6 +94,7 @@ class Reader:
         self._is_cut = False  # whether rows were left out because of it
         self._retry_failed = retry_failed
         self._recheck = recheck
+        self._check_content = check_content
         self._num_samples = job.sampling.n
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
@@ -167,6 +169,7 @@ class Reader:
         with ShardReader(
             shard, self._columns(), self._filter, max_block_bytes=_BLOCK_BYTES
         ) as reader:
+            self._check_content(shard, reader.footer_sha256)
             sampling = self._job.sampling
             schema = output_schema(
                 self._carrier.fields(reader.schema),

@@ -157,6 +157,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         limit=session.options.limit,
         retry_failed=session.options.retry_failed,
         recheck=session.recheck,
+        check_content=session.check_content,
         num_threads=1 if session.pending[0].store.is_local else _REMOTE_READERS,
     )
     assert context.heartbeat is not None

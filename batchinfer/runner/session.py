@@ -114,6 +114,19 @@ class Session:
         index, count = self.options.slice
         return list(shards[index - 1 :: count])
 
+    def check_content(self, shard: Shard, footer_sha256: str) -> None:
+        """Raise InputError if a shard of the right size and time has another footer than before.
+
+        Tools that put a file's time back hide what they changed; its footer is read anyway.
+        """
+        if footer_sha256 != self.fingerprints[shard.name].footer_sha256:
+            raise InputError(
+                f"{shard.url} is not the file that this output was begun with: its size and time "
+                "of change are the same, its footer is another. Bring the old file back, use "
+                "another output.path, or delete the old results with --restart (if none of its "
+                "rows are computed yet, `touch` it)"
+            )
+
     def recheck(self, shard: Shard) -> None:
         """Raise InputError if the shard is not what it was when this run listed it."""
         now = shard.store.stat(shard.key)

@@ -89,6 +89,10 @@ class ShardReader:
         return self._footer.num_rows
 
     @property
+    def footer_sha256(self) -> str:
+        return self._footer.sha256
+
+    @property
     def schema(self) -> pa.Schema:
         """Plain types of the columns, partition columns as string."""
         stored = self._footer.schema
