@@ -106,6 +106,22 @@ def test_new_shards_are_computed_and_a_removed_one_keeps_its_results(
     assert results(folder).height == 210
 
 
+def test_an_input_file_under_another_name_is_computed_again_and_said_to_be_there_twice(
+    folder: Place, tmp_path: Path
+) -> None:
+    for index, name in enumerate(("s/a", "s/b", "c")):
+        folder.write_parquet(f"in/{name}.parquet", rows(10, start=10 * index))
+    wide = write_job(tmp_path, job(folder, input={"path": folder.url("in")}))
+    assert run(wide).result["warnings"] == []
+    for _ in range(2):
+        narrow = run(wide, "--set", f"input.path={folder.url('in', 's')}")
+        assert narrow.code == 0, narrow.stderr
+        gone, twice = narrow.result["warnings"]
+        assert gone.startswith("c.parquet, s/a.parquet, s/b.parquet are no longer in the input")
+        assert "s/a.parquet (now a.parquet), s/b.parquet (now b.parquet)" in twice
+        Path(folder.url("out", "_SUCCESS")).unlink()
+
+
 @pytest.mark.parametrize("has_results", [True, False])
 def test_a_file_changed_behind_its_size_and_time_is_not_mixed_with_its_old_results(
     folder: Place, tmp_path: Path, has_results: bool

@@ -61,6 +61,7 @@ from batchinfer.telemetry import Clock
 logger = logging.getLogger("batchinfer.runner")
 
 _FOOTER_THREADS = 16
+_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,10 +257,10 @@ def begin(
     recorded = recorded_fingerprints(store, record)
     if not is_restart:
         refuse_foreign_files(ledger, survey, recorded if is_recorded else {}, digest)
-        _warn_of_removed(session, recorded)
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the mended job would not match.
     new = _check_input(session, recorded, record)
+    _warn_of_removed(session, recorded)
     if is_restart:
         refuse_strangers(ledger, survey, digest)
         if options.slice is not None:
@@ -343,9 +344,34 @@ def _last_run(store: Store) -> int:
 
 
 def _warn_of_removed(session: Session, recorded: dict[str, Fingerprint]) -> None:
+    """Results stay when their shard goes, also when it comes back under another name."""
     names = {s.name for s in session.shards}
-    for key in sorted((session.survey.finished & recorded.keys()) - names):
-        logger.warning("%s is no longer in the input; its results stay", key)
+    removed = sorted((session.survey.finished & recorded.keys()) - names)
+    if removed:
+        of_them = "is no longer in the input; its results stay"
+        if len(removed) > 1:
+            of_them = "are no longer in the input; their results stay"
+        logger.warning("%s %s", _some_of(removed), of_them)
+    current = {
+        (now.size_bytes, now.footer_sha256, now.num_rows): now.name
+        for now in session.fingerprints.values()
+    }
+    contents = {
+        key: (recorded[key].size_bytes, recorded[key].footer_sha256, recorded[key].num_rows)
+        for key in removed
+    }
+    renamed = [f"{key} (now {current[c]})" for key, c in contents.items() if c in current]
+    if renamed:
+        logger.warning(
+            "the output has rows twice: %s, the same input under another name. Give the file its "
+            "old name below input.path, or move one of the two results away",
+            _some_of(renamed),
+        )
+
+
+def _some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _check_input(
