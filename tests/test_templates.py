@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from batchinfer.config import PromptSettings
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt import prompt_columns
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.render import TextTemplate
@@ -225,6 +225,30 @@ def test_blocks_macros_and_filters_on_lists_work() -> None:
 
 
 # Rows without columns
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ text | batch(2) | trim }}",
+        "{{ text.upper ~ '' }}",
+        "{{ text | map('upper') | upper }}",
+        "{{ '%s' % text.split }}",
+        "{{ xs | select | title }}",
+    ],
+)
+def test_an_address_of_an_object_is_no_prompt(source: str) -> None:
+    """It would be another prompt in each run."""
+    with pytest.raises(RowError, match="address of an object of Python"):
+        TextTemplate(source, "prompt.template").render({"text": "ab", "xs": ["a"]})
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ text }}", "{{ text | upper }}", "at 0x7f3c5a2b1d40 {{ n }}"]
+)
+def test_an_address_in_a_value_or_in_the_template_is_text(source: str) -> None:
+    values = {"text": "segfault <main> at 0x7f3c5a2b1d40", "n": 1}
+    assert "0x7f3c5a2b1d40" in TextTemplate(source, "prompt.template").render(values).lower()
 
 
 def test_rows_of_a_table_without_columns_are_counted() -> None:

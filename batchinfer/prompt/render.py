@@ -7,6 +7,7 @@ a template does with one row's values ends as text or as that row's RowError.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -33,6 +34,7 @@ _MAX_STEPS = 1_000_000  # of all loops over `range` for one row
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
 _WIDE_FILTERS = ("center", "indent", "batch", "slice", "round")  # given a width or a number
+_ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}", re.IGNORECASE)
 _PRINTABLE = (str, int, float, Decimal, list, tuple, dict, Undefined)
 
 
@@ -60,6 +62,7 @@ class TextTemplate:
             raise ConfigError(f"{key}: {reason_of(error)}") from None
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
+        self._has_address = _ADDRESS.search(source) is not None  # then the template means it
         self._has_range = any(name.name == "range" for name in tree.find_all(nodes.Name))
         self.key = key
         self.columns: tuple[str, ...] = tuple(sorted(set(found.columns.values())))
@@ -73,11 +76,26 @@ class TextTemplate:
         if self._has_range:
             _steps.left = _MAX_STEPS
         try:
-            return self._template.render(values)
+            text = self._template.render(values)
         except RowError:
             raise
         except Exception as error:  # the row's edge: a template can fail in any way Python can
             raise template_error(self.key, error) from error
+        if not self._has_address and ("0x" in text or "0X" in text):
+            self._check_addresses(text, values)
+        return text
+
+    def _check_addresses(self, text: str, values: Mapping[str, Any]) -> None:
+        """A filter or `~` makes text of a generator or a method as Python shows it, with its place
+        in memory: `<generator object do_batch at 0x7f…>`, another one in each run.
+        """
+        found = [match[0] for match in _ADDRESS.finditer(text)]
+        if found and not all(address in _all_text(values) for address in found):
+            raise RowError(
+                "template_error",
+                f"{self.key}: what it prints has the address of an object of Python in it: a "
+                "method without its parentheses, or map, select or batch without `| list`",
+            )
 
 
 @cache
@@ -91,6 +109,12 @@ def template_error(key: str, error: Exception) -> RowError:
     return RowError(
         "template_error", f"{key}: {type(error).__name__}: {reason_of(error)}"[:_MAX_MESSAGE_CHARS]
     )
+
+
+def _all_text(values: Mapping[str, Any]) -> str:
+    """Also as filters like `upper` and `title` spell it."""
+    text = " ".join(map(str, values.values()))
+    return "\n".join((text, text.lower(), text.upper(), text.title(), text.capitalize()))
 
 
 class _Steps(threading.local):
