@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, str]] = {
 _ON_CPU_CLOCK = """
 import time, types
 from batchinfer.cli import main
-from batchinfer.runner import calibrate
+from batchinfer.forecast import measure as calibrate
 calibrate.time = types.SimpleNamespace(monotonic=time.thread_time)
 main()
 """

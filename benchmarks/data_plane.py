@@ -36,10 +36,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from batchinfer.checkpoint import Ledger, PartId
 from batchinfer.config import Job, PromptSettings
 from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
-from batchinfer.engine.vllm_output import completion_of
+from batchinfer.engine.vllm.output import completion_of
+from batchinfer.ledger import Ledger, PartId
 from batchinfer.plan import Chunk, WorkItem, plan_buffer
 from batchinfer.prompt import Prepared, Prompter
 from batchinfer.prompt.chat import ChatTemplate

@@ -231,7 +231,7 @@ def generate_all(how: dict[str, Any], record: Record) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(how.get("own_process", False)))
     from vllm import LLM, SamplingParams
 
-    from batchinfer.engine.vllm_sizes import default_sizes
+    from batchinfer.engine.vllm.sizes import default_sizes
 
     folder = Path(how["folder"])
     max_num_seqs, max_num_batched_tokens = default_sizes(1)

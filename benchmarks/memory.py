@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import s3fs
 import yaml
 
-from batchinfer.checkpoint import Ledger, PartId, layout
+from batchinfer.ledger import Ledger, PartId, layout
 from batchinfer.storage.local import LocalStore
 from benchmarks.common import DEMO, ROOT, heading, peak_bytes_of
 from tests.support.s3_server import s3_server

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from batchinfer.config import Job, load_job
-from batchinfer.engine.vllm import VllmEngine
+from batchinfer.engine.vllm.engine import VllmEngine
 from batchinfer.plan import Chunk
 from batchinfer.runner.factory import model_of, prompter_of, vllm_factory
 from batchinfer.runner.loop import Loop

@@ -19,8 +19,8 @@ import numpy as np
 import polars as pl
 
 from batchinfer.engine.base import EngineSettings, Request, SamplingSettings
-from batchinfer.engine.vllm import build_vllm_engine
-from batchinfer.engine.vllm_setup import prepare_environment
+from batchinfer.engine.vllm.engine import build_vllm_engine
+from batchinfer.engine.vllm.setup import prepare_environment
 from batchinfer.runner.loop import backlog_of
 from benchmarks.common import DEMO, heading
 from benchmarks.idle import STOP_TOKEN_IDS

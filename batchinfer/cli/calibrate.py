@@ -19,10 +19,10 @@ import click
 from batchinfer.cli.common import Looked
 from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError, Stopped
+from batchinfer.forecast.forecast import Estimate, Forecast, Left, forecast
+from batchinfer.forecast.measure import Calibration, calibrate
+from batchinfer.forecast.sample import Sample
 from batchinfer.runner import EngineFactory, StopControl
-from batchinfer.runner.calibrate import Calibration, calibrate
-from batchinfer.runner.forecast import Estimate, Forecast, Left, forecast
-from batchinfer.runner.sample import Sample
 from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.

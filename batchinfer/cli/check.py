@@ -14,7 +14,7 @@ from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
 from batchinfer.engine.crowd import devices_of, refuse_too_large
 from batchinfer.engine.hardware import this_machine
-from batchinfer.engine.vllm_sizes import expected_sizes
+from batchinfer.engine.vllm.sizes import expected_sizes
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
     describe_auto_dtype,

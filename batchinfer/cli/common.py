@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from batchinfer.checkpoint import layout, records
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job, load_job
+from batchinfer.ledger import layout, records
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
 from batchinfer.runner.carried import carried_columns, carried_schema

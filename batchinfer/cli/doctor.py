@@ -17,11 +17,12 @@ from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
-from batchinfer.engine.compiler import find_compiler
 from batchinfer.engine.crowd import crowd_of
 from batchinfer.engine.hardware import cpu_flags, gpus, own_pids, this_machine
-from batchinfer.engine.installation import check_variables, installation_fault
+from batchinfer.engine.vllm.compiler import find_compiler
+from batchinfer.engine.vllm.installation import check_variables, installation_fault
 from batchinfer.errors import BatchInferError, ConfigError, import_failure
+from batchinfer.making.cached import describe_cache
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
     TABLE,
@@ -30,7 +31,6 @@ from batchinfer.quantization import (
     for_this_machine,
     kv_cache_why_not,
 )
-from batchinfer.quantize.cached import describe_cache
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.storage import Store, open_store
 
@@ -67,8 +67,8 @@ def _engine() -> str | None:
         return "engine"
     try:
         check_variables()
-        from batchinfer.engine.vllm_setup import check_library, describe_devices
-        from batchinfer.engine.vllm_sizes import default_sizes
+        from batchinfer.engine.vllm.setup import check_library, describe_devices
+        from batchinfer.engine.vllm.sizes import default_sizes
 
         devices = describe_devices()
         library = check_library()

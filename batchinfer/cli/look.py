@@ -11,9 +11,9 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.checkpoint import Holder, Ledger, layout, records
 from batchinfer.cli.common import open_output_location
 from batchinfer.errors import ConfigError, RowError
+from batchinfer.ledger import Holder, Ledger, layout, records
 from batchinfer.prompt import column_values
 from batchinfer.storage import Store
 from batchinfer.telemetry import Clock, describe

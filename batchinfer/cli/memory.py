@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from batchinfer.config import Job
-from batchinfer.engine.hardware import this_machine
-from batchinfer.engine.memory import (
+from batchinfer.engine.fit import (
     advice,
     budget_of,
     device_memory,
@@ -12,7 +11,8 @@ from batchinfer.engine.memory import (
     gib,
     room_of,
 )
-from batchinfer.engine.vllm_sizes import cpu_kv_cache_bytes, expected_sizes
+from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.sizes import cpu_kv_cache_bytes, expected_sizes
 from batchinfer.model import ModelFacts
 from batchinfer.runner.factory import engine_settings
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import click
 import numpy as np
 
-from batchinfer.checkpoint import Ledger, layout
 from batchinfer.cli.calibrate import Rest, show_forecast
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
+from batchinfer.forecast.sample import Sample, read_sample
+from batchinfer.ledger import Ledger, layout
 from batchinfer.runner import vllm_factory
 from batchinfer.runner.factory import prompter_of
-from batchinfer.runner.sample import Sample, read_sample
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40

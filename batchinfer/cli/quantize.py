@@ -13,10 +13,10 @@ import click
 
 from batchinfer.engine.hardware import this_machine
 from batchinfer.errors import ConfigError, InputError, Stopped
+from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.quantization import RECIPES, Recipe
-from batchinfer.quantize.publish import is_there, publish_folder
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, local_path, open_store
@@ -116,7 +116,7 @@ def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str
 
 
 def _round(model: ModelFacts, target: Path, preset: str, bar: _Bar) -> None:
-    from batchinfer.quantize.checkpoint import round_to_nearest
+    from batchinfer.making.rounding_writer import round_to_nearest
 
     made = round_to_nearest(
         Path(model.path), target, preset, lambda done, total: bar.move(done / total)
@@ -127,8 +127,8 @@ def _round(model: ModelFacts, target: Path, preset: str, bar: _Bar) -> None:
 def _calibrate(
     model: ModelFacts, target: Path, recipe: Recipe, texts: list[str], bar: _Bar
 ) -> None:
-    from batchinfer.quantize.calibrated import calibrate
-    from batchinfer.quantize.environment import llm_compressor_python
+    from batchinfer.making.calibrated import calibrate
+    from batchinfer.making.environment import llm_compressor_python
 
     is_cpu = this_machine().device != "cuda"
     python = llm_compressor_python(is_cpu=is_cpu, on_step=bar.say)

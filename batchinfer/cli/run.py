@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from batchinfer.checkpoint import layout
 from batchinfer.cli.places import explained_places
 from batchinfer.config import load_job
 from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, Stopped, exit_code_of
+from batchinfer.ledger import layout
 from batchinfer.runner import (
     EngineFactory,
     RunContext,

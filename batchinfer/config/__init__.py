@@ -1,12 +1,7 @@
 """The job: its models, loading with overrides, JSON Schema. Imports only pydantic and yaml."""
 
 from batchinfer.config.deciding import deciding_keys, deciding_values, without_defaults
-from batchinfer.config.generation import (
-    EngineSettings,
-    ModelSettings,
-    SamplingSettings,
-    StructuredSettings,
-)
+from batchinfer.config.engine import EngineSettings
 from batchinfer.config.job import (
     CheckpointSettings,
     InputSettings,
@@ -19,6 +14,8 @@ from batchinfer.config.job import (
     S3Settings,
 )
 from batchinfer.config.load import LoadedJob, explain, load_job
+from batchinfer.config.model import ModelSettings
+from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
 from batchinfer.config.values import thaw
 

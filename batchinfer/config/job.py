@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from batchinfer.config.generation import EngineSettings, ModelSettings, SamplingSettings
+from batchinfer.config.engine import EngineSettings
+from batchinfer.config.model import ModelSettings
+from batchinfer.config.sampling import SamplingSettings
 from batchinfer.config.section import (
     Section,
     decides_results,

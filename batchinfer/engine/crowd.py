@@ -12,15 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.hardware import (
-    Gpu,
-    GpuProcess,
-    gpus,
-    own_pids,
-    process_name,
-    this_machine,
-)
-from batchinfer.engine.memory import (
+from batchinfer.engine.fit import (
     GIB,
     MOST_UTILIZATION,
     RESERVED_BYTES,
@@ -29,6 +21,14 @@ from batchinfer.engine.memory import (
     estimate_of,
     gib,
     room_of,
+)
+from batchinfer.engine.hardware import (
+    Gpu,
+    GpuProcess,
+    gpus,
+    own_pids,
+    process_name,
+    this_machine,
 )
 from batchinfer.errors import ConfigError, MemoryHeld
 

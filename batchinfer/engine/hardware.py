@@ -15,7 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from batchinfer.engine.cpu_library import cpu_library
+from batchinfer.engine.vllm.cpu_library import cpu_library
 from batchinfer.quantization import TABLE, Device, Machine
 
 _Capability = tuple[int, int]

@@ -2,6 +2,6 @@
 
 from batchinfer.model.facts import ModelFacts, read_model
 from batchinfer.model.lora import Lora
-from batchinfer.model.memory import Needs
+from batchinfer.model.needs import Needs
 
 __all__ = ["Lora", "ModelFacts", "Needs", "read_model"]

@@ -25,7 +25,7 @@ from batchinfer.model.folder import (
     resolve_folder,
 )
 from batchinfer.model.lora import Lora, check_beside, read_lora
-from batchinfer.model.memory import Needs, needs_of
+from batchinfer.model.needs import Needs, needs_of
 from batchinfer.model.shape import DTYPE_BYTES, kv_bytes_per_token, shape_of, text_config
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights

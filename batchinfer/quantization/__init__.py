@@ -14,7 +14,7 @@ before a weight is read:
 `model.kv_cache_dtype` is kept by a table of its own (`kv_cache`), in the same way; what
 `model.dtype: auto` means on a machine is in `dtypes`.
 
-What really runs is counted by the engine once the model is loaded (`engine/vllm_layers`): a name
+What really runs is counted by the engine once the model is loaded (`engine/vllm/layers`): a name
 that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
 
 Doctor, explain, the table in the docs and the errors are made from the records, so that none of

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from batchinfer.checkpoint import Ledger, layout, records
 from batchinfer.config import Job
 from batchinfer.engine.hardware import this_machine
+from batchinfer.ledger import Ledger, layout, records
 from batchinfer.model import ModelFacts
 from batchinfer.quantization import Begun, lacks_arithmetic
 from batchinfer.runner.factory import model_of

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.ledger import Ledger, Survey, layout, records
 from batchinfer.prompt import check_references, check_type, prompt_columns
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs

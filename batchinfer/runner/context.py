@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from batchinfer.checkpoint import Lease, layout, records
 from batchinfer.errors import BatchInferError, LeaseLost
+from batchinfer.ledger import Lease, layout, records
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.session import Session

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.checkpoint import layout, records
 from batchinfer.errors import RepeatedDeath
+from batchinfer.ledger import layout, records
 from batchinfer.runner.session import RunOptions, Session
 
 _MAX_NAMED_ROWS = 20

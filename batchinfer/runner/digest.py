@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.checkpoint import records
 from batchinfer.config import Job, deciding_values, without_defaults
-from batchinfer.engine.vllm_options import deciding_options
+from batchinfer.engine.vllm.options import deciding_options
+from batchinfer.ledger import records
 from batchinfer.model import ModelFacts
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import Shard

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
-from batchinfer.engine.compiler import check_compiler
 from batchinfer.engine.crowd import look_at_devices
+from batchinfer.engine.fit import check_offload
 from batchinfer.engine.hardware import this_machine
-from batchinfer.engine.memory import check_offload
-from batchinfer.engine.vllm_options import check_options
-from batchinfer.engine.vllm_phases import told_phases
+from batchinfer.engine.vllm.compiler import check_compiler
+from batchinfer.engine.vllm.options import check_options
+from batchinfer.engine.vllm.phases import told_phases
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
@@ -45,9 +45,9 @@ def vllm_factory() -> EngineFactory:
 
 def _prepare(job: Job, model: ModelFacts) -> None:
     """Set the environment; and look at the devices before half a minute of imports."""
-    from batchinfer.engine.installation import check_installation, check_variables
-    from batchinfer.engine.vllm_setup import prepare_environment
-    from batchinfer.engine.vllm_sizes import expected_sizes
+    from batchinfer.engine.vllm.installation import check_installation, check_variables
+    from batchinfer.engine.vllm.setup import prepare_environment
+    from batchinfer.engine.vllm.sizes import expected_sizes
 
     check_installation()
     check_variables()
@@ -57,13 +57,13 @@ def _prepare(job: Job, model: ModelFacts) -> None:
 
 
 def _load() -> None:
-    from batchinfer.engine.vllm import import_engine
+    from batchinfer.engine.vllm.engine import import_engine
 
     import_engine()
 
 
 def _build(job: Job, model: ModelFacts) -> Engine:
-    from batchinfer.engine.vllm import build_vllm_engine
+    from batchinfer.engine.vllm.engine import build_vllm_engine
 
     return build_vllm_engine(engine_settings(job, _with_checkpoint(model)))
 
@@ -72,7 +72,7 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
     """The facts with the folder to load: the model's own, or what is made of it once."""
     if model.made_by is None:
         return model
-    from batchinfer.quantize.cached import cached_checkpoint
+    from batchinfer.making.cached import cached_checkpoint
 
     folder = cached_checkpoint(model)
     return replace(model, path=str(folder), weights_bytes=read_weights(folder).size_bytes)

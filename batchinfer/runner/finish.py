@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
-from batchinfer.checkpoint import Totals, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows, TransientError
+from batchinfer.ledger import Totals, layout, records
 from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session

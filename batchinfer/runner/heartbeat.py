@@ -11,8 +11,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from batchinfer.checkpoint import Lease
 from batchinfer.errors import BatchInferError, LeaseHeld, LeaseLost
+from batchinfer.ledger import Lease
 
 logger = logging.getLogger("batchinfer.runner")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.errors import ConfigError
+from batchinfer.ledger import Ledger, Survey, layout, records
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store, open_store, split_url
 

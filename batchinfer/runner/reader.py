@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.checkpoint import Keys, Ledger, PartId, Survey
 from batchinfer.config import Job
 from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, RowError
+from batchinfer.ledger import Keys, Ledger, PartId, Survey
 from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, Prompter
 from batchinfer.runner.carried import Carrier

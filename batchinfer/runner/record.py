@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchinfer.checkpoint import Ledger, Survey, layout, records
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, TransientError
+from batchinfer.ledger import Ledger, Survey, layout, records
 from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.carried import RECORD_KEY, to_text
 from batchinfer.runner.checks import other_settings

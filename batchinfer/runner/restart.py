@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from batchinfer.checkpoint import Lease, Survey, layout, records
+from batchinfer.ledger import Lease, Survey, layout, records
 from batchinfer.storage import Store
 
 logger = logging.getLogger("batchinfer.runner")

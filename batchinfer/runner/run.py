@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 
 from batchinfer import __version__
-from batchinfer.checkpoint import Lease
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
+from batchinfer.ledger import Lease
 from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.context import RunContext, release, write_status
@@ -28,7 +28,7 @@ from batchinfer.runner.factory import EngineFactory, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
-from batchinfer.runner.memory import bound_arenas
+from batchinfer.runner.malloc import bound_arenas
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.record import restore

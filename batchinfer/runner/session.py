@@ -17,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from batchinfer import __version__
-from batchinfer.checkpoint import (
+from batchinfer.config import Job, S3Settings
+from batchinfer.errors import ConfigError, InputError, TransientError
+from batchinfer.ledger import (
     Holder,
     Lease,
     Ledger,
@@ -27,8 +29,6 @@ from batchinfer.checkpoint import (
     layout,
     records,
 )
-from batchinfer.config import Job, S3Settings
-from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.model import ModelFacts
 from batchinfer.runner.carried import RECORD_KEY, carried_columns, carried_schema, to_text
 from batchinfer.runner.checks import (

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.checkpoint import Ledger, PartId, Totals, count_results
 from batchinfer.errors import InputError
-from batchinfer.runner.memory import return_freed_pages
+from batchinfer.ledger import Ledger, PartId, Totals, count_results
+from batchinfer.runner.malloc import return_freed_pages
 from batchinfer.sink import Result, build_table
 from batchinfer.sink.table import Detokenize
 from batchinfer.telemetry import Counters

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from batchinfer.checkpoint import Totals
+    from batchinfer.ledger import Totals
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
-from batchinfer.checkpoint.layout import status_key
+from batchinfer.ledger.layout import status_key
 from benchmarks.common import ROOT
 from benchmarks.peers.events import told
 from benchmarks.peers.work import (

@@ -59,8 +59,8 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
 
 def _generator(settings: Any) -> Callable[[list[Any]], list[Any]]:
     """Prompts -> completions."""
-    from batchinfer.engine.vllm import shared_params
-    from batchinfer.engine.vllm_setup import engine_arguments, prepare_platform
+    from batchinfer.engine.vllm.engine import shared_params
+    from batchinfer.engine.vllm.setup import engine_arguments, prepare_platform
 
     prepare_platform(settings)
     from vllm import LLM

@@ -3,7 +3,7 @@
 In such a process vLLM loads the library of the CPU named (tests/support/other_cpu), and torch and
 oneDNN, whose own variables are set, choose kernels of its instruction sets. To start one:
 
-    python -m tests.support.cpus avx2 pytest tests/test_kv_cache.py
+    python -m tests.support.cpus avx2 pytest tests/quantization/test_kv_cache.py
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def runs_here(name: str) -> bool:
 #: Whether this machine's CPU computes in it, so that `model.dtype: auto` takes it.
 HAS_BFLOAT16 = not lacks_arithmetic("bfloat16", this_machine())
 
-#: For tests of what vLLM has no kernels for without AVX-512; tests/test_cpus.py has the refusals.
+#: For tests of what vLLM has no kernels for without AVX-512; the refusals of it are in
+#: tests/engine/vllm/test_cpus.py.
 needs_avx512 = pytest.mark.skipif(
     "avx512f" not in this_machine().cpu_flags, reason="vLLM has no kernels for it without AVX-512"
 )

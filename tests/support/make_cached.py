@@ -19,10 +19,10 @@ from collections.abc import Callable
 
 from transformers import AutoModelForCausalLM  # noqa: F401 - for the children
 
+from batchinfer.making import rounding_writer as checkpoint
+from batchinfer.making.cached import cached_checkpoint
 from batchinfer.model import read_model
 from batchinfer.quantization import Machine
-from batchinfer.quantize import checkpoint
-from batchinfer.quantize.cached import cached_checkpoint
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
 OTHER_METHOD = "int4"

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from batchinfer.cli import main
-from batchinfer.engine.vllm_setup import prepare_environment
+from batchinfer.engine.vllm.setup import prepare_environment
 
 
 def run_many(
@@ -63,7 +63,7 @@ def run_in_fork(job: str) -> tuple[int, str]:
 
 if __name__ == "__main__":
     prepare_environment(weights_bytes=0, is_local_model=True)
-    from batchinfer.engine.vllm import import_engine
+    from batchinfer.engine.vllm.engine import import_engine
 
     import_engine()
     for path in sys.argv[1:]:

@@ -28,8 +28,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from batchinfer.engine.vllm_bitsandbytes import BitsAndBytesConfig
-from batchinfer.engine.vllm_bitsandbytes_files import dequantized
+from batchinfer.engine.vllm.bitsandbytes import BitsAndBytesConfig
+from batchinfer.engine.vllm.bitsandbytes_files import dequantized
 from tests.support.checkpoints import KINDS
 
 NUM_WORKERS = 2

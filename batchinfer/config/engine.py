@@ -1,0 +1,50 @@
+"""Which engine, and how it is sized.
+
+Must not know: engines themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from batchinfer.config.model import ModelSettings
+from batchinfer.config.section import Section, decides_results, key_error
+from batchinfer.config.values import FrozenMapping, PositiveOrAuto, ShareOrAuto
+
+
+class EngineSettings(Section):
+    """How the engine is sized. Texts do not depend on it, beyond rounding."""
+
+    name: Literal["vllm"] = Field(default="vllm", description="Which engine.")
+    max_num_seqs: PositiveOrAuto = Field(
+        default="auto", description="Most sequences that run at once; auto: by the device."
+    )
+    max_num_batched_tokens: PositiveOrAuto = Field(
+        default="auto", description="Most tokens in one engine step; auto: by the device."
+    )
+    gpu_memory_utilization: ShareOrAuto = Field(
+        default="auto",
+        description="Share of the GPU's memory that the engine may use; auto: 0.9, or what other "
+        "processes leave.",
+    )
+    options: FrozenMapping = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Other vLLM engine arguments by name, such as enforce_eager: true. What only "
+        "sizes, places or watches the engine may change between runs.",
+        json_schema_extra=decides_results(),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSettings:
+        own = {"model": "model.path"}
+        own |= {key: f"model.{key}" for key in ModelSettings.model_fields if key != "path"}
+        own |= {key: f"engine.{key}" for key in EngineSettings.model_fields if key != "options"}
+        for option in self.options:
+            if option in own:
+                raise key_error(f"options.{option}", f"has its own setting: use {own[option]}")
+            if option == "hf_token":
+                raise key_error("options.hf_token", "is a secret; set HF_TOKEN in the environment")
+        return self

@@ -1,0 +1,180 @@
+"""Which model, and in which precision.
+
+Must not know: engines, contents of model folders.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal, get_args
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from batchinfer.config.section import Section, decides_results, key_error
+from batchinfer.config.values import MAX_COUNT, LocalOrHub, Text, Tuple, shown
+from batchinfer.quantization import meant_by
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+#: What each means and needs: batchinfer/quantization/table.py. A test holds the two together.
+QuantizationName = Literal[
+    "none",
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "fp8",
+    "fp4",
+    "awq",
+    "gptq",
+    "nf4",
+    "qtip",
+    "exl3",
+    "gguf",
+]
+
+
+def _known_name(name: object, *, may_be_auto: bool = True) -> object:
+    """Refuse another program's word with the name that means it. What is unknown is left as is."""
+    is_word = isinstance(name, str) and name not in get_args(QuantizationName)
+    meant = meant_by(str(name)) if is_word else None
+    if meant is None or (meant == "auto" and not may_be_auto):
+        return name
+    what = "which takes what the checkpoint is" if meant == "auto" else "the name for it here"
+    raise ValueError(f"write {meant}, {what}, got {shown(name)}")
+
+
+Quantization = Annotated[Literal["auto", QuantizationName], BeforeValidator(_known_name)]
+_Fallback = Annotated[QuantizationName, BeforeValidator(partial(_known_name, may_be_auto=False))]
+#: What each means and needs: batchinfer/quantization/kv_cache.py.
+KvCacheDtype = Literal[
+    "auto",
+    "fp8",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8_per_token_head",
+    "int4_per_token_head",
+]
+
+_DTYPE_NAMES: dict[object, Dtype] = {
+    "float": "float32",
+    "fp32": "float32",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+_DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+_MAX_GIB = 1e6
+
+
+class ModelSettings(Section):
+    """Which model, and in which precision."""
+
+    path: LocalOrHub = Field(
+        description="Model folder, or a hub name where there is network.",
+        json_schema_extra=decides_results("content"),
+    )
+    tokenizer: LocalOrHub | None = Field(
+        default=None,
+        description="Tokenizer folder or hub name; null means the model's.",
+        json_schema_extra=decides_results("content"),
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="Branch, tag or commit of a hub model; null means its default branch.",
+    )
+    quantization: Quantization = Field(
+        default="auto",
+        description="auto: as the checkpoint says; none: unquantized; fp32, fp16, bf16: "
+        "unquantized in that precision; fp8: a checkpoint, or on the fly; the others: a "
+        "checkpoint of that kind (docs/quantization.md).",
+        json_schema_extra=decides_results("resolved"),
+    )
+    quantization_fallback: Annotated[tuple[_Fallback, ...], Tuple] = Field(
+        default=(),
+        description="Names to take instead, the first that this machine can run, where it cannot "
+        "run the one above.",
+    )
+    dtype: Annotated[
+        Dtype,
+        BeforeValidator(
+            lambda name: _DTYPE_NAMES.get(name, name) if isinstance(name, str) else name
+        ),
+        WithJsonSchema({"enum": ["auto", "float32", "float16", "bfloat16", *_DTYPE_NAMES]}),
+    ] = Field(
+        default="auto",
+        description="Precision of weights and activations; auto: the model's, float32 on a CPU "
+        "that is slow in it, or what the output was begun in.",
+        json_schema_extra=decides_results("resolved"),
+    )
+    kv_cache_dtype: Annotated[
+        KvCacheDtype,
+        BeforeValidator(lambda name: "fp8" if name == "fp8_e4m3" else name),
+        WithJsonSchema({"enum": [*get_args(KvCacheDtype), "fp8_e4m3"]}),
+    ] = Field(
+        default="auto",
+        description="What keys and values of past tokens are stored in; auto: model.dtype, or as "
+        "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",
+        json_schema_extra=decides_results(),
+    )
+    lora: LocalOrHub | None = Field(
+        default=None,
+        description="Folder or hub name of a LoRA adapter that every row is computed with.",
+        json_schema_extra=decides_results("content"),
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_COUNT,
+        description="Longest prompt + completion in tokens; null means the model's.",
+        json_schema_extra=decides_results("resolved"),
+    )
+    save_mode: bool = Field(
+        default=False,
+        description="On a GPU: keep KV cache that has no room there in the host's memory.",
+    )
+    save_mode_gib: float | None = Field(
+        default=None,
+        gt=0,
+        le=_MAX_GIB,
+        description="GiB of the host's memory for save_mode; null: a quarter of what is free.",
+    )
+    cpu_offload_gib: float = Field(
+        default=0.0,
+        ge=0,
+        le=_MAX_GIB,
+        description="GiB of weights, for each GPU, that stay in the host's memory and are read "
+        "from there in every step.",
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, le=MAX_COUNT, description="Number of GPUs that share the model."
+    )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with the model. Only for models you trust.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        for name in (self.quantization, *self.quantization_fallback):
+            wanted = _DTYPE_OF_QUANTIZATION.get(name)
+            if wanted is not None and self.dtype not in ("auto", wanted):
+                raise key_error(
+                    "dtype", f"{self.dtype} contradicts quantization {name}; give only one"
+                )
+        if self.save_mode_gib is not None and not self.save_mode:
+            raise key_error("save_mode_gib", "is the size of save_mode: set that to true")
+        if self.quantization_fallback and self.quantization == "auto":
+            raise key_error(
+                "quantization_fallback", "needs a quantization by name to fall back from, not auto"
+            )
+        return self
+
+    @property
+    def resolved_dtype(self) -> Dtype:
+        """The dtype asked for by `dtype` or by a `quantization` that names one; else auto."""
+        return _DTYPE_OF_QUANTIZATION.get(self.quantization, self.dtype)

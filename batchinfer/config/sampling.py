@@ -1,0 +1,146 @@
+"""How tokens are chosen, and what form a completion must have.
+
+Must not know: engines themselves (the ranges are vLLM's, its package is not imported), rows, files.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.values import MAX_COUNT, FrozenMapping, OneOrMoreTexts, Text, Texts, Tuple
+
+_CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
+
+
+class StructuredSettings(Section):
+    """What form every completion must have."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one(_CONSTRAINTS))
+
+    json_schema: FrozenMapping | None = Field(
+        default=None, description="JSON Schema; the completion is a JSON document that fits it."
+    )
+    regex: Text | None = Field(
+        default=None, description="Regular expression that the whole completion matches."
+    )
+    choice: Texts | None = Field(
+        default=None, description="The completion is one of these texts.", min_length=1
+    )
+    grammar: Text | None = Field(
+        default=None, description="Context-free grammar in EBNF that derives the completion."
+    )
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, regex: str | None) -> str | None:
+        if regex is not None:
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of what another Python may read
+                    re.compile(regex)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"is not a valid regular expression: {error}") from None
+        return regex
+
+    @model_validator(mode="after")
+    def _check(self) -> StructuredSettings:
+        require_exactly_one(self, _CONSTRAINTS)
+        return self
+
+
+class SamplingSettings(Section):
+    """How tokens are chosen. Ranges are vLLM's; the defaults do not depend on the model."""
+
+    max_tokens: int = Field(
+        default=256, ge=1, le=MAX_COUNT, description="Longest completion, in tokens."
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, le=2, description="Randomness; 0 is greedy, else from 0.01 to 2."
+    )
+    top_p: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Smallest set of tokens with this probability; 1 is off.",
+    )
+    top_k: int = Field(
+        default=0,
+        ge=-1,
+        le=MAX_COUNT,
+        description="Number of likeliest tokens to choose from; 0 is off.",
+    )
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Least probability relative to the likeliest token; 0 is off.",
+    )
+    presence_penalty: float = Field(
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Penalty for tokens that the completion already has; 0 is off.",
+    )
+    frequency_penalty: float = Field(
+        default=0.0,
+        ge=-2,
+        le=2,
+        description="Penalty for each earlier use in the completion; 0 is off.",
+    )
+    repetition_penalty: float = Field(
+        default=1.0,
+        ge=1e-6,
+        le=1e6,
+        description="Factor against tokens in prompt and completion so far; 1 is off.",
+    )
+    stop: OneOrMoreTexts = Field(
+        default=(), description="Texts that end the completion (not included)."
+    )
+    stop_token_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Tuple] = Field(
+        default=(), description="Token ids that end the completion, besides the model's own."
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**63 - 1,
+        description="Makes sampling repeatable: each row gets a seed derived from it; null: random",
+    )
+    n: int = Field(default=1, ge=1, le=16384, description="Number of completions for each row.")
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=20,
+        description="Number of likeliest tokens with logprobs at each position; 0: only the chosen "
+        "token's; null: none.",
+    )
+    prompt_logprobs: bool = Field(
+        default=False, description="Also the logprob of each prompt token."
+    )
+    ignore_eos: bool = Field(
+        default=False, description="Go on to max_tokens past the end-of-text token (benchmarks)."
+    )
+    structured: StructuredSettings | None = Field(
+        default=None, description="Constrain the form of the completion; null is free text."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplingSettings:
+        if self.n > 1 and self.is_greedy:
+            raise key_error(
+                "n", f"{self.n} samples need temperature > 0 (greedy samples would be equal)"
+            )
+        if 0 < self.temperature < 0.01:
+            raise key_error(
+                "temperature",
+                f"must be 0 or at least 0.01, got {self.temperature} (vLLM would raise it to 0.01)",
+            )
+        return self
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken: equal prompts have equal completions."""
+        return self.temperature == 0

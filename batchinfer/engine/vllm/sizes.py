@@ -1,0 +1,147 @@
+"""How large vLLM's engine is made: sequences and tokens of a step, memory, KV cache on a CPU.
+
+Must not know: options that are not sizes, requests.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.fit import (
+    BLOCK_TOKENS,
+    GIB,
+    MOST_UTILIZATION,
+    auto_sizes,
+    auto_utilization,
+    device_memory,
+    gib,
+)
+from batchinfer.engine.hardware import available_memory_bytes, gpus, this_machine
+from batchinfer.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+#: Zeroing the KV cache is part of a start on the CPU, 1 to 2 s for each GiB (two cores): it grows
+#: with the weights, and a small model does not wait for room that its requests never fill.
+MIN_CPU_KV_CAP_BYTES = GIB // 2
+CPU_KV_CAP_WEIGHTS = 4
+
+
+def default_sizes(num_devices: int) -> tuple[int, int]:
+    """max_num_seqs, max_num_batched_tokens of vLLM's own `LLM` class on this hardware.
+
+    An engine built without a usage context would get 128 and 2048 everywhere. They are upper
+    bounds: the scheduler runs what the KV cache has room for.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    of_tokens, of_seqs = EngineArgs.get_batch_defaults(num_devices)
+    return of_seqs[UsageContext.LLM_CLASS], of_tokens[UsageContext.LLM_CLASS]
+
+
+def needs_whole_prompts(settings: EngineSettings, *, is_cpu: bool) -> bool:
+    """Whether a prompt is computed in one step: vLLM cannot rewind a CPU's random state."""
+    is_whole = is_cpu and settings.sampling.uses_seeds
+    return settings.options.get("enable_chunked_prefill", not is_whole) is False
+
+
+def fit_sizes(
+    settings: EngineSettings, defaults: tuple[int, int], *, is_whole: bool
+) -> tuple[int, int]:
+    """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other.
+
+    `defaults` are the device's; `is_whole`: prompts are computed in one step. Raises ConfigError.
+    """
+    max_num_seqs, max_num_batched_tokens = defaults
+    if settings.max_num_seqs is not None:
+        max_num_seqs = settings.max_num_seqs
+    elif settings.max_num_batched_tokens is not None:
+        max_num_seqs = min(max_num_seqs, settings.max_num_batched_tokens)
+    if settings.max_num_batched_tokens is None:
+        max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
+        if is_whole:
+            max_num_batched_tokens = max(max_num_batched_tokens, settings.max_model_len)
+        return max_num_seqs, max_num_batched_tokens
+    max_num_batched_tokens = settings.max_num_batched_tokens
+    if is_whole and max_num_batched_tokens < settings.max_model_len:
+        raise ConfigError(
+            f"engine.max_num_batched_tokens is {max_num_batched_tokens}, but prompts are read "
+            f"whole (sampling.seed on a CPU, or enable_chunked_prefill: false): set it to auto, or "
+            f"to at least model.max_model_len, {settings.max_model_len}"
+        )
+    return max_num_seqs, max_num_batched_tokens
+
+
+def expected_sizes(settings: EngineSettings) -> tuple[int, int]:
+    """`fit_sizes` on this machine, known without vLLM."""
+    is_cpu = this_machine().device == "cpu"
+    defaults = auto_sizes(gpus(), is_cpu=is_cpu)
+    return fit_sizes(settings, defaults, is_whole=needs_whole_prompts(settings, is_cpu=is_cpu))
+
+
+def explain_sizes(
+    settings: EngineSettings,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_tokens: int | None,
+) -> str:
+    """What the sizes are, and why; and how long sequences may be if so many are to run at once."""
+    default_seqs, default_tokens = default_sizes(settings.tensor_parallel_size)
+    words = []
+    for name, asked, size, default in (
+        ("max_num_seqs", settings.max_num_seqs, max_num_seqs, default_seqs),
+        (
+            "max_num_batched_tokens",
+            settings.max_num_batched_tokens,
+            max_num_batched_tokens,
+            default_tokens,
+        ),
+    ):
+        why = "vLLM's default on this hardware"
+        if asked is not None:
+            why = "the job's"
+        elif size != default:
+            why = f"auto: {default}, fitted to the job's other sizes"
+        words.append((f"{name} {size}", why))
+    if words[0][1] == words[1][1]:
+        words = [(", ".join(size for size, _ in words), why)]
+    sentences = [f"{size} ({why})" for size, why in words]
+    if kv_cache_tokens is not None:
+        num_tokens = min(kv_cache_tokens // max_num_seqs, settings.max_model_len)
+        sentences.append(
+            f"KV cache for {kv_cache_tokens} tokens: all {max_num_seqs} run while they have "
+            f"{num_tokens} tokens in the mean, else fewer"
+        )
+    return "; ".join(sentences)
+
+
+def utilization(settings: EngineSettings, *, is_cpu: bool) -> float:
+    """The job's; or what other processes leave of the device, which the log says."""
+    if settings.gpu_memory_utilization is not None:
+        return settings.gpu_memory_utilization
+    if is_cpu:
+        return MOST_UTILIZATION  # without effect: the KV cache has a size of its own
+    memory = device_memory(settings.tensor_parallel_size, is_cpu=False)
+    share = auto_utilization(memory)
+    if memory is not None and share < MOST_UTILIZATION:
+        log.warning(
+            "gpu_memory_utilization auto is %.2f: other processes hold memory of the GPU, %s of %s "
+            "are free",
+            share,
+            gib(memory.free_bytes),
+            gib(memory.total_bytes),
+        )
+    else:
+        log.info("gpu_memory_utilization auto is %.2f", share)
+    return share
+
+
+def cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:
+    """Room for every sequence at its longest, within the caps; at least for one sequence."""
+    blocks_per_sequence = -(-settings.max_model_len // BLOCK_TOKENS) + 1
+    sequence_bytes = blocks_per_sequence * BLOCK_TOKENS * settings.kv_bytes_per_token
+    cap = max(MIN_CPU_KV_CAP_BYTES, CPU_KV_CAP_WEIGHTS * settings.weights_bytes)
+    cap = min(cap, available_memory_bytes() // 4)
+    return max(sequence_bytes, min(max_num_seqs * sequence_bytes, cap))

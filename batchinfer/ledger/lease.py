@@ -1,0 +1,187 @@
+"""One live run on an output (or on one slice of it). Saves work; correctness rests on the four
+rules.
+
+Local: `flock`. Elsewhere numbered objects `<name>-000007.json`: the highest number holds the lease;
+taking over is creating the next number, which one contender wins. Each object has one writer, its
+holder. Must not know: what the lease protects.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from batchinfer.errors import LeaseHeld
+from batchinfer.ledger.holder import Holder, refusal
+from batchinfer.ledger.layout import LEASES_PREFIX
+from batchinfer.ledger.lease_local import acquire_local, count_of
+from batchinfer.storage import Store
+
+WHOLE = "all"
+#: How long another host's holder is watched for a sign of life before its lease is taken over.
+WATCH_S = 30.0
+_POLL_S = 2.0
+_OBJECT_NAME = re.compile(r"(all|\d+-of-\d+)-(\d{6,})\.json")
+
+
+class Lease(Protocol):
+    def beat(self) -> None:
+        """Show life; call every 10 s. Raises LeaseHeld if somebody else took over, LeaseLost."""
+
+    def check(self) -> None:
+        """Raise LeaseLost if it can be seen without a request that the lease is gone."""
+
+    def release(self) -> None:
+        """Give the lease back. Idempotent."""
+
+
+def acquire_lease(
+    store: Store,
+    name: str,
+    holder: Holder,
+    *,
+    single_writer: bool = False,
+    watch_s: float = WATCH_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Lease:
+    """Take the lease `name`: "all", or "<i>-of-<n>" which excludes itself, "all" and slices of
+    another n.
+
+    Raises LeaseHeld, naming the holder, if a live run is in the way. `single_writer`: promised, so
+    a file system without locks will do.
+    """
+    if store.is_local:
+        folder = Path(store.url) / LEASES_PREFIX
+        return acquire_local(folder, name, holder, whole=WHOLE, single_writer=single_writer)
+    return _acquire_object(store, name, holder, watch_s, sleep)
+
+
+class _ObjectLease:
+    def __init__(self, store: Store, name: str, number: int, holder: Holder) -> None:
+        self._store = store
+        self._name = name
+        self._number = number
+        self._holder = holder
+        self._counter = 0
+        self._is_released = False
+        self._lock = threading.Lock()  # a beat in flight must not overwrite the release
+
+    @property
+    def key(self) -> str:
+        return _object_key(self._name, self._number)
+
+    def record(self) -> bytes:
+        record = asdict(self._holder)
+        record |= {"counter": self._counter, "released": self._is_released}
+        return json.dumps(record).encode()
+
+    def create(self) -> bool:
+        return self._store.create(self.key, self.record())
+
+    def beat(self) -> None:
+        if self._is_released:
+            return
+        if _newest(self._store).get(self._name, self._number) > self._number:
+            other = _read_object(self._store, self._name, self._number + 1)
+            raise refusal(self._store.url, other[0] if other else None)
+        with self._lock:
+            if not self._is_released:
+                self._counter += 1
+                self._store.put(self.key, self.record())
+
+    def check(self) -> None:
+        """Nothing to see without a request."""
+
+    def release(self) -> None:
+        with self._lock:
+            if not self._is_released:
+                self._is_released = True
+                self._store.put(self.key, self.record())
+
+    def forget_older(self) -> None:
+        self._store.delete(
+            [_object_key(self._name, n) for n in range(max(1, self._number - 3), self._number)]
+        )
+
+
+def _object_key(name: str, number: int) -> str:
+    return f"{LEASES_PREFIX}{name}-{number:06d}.json"
+
+
+def _newest(store: Store) -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for info in store.list(LEASES_PREFIX):
+        if match := _OBJECT_NAME.fullmatch(info.key.rsplit("/", 1)[-1]):
+            newest[match[1]] = max(newest.get(match[1], 0), int(match[2]))
+    return newest
+
+
+def _read_object(store: Store, name: str, number: int) -> tuple[Holder | None, int, bool] | None:
+    """(holder, counter, released); None if the object is gone."""
+    try:
+        record = json.loads(store.read(_object_key(name, number)))
+    except FileNotFoundError:
+        return None
+    counter, is_released = record.pop("counter", 0), record.pop("released", False)
+    return Holder.from_record(record), counter, is_released
+
+
+def _acquire_object(
+    store: Store, name: str, holder: Holder, watch_s: float, sleep: Callable[[float], None]
+) -> Lease:
+    while True:
+        newest = _newest(store)
+        number = newest.get(name, 0)
+        if number:
+            _refuse_if_alive(store, name, number, watch_s, sleep)
+        lease = _ObjectLease(store, name, number + 1, holder)
+        if lease.create():
+            break  # else somebody was faster: look at the new holder
+
+    def sleep_alive(seconds: float) -> None:
+        lease.beat()  # else whoever watches us meanwhile takes us for dead
+        sleep(seconds)
+
+    try:
+        # After our own is visible: of two runs that exclude each other at least one sees the other.
+        for other, number in _newest(store).items():
+            if other == name:
+                continue
+            if WHOLE in (other, name) or count_of(other) != count_of(name):
+                _refuse_if_alive(store, other, number, watch_s, sleep_alive)
+    except LeaseHeld:
+        lease.release()
+        raise
+    lease.forget_older()
+    return lease
+
+
+def _refuse_if_alive(
+    store: Store, name: str, number: int, watch_s: float, sleep: Callable[[float], None]
+) -> None:
+    """Return if the holder is dead or has released; raise LeaseHeld if it lives."""
+    first = _read_object(store, name, number)
+    waited_s = 0.0
+    while first is not None and not first[2]:
+        holder, counter, _ = first
+        is_dead = holder.is_dead_here() if holder else None
+        if is_dead is not None:
+            if is_dead:
+                return
+            raise refusal(store.url, holder)
+        if waited_s >= watch_s:
+            return
+        sleep(_POLL_S)
+        waited_s += _POLL_S
+        now = _read_object(store, name, number)
+        if now is None:
+            return
+        if now[1] != counter and not now[2]:
+            raise refusal(store.url, now[0])
+        first = now

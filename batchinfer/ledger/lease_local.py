@@ -1,0 +1,142 @@
+"""The lease of a local output: `flock`, which the kernel frees when its holder dies.
+
+`all.lock` is held exclusively by a run on the whole input and shared by slices, each of which also
+holds `<i>-of-<n>.lock`. Must not know: what the lease protects.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from batchinfer.errors import ConfigError, LeaseLost, TransientError
+from batchinfer.ledger.holder import Holder, refusal
+from batchinfer.storage.flock import FileLock, NoFileLocks, NoLockService
+
+#: How long a start that finds the lock taken waits for its holder to say who it is, or to end.
+_WAIT_S = 1.0
+_POLL_S = 0.05
+_PROMISE = "set output.single_writer: true and let only one run at a time work on it"
+
+
+class LocalLease:
+    def __init__(self, folder: Path, locks: list[FileLock]) -> None:
+        self._output = folder.parent.parent
+        self._locks = locks
+        self._is_released = False
+
+    def beat(self) -> None:
+        """Nothing to show, the kernel knows whether we live; but the files may be gone."""
+        self.check()
+
+    def check(self) -> None:
+        """Raise LeaseLost if another run could take the lease, because its files are gone."""
+        if not self._is_released and not all(lock.is_held() for lock in self._locks):
+            raise LeaseLost(
+                f"{self._output} was deleted, moved or replaced while this run worked on it, so "
+                "nothing more is written there. Start again: what is missing there is computed"
+            )
+
+    def release(self) -> None:
+        self._is_released = True
+        for lock in reversed(self._locks):
+            lock.release()
+
+
+class _Taken(Exception):
+    """Somebody else has a lock; `paths` are those that its holder may have written into."""
+
+    def __init__(self, where: str, paths: list[Path]) -> None:
+        self.where = where
+        self.paths = paths
+
+
+def acquire_local(
+    folder: Path, name: str, holder: Holder, *, whole: str, single_writer: bool
+) -> LocalLease:
+    """The lease `name`, of which `whole` is the one that excludes all others."""
+    deadline_s = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            locks = _take(folder, name, whole, single_writer)
+            break
+        except _Taken as taken:
+            other = _holder(taken.paths)
+            is_known = other is not None and other.is_dead_here() is not True
+            if is_known or time.monotonic() > deadline_s:
+                raise refusal(taken.where, other) from None
+        except NoFileLocks as error:
+            raise ConfigError(
+                f"{error}, so two runs on one output could not be told apart. Mount it with "
+                f"locks, choose another output.path, or {_PROMISE}"
+            ) from error
+        except NoLockService as error:
+            raise TransientError(
+                f"{error}. Start again when its lock service answers, or {_PROMISE}"
+            ) from error
+        time.sleep(_POLL_S)
+    lease = LocalLease(folder, locks)
+    try:
+        locks[-1].write(json.dumps(asdict(holder)).encode())
+    except BaseException:
+        lease.release()
+        raise
+    return lease
+
+
+def _take(folder: Path, name: str, whole: str, single_writer: bool) -> list[FileLock]:
+    """All locks of the lease `name`, or none. Raises _Taken."""
+    output = str(folder.parent.parent)
+    first = FileLock(folder / f"{whole}.lock", is_promised=single_writer)
+    if not first.acquire(shared=name != whole):
+        paths = [first.path] if name != whole else sorted(folder.glob("*.lock"))
+        raise _Taken(output, paths)
+    if name == whole:
+        return [first]
+    try:
+        own = FileLock(folder / f"{name}.lock", is_promised=single_writer)
+        if not own.acquire():
+            raise _Taken(f"slice {name} of {output}", [own.path])
+        if (other := _other_count(folder, name)) is not None:
+            own.release()
+            raise _Taken(f"slice {other.stem} of {output}", [other])
+    except BaseException:
+        first.release()
+        raise
+    return [first, own]
+
+
+def _other_count(folder: Path, name: str) -> Path | None:
+    """The lock of a live slice of another n: its shards and ours would overlap.
+
+    Looked for after taking our own, so of two that start together at least one sees the other.
+    """
+    for path in sorted(folder.glob("*-of-*.lock")):
+        if count_of(path.stem) == count_of(name):
+            continue
+        lock = FileLock(path, is_promised=True)
+        if not lock.acquire():
+            return path
+        lock.release()
+    return None
+
+
+def count_of(name: str) -> str:
+    """n of a slice's name."""
+    return name.rpartition("-of-")[2]
+
+
+def _holder(paths: list[Path]) -> Holder | None:
+    """Whoever of the lock files' writers still lives."""
+    holders = [found for path in paths if (found := _read_holder(path)) is not None]
+    alive = [found for found in holders if found.is_dead_here() is not True]
+    return next(iter(alive or holders), None)
+
+
+def _read_holder(path: Path) -> Holder | None:
+    try:
+        return Holder.from_record(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None

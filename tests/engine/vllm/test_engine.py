@@ -1,0 +1,790 @@
+"""The real engine on the demo model: what comes out of a request, what is refused, what dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import gc
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
+from batchinfer.engine.fit import GIB, Memory, auto_sizes
+from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.vllm import plugin as vllm_plugin
+from batchinfer.engine.vllm.errors import construction_error
+from batchinfer.engine.vllm.layers import whole_model
+from batchinfer.engine.vllm.setup import (
+    BITSANDBYTES_VARIABLE,
+    OWNER_PID_VARIABLE,
+    describe_devices,
+    engine_arguments,
+    prepare_environment,
+)
+from batchinfer.engine.vllm.sizes import default_sizes
+from batchinfer.errors import ConfigError, EngineDied, RowError
+from batchinfer.model import read_model
+
+pytestmark = [
+    pytest.mark.real_engine,
+    pytest.mark.xdist_group("engine"),  # one worker: its fixtures build an engine for the module
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
+]
+
+REPOSITORY = Path(__file__).parents[3]
+MODEL = str(REPOSITORY / "jobs" / "demo" / "model")
+EOS = 2
+SCORED = SamplingSettings(max_tokens=24, logprobs=2, prompt_logprobs=True)
+SETTINGS = EngineSettings(
+    model_path=MODEL,
+    tokenizer_path=MODEL,
+    dtype="float32",  # on the CPU bit-equal whatever shares a batch
+    max_model_len=256,
+    weights_bytes=13_906_376,
+    kv_bytes_per_token=6 * 2 * 2 * 64 * 4,
+    sampling=SCORED,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    prepare_environment(weights_bytes=SETTINGS.weights_bytes, is_local_model=True)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def with_sampling(**changes: Any) -> EngineSettings:
+    return dataclasses.replace(SETTINGS, sampling=SamplingSettings(**changes))
+
+
+def prompt(text: str) -> np.ndarray:
+    chat = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    return np.array(tokenizer().encode(chat).ids, np.int32)
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(f"{MODEL}/tokenizer.json")
+
+
+def text_of(completion: Completion) -> str:
+    ids = completion.token_ids[: completion.num_text_tokens]
+    return str(tokenizer().decode(ids.tolist()))
+
+
+def run(engine: Any, *requests: Request) -> dict[int, Completion]:
+    for request in requests:
+        engine.add(request)
+    completions = []
+    while engine.num_in_flight:
+        completions += engine.step()
+    return {c.key: c for c in completions}
+
+
+PROMPTS = [
+    prompt(f"Summarize this software package in one line.\n\n{description}")
+    for description in (
+        "This package installs the shared library of a program that streams music.",
+        "A tool that fetches configuration files and keeps them up to date on many hosts.",
+        "Documentation for a Python module that parses dates.",
+    )
+]
+
+
+def from_checkpoint(kind: str, weight: Any) -> Any:
+    """What the loader makes of a weight [out, in] in a checkpoint of this kind."""
+    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(weight)
+    named = [(f"layer.{name}", tensor) for name, tensor in pieces.items()]
+    ((name, whole),) = dequantized(reversed(named), kind.split("-")[1])
+    assert name == "layer.weight"
+    return whole
+
+
+def held(method: Any, weight: Any) -> Any:
+    """What a layer computes with after it was given `weight` [out, in]."""
+    import torch
+
+    layer = torch.nn.Module()
+    arrived = weight.to(method.dtype or torch.bfloat16)
+    layer.weight = torch.nn.Parameter(arrived, requires_grad=False)
+    method.quantize(layer, layer.weight.data)
+    return method.apply(layer, torch.eye(weight.shape[1])).T
+
+
+def bits4(quant_type: str = "nf4", *, is_checkpoint: bool) -> Any:
+    from batchinfer.engine.vllm.bitsandbytes import Bits4LinearMethod, BitsAndBytesConfig
+
+    return Bits4LinearMethod(BitsAndBytesConfig(quant_type, is_checkpoint=is_checkpoint))
+
+
+def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    whole = from_checkpoint("bnb-nf4-nested", torch.randn(128, 256))
+    assert torch.equal(held(bits4(is_checkpoint=True), whole), whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "weight_format", "words"),
+    [
+        (
+            "bnb-nf4",
+            "fp4",
+            0,
+            "layer.weight is stored as nf4 .*, config.json says fp4",
+        ),
+        ("bnb-nf4", "int8", 0, "stored as nf4 .* says int8"),
+        ("bnb-int8", "nf4", 0, "stored as int8 .* says nf4"),
+        ("bnb-int8", "int8", 2, r"stored in tiles \(weight_format 2\)"),
+    ],
+)
+def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
+    kind: str, said: str, weight_format: int, words: str
+) -> None:
+    import torch
+
+    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+    from tests.support.checkpoints import KINDS
+
+    pieces = KINDS[kind].pack(torch.randn(128, 64))
+    if "weight_format" in pieces:
+        pieces["weight_format"] += weight_format
+    with pytest.raises(ValueError, match=words):
+        list(dequantized(((f"layer.{name}", piece) for name, piece in pieces.items()), said))
+
+
+def test_a_layer_of_one_input_beside_packed_weights_is_as_it_is_stored() -> None:
+    import torch
+
+    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+
+    weight = torch.randn(64, 1).bfloat16()
+    ((name, found),) = dequantized([("gate.weight", weight)], "nf4")
+    assert name == "gate.weight" and torch.equal(found, weight)
+
+
+@pytest.mark.parametrize("num_in", [1024, 608, 600])  # of blocks of 64: whole, by 16, by 8
+def test_four_bits_cost_the_same_whether_or_not_a_row_is_whole_blocks(num_in: int) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    weight = torch.randn(96, num_in)
+    assert 0.08 < (held(bits4(is_checkpoint=False), weight) - weight).norm() / weight.norm() < 0.1
+    for kind in ("bnb-nf4", "bnb-nf4-nested", "bnb-nf4-bf16", "bnb-fp4"):
+        whole = from_checkpoint(kind, weight)
+        assert 0.08 < (whole - weight).norm() / weight.norm() < 0.13
+        method = bits4(kind.removeprefix("bnb-").partition("-")[0], is_checkpoint=True)
+        assert torch.equal(held(method, whole), whole)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_skipped"),
+    [
+        ("vision_tower.vision_model.encoder.layers.0.mlp.fc1", True),
+        ("language_model.model.layers.3.mlp.gate_up_proj", True),
+        ("language_model.model.layers.3.self_attn.qkv_proj", False),
+        ("language_model.model.layers.30.mlp.gate_up_proj", False),
+        ("language_model.model.layers.5.self_attn.qkv_proj", True),
+        ("multi_modal_projector.linear_1", True),
+        ("language_model.lm_head", True),
+    ],
+)
+def test_what_a_bitsandbytes_checkpoint_skips_is_found_by_vllms_names(
+    prefix: str, is_skipped: bool
+) -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    from batchinfer.engine.vllm.bitsandbytes import BitsAndBytesConfig
+
+    # Those of vLLM's Gemma3ForConditionalGeneration.
+    prefixes = {
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    }
+    skipped = [
+        "model.vision_tower",
+        "multi_modal_projector",
+        "lm_head",
+        "model.language_model.layers.3.mlp",
+        "model.language_model.layers.5.self_attn.k_proj",
+    ]
+    config = BitsAndBytesConfig.from_config(
+        {"load_in_4bit": True, "llm_int8_skip_modules": skipped}
+    )
+    config.packed_modules_mapping["qkv_proj"] = ["q_proj", "k_proj", "v_proj"]
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix=prefixes))
+    assert config._is_skipped(prefix) is is_skipped
+
+
+def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.shards"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rounded = {name: found.pop(name) for name in list(found) if name.startswith("None")}
+    assert len(rounded) == 4 and all(0.1 < largest < 0.6 for largest in rounded.values())
+    cut = [found.pop(f"{kind} 192 row") for kind in ("bnb-nf4", "bnb-fp4")]
+    assert all("64 x 192 weights would be cut within the checkpoint's" in error for error in cut)
+    assert len(found) == 10 and set(found.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "options", "error", "kind", "words"),
+    [
+        (10, {}, Exception("WorkerProc failed"), ConfigError, "What would fit: .*_size 4"),
+        (40, {}, Exception("WorkerProc failed"), EngineDied, "did not start: WorkerProc failed"),
+        (10, {"pipeline_parallel_size": 2}, Exception("x"), EngineDied, "did not start"),
+        (10, {}, ValueError("no such backend"), ConfigError, "these settings: no such backend"),
+        (40, {}, MemoryError(), ConfigError, "does not fit the device's memory: it needs about"),
+    ],
+)
+def test_a_start_that_fails_without_a_reason_is_the_jobs_mistake_where_memory_is_short(
+    free_gib: float, options: dict[str, Any], error: Exception, kind: type, words: str
+) -> None:
+    needs = read_model(MODEL).needs
+    assert needs is not None
+    needs = dataclasses.replace(needs, weights=30 * GIB)
+    settings = dataclasses.replace(
+        SETTINGS, tensor_parallel_size=2, needs=needs, options=options, max_model_len=8192
+    )
+    arguments = {"model": "m", "max_num_seqs": 256, "max_num_batched_tokens": 8192}
+    memory = Memory(total_bytes=int(free_gib * GIB), free_bytes=int(free_gib * GIB))
+    found = construction_error(error, arguments, settings, memory)
+    assert type(found) is kind and re.search(words, str(found))
+
+
+def test_layers_of_all_pipeline_stages_are_counted_once_each() -> None:
+    def report(
+        stage: int, num_layers: int, kernel: str, device_bytes: int | None
+    ) -> dict[str, Any]:
+        return {
+            "stage": stage,
+            "num_quantized_layers": num_layers,
+            "num_layers": num_layers + 1,
+            "methods": {"A": num_layers, "Unquantized": 1},
+            "kernels": {kernel: num_layers},
+            "weights_bytes": 10 * num_layers,
+            "device_bytes": device_bytes,
+        }
+
+    first, last = report(0, 8, "KernelA", 70), report(1, 4, "KernelB", 50)
+    whole = {
+        "num_quantized_layers": 12,
+        "num_layers": 14,
+        "methods": {"A": 12, "Unquantized": 2},
+        "kernels": {"KernelA": 8, "KernelB": 4},
+        "weights_bytes": 120,
+        "device_bytes": 120,
+    }
+    assert whole_model([first, first, last, last]) == whole
+    one = whole_model([report(0, 3, "KernelA", None)] * 2)
+    assert (one["num_layers"], one["device_bytes"]) == (4, None)
+
+
+# Engines of their own come before the shared one: vLLM allows one at a time in a process.
+
+
+def test_dummy_weights_without_a_tokenizer_run_and_close_frees_the_process_for_another() -> None:
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+
+    options = {"load_format": "dummy", "skip_tokenizer_init": True}
+    settings = dataclasses.replace(
+        with_sampling(max_tokens=5, ignore_eos=True), options=options, max_num_seqs=7
+    )
+    engine = build_vllm_engine(settings)
+    for key in range(10):
+        engine.add(Request(key, PROMPTS[0]))
+    engine.step()
+    assert engine.num_running == 7  # three wait
+    completion = run(engine)[1]
+    assert (completion.finish_reason, len(completion.token_ids)) == ("length", 5)
+    assert engine.facts.extra["sizes"].startswith(
+        "max_num_seqs 7 (the job's); max_num_batched_tokens 4096 (vLLM's default on this hardware)"
+    )
+    assert engine.facts.max_num_seqs == 7
+    assert engine.facts.max_num_batched_tokens == 4096
+    assert (engine.facts.dtype, engine.facts.device) == ("float32", "cpu")
+    assert engine.facts.kv_cache_tokens is not None and engine.facts.kv_cache_tokens >= 7 * 256
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineDied):
+        engine.step()
+    with pytest.raises(EngineDied):
+        engine.add(Request(2, PROMPTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantization": "awq"}, "awq"),
+        (
+            {"quantization": "experts_int8", "dtype": "bfloat16"},  # of a model without experts
+            "experts_int8 and quantized none of the model's 24 layers",
+        ),
+        ({"max_model_len": 5000}, "5000"),
+        ({"options": {"block_size": 16}}, "block size"),
+    ],
+)
+def test_what_vllm_refuses_to_build_is_a_config_error(changes: dict[str, Any], words: str) -> None:
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_vllm_engine(dataclasses.replace(SETTINGS, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_do_not_fit_together_never_pass_by_starting_again(tmp_path: Path) -> None:
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+    from tests.support.checkpoints import KINDS, write_checkpoint
+
+    def refused(folder: Path) -> str:
+        settings = dataclasses.replace(SETTINGS, model_path=str(folder), dtype="bfloat16")
+        with pytest.raises(ConfigError) as caught:
+            build_vllm_engine(settings)
+        return str(caught.value)
+
+    for kind, other, words in (
+        ("awq", "gptq", r"AssertionError \(.*/vllm/.*\.py:\d+\)"),
+        ("gptq", "awq", r"RuntimeError: start \(0\) \+ length .* \(.*/vllm/.*\.py:\d+\)"),
+    ):
+        folder = write_checkpoint(kind, tmp_path / kind)
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = dict(KINDS[other].settings)
+        (folder / "config.json").write_text(json.dumps(config))
+        assert re.search(words, refused(folder))
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"garbage")
+    assert "UnpicklingError" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (AssertionError(), False),
+        (KeyError("layers.0.mlp.weight"), False),
+        (ValueError("wrong"), False),
+        (OSError("no file named model.safetensors"), False),
+        (OSError(errno.ENOSPC, "no space left"), True),
+        (OSError(errno.ENOMEM, "cannot allocate memory"), True),
+        (TimeoutError("no answer"), True),
+        (Exception("WorkerProc initialization failed"), True),
+        (RuntimeError("the driver does not answer"), True),
+    ],
+)
+def test_only_what_is_outside_of_job_and_model_may_pass(error: Exception, may_pass: bool) -> None:
+    found = raised_while_starting(error)
+    assert isinstance(found, EngineDied if may_pass else ConfigError)
+    assert (str(error) or "AssertionError") in str(found)
+
+
+def test_a_lost_device_may_pass_also_where_a_compiler_met_it() -> None:
+    import torch
+    from torch import distributed
+    from torch._inductor import exc
+
+    for outside in (torch.AcceleratorError("CUDA error"), distributed.DistBackendError("NCCL")):
+        assert isinstance(raised_while_starting(outside), EngineDied)
+        wrapped = exc.InvalidCxxCompiler()
+        wrapped.__cause__ = outside
+        assert isinstance(raised_while_starting(wrapped), EngineDied)
+    found = raised_while_starting(exc.InvalidCxxCompiler())
+    assert isinstance(found, ConfigError)
+    assert "InvalidCxxCompiler" in str(found)
+
+
+def raised_while_starting(error: Exception) -> Exception:
+    from batchinfer.engine.vllm.errors import construction_error
+
+    arguments = {"model": MODEL, "max_num_seqs": 8, "max_num_batched_tokens": 512}
+    try:
+        raise error
+    except Exception as caught:
+        return construction_error(caught, arguments, SETTINGS, None)
+
+
+def test_a_kv_cache_that_is_too_small_is_answered_with_the_length_that_fits() -> None:
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+
+    needs = read_model(MODEL, dtype="float32").needs
+    options = {"kv_cache_memory_bytes": 128 * 13 * 6144}  # 13 blocks, in float32
+    settings = dataclasses.replace(SETTINGS, needs=needs, options=options, max_model_len=2048)
+    with pytest.raises(ConfigError, match=r"What would fit: model\.max_model_len 1536") as caught:
+        build_vllm_engine(settings)
+    assert "26.5 MiB for weights" in str(caught.value)
+    build_vllm_engine(dataclasses.replace(settings, max_model_len=1536)).close()
+
+
+def test_the_sizes_of_an_estimate_are_those_of_vllm() -> None:
+    assert auto_sizes([], is_cpu=True) == default_sizes(1)
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[Any]:
+    """A loaded LLMEngine that fits seeds; each test puts its own sampling on it."""
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+
+    engine = build_vllm_engine(
+        dataclasses.replace(SETTINGS, sampling=dataclasses.replace(SCORED, uses_seeds=True))
+    )
+    yield engine._core
+    engine.close()
+    gc.collect()
+
+
+def engine_on(core: Any, settings: EngineSettings) -> Any:
+    from batchinfer.engine.vllm.engine import VllmEngine, shared_params
+
+    return VllmEngine(core, shared_params(settings.sampling), settings)
+
+
+def test_greedy_completions_read_sensibly_and_end_before_eos(core: Any) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=48))
+    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    for completion in done.values():
+        assert completion.finish_reason == "stop" and completion.stop_reason is None
+        assert completion.token_ids.dtype == np.int32
+        assert completion.token_ids[-1] == EOS
+        assert completion.num_text_tokens == len(completion.token_ids) - 1
+        assert completion.text is None and completion.token_logprobs is None
+        assert len(text_of(completion).split()) >= 2
+    assert "Python" in text_of(done[2])
+
+
+def test_a_row_cut_by_max_tokens_keeps_all_its_tokens_as_text(core: Any) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=3))
+    completion = run(engine, Request(0, PROMPTS[0]))[0]
+    assert completion.finish_reason == "length" and completion.stop_reason is None
+    assert completion.num_text_tokens == len(completion.token_ids) == 3
+
+
+def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: Any) -> None:
+    completion = run(engine_on(core, SETTINGS), Request(0, PROMPTS[0]))[0]
+    num_tokens = len(completion.token_ids)
+    assert completion.token_logprobs is not None and completion.top_logprobs is not None
+    assert completion.top_token_ids is not None and completion.top_offsets is not None
+    assert completion.token_logprobs.shape == (num_tokens,)
+    assert completion.token_logprobs.dtype == np.float32 and (completion.token_logprobs <= 0).all()
+    assert completion.top_offsets.tolist() == list(range(0, 2 * num_tokens + 1, 2))
+    top_ids = completion.top_token_ids.reshape(num_tokens, 2)
+    top = completion.top_logprobs.reshape(num_tokens, 2)
+    assert (top_ids[:, 0] == completion.token_ids).all()  # greedy: the likeliest was taken
+    assert (top[:, 0] == completion.token_logprobs).all() and (top[:, 0] >= top[:, 1]).all()
+    assert (np.exp(top).sum(axis=1) <= 1.0001).all()
+
+
+def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
+    from batchinfer.engine.vllm.engine import shared_params
+    from batchinfer.engine.vllm.output import completion_of
+
+    core.add_request("7", {"prompt_token_ids": PROMPTS[1].tolist()}, shared_params(SCORED))
+    outputs: list[Any] = []
+    while not outputs:
+        outputs = core.step()
+    completion = completion_of(outputs[0], has_text=False)
+    assert completion.token_logprobs is not None
+    cumulative = outputs[0].outputs[0].cumulative_logprob
+    assert completion.token_logprobs.sum() == pytest.approx(cumulative, rel=1e-5)
+
+
+def test_logprobs_zero_gives_the_sampled_tokens_only(core: Any) -> None:
+    completion = run(
+        engine_on(core, with_sampling(max_tokens=4, logprobs=0)), Request(0, PROMPTS[0])
+    )
+    assert completion[0].token_logprobs is not None and completion[0].top_logprobs is None
+    assert completion[0].prompt_token_logprobs is None
+
+
+def test_prompt_logprobs_have_one_value_a_token_and_none_for_the_first(core: Any) -> None:
+    engine = engine_on(core, SETTINGS)
+    for _ in range(2):  # the second time the prompt is in the prefix cache
+        scores = run(engine, Request(0, PROMPTS[0]))[0].prompt_token_logprobs
+        assert scores is not None and scores.shape == PROMPTS[0].shape
+        assert np.isnan(scores[0]) and (scores[1:] <= 0).all()
+
+
+def test_a_seed_fixes_a_row_whatever_runs_beside_it_and_in_which_order(core: Any) -> None:
+    settings = with_sampling(max_tokens=16, temperature=1.0, uses_seeds=True)
+    requests = [Request(i, PROMPTS[i % 3], seed=(1 << 62) + i) for i in range(6)]
+    first = run(engine_on(core, settings), *requests)
+    alone = run(engine_on(core, settings), requests[4])
+    backwards = run(engine_on(core, settings), *reversed(requests))
+    assert alone[4].token_ids.tolist() == first[4].token_ids.tolist()
+    for key, completion in first.items():
+        assert backwards[key].token_ids.tolist() == completion.token_ids.tolist()
+    assert first[0].token_ids.tolist() != first[3].token_ids.tolist()  # same prompt, other seed
+
+
+def test_a_stop_string_ends_the_row_and_stays_out_of_the_text(core: Any) -> None:
+    plain = text_of(run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0])
+    stop = plain.split()[1]
+    settings = with_sampling(max_tokens=48, stop=(stop,))
+    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+    assert completion.text is not None and completion.text == plain[: plain.index(stop)]
+    assert completion.num_text_tokens == len(completion.token_ids)
+
+
+def test_a_stop_token_is_named_and_is_not_text(core: Any) -> None:
+    plain = run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0]
+    stop_id = int(plain.token_ids[2])
+    settings = with_sampling(max_tokens=48, stop_token_ids=(stop_id,))
+    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", str(stop_id))
+    assert completion.token_ids[-1] == stop_id
+    assert completion.num_text_tokens == len(completion.token_ids) - 1
+
+
+def test_a_choice_is_one_of_the_choices(core: Any) -> None:
+    settings = with_sampling(max_tokens=12, structured=("choice", ["library", "program"]))
+    engine = engine_on(core, settings)
+    engine.check_sampling(settings.sampling)
+    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    assert {text_of(c) for c in done.values()} <= {"library", "program"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"structured": ("json_schema", {"type": "nonsense"})},
+        {"structured": ("regex", "(unclosed")},
+        {"structured": ("grammar", "root ::= oops(")},
+        {"structured": ("choice", [])},
+        {"stop_token_ids": (99_999,)},
+        {"temperature": 3.0},
+    ],
+)
+def test_sampling_that_every_row_would_fail_with_fails_the_job(
+    core: Any, changes: dict[str, Any]
+) -> None:
+    settings = with_sampling(max_tokens=8, **changes)
+    with pytest.raises(ConfigError, match="vLLM refuses the sampling settings"):
+        engine_on(core, settings).check_sampling(settings.sampling)
+    assert not core.has_unfinished_requests()
+
+
+@pytest.mark.parametrize("token_ids", [[5000], [-1], [], [5] * 256, [5] * 300])
+def test_a_refused_request_is_that_rows_error_and_the_engine_goes_on(
+    core: Any, token_ids: list[int]
+) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=2))
+    engine.add(Request(0, PROMPTS[0]))
+    with pytest.raises(RowError) as caught:
+        engine.add(Request(1, np.array(token_ids, np.int32)))
+    assert caught.value.kind == "engine_rejected" and caught.value.message
+    assert engine.num_in_flight == 1
+    assert run(engine, Request(2, PROMPTS[1])).keys() == {0, 2}
+
+
+def test_timing_is_filled_and_adds_up(core: Any) -> None:
+    timing = run(engine_on(core, with_sampling(max_tokens=8)), Request(0, PROMPTS[0]))[0].timing
+    assert timing.queued_s is not None and timing.prefill_s is not None
+    assert timing.decode_s is not None and timing.total_s is not None
+    assert timing.prefill_s > 0 and timing.decode_s > 0
+    parts = timing.queued_s + timing.prefill_s + timing.decode_s
+    assert timing.total_s == pytest.approx(parts)
+
+
+def test_seeds_on_a_cpu_read_prompts_whole() -> None:
+    seeded = with_sampling(max_tokens=8, temperature=1.0, uses_seeds=True)
+    arguments = engine_arguments(dataclasses.replace(seeded, max_model_len=9000))
+    assert arguments["enable_chunked_prefill"] is False
+    assert arguments["max_num_batched_tokens"] == 9000
+    with pytest.raises(ConfigError, match="enable_chunked_prefill"):
+        engine_arguments(dataclasses.replace(seeded, options={"enable_chunked_prefill": True}))
+    with pytest.raises(ConfigError, match="max_num_batched_tokens is 100"):
+        engine_arguments(dataclasses.replace(seeded, max_num_batched_tokens=100))
+
+
+def test_the_kv_cache_on_a_cpu_is_bounded_and_holds_a_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    sequence_bytes = (256 + 128) * SETTINGS.kv_bytes_per_token
+    one = dataclasses.replace(SETTINGS, max_num_seqs=1)
+    assert engine_arguments(one)["kv_cache_memory_bytes"] == sequence_bytes
+    huge = dataclasses.replace(SETTINGS, kv_bytes_per_token=1 << 40)
+    assert engine_arguments(huge)["kv_cache_memory_bytes"] == (256 + 128) << 40
+    many = engine_arguments(dataclasses.replace(SETTINGS, weights_bytes=1 << 60, max_num_seqs=9**9))
+    assert sequence_bytes < many["kv_cache_memory_bytes"] < available_memory_bytes()
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "kv_cache_memory_bytes" not in engine_arguments(SETTINGS)
+
+
+def test_a_machine_without_a_gpu_is_described_as_its_cpu() -> None:
+    [line] = describe_devices()
+    assert line.startswith("cpu, ") and "GiB" in line
+
+
+def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch puts back what was there
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    prepare_environment(weights_bytes=10**10, is_local_model=False)
+    assert os.environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    prepare_environment(weights_bytes=1, is_local_model=True)
+    assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from batchinfer.engine.vllm.plugin import register
+
+    before = signal.getsignal(signal.SIGTERM)
+    register()
+    monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))  # the owner itself
+    register()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from batchinfer.engine import vllm
+    from batchinfer.engine.vllm.plugin import register
+
+    monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))
+    monkeypatch.setitem(sys.modules, "batchinfer.engine.vllm.bitsandbytes", None)  # is broken
+    monkeypatch.delattr(vllm, "bitsandbytes", raising=False)
+    register()
+    monkeypatch.setenv(BITSANDBYTES_VARIABLE, "1")
+    with pytest.raises(ImportError):
+        register()
+
+
+def test_what_the_system_lacks_is_no_reason_to_start_again() -> None:
+    from torch import distributed
+
+    error = distributed.DistStoreError(f"flock: {os.strerror(errno.ENOSYS)}")
+    told = raised_while_starting(error)
+    assert isinstance(told, ConfigError) and "Function not implemented" in str(told)
+
+
+FAILED_CALL_SCRIPT = """
+import logging, time
+from batchinfer.engine.vllm.plugin import WORKER_LOGGER, EndWithFailedCall
+logger = logging.getLogger(WORKER_LOGGER)
+logger.addHandler(EndWithFailedCall())
+logger.error("something else")
+time.sleep(3)
+print("lives", flush=True)
+try:
+    raise MemoryError
+except MemoryError:
+    logger.exception("WorkerProc hit an exception.")
+time.sleep(60)
+print("hangs", flush=True)
+"""
+
+
+def test_a_worker_whose_call_failed_ends_instead_of_keeping_the_others_waiting() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILED_CALL_SCRIPT],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "lives\n"), ended.stderr
+    vllm = importlib.util.find_spec(vllm_plugin.WORKER_LOGGER)
+    assert vllm is not None and vllm.origin is not None
+    assert f'.exception("{vllm_plugin.FAILED_CALL}' in Path(vllm.origin).read_text()
+
+
+WORKER_SCRIPT = """
+import multiprocessing, os, signal, sys, time
+from tests.engine.vllm.test_engine import PROMPTS, with_sampling
+
+def main():
+    import dataclasses
+    from batchinfer.engine.base import Request
+    from batchinfer.engine.vllm.engine import build_vllm_engine
+    from batchinfer.errors import EngineDied
+    from batchinfer.signals import STOP_CODES
+    settings = with_sampling(max_tokens=150, ignore_eos=True)
+    if sys.argv[1] == "mp":  # and the worker has to know our own quantization
+        settings = dataclasses.replace(settings, quantization="batchinfer_bitsandbytes")
+    in_processes = {"distributed_executor_backend": sys.argv[1]}
+    engine = build_vllm_engine(dataclasses.replace(settings, options=in_processes))
+    [worker] = multiprocessing.active_children()
+    for key in range(8):
+        engine.add(Request(key, PROMPTS[0]))
+    engine.step()
+    for number in STOP_CODES:
+        os.kill(worker.pid, number)
+    for _ in range(10):
+        engine.step()
+    assert worker.is_alive(), "the worker obeyed a scheduler's signal"
+    os.kill(worker.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    try:
+        while engine.num_in_flight:
+            engine.step()
+    except EngineDied as error:
+        engine.close()
+        print("DIED", time.monotonic() - killed, error, flush=True)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_path: Path) -> None:
+    entry_point = tmp_path / "worker_plugin-0.dist-info"  # as the installed package has it
+    entry_point.mkdir()
+    (entry_point / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: worker-plugin\nVersion: 0\n"
+    )
+    (entry_point / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nbatchinfer = batchinfer.engine.vllm.plugin:register\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(WORKER_SCRIPT)
+    path = {"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(script), backend],
+            cwd=REPOSITORY,
+            env=os.environ | path | {"VLLM_ENABLE_V1_MULTIPROCESSING": has_core_process},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for backend, has_core_process in (("mp", "0"), ("uni", "1"))
+    ]
+    for run_ in runs:
+        stdout, stderr = run_.communicate(timeout=110)
+        [line] = [x for x in stdout.splitlines() if x.startswith("DIED")] or [stderr[-3000:]]
+        assert "the vLLM engine died" in line
+        assert float(line.split()[1]) < 15

@@ -1,0 +1,110 @@
+"""`engine.options`: names that vLLM lacks, and options with which it breaks the job's promises."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchinfer.engine.base import SamplingSettings
+from batchinfer.engine.vllm.options import argument_names, check_options
+from batchinfer.errors import ConfigError
+from tests.support.jobs import Place, job, rows, run, write_job
+
+FREE = SamplingSettings(max_tokens=16)
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+WITH_SCHEMA = dataclasses.replace(FREE, structured=("json_schema", SCHEMA))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("enfore_eager", "did you mean enforce_eager"),
+        ("max_num_seq", r"did you mean max_num_seqs\? \(set engine.max_num_seqs\)"),
+        ("seed", "set sampling.seed"),
+        ("model", "set model.path"),
+        ("disable_log_stats", "always on"),
+        ("data_parallel_rank", "--shard i/n"),
+        ("runner", "only text generation"),
+    ],
+)
+def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
+    name: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_options({name: 1}, FREE)
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's own
+def test_the_names_read_in_vllms_source_are_those_it_has() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    assert argument_names() == {name for name in fields if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reasoning_parser": "qwen3"},
+        {"structured_outputs_config": {"reasoning_parser": "qwen3"}},
+    ],
+)
+def test_a_schema_that_would_not_bind_the_answer_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_options(options, WITH_SCHEMA)
+    assert "reasoning_parser and sampling.structured.json_schema" in str(caught.value)
+    check_options(options, FREE)
+
+
+def test_a_schema_that_binds_the_thinking_too_is_taken() -> None:
+    inside = {"enable_in_reasoning": True, "reasoning_parser": "qwen3"}
+    check_options({"structured_outputs_config": inside}, WITH_SCHEMA)
+    check_options({"structured_outputs_config": {"backend": "guidance"}}, WITH_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("options", "sampling", "words"),
+    [
+        ({"skip_tokenizer_init": True}, {}, "needs sampling.ignore_eos"),
+        ({"skip_tokenizer_init": True}, {"ignore_eos": True, "stop": ("x",)}, "sampling.stop"),
+        ({"skip_tokenizer_init": True}, {"ignore_eos": True}, None),
+        ({"speculative_config": {"method": "ngram"}}, {"min_p": 0.1}, "sampling.min_p"),
+        ({"speculative_config": {"method": "ngram"}}, {}, None),
+        ({"kv_sharing_fast_prefill": True}, {"prompt_logprobs": True}, "prompt_logprobs"),
+        (
+            {"override_generation_config": {"temperature": 1.0}},
+            {},
+            "has no effect: set sampling.temperature",
+        ),
+        ({"override_generation_config": {"eos_token_id": 7}}, {}, None),
+    ],
+)
+def test_an_option_that_breaks_a_promise_of_the_job_is_refused(
+    options: dict[str, Any], sampling: dict[str, Any], words: str | None
+) -> None:
+    settings = dataclasses.replace(FREE, **sampling)
+    if words is None:
+        check_options(options, settings)
+        return
+    with pytest.raises(ConfigError, match=words):
+        check_options(options, settings)
+
+
+def test_validate_refuses_them_without_vllm(folder: Place, tmp_path: Path) -> None:
+    folder.write_parquet("in/a.parquet", rows(2))
+    structured = {"max_tokens": 8, "structured": {"json_schema": SCHEMA}}
+    options = {"options": {"reasoning_parser": "qwen3"}}
+    refused = run(
+        write_job(tmp_path, job(folder, sampling=structured, engine=options)),
+        command=("validate",),
+    )
+    assert refused.code == 2
+    assert "reasoning_parser" in refused.stderr
+    assert "json_schema" in refused.stderr
+    free = write_job(tmp_path, job(folder, engine=options), "free.yaml")
+    assert run(free, command=("validate",)).code == 0
+    unknown = write_job(tmp_path, job(folder, engine={"options": {"no_such": 1}}), "unknown.yaml")
+    assert "no engine argument" in run(unknown, command=("validate",)).stderr

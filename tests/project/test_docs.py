@@ -1,0 +1,152 @@
+"""The documentation says what the program does: every key, default, choice, command and option."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from batchinfer.cli.app import cli
+from batchinfer.config import Job, Message, deciding_keys, load_job
+from batchinfer.config.problems import settings, submodel
+from batchinfer.config.yaml12 import load_yaml
+from batchinfer.errors import BatchInferError
+from batchinfer.ledger import layout
+from batchinfer.signals import STOP_CODES
+from batchinfer.telemetry import Outcome
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+JOB_FILE = (ROOT / "docs" / "job_file.md").read_text()
+
+_ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (required|`[^`]*`) \| (.+) \|$", re.MULTILINE)
+ROWS = {key: (kind, default, text) for key, kind, default, text in _ROW.findall(JOB_FILE)}
+KEYS = [*settings()]
+MESSAGE_KEYS = [f"prompt.messages[].{name}" for name in Message.model_fields]
+
+
+def field_of(key: str) -> Any:
+    """The model's field at a dotted key."""
+    model: type[BaseModel] = Job
+    *sections, name = key.replace("[]", "").split(".")
+    for section in sections:
+        found = submodel(model.model_fields[section].annotation, in_lists=True)
+        assert found is not None
+        model = found
+    return model.model_fields[name]
+
+
+def choices_of(annotation: Any) -> set[str]:
+    """The texts among which a setting of this type chooses; none for any other type."""
+    if get_origin(annotation) is Literal:
+        return {choice for choice in get_args(annotation) if isinstance(choice, str)}
+    return set()
+
+
+def yaml_blocks(text: str) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_job_file_page_has_every_key_in_order_and_no_other() -> None:
+    documented = [key for key in ROWS if key not in MESSAGE_KEYS]
+    assert documented == KEYS
+    assert set(MESSAGE_KEYS) <= ROWS.keys()
+
+
+@pytest.mark.parametrize("key", [*KEYS, *MESSAGE_KEYS])
+def test_the_job_file_page_tells_the_default(key: str) -> None:
+    field = field_of(key)
+    _, default, _ = ROWS[key]
+    if field.is_required():
+        assert default == "required"
+        return
+    documented = load_yaml(default.strip("`"), key).data
+    actual = field.get_default(call_default_factory=True)
+    actual = list(actual) if isinstance(actual, tuple) else actual
+    assert (type(documented), documented) == (type(actual), actual) or documented == actual == {}
+
+
+@pytest.mark.parametrize("key", [*KEYS, *MESSAGE_KEYS])
+def test_the_job_file_page_tells_every_choice(key: str) -> None:
+    named = set(re.findall(r"`([^`]+)`", " ".join(ROWS[key])))
+    assert choices_of(field_of(key).annotation) <= named
+
+
+def test_the_job_file_page_calls_frozen_what_the_fields_mark() -> None:
+    """Of a section that is frozen as a whole the page says so once, above its keys."""
+    words = {
+        "value": "**Frozen**",
+        "resolved": "**Frozen** as resolved",
+        "content": "Its content is **frozen**",
+    }
+    told = {
+        key: by
+        for by, said in words.items()  # the longer words come later, and win
+        for key, (_, _, text) in ROWS.items()
+        if said in text.replace("**Frozen.**", "**Frozen**")
+    }
+    whole = re.findall(r"^## (\w+)[^#]*?whole section is \*\*frozen\*\*", JOB_FILE, re.MULTILINE)
+    told |= {key: "value" for key in KEYS if key.split(".")[0] in whole}
+    assert told == deciding_keys()
+
+
+def test_the_jobs_in_the_readme_are_valid(tmp_path: Path) -> None:
+    blocks = [block for block in yaml_blocks(README) if block.startswith("version:")]
+    assert blocks
+    for index, block in enumerate(blocks):
+        path = tmp_path / f"{index}.yaml"
+        path.write_text(block)
+        job = load_job(path, environ={}).job
+        assert (ROOT / job.model.path / "config.json").is_file()
+        assert all(list(ROOT.glob(pattern)) for pattern in job.input.path)
+
+
+def test_every_command_line_in_the_readme_is_one_that_the_program_takes() -> None:
+    lines = re.findall(r"^(?:[A-Z_]+=\S+ )*batchinfer (.+)$", README, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == set(cli.commands)
+    for line in lines:
+        name, *arguments = line.partition(" #")[0].split()
+        with click.Context(cli.commands[name], info_name=name) as context:
+            cli.commands[name].parse_args(context, arguments)  # raises click.UsageError
+
+
+def test_the_last_line_in_the_readme_has_the_keys_that_the_program_writes() -> None:
+    (line,) = re.findall(r"^{.*}$", README, re.MULTILINE)
+    assert list(json.loads(line)) == list(Outcome("complete", 0, "out").as_dict())
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    pending: list[type[BatchInferError]] = [BatchInferError]
+    codes = {0, *STOP_CODES.values()}  # of Stopped, which has no code of its own
+    while pending:
+        error = pending.pop()
+        codes.add(error.exit_code)
+        pending += error.__subclasses__()
+    documented = re.findall(r"^\| ([\d /]+) \|", README, re.MULTILINE)
+    assert {int(code) for cell in documented for code in cell.split("/")} == codes
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        layout.SUCCESS_KEY,
+        layout.JOB_KEY,
+        layout.run_key(1),
+        layout.status_key(1),
+        layout.log_key(1),
+    ],
+)
+def test_the_readme_shows_where_things_are_written(key: str) -> None:
+    assert key in README
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/job_file.md", "docs/operations.md"])
+def test_links_between_pages_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -1,0 +1,127 @@
+"""Imports point one way, and heavy libraries stay in the rooms that own them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "batchinfer"
+
+#: docs/architecture.md: a room may import itself and what stands before it.
+ROOMS = (
+    "errors",
+    "signals",
+    "quantization",
+    "config",
+    "storage",
+    "source",
+    "model",
+    "making",
+    "prompt",
+    "plan",
+    "engine",
+    "sink",
+    "ledger",
+    "telemetry",
+    "runner",
+    "forecast",
+    "cli",
+)
+
+#: Library -> the only files that may import it.
+OWNERS = {
+    "vllm": ("engine/vllm/*.py",),
+    "torch": ("engine/vllm/*.py", "making/*.py"),
+    "safetensors": ("making/*.py",),
+    "compressed_tensors": ("making/*.py",),
+    "llmcompressor": ("making/in_llm_compressor.py",),
+    "datasets": ("making/in_llm_compressor.py",),
+    "s3fs": ("storage/*.py",),
+    "fsspec": ("storage/*.py",),
+    "botocore": ("storage/*.py",),
+    "click": ("cli/*.py",),
+    "matplotlib": (),
+    "ray": (),
+}
+
+HEAVY = {"vllm", "torch", "transformers", "polars", "s3fs"}
+
+
+def imported_modules(path: PurePath, source: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import anywhere in `source`, `from a import b` as a.b."""
+    package = ("batchinfer", *path.parts[:-1])
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            parts = [*base, *([node.module] if node.module else [])]
+            yield from ((node.lineno, ".".join([*parts, alias.name])) for alias in node.names)
+
+
+def violations(path: PurePath, source: str) -> list[str]:
+    """What `source`, standing at `path` below the package, imports and must not."""
+    room = path.parts[0].removesuffix(".py")
+    found = []
+    for line, module in imported_modules(path, source):
+        top, _, rest = module.partition(".")
+        if top in OWNERS:
+            patterns = OWNERS[top]
+            if not any(path.match(pattern) for pattern in patterns):
+                owners = " and ".join(patterns) or "no file"
+                found.append(f"{path}:{line} imports {top}, which belongs to {owners}")
+        if top == "batchinfer" and room in ROOMS:
+            target = rest.partition(".")[0]
+            if target in ROOMS and ROOMS.index(target) > ROOMS.index(room):
+                found.append(f"{path}:{line} imports {module}, but {room} stands before {target}")
+    return found
+
+
+def test_every_import_points_to_an_earlier_room_and_to_a_library_of_that_room() -> None:
+    found = [
+        violation
+        for file in sorted(PACKAGE.rglob("*.py"))
+        for violation in violations(file.relative_to(PACKAGE), file.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_file_stands_in_a_known_room() -> None:
+    names = {
+        path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix in ("", ".py")
+    }
+    assert names - {"__pycache__", "__init__", "__main__"} <= set(ROOMS)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("config/job.py", "from batchinfer.runner import run"),
+        ("plan/order.py", "def f():\n    import batchinfer.engine.base"),
+        ("telemetry/logs.py", "from batchinfer import cli"),
+        ("storage/local.py", "from ..sink.schema import SCHEMA"),
+        ("runner/loop.py", "import vllm"),
+        ("engine/base.py", "from torch import nn"),
+        ("model/weights.py", "import torch"),
+        ("ledger/lease.py", "import s3fs.core"),
+        ("runner/loop.py", "if True:\n    import click"),
+        ("cli/plot.py", "import matplotlib.pyplot"),
+    ],
+)
+def test_an_arrow_backwards_is_found(path: str, source: str) -> None:
+    assert len(violations(PurePath(path), source)) == 1
+
+
+def test_help_loads_no_heavy_library() -> None:
+    program = "import json, sys, batchinfer.cli; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {module.partition(".")[0] for module in json.loads(done.stdout)}
+    assert not HEAVY & loaded
