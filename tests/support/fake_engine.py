@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
 from batchinfer.errors import EngineDied, RowError
@@ -49,7 +50,13 @@ class FakePlan:
 
 class FakeEngine:
     def __init__(
-        self, plan: FakePlan, *, max_tokens: int, num_logprobs: int | None, max_model_len: int
+        self,
+        plan: FakePlan,
+        *,
+        max_tokens: int,
+        num_logprobs: int | None,
+        max_model_len: int,
+        has_prompt_logprobs: bool = False,
     ) -> None:
         if plan.warn:
             logging.getLogger("batchinfer.fake").warning("%s", plan.warn)
@@ -57,6 +64,7 @@ class FakeEngine:
         self._plan = plan
         self._max_tokens = max_tokens
         self._num_logprobs = num_logprobs
+        self._has_prompt_logprobs = has_prompt_logprobs
         self._waiting: deque[Request] = deque()
         self._running: list[tuple[int, int, Request]] = []  # (last step, key, request)
         self._step = 0
@@ -134,6 +142,8 @@ class FakeEngine:
             fields["top_offsets"] = np.arange(0, length * k + 1, k, dtype=np.int32)
             fields["top_token_ids"] = np.repeat(token_ids, k)
             fields["top_logprobs"] = np.repeat(fields["token_logprobs"], k)
+        if self._has_prompt_logprobs:
+            fields["prompt_token_logprobs"] = prompt_logprobs(request.token_ids)
         return Completion(
             key=request.key,
             token_ids=token_ids,
@@ -143,6 +153,15 @@ class FakeEngine:
             timing=Timing(0.0, 0.001, 0.002, 0.003),
             **fields,
         )
+
+
+def prompt_logprobs(token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """Of each token one that depends on it and all tokens before it; NaN for the first."""
+    crc, values = 0, []
+    for token_id in token_ids.tolist():
+        crc = zlib.crc32(token_id.to_bytes(4, "little"), crc)
+        values.append(-(crc % 4096) / 512)
+    return np.array([np.nan, *values[1:]], np.float32)
 
 
 def _hash(request: Request) -> int:

@@ -38,6 +38,7 @@ def fake_factory(plan: FakePlan) -> EngineFactory:
             max_tokens=job.sampling.max_tokens,
             num_logprobs=job.sampling.logprobs,
             max_model_len=model.max_model_len,
+            has_prompt_logprobs=job.sampling.prompt_logprobs,
         )
 
     return EngineFactory(prepare=lambda job, model: None, build=build)
