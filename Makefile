@@ -21,7 +21,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # A finished set-up is named after what it was made from; the folder is in it because scripts hold its path.
 STAMP := .venv/.setup-$(DEVICE)-$(shell { cat $(LOCK) pyproject.toml; echo '$(CURDIR)'; } | sha256sum | cut -c1-16)
 
-.PHONY: help setup run check test test-avx2 fuzz test-gpu bench bench-peers-setup schema clean
+.PHONY: help setup run check format test test-fast test-avx2 fuzz test-gpu bench bench-peers-setup schema clean
 
 help:  ## show this help
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,13 @@ check: setup  ## linters and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+format: setup  ## repair what the linter can
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+test-fast: setup  ## the tests that start no engine, no S3 server and no other process
+	$(PY) -m pytest --fast -r fE --numprocesses 2 --ignore tests/end_to_end -m 'not (gpu or real_engine or s3 or slow)'
 
 test: setup check  ## check, then every test that needs no GPU
 	$(PY) -m pytest --numprocesses 2 --dist loadgroup

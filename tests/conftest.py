@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hypothesis
 import pytest
@@ -17,6 +19,28 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="skip every test that starts a process (make test-fast)"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_process_if_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test cannot forget to say that it starts whole runs: it is skipped when it tries to."""
+    if request.config.getoption("--fast"):
+        monkeypatch.setattr(subprocess, "Popen", _SkippingPopen)
+
+
+class _SkippingPopen(subprocess.Popen[Any]):
+    def __init__(self, *_: Any, **__: Any) -> None:
+        _skip()
+
+
+def _skip() -> NoReturn:
+    pytest.skip("starts a process")
 
 
 @pytest.fixture(autouse=True)

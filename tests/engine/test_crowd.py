@@ -240,6 +240,7 @@ LACKS = [
 
 
 @pytest.mark.parametrize("make", LACKS)
+@pytest.mark.slow
 @pytest.mark.parametrize("is_held", [True, False])
 def test_a_lack_of_memory_is_recognized_in_whatever_phase_and_wrapping(
     make: Any, is_held: bool, monkeypatch: pytest.MonkeyPatch
@@ -257,6 +258,7 @@ def test_a_lack_of_memory_is_recognized_in_whatever_phase_and_wrapping(
         assert ("it needs about 16.0 GiB for weights" in str(found)) != is_held
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_tell_its_error_failed_of_memory_if_others_leave_too_little(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -280,6 +282,7 @@ def test_memory_given_back_while_vllm_measures_passes() -> None:
     assert isinstance(found, MemoryHeld)
 
 
+@pytest.mark.slow
 def test_a_failure_is_named_by_its_phase_and_its_cause() -> None:
     def load_model() -> None:
         raise KeyError("layers.0.weight")

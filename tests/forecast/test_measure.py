@@ -226,7 +226,7 @@ def test_a_simulated_schedule_has_as_many_steps_as_an_engine_that_is_kept_full()
     )
     for key in range(100):
         engine.add(Request(key, np.array([key, key], np.int32)))
-    completion = {}
+    completion: dict[int, Any] = {}
     num_steps = 0
     while engine.num_in_flight:
         completion |= {done.key: len(done.token_ids) for done in engine.step()}

@@ -59,6 +59,7 @@ def damaged_model(tmp_path: Path) -> Path:
 # What is written.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its imports
 @pytest.mark.parametrize("method", HAND_PACKED)
 def test_a_made_checkpoint_holds_the_models_weights_in_the_format_of_its_scheme(

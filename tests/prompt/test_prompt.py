@@ -153,7 +153,7 @@ def test_several_threads_prepare_and_decode_at_once(demo: pa.Table) -> None:
 def test_an_empty_table_gives_no_prompts(settings: dict[str, Any]) -> None:
     prepared = prompter(**settings).prepare(pa.table({"text": pa.array([], pa.string())}))
     assert prepared.offsets.tolist() == [0]
-    assert (prepared.token_ids.dtype, len(prepared.token_ids)) == (np.int32, 0)
+    assert (prepared.token_ids.dtype, len(prepared.token_ids)) == (np.dtype(np.int32), 0)
 
 
 def test_a_template_without_columns_is_the_same_prompt_for_every_row(tokenizer: Any) -> None:

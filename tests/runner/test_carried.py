@@ -93,6 +93,7 @@ def test_two_types_meet_where_no_value_is_lost(
         if common is None or not pa.types.is_struct(common):
             assert found == common
         else:
+            assert found is not None
             assert {field.name: field.type for field in found} == dict(
                 (field.name, field.type) for field in common
             )

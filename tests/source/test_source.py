@@ -681,7 +681,7 @@ def test_a_filter_on_a_type_that_polars_cannot_read_is_refused_before_there_are_
 
 
 def test_columns_of_any_name_are_read_and_filtered(tmp_path: Path) -> None:
-    columns = {
+    columns: dict[str, list[Any]] = {
         name: [name, name] for name in ("a.b", "a b", 'q"', "n\nl", "{{ x }}", "list.element")
     }
     columns |= {"a": [{"b": "field"}] * 2, "list": [["x"]] * 2}

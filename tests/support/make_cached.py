@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 from transformers import AutoModelForCausalLM  # noqa: F401 - for the children
 
-from batchinfer.making import rounding_writer as checkpoint
 from batchinfer.making.cached import cached_checkpoint
+from batchinfer.making.tensor_files import TensorFolder
 from batchinfer.model import read_model
 from batchinfer.quantization import Machine
 
@@ -35,17 +35,17 @@ def make(method: str = sys.argv[2]) -> str:
 
 
 def make_and_die(method: str = sys.argv[2]) -> str:
-    write = checkpoint.TensorFolder.write
+    write = TensorFolder.write
     num_written = 0
 
-    def write_(self: checkpoint.TensorFolder, name: str, content: memoryview) -> None:
+    def write_(self: TensorFolder, name: str, content: memoryview) -> None:
         nonlocal num_written
         num_written += 1
         if num_written == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         write(self, name, content)
 
-    checkpoint.TensorFolder.write = write_  # type: ignore[method-assign]
+    TensorFolder.write = write_  # type: ignore[method-assign]
     return make(method)
 
 

@@ -38,6 +38,7 @@ def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
+@pytest.mark.slow
 def test_the_names_read_in_vllms_source_are_those_it_has() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
