@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.cli.common import open_output_location
 from batchinfer.errors import ConfigError, RowError
-from batchinfer.ledger import Holder, Ledger, layout, records
+from batchinfer.ledger import Holder, layout, records, survey
 from batchinfer.prompt import column_values
 from batchinfer.storage import Store
 from batchinfer.telemetry import Clock, describe
@@ -128,9 +128,9 @@ def _shown_values(column: pa.Array) -> list[Any]:
 
 
 def _files(store: Store) -> Iterator[str]:
-    survey = Ledger(store, {}, 1).survey()
-    yield from sorted(survey.finished)
+    listed = survey(store)
+    yield from sorted(listed.finished)
     for info in store.list(layout.PARTS_PREFIX):
         parsed = layout.parse_part_key(info.key)
-        if parsed is not None and parsed[0] not in survey.finished:
+        if parsed is not None and parsed[0] not in listed.finished:
             yield info.key

@@ -16,7 +16,7 @@ from batchinfer.cli.common import Looked, look_at
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.forecast.sample import Sample, read_sample
-from batchinfer.ledger import Ledger, layout
+from batchinfer.ledger import Results, layout, survey
 from batchinfer.runner import vllm_factory
 from batchinfer.runner.factory import prompter_of
 from batchinfer.telemetry import StartUp
@@ -143,17 +143,17 @@ def _done(looked: Looked) -> _Done:
     from batchinfer.runner.ownership import refuse_other_outputs
 
     identity = identity_of(looked.job, looked.model)
-    survey = Ledger(looked.store, {}, 1).survey()
+    listed = survey(looked.store)
     names = {shard.name for shard in looked.shards}
-    refuse_other_outputs(looked.store, survey, names)  # both raise as a run would
+    refuse_other_outputs(looked.store, listed, names)  # both raise as a run would
     window_rows = looked.job.packing.window_rows
-    record = earlier_record(looked.store, survey, identity, window_rows=window_rows, is_whole=True)
-    ledger = Ledger(looked.store, {"digest": digest_in(record, identity)}, window_rows)
-    finished = names & survey.finished
-    totals = [ledger.totals_of(name) for name in sorted(finished)]
-    in_parts = names & survey.with_parts - finished
+    record = earlier_record(looked.store, listed, identity, window_rows=window_rows, is_whole=True)
+    results = Results(looked.store, digest_in(record, identity))
+    finished = names & listed.finished
+    totals = [results.totals_of(name) for name in sorted(finished)]
+    in_parts = names & listed.with_parts - finished
     return _Done(
         num_finished=sum(total.rows for total in totals),
-        num_in_parts=sum(ledger.num_rows_of_parts(name) for name in sorted(in_parts)),
+        num_in_parts=sum(results.num_rows_of_parts(name) for name in sorted(in_parts)),
         finished=finished,
     )

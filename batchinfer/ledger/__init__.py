@@ -4,8 +4,11 @@ from batchinfer.ledger.holder import Holder
 from batchinfer.ledger.keys import Keys
 from batchinfer.ledger.layout import PartId
 from batchinfer.ledger.lease import Lease, acquire_lease
-from batchinfer.ledger.ledger import IncompleteShard, Ledger, Survey, count_results
+from batchinfer.ledger.ledger import Ledger, count_results
+from batchinfer.ledger.listing import Survey, survey
 from batchinfer.ledger.records import Totals
+from batchinfer.ledger.results import Results, list_parts, read_facts, read_schema
+from batchinfer.ledger.shard_fold import IncompleteShard
 
 __all__ = [
     "Holder",
@@ -14,8 +17,13 @@ __all__ = [
     "Lease",
     "Ledger",
     "PartId",
+    "Results",
     "Survey",
     "Totals",
     "acquire_lease",
     "count_results",
+    "list_parts",
+    "read_facts",
+    "read_schema",
+    "survey",
 ]

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from batchinfer.config import Job
 from batchinfer.engine.hardware import this_machine
-from batchinfer.ledger import Ledger, layout, records
+from batchinfer.ledger import layout, records, survey
 from batchinfer.model import ModelFacts
 from batchinfer.quantization import Begun, lacks_arithmetic
 from batchinfer.runner.factory import model_of
@@ -59,8 +59,7 @@ def _begun(store: Store) -> Begun | None:
 
 
 def _has_results(store: Store) -> bool:
-    survey = Ledger(store, {}, 1).survey()
-    return bool(survey.finished or survey.with_parts)
+    return survey(store).has_results
 
 
 def _what_it_keeps(found: ModelFacts, best: ModelFacts) -> str:

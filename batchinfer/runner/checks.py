@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.ledger import Ledger, Survey, layout, records
+from batchinfer.ledger import Survey, layout, records, survey
 from batchinfer.prompt import check_references, check_type, prompt_columns
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
@@ -158,7 +158,7 @@ def earlier_record(
     if record is None:
         return None
     changes = identity.changes_since(record)
-    if is_whole and not survey.finished and not survey.with_parts:
+    if is_whole and not survey.has_results:
         is_same = not changes and int(record["window_rows"]) == window_rows
         return record if is_same else None
     if changes:
@@ -193,13 +193,12 @@ def recorded_fingerprints(
 
 def check_output(store: Store, job: Job, identity: Identity, shards: Sequence[Shard]) -> None:
     """Raise ConfigError if the output holds something that a run would not go on from."""
-    ledger = Ledger(store, {}, 1)
-    survey = ledger.survey()
-    refuse_other_outputs(store, survey, (shard.name for shard in shards))
+    listed = survey(store)
+    refuse_other_outputs(store, listed, (shard.name for shard in shards))
     window_rows = job.packing.window_rows
-    record = earlier_record(store, survey, identity, window_rows=window_rows, is_whole=True)
+    record = earlier_record(store, listed, identity, window_rows=window_rows, is_whole=True)
     recorded = recorded_fingerprints(store, record)
-    refuse_foreign_files(ledger, survey, recorded, digest_in(record, identity))
+    refuse_foreign_files(store, listed, recorded, digest_in(record, identity))
 
 
 def digest_in(record: Mapping[str, Any] | None, identity: Identity) -> str:

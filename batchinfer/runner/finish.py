@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows, TransientError
-from batchinfer.ledger import Totals, layout, records
+from batchinfer.ledger import Totals, layout, records, survey
 from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session
@@ -29,14 +29,14 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
         return outcome
     session.lease.check()
     names = {s.name for s in session.shards}
-    survey = session.ledger.survey()
+    listed = survey(session.store)
     own = {s.name for s in session.slice_of(session.shards)}
-    if gone := sorted(own - survey.finished):
+    if gone := sorted(own - listed.finished):
         raise TransientError(
             f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
             "finished files in all. Start again: their rows are computed anew"
         )
-    if names - survey.finished or names & survey.with_parts:
+    if names - listed.finished or names & listed.with_parts:
         warn_of_cut(session.job, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in session.finished]

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from batchinfer.errors import ConfigError
-from batchinfer.ledger import Ledger, Survey, layout, records
+from batchinfer.ledger import Survey, layout, read_facts, records
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store, open_store, split_url
 
@@ -64,34 +64,34 @@ def _output_above(store: Store) -> str | None:
 
 
 def refuse_foreign_files(
-    ledger: Ledger, survey: Survey, recorded: Mapping[str, Fingerprint], digest: str
+    store: Store, survey: Survey, recorded: Mapping[str, Fingerprint], digest: str
 ) -> None:
     """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
     for key in sorted(survey.finished - recorded.keys()):
-        if not _is_result(ledger, key, {digest}):
+        if not _is_result(store, key, {digest}):
             raise ConfigError(
-                f"{ledger.store.url_of(key)} is not a result of this job: choose an empty "
+                f"{store.url_of(key)} is not a result of this job: choose an empty "
                 "output.path, or move the file away"
             )
 
 
-def refuse_strangers(ledger: Ledger, survey: Survey, digest: str) -> None:
+def refuse_strangers(store: Store, survey: Survey, digest: str) -> None:
     """Files that are no result of this output stop a restart before it deletes anything."""
-    digests = {digest, *_earlier_digests(ledger.store)}
+    digests = {digest, *_earlier_digests(store)}
     keys = sorted(survey.finished)
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        are_ours = list(pool.map(lambda key: _is_result(ledger, key, digests), keys))
+        are_ours = list(pool.map(lambda key: _is_result(store, key, digests), keys))
     strangers = [key for key, is_ours in zip(keys, are_ours, strict=True) if not is_ours]
     if strangers:
         more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
         raise ConfigError(
-            f"{ledger.store.url_of(strangers[0])}{more} is not a result of this output: move it "
+            f"{store.url_of(strangers[0])}{more} is not a result of this output: move it "
             "away, or choose an empty output.path. Nothing was deleted"
         )
 
 
-def _is_result(ledger: Ledger, key: str, digests: set[str]) -> bool:
-    facts = ledger.facts_of(key)
+def _is_result(store: Store, key: str, digests: set[str]) -> bool:
+    facts = read_facts(store, key)
     return facts is not None and facts.get("digest") in digests and facts.get("shard") == key
 
 

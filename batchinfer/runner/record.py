@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, TransientError
-from batchinfer.ledger import Ledger, Survey, layout, records
+from batchinfer.ledger import Survey, layout, list_parts, read_facts, read_schema, records
 from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.carried import RECORD_KEY, to_text
 from batchinfer.runner.checks import other_settings
@@ -58,17 +58,16 @@ def rebuilt_record(store: Store, survey: Survey, digest: str, job: Job) -> dict[
     Footers of parts say it, and the records of runs which input they were computed from. Raises
     ConfigError if those do not say enough.
     """
-    if not survey.with_parts and not survey.finished:
+    if not survey.has_results:
         return None
-    ledger = Ledger(store, {}, 1)
     window_rows = set() if survey.with_parts else {job.packing.window_rows}
-    schemas = {to_text(_carried(ledger, key, job)) for key in survey.finished}
+    schemas = {to_text(_carried(store, key, job)) for key in survey.finished}
     for shard in survey.with_parts:
-        for part in ledger.parts_of(shard):
+        for part in list_parts(store, shard):
             key = layout.part_key(shard, part)
-            facts = ledger.facts_of(key) or {}
+            facts = read_facts(store, key) or {}
             window_rows.add(int(facts["window_rows"]) if facts.get("digest") == digest else 0)
-            schemas.add(to_text(_carried(ledger, key, job)))
+            schemas.add(to_text(_carried(store, key, job)))
     known: set[str] = set()
     for info in store.list(layout.RUNS_PREFIX):
         record = records.read_json(store, info.key) or {}
@@ -88,9 +87,9 @@ def rebuilt_record(store: Store, survey: Survey, digest: str, job: Job) -> dict[
     return rebuilt | ({RECORD_KEY: schemas.pop()} if len(schemas) == 1 else {})
 
 
-def _carried(ledger: Ledger, key: str, job: Job) -> pa.Schema:
+def _carried(store: Store, key: str, job: Job) -> pa.Schema:
     """Types of the columns from the input in a file of results; none in a file of another kind."""
-    schema = ledger.schema_of(key)
+    schema = read_schema(store, key)
     names = [name for name in ("id", *job.input.keep_columns) if name in schema.names]
     return pa.schema([pa.field(name, schema.field(name).type) for name in names])
 

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from batchinfer.ledger import (
     acquire_lease,
     layout,
     records,
+    survey,
 )
 from batchinfer.model import ModelFacts
 from batchinfer.runner.carried import RECORD_KEY, carried_columns, carried_schema, to_text
@@ -178,9 +180,9 @@ def find_complete(
         return None
     if store.stat(layout.RESTART_KEY) is not None:
         return None
-    survey = Ledger(store, {}, 1).survey()
+    listed = survey(store)
     names = {s.name for s in shards}
-    if names - survey.finished or names & survey.with_parts:
+    if names - listed.finished or names & listed.with_parts:
         return None
     return Totals.from_facts(success)
 
@@ -209,16 +211,16 @@ def begin(
     lease = acquire_lease(store, options.lease_name, holder, single_writer=single_writer)
     on_lease(lease)
     is_restart = options.restart or store.stat(layout.RESTART_KEY) is not None
-    survey = Ledger(store, {}, 1).survey()
-    refuse_other_outputs(store, survey, (shard.name for shard in shards))
+    listed = survey(store)
+    refuse_other_outputs(store, listed, (shard.name for shard in shards))
     record = None
     if not is_restart:
         window_rows = job.packing.window_rows
         is_whole = options.slice is None
-        record = earlier_record(store, survey, identity, window_rows=window_rows, is_whole=is_whole)
+        record = earlier_record(store, listed, identity, window_rows=window_rows, is_whole=is_whole)
     is_recorded = record is not None
     if not is_restart and store.stat(layout.JOB_KEY) is None:
-        record = rebuilt_record(store, survey, identity.digest, job)
+        record = rebuilt_record(store, listed, identity.digest, job)
     window_rows = int(record["window_rows"]) if record else job.packing.window_rows
     if window_rows != job.packing.window_rows:
         logger.warning(
@@ -236,7 +238,9 @@ def begin(
         "sampling": job.sampling.model_dump(mode="json"),
         "window_rows": window_rows,
     }
-    ledger = Ledger(store, facts, window_rows, num_samples=job.sampling.n)
+    ledger = partial(
+        Ledger, store, facts, window_rows, num_samples=job.sampling.n, check=lease.check
+    )
     session = Session(
         job=job,
         options=options,
@@ -248,29 +252,28 @@ def begin(
         digest=digest,
         window_rows=window_rows,
         shards=shards,
-        ledger=ledger,
-        survey=survey,
+        ledger=ledger(),
+        survey=listed,
         row_filter=RowFilter(job.input.filter) if job.input.filter else None,
     )
-    ledger.check = lease.check
-    session.first_run = int(record["first_run"]) if record else survey.last_run + 1
+    session.first_run = int(record["first_run"]) if record else listed.last_run + 1
     recorded = recorded_fingerprints(store, record)
     if not is_restart:
-        refuse_foreign_files(ledger, survey, recorded if is_recorded else {}, digest)
+        refuse_foreign_files(store, listed, recorded if is_recorded else {}, digest)
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the mended job would not match.
     new = _check_input(session, recorded, record)
     _warn_of_removed(session, recorded)
     if is_restart:
-        refuse_strangers(ledger, survey, digest)
+        refuse_strangers(store, listed, digest)
         if options.slice is not None:
             raise TransientError(
                 f"a --restart of {store.url} was interrupted: start once without --shard to "
                 "finish it"
             )
-        delete_results(store, survey, lease)
-        session.survey = ledger.survey()
-        refuse_foreign_files(ledger, session.survey, recorded, digest)
+        delete_results(store, listed, lease)
+        session.survey = survey(store)
+        refuse_foreign_files(store, session.survey, recorded, digest)
     if record is not None and is_recorded:
         session.written[layout.JOB_KEY] = records.to_json(record)
     else:
@@ -285,7 +288,7 @@ def begin(
     if not session.pending:
         return session
     session.run = _number_run(session, versions, new)
-    ledger.run = session.run
+    session.ledger = ledger(run=session.run)
     return session
 
 

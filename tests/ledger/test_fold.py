@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import ConfigError, InputError, TransientError
-from batchinfer.ledger import IncompleteShard, Ledger, PartId, fold, ledger
+from batchinfer.ledger import IncompleteShard, Ledger, PartId, fold, ledger, shard_fold, survey
 from batchinfer.ledger.layout import PARTS_PREFIX, UNREADABLE_PREFIX, part_key
 from batchinfer.sink import output_schema, write_table
 from batchinfer.storage import FileInfo
@@ -69,12 +69,12 @@ def origin_of(part: PartId) -> str:
     return part.name
 
 
-def ledger_on(store: LocalStore, digest: str = "ours") -> Ledger:
-    return Ledger(store, {"digest": digest}, WINDOW_ROWS, num_samples=NUM_SAMPLES)
+def ledger_on(store: LocalStore, digest: str = "ours", run: int = 0) -> Ledger:
+    return Ledger(store, {"digest": digest}, WINDOW_ROWS, num_samples=NUM_SAMPLES, run=run)
 
 
-def publish(store: LocalStore, parts: Parts, finished: Rows | None = None) -> Ledger:
-    opened = ledger_on(store)
+def publish(store: LocalStore, parts: Parts, finished: Rows | None = None, run: int = 0) -> Ledger:
+    opened = ledger_on(store, run=run)
     if finished is not None:
         table = table_of(finished, "finished")
         opened.finish_directly(SHARD, SCHEMA, table, table.num_rows, lambda: None)
@@ -211,7 +211,7 @@ def test_the_keys_of_parts_are_what_was_published(parts: Parts) -> None:
         assert {(row, sample) for row, sample, is_error in found if not is_error} == succeeded
         assert {(row, sample) for row, sample, is_error in found if is_error} == failed
         assert opened.num_rows_of_parts(SHARD) == sum(map(len, parts.values()))
-        assert opened.survey().with_parts == ({SHARD} if parts else set())
+        assert survey(store).with_parts == ({SHARD} if parts else set())
 
 
 # Finishing
@@ -312,17 +312,16 @@ def test_a_window_of_very_many_parts_is_merged_in_steps(
         )
     }
     parts[PartId(1, 2, 9)] = {(4, 0): False}
-    opened = publish(store, parts)
+    opened = publish(store, parts, run=9)
     most_open = 0
-    open_cursors = ledger.Cursor
+    open_cursors = shard_fold.Cursor
 
     def counted(*args: Any, **kwargs: Any) -> fold.Cursor:
         nonlocal most_open
         most_open = max(most_open, kwargs["rank"])
         return open_cursors(*args, **kwargs)
 
-    monkeypatch.setattr(ledger, "Cursor", counted)
-    opened.run = 9
+    monkeypatch.setattr(shard_fold, "Cursor", counted)
     finish(opened, [8, 1])
     assert read_finished(store) == expected_of(parts)
     assert most_open == 4
@@ -337,8 +336,7 @@ def test_merging_keeps_every_key_and_every_success(
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "MAX_OPEN_PARTS", limit)
         store = LocalStore(folder)
-        opened = publish(store, parts, finished)
-        opened.run = 9
+        opened = publish(store, parts, finished, run=9)
         expected = expected_of(parts, finished)
         finish(opened, counts_of(expected))
         assert {k: v[0] for k, v in read_finished(store).items()} == {
@@ -352,15 +350,13 @@ def test_a_merge_killed_before_its_deletes_is_taken_up(
 ) -> None:
     monkeypatch.setattr(ledger, "MAX_OPEN_PARTS", 2)
     parts: Parts = {PartId(0, 1, n + 1): {(n, 0): n == 1} for n in range(4)}
-    opened = publish(store, parts)
+    opened = publish(store, parts, run=2)
     contents = {part_key(SHARD, part): store.read(part_key(SHARD, part)) for part in parts}
-    opened.run = 2
     with pytest.raises(IncompleteShard):  # so the merged parts stand
         finish(opened, [5])
     for key, content in contents.items():
         store.put(key, content)
-    again = ledger_on(store)
-    again.run = 3
+    again = ledger_on(store, run=3)
     finish(again, [4])
     assert read_finished(store).keys() == expected_of(parts).keys()
     assert part_names(store) == []
