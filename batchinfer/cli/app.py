@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import click
 
@@ -26,7 +26,7 @@ from batchinfer.signals import STOP_CODES, release_signals
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Commands that say what a signal did: they take over those that `main` holds.
+#: Commands that handle signals themselves; for the others `cli` restores the default action.
 _OWN_SIGNALS = ("run", "quantize")
 
 _EXIT_CODES = """\b
@@ -36,7 +36,27 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
 """
 
 
+class _Command(click.Command):
+    """Also takes options by their earlier names, which `--help` does not show."""
+
+    _RENAMED: ClassVar[dict[str, str]] = {"--shard": "--slice", "--calibrate": "--measure"}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [self._renamed(argument) for argument in args])
+
+    def _renamed(self, argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        today = self._RENAMED.get(name)
+        is_here = today is not None and any(today in parameter.opts for parameter in self.params)
+        return f"{today}{equals}{value}" if is_here else argument
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
 @click.group(
+    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_CODES,
 )
@@ -80,19 +100,19 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
 
 def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no amount of money")
+        raise click.BadParameter(f"{value} is not a price")
     return value
 
 
 @cli.command()
 @job_argument
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then end.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then stop.")
 @click.option(
-    "--shard",
+    "--slice",
     "slice_",
     callback=_slice,
     metavar="I/N",
-    help="Only every N-th input file, from the I-th: one such process for each GPU or array task.",
+    help="Process only every N-th input file, starting at the I-th: one process per GPU or task.",
 )
 @click.option("--restart", is_flag=True, help="Delete the output's earlier results first.")
 @click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again.")
@@ -101,15 +121,15 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
     type=click.Choice(["fail", "skip"]),
     default="fail",
     show_default=True,
-    help="When another run works on the output: exit 75, or skip this start and exit 0.",
+    help="If another run is using the output: exit 75, or skip this start and exit 0.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing at all unless something fails.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing unless something fails.")
 @click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How log lines on stderr look.",
+    help="Format of the log lines on stderr.",
 )
 def run(
     job: str,
@@ -124,11 +144,11 @@ def run(
 ) -> None:
     """Compute every row of JOB that has no result yet.
 
-    Start it again after any interruption: it goes on where it stopped. The last line on stdout is
-    one JSON object that says how it ended.
+    After an interruption run the same command again: it continues where it stopped. The last line
+    on stdout is one JSON object that says how the run ended.
     """
     if restart and slice_ is not None:
-        raise click.UsageError("--restart concerns the whole output: use it without --shard")
+        raise click.UsageError("--restart concerns the whole output: use it without --slice")
     from batchinfer.cli.run import Start
     from batchinfer.runner.session import RunOptions
 
@@ -162,59 +182,59 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
     explain_job(job, sets)
 
 
-@cli.command(short_help="Show what `run` would do, and how much is done.")
+@cli.command(short_help="Show what `run` would do, and what is already done.")
 @job_argument
-@click.option("--no-tokenizer", is_flag=True, help="Count rows only; takes no tokenizer.")
+@click.option("--no-tokenizer", is_flag=True, help="Count rows only; do not load the tokenizer.")
 @click.option(
     "--rows",
     "max_rows",
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="Tokenize so many rows, spread over the input, for the histogram.",
+    help="Number of rows to tokenize for the histogram, spread over the input.",
 )
 @click.option(
-    "--calibrate",
-    "num_calibrated",
+    "--measure",
+    "num_measured",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Really run N of the rows that are left and predict time and tokens. Writes nothing.",
+    help="Run N of the remaining rows and predict time and tokens. Writes no results.",
 )
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(min=0),
     callback=_finite,
     metavar="PRICE",
-    help="With --calibrate: also the cost, at this price for the machine.",
+    help="With --measure: also predict the cost, at this price for the machine.",
 )
 def plan(
     job: str,
     sets: tuple[str, ...],
     no_tokenizer: bool,
     max_rows: int,
-    num_calibrated: int | None,
+    num_measured: int | None,
     price_per_hour: float | None,
 ) -> None:
-    """Show what `run` would do: rows, prompt lengths, batches, and how much is done."""
+    """Show what `run` would do: rows, prompt lengths, batches, and what is already done."""
     from batchinfer.cli.plan import PlanOptions, plan_job
 
-    if num_calibrated is not None and no_tokenizer:
-        raise click.UsageError("--calibrate runs rows: use it without --no-tokenizer")
-    if price_per_hour is not None and num_calibrated is None:
-        raise click.UsageError("--price-per-hour needs --calibrate")
+    if num_measured is not None and no_tokenizer:
+        raise click.UsageError("--measure runs rows: use it without --no-tokenizer")
+    if price_per_hour is not None and num_measured is None:
+        raise click.UsageError("--price-per-hour needs --measure")
     options = PlanOptions(
         max_rows=None if no_tokenizer else max_rows,
-        num_calibrated=num_calibrated,
+        num_measured=num_measured,
         price_per_hour=price_per_hour,
     )
     plan_job(job, sets, options)
 
 
-@cli.command(short_help="Tell how the runs on an output stand.")
+@cli.command(short_help="Show the state of the runs on an output.")
 @click.argument("output", metavar="OUTPUT|JOB")
-@click.option("--json", "as_json", is_flag=True, help="The records as JSON lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines.")
 def status(output: str, as_json: bool) -> None:
-    """Tell how the runs on an output stand, from the output location alone."""
+    """Show the state of the runs on an output, read from the output alone."""
     from batchinfer.cli.look import show_status
 
     show_status(output, as_json=as_json)
@@ -223,10 +243,10 @@ def status(output: str, as_json: bool) -> None:
 @cli.command(short_help="Print finished rows of an output.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("-n", "--rows", "max_rows", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--failed", is_flag=True, help="Only rows that failed.")
-@click.option("--json", "as_json", is_flag=True, help="All columns, one JSON object a row.")
+@click.option("--failed", is_flag=True, help="Print only rows that failed.")
+@click.option("--json", "as_json", is_flag=True, help="Print all columns, one JSON object per row.")
 def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
-    """Print finished rows of an output, also of one that is still being computed."""
+    """Print finished rows of an output, even while it is being computed."""
     from batchinfer.cli.look import show_rows
 
     show_rows(output, max_rows=max_rows, failed=failed, as_json=as_json)
@@ -241,24 +261,22 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     required=True,
     help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model.",
 )
-@click.option(
-    "--calibration", metavar="PARQUET", help="File, folder or glob of texts, for awq and gptq."
-)
-@click.option("--column", metavar="NAME", help="Column of --calibration that has the texts.")
+@click.option("--calibration", metavar="PARQUET", help="File, folder or glob of calibration texts.")
+@click.option("--column", metavar="NAME", help="Column of --calibration that holds the texts.")
 @click.option(
     "--rows",
     "max_rows",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Calibrate with so many of the rows, the first that are not empty.",
+    help="Number of rows to calibrate with: the first that are not empty.",
 )
 def quantize(
     model: str, out: str, method: str, calibration: str | None, column: str | None, max_rows: int
 ) -> None:
     """Write a quantized checkpoint of MODEL, a folder or hub name, into the new folder OUT.
 
-    A job with model.path: OUT runs in that quantization, and so does plain vLLM.
+    Jobs with model.path: OUT run in that quantization; plain vLLM can load it too.
     """
     is_calibrated = RECIPES[method].modifier is not None
     if is_calibrated and (calibration is None or column is None):
@@ -272,7 +290,9 @@ def quantize(
 
 
 @cli.command()
-@click.option("--write", is_flag=True, help="Rewrite the files in ./schemas instead of printing.")
+@click.option(
+    "--write", is_flag=True, help="Rewrite the files in ./schemas instead of printing them."
+)
 def schema(write: bool) -> None:
     """Print the JSON Schema of the job file (for editors)."""
     from batchinfer.cli.schemas import print_or_write
@@ -280,11 +300,11 @@ def schema(write: bool) -> None:
     print_or_write(write=write)
 
 
-@cli.command(short_help="Tell what this machine and the stores of JOB can do.")
+@cli.command(short_help="Check what this machine and the stores of JOB can do.")
 @click.argument("job", required=False, type=click.Path(dir_okay=False))
-@click.option("--store", "url", metavar="URL", help="Also try out a folder or s3:// location.")
+@click.option("--store", "url", metavar="URL", help="Also test a folder or s3:// location.")
 def doctor(job: str | None, url: str | None) -> None:
-    """Tell what this machine can do: engine, devices, and the stores of JOB or --store."""
+    """Check what this machine can do: engine, devices, and the stores of JOB or --store."""
     from batchinfer.cli.doctor import examine
 
     examine(job, url)
@@ -303,15 +323,14 @@ def main() -> None:
     except click.Abort:
         _end(STOP_CODES[signal.SIGINT], "received SIGINT", status="stopped")
     except BatchInferError as error:
-        _tell(str(error))
+        _print_error(str(error))
         _end(exit_code_of(error), str(error))
     except ImportError as error:
-        message = f"the installation is damaged or not complete: {error}"
-        _tell(message)
+        message = f"the installation is damaged or incomplete: {error}"
+        _print_error(message)
         _end(2, message)
     except BrokenPipeError:
-        # Whoever read our output went away (`| head`): nothing is left to say, and nobody to say it
-        # to.
+        # Whoever read our output went away (`| head`).
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
@@ -319,7 +338,7 @@ def main() -> None:
         _end(1, f"internal error: {''.join(traceback.format_exception_only(error)).strip()}")
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it
         click.echo(f"error: {message}", err=True)
 

@@ -1,6 +1,6 @@
 """`plan`: what a run would do, as text: rows, prompt lengths, batches, how much is done.
 
-With --calibrate also how long it would take: some rows are really run, and nothing is written.
+With --measure also how long it would take: some rows are really run, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import click
 import numpy as np
 
-from batchinfer.cli.calibrate import Rest, show_forecast
 from batchinfer.cli.common import Looked, look_at
+from batchinfer.cli.measure import Rest, show_forecast
 from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
 from batchinfer.forecast.sample import Sample, read_sample
@@ -30,7 +30,7 @@ class PlanOptions:
     """What the command line asks for."""
 
     max_rows: int | None  # to tokenize, None: none
-    num_calibrated: int | None = None  # rows to run, None: no model
+    num_measured: int | None = None  # rows to run, None: no model
     price_per_hour: float | None = None
 
 
@@ -73,7 +73,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     if options.max_rows is None or num_rows == 0:
         return
     factory = vllm_factory()
-    if options.num_calibrated is not None:
+    if options.num_measured is not None:
         shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
         num_rows = sum(size for _, size in shards)
         if num_rows * job.sampling.n <= done.num_in_parts:
@@ -86,11 +86,11 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
         shards,
         prompter,
         looked.row_filter,
-        max_rows=max(options.max_rows, options.num_calibrated or 0),
-        num_prompts=options.num_calibrated or 0,
+        max_rows=max(options.max_rows, options.num_measured or 0),
+        num_prompts=options.num_measured or 0,
     )
     _show_lengths(looked, sample, num_rows)
-    if options.num_calibrated is not None:
+    if options.num_measured is not None:
         num_expected = round(num_rows * sample.passing_share) * job.sampling.n
         rest = Rest(
             num_results=num_expected - done.num_in_parts,

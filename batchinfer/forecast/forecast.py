@@ -1,8 +1,8 @@
 """How long the rows that are left will take: the engine's schedule, simulated with the lengths of
-calibrated rows.
+measured rows.
 
 A step's time is taken as a + b * (sequences that decode) + c * (prompt tokens that are read), and
-a schedule as the sums of those three over its steps. Fitted on the steps of a calibration, whose
+a schedule as the sums of those three over its steps. Fitted on the steps of a measurement, whose
 schedule is simulated as well, then applied to the simulated schedule of what is left: a few rows
 fill the engine less than a run does, and end in a tail that a run has only once. Must not know:
 engines, rows, files.
@@ -28,7 +28,7 @@ Float64Array = npt.NDArray[np.float64]
 MAX_SIMULATED_REQUESTS = 16384
 _NUM_RESAMPLES = 20
 _RANGE_PERCENT = (5, 95)
-#: A row gets the completion of a calibrated row of about its length: one of so many to either side.
+#: A row gets the completion of a measured row of about its length: one of so many to either side.
 _NUM_NEIGHBOURS = 3
 
 
@@ -53,21 +53,21 @@ class Wave:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """An expected value and the range that the choice of calibrated rows leaves open."""
+class Interval:
+    """An expected value and the range that the choice of measured rows leaves open."""
 
     expected: float
     low: float
     high: float
 
-    def plus(self, constant: float) -> Estimate:
-        return Estimate(self.expected + constant, self.low + constant, self.high + constant)
+    def plus(self, constant: float) -> Interval:
+        return Interval(self.expected + constant, self.low + constant, self.high + constant)
 
-    def times(self, factor: float) -> Estimate:
-        return Estimate(self.expected * factor, self.low * factor, self.high * factor)
+    def times(self, factor: float) -> Interval:
+        return Interval(self.expected * factor, self.low * factor, self.high * factor)
 
-    def at_least(self, bound: float) -> Estimate:
-        return Estimate(max(bound, self.expected), max(bound, self.low), max(bound, self.high))
+    def at_least(self, bound: float) -> Interval:
+        return Interval(max(bound, self.expected), max(bound, self.low), max(bound, self.high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Forecast:
     """What all requests that are left take together."""
 
     prompt_tokens: float
-    completion_tokens: Estimate
-    generation_s: Estimate
+    completion_tokens: Interval
+    generation_s: Interval
 
 
 def simulate(lengths: Lengths, facts: EngineFacts) -> Int64Array:
@@ -140,10 +140,10 @@ class Left:
 def forecast(waves: Sequence[Wave], facts: EngineFacts, left: Left) -> Forecast:
     """What is left will take. The samples of a row are next to each other in `waves`.
 
-    The range comes from doing it again with rows drawn anew from the calibrated ones, and with
+    The range comes from doing it again with rows drawn anew from the measured ones, and with
     steps that miss the fit as far as they did, to either side (wild bootstrap).
     """
-    calibrated = _concatenate([wave.lengths for wave in waves])
+    measured = _concatenate([wave.lengths for wave in waves])
     counts, step_s = _measured_steps(waves, facts)
     random = np.random.default_rng(0)
 
@@ -154,7 +154,7 @@ def forecast(waves: Sequence[Wave], facts: EngineFacts, left: Left) -> Forecast:
 
     def estimate(rows: Int64Array, seconds: Float64Array) -> tuple[float, float]:
         """(mean completion tokens, seconds) of a job with rows like these."""
-        chunks = _draw(calibrated, rows, left, random)
+        chunks = _draw(measured, rows, left, random)
         drawn = _concatenate(chunks)
         total = simulate(drawn, facts).sum(axis=0).astype(np.float64)
         num_missing = left.num_rows * left.num_samples - len(drawn.prompt)
@@ -164,7 +164,7 @@ def forecast(waves: Sequence[Wave], facts: EngineFacts, left: Left) -> Forecast:
             total += steady * (num_missing / len(chunks[1].prompt))
         return float(drawn.completion.mean()), float(total @ seconds)
 
-    rows = np.arange(0, len(calibrated.prompt), left.num_samples)  # the first request of each
+    rows = np.arange(0, len(measured.prompt), left.num_samples)  # the first request of each
     completion_tokens, generation_s = estimate(rows, fitted)
     resampled = []
     for _ in range(_NUM_RESAMPLES):
@@ -197,15 +197,15 @@ def _measured_steps(waves: Sequence[Wave], facts: EngineFacts) -> tuple[Float64A
 
 
 def _draw(
-    calibrated: Lengths, rows: Int64Array, left: Left, random: np.random.Generator
+    measured: Lengths, rows: Int64Array, left: Left, random: np.random.Generator
 ) -> list[Lengths]:
     """Requests of what is left, chunk by chunk in order of admission; two equal halves if it is
     much.
 
-    Prompts are as long as the known ones, completions as those of calibrated rows of such a length.
+    Prompts are as long as the known ones, completions as those of measured rows of such a length.
     """
-    rows = rows[np.argsort(calibrated.prompt[rows], kind="stable")]
-    known = calibrated.prompt[rows]
+    rows = rows[np.argsort(measured.prompt[rows], kind="stable")]
+    known = measured.prompt[rows]
     num_rows = min(left.num_rows, max(2, MAX_SIMULATED_REQUESTS // left.num_samples))
     prompts = np.resize(random.permutation(left.prompt_tokens), num_rows)
     chunk_rows = left.chunk_rows if num_rows == left.num_rows else -(-num_rows // 2)
@@ -217,7 +217,7 @@ def _draw(
         low = np.searchsorted(known, chunk, side="left") - _NUM_NEIGHBOURS
         high = np.searchsorted(known, chunk, side="right") + _NUM_NEIGHBOURS
         row = rows[np.clip(random.integers(low, high), 0, len(rows) - 1)]
-        like = calibrated.take((row[:, None] + np.arange(left.num_samples)).ravel())
+        like = measured.take((row[:, None] + np.arange(left.num_samples)).ravel())
         prompt = np.repeat(chunk, left.num_samples)
         chunks.append(Lengths(prompt, like.uncached * prompt // like.prompt, like.completion))
     return chunks
@@ -231,9 +231,9 @@ def _concatenate(parts: Sequence[Lengths]) -> Lengths:
     )
 
 
-def _estimate(expected: float, resampled: Float64Array) -> Estimate:
+def _estimate(expected: float, resampled: Float64Array) -> Interval:
     low, high = np.percentile(resampled, _RANGE_PERCENT).tolist()
-    return Estimate(expected, min(low, expected), max(high, expected))
+    return Interval(expected, min(low, expected), max(high, expected))
 
 
 def _least_squares(counts: Float64Array, step_s: Float64Array) -> Float64Array:

@@ -27,12 +27,12 @@ from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.stop import StopControl
 from batchinfer.telemetry import Clock, Counters
 
-#: Of the calibrated rows, those of the first, narrow wave.
+#: Share of the measured rows that run in the first, narrow wave.
 _FIRST_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Measurement:
     """What was measured."""
 
     facts: EngineFacts
@@ -52,13 +52,13 @@ class Calibration:
         return min(widest, self.facts.max_num_seqs)
 
 
-def calibrate(
+def measure(
     job: Job,
     model: ModelFacts,
     prompts: Sequence[npt.NDArray[np.int32]],
     factory: EngineFactory,
     stop: StopControl,
-) -> Calibration:
+) -> Measurement:
     """Run `prompts` as the job would. `factory.prepare` was called before.
 
     Raises ConfigError, InputError, EngineDied, Stopped.
@@ -79,12 +79,12 @@ def calibrate(
             if len(wave)
         ]
         if not all(len(wave.step_s) for wave in waves):
-            raise InputError("the engine refuses every row of the calibration")
+            raise InputError("the engine refuses every row of the measurement")
     finally:
         generated_s = time.monotonic()
         gc.freeze()
         engine.close()
-    return Calibration(
+    return Measurement(
         facts=engine.facts,
         waves=waves,
         load_s=loaded_s - begun_s,
@@ -113,7 +113,7 @@ def _run_wave(
     if stop.begin_admission():
         loop.run()
     if stop.is_requested:
-        raise Stopped(f"{stop.reason}: the calibration was given up", stop.code)
+        raise Stopped(f"{stop.reason}: the measurement was given up", stop.code)
     return recorder.wave()
 
 

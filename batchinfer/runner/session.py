@@ -71,7 +71,7 @@ class RunOptions:
     """What the command line adds to the job for one start."""
 
     limit: int | None = None
-    slice: tuple[int, int] | None = None  # --shard i/n, i from 1
+    slice: tuple[int, int] | None = None  # --slice i/n, i from 1
     restart: bool = False
     retry_failed: bool = False
 
@@ -268,7 +268,7 @@ def begin(
         refuse_strangers(store, listed, digest)
         if options.slice is not None:
             raise TransientError(
-                f"a --restart of {store.url} was interrupted: start once without --shard to "
+                f"a --restart of {store.url} was interrupted: start once without --slice to "
                 "finish it"
             )
         delete_results(store, listed, lease)

@@ -22,7 +22,7 @@ def must_say(ended: Ended, code: int, *words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["job.yaml", "--shard", "2/1"], ["--shard", "i/n"]),
+        (["job.yaml", "--slice", "2/1"], ["--slice", "i/n"]),
         (["job.yaml", "--limit", "0"], ["--limit", "x>=1"]),
         (["job.yaml", "--shard", "1/2", "--restart", "--quiet"], ["--restart"]),
         (["job.yaml", "--bogus"], ["--bogus"]),

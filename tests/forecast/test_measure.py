@@ -1,4 +1,4 @@
-"""`plan --calibrate`: rows from all over the input are run and nothing is written; what is left is
+"""`plan --measure`: rows from all over the input are run and nothing is written; what is left is
 forecast by the engine's own schedule.
 """
 
@@ -62,7 +62,7 @@ def test_rows_of_all_shards_are_run_and_nothing_is_written(
     log = tmp_path / "requests"
     fake = {"log_file": str(log), "step_s": 0.01}
     ended = plan(
-        path, "--calibrate", "16", "--price-per-hour", "36000", temporary=temporary, fake=fake
+        path, "--measure", "16", "--price-per-hour", "36000", temporary=temporary, fake=fake
     )
     assert ended.code == 0, ended.stderr
     requests = log.read_text().split()
@@ -87,13 +87,13 @@ def test_only_what_is_left_counts_and_a_complete_output_runs_nothing(
     path = write_job(tmp_path, job(four_shards))
     run(path, "--limit", str(NUM_ROWS + 20))
     before = four_shards.names("out")
-    ended = plan(path, "--calibrate", "8", temporary=temporary)
+    ended = plan(path, "--measure", "8", temporary=temporary)
     assert number(r"left +([\d,]+) results", ended.stdout) == 3 * NUM_ROWS - 20
     assert number(r"sample +([\d,]+) rows", ended.stdout) == 3 * NUM_ROWS
     assert four_shards.names("out") == before
     run(path)
     log = tmp_path / "requests"
-    ended = plan(path, "--calibrate", "8", temporary=temporary, fake={"log_file": str(log)})
+    ended = plan(path, "--measure", "8", temporary=temporary, fake={"log_file": str(log)})
     assert ended.code == 0 and "left     nothing" in ended.stdout
     assert not log.exists()
 
@@ -110,7 +110,7 @@ def test_with_a_filter_a_complete_output_is_all_done_and_one_that_passes_nothing
     settings["input"]["filter"] = "id = 'nobody'"
     settings["output"]["path"] += "-2"
     path = write_job(tmp_path, settings)
-    ended = plan(path, "--calibrate", "8", temporary=temporary)
+    ended = plan(path, "--measure", "8", temporary=temporary)
     assert ended.code == 0, ended.stderr
     assert "none of 200 rows read passes the filter, no row was run" in ended.stdout
 
@@ -119,8 +119,8 @@ def test_a_forecast_from_very_few_rows_calls_itself_a_guess(
     four_shards: Place, tmp_path: Path, temporary: Path
 ) -> None:
     path = write_job(tmp_path, job(four_shards))
-    assert "is a guess" in plan(path, "--calibrate", "8", temporary=temporary).stdout
-    assert "is a guess" not in plan(path, "--calibrate", "16", temporary=temporary).stdout
+    assert "is a guess" in plan(path, "--measure", "8", temporary=temporary).stdout
+    assert "is a guess" not in plan(path, "--measure", "16", temporary=temporary).stdout
 
 
 def test_prompts_that_repeat_are_looked_for_only_where_a_forecast_is_made(
@@ -129,7 +129,7 @@ def test_prompts_that_repeat_are_looked_for_only_where_a_forecast_is_made(
     texts = {"id": [str(n) for n in range(32)], "text": ["the same"] * 32}
     folder.write_parquet("in/0.parquet", pl.DataFrame(texts))
     path = write_job(tmp_path, job(folder))
-    said = plan(path, "--calibrate", "8", temporary=temporary).stdout
+    said = plan(path, "--measure", "8", temporary=temporary).stdout
     assert "31 of 32 prompts read are those of other rows too" in said
     monkeypatch.setattr("batchinfer.forecast.sample._digests", lambda _: pytest.fail("hashed"))
     ended = CliRunner().invoke(cli, ["plan", str(path)])
@@ -140,11 +140,11 @@ def test_prompts_that_repeat_are_looked_for_only_where_a_forecast_is_made(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--calibrate", "0"], "x>=1"),
-        (["--calibrate", "8", "--price-per-hour", "-1"], "x>=0"),
-        (["--calibrate", "8", "--price-per-hour", "nan"], "no amount of money"),
-        (["--price-per-hour", "2"], "needs --calibrate"),
-        (["--calibrate", "8", "--no-tokenizer"], "without --no-tokenizer"),
+        (["--measure", "0"], "x>=1"),
+        (["--measure", "8", "--price-per-hour", "-1"], "x>=0"),
+        (["--measure", "8", "--price-per-hour", "nan"], "is not a price"),
+        (["--price-per-hour", "2"], "needs --measure"),
+        (["--measure", "8", "--no-tokenizer"], "without --no-tokenizer"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(arguments: list[str], word: str) -> None:
@@ -156,7 +156,7 @@ def test_an_engine_that_fails_leaves_its_log_and_no_traceback(
     four_shards: Place, tmp_path: Path, temporary: Path
 ) -> None:
     path = write_job(tmp_path, job(four_shards))
-    ended = plan(path, "--calibrate", "8", temporary=temporary, fake={"fail_build": "does not fit"})
+    ended = plan(path, "--measure", "8", temporary=temporary, fake={"fail_build": "does not fit"})
     assert ended.code == 2 and "does not fit" in ended.stderr
     (log,) = temporary.glob("*/engine.log")
     assert str(log) in ended.stderr and "Traceback" not in ended.stderr
@@ -169,7 +169,7 @@ def test_an_interrupt_ends_it_with_130_and_leaves_nothing(
     path = write_job(tmp_path, job(four_shards))
     process = start(
         path,
-        *("--calibrate", "8"),
+        *("--measure", "8"),
         command=("plan",),
         fake=fake,
         environ={"TMPDIR": str(temporary)},
@@ -236,14 +236,14 @@ def test_a_simulated_schedule_has_as_many_steps_as_an_engine_that_is_kept_full()
 
 
 def wave_of(lengths: Lengths, facts: EngineFacts, seconds: list[float]) -> Wave:
-    """A calibration on an engine whose steps take just that long."""
+    """A measurement on an engine whose steps take just that long."""
     stretches = simulate(lengths, facts)
     each = np.repeat(stretches / stretches[:, :1], stretches[:, 0], axis=0)
     return Wave(lengths, each @ np.array(seconds))
 
 
 @pytest.mark.parametrize("num_rows", [500, 20_000])
-def test_a_forecast_from_a_narrow_calibration_is_the_time_of_the_full_engine(
+def test_a_forecast_from_a_narrow_measurement_is_the_time_of_the_full_engine(
     num_rows: int,
 ) -> None:
     facts = facts_of(64, 1024)

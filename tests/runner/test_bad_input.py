@@ -48,10 +48,10 @@ def test_every_mistake_in_the_job_file_is_named_at_once_with_its_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--shard", "5/4"), ("--shard", "5/4", "1 <= i <= n")),
+        (("--slice", "5/4"), ("--slice", "5/4", "1 <= i <= n")),
         (("--limit", "0"), ("--limit", "0")),
         (("--set", "sampling.max_tokens"), ("must look like section.key=value",)),
-        (("--restart", "--shard", "1/2"), ("--restart", "without --shard")),
+        (("--restart", "--slice", "1/2"), ("--restart", "without --slice")),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(

@@ -111,7 +111,7 @@ def test_a_forecast_prints_warnings_after_its_engine_is_gone(
 ) -> None:
     path = write_job(tmp_path, job(with_repeated_ids))
     fake = {"warn": "the engine guessed"}
-    ended: Ended = run(path, "--calibrate", "4", command=("plan",), fake=fake)
+    ended: Ended = run(path, "--measure", "4", command=("plan",), fake=fake)
     assert ended.code == 0, ended.stderr
     assert warned(ended.stdout) == ["warning  the engine guessed"]
 

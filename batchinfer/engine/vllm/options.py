@@ -192,7 +192,7 @@ MANAGED_OPTIONS = {
     "pooler_config": "only text generation is run",
 }
 _SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
-_REPLICAS = "start one run for each replica, with --shard i/n"
+_REPLICAS = "start one run for each replica, with --slice i/n"
 
 #: Of `override_generation_config`: the job's own sampling stands above a model's.
 _SAMPLING_KEYS = frozenset(

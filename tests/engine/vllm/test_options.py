@@ -26,7 +26,7 @@ WITH_SCHEMA = dataclasses.replace(FREE, structured=("json_schema", SCHEMA))
         ("seed", "set sampling.seed"),
         ("model", "set model.path"),
         ("disable_log_stats", "always on"),
-        ("data_parallel_rank", "--shard i/n"),
+        ("data_parallel_rank", "--slice i/n"),
         ("runner", "only text generation"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`plan --calibrate`: some of the rows that are left really run; from them time, tokens and cost.
+"""`plan --measure`: some of the remaining rows are really run, and predict time, tokens and cost.
 
 Must not know: how a forecast is made. Nothing is written but a log of what the engine prints, which
 is kept only if the engine fails.
@@ -19,8 +19,8 @@ import click
 from batchinfer.cli.common import Looked
 from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError, Stopped
-from batchinfer.forecast.forecast import Estimate, Forecast, Left, forecast
-from batchinfer.forecast.measure import Calibration, calibrate
+from batchinfer.forecast.forecast import Forecast, Interval, Left, forecast
+from batchinfer.forecast.measure import Measurement, measure
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import EngineFactory, StopControl
 from batchinfer.telemetry import Stdio
@@ -55,17 +55,17 @@ def show_forecast(
         return
     if not sample.passing_share:
         click.echo(
-            f"left     nothing found: none of {sample.num_read:,} rows read passes the filter, no "
+            f"left     nothing: none of {sample.num_read:,} rows read passes the filter, no "
             "row was run"
         )
         return
     if not sample.prompts:
         raise InputError(
-            f"none of {sample.num_read:,} rows became a prompt, so there is nothing to calibrate "
-            "with; --rows reads more of the input"
+            f"none of {sample.num_read:,} rows became a prompt, so there is nothing to measure; "
+            "--rows reads more of the input"
         )
     with held_warnings(), _quiet_engine() as stop:
-        calibration = calibrate(job, looked.model, sample.prompts, factory, stop)
+        measurement = measure(job, looked.model, sample.prompts, factory, stop)
     num_rows = -(-rest.num_results // job.sampling.n)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
     left = Left(
@@ -77,45 +77,45 @@ def show_forecast(
             1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
         ),
     )
-    found = forecast(calibration.waves, calibration.facts, left)
+    found = forecast(measurement.waves, measurement.facts, left)
     row_s = sample.prepare_s / sample.num_read
     # The first chunk is read beside the import of the engine, the others while rows are run.
     first_chunk_s = row_s * min(num_rows, left.chunk_rows)
-    start_s = rest.ready_s + max(calibration.load_s, first_chunk_s) + calibration.build_s
+    start_s = rest.ready_s + max(measurement.load_s, first_chunk_s) + measurement.build_s
     generation_s = found.generation_s.at_least(row_s * num_rows)
-    _show_calibration(calibration, len(sample.prompts), left)
+    _show_measurement(measurement, len(sample.prompts), left)
     if sample.num_duplicates and job.packing.deduplicate and job.sampling.is_greedy:
         click.echo(
             f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read are those "
             "of other rows too: a window computes them once, the forecast counts them all"
         )
     _show_work(found, generation_s, rest.num_results)
-    total_s = generation_s.plus(start_s + calibration.close_s)
+    total_s = generation_s.plus(start_s + measurement.close_s)
     click.echo(
         f"time     about {_range(total_s, _duration)}: {_duration(start_s)} to start, "
-        f"{_duration(generation_s.expected)} to generate, {_duration(calibration.close_s)} to end"
+        f"{_duration(generation_s.expected)} to generate, {_duration(measurement.close_s)} to end"
     )
     if price_per_hour is not None:
         cost = total_s.times(price_per_hour / 3600)
         click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")
 
 
-def _show_calibration(calibration: Calibration, num_rows: int, left: Left) -> None:
+def _show_measurement(measurement: Measurement, num_rows: int, left: Left) -> None:
     click.echo(
-        f"ran      {num_rows:,} rows in {calibration.generation_s:.1f} s, up to "
-        f"{calibration.max_running:,} sequences at once"
+        f"ran      {num_rows:,} rows in {measurement.generation_s:.1f} s, up to "
+        f"{measurement.max_running:,} sequences at once"
     )
     if num_rows < min(MIN_ROWS, left.num_rows):
         click.echo(f"         fewer than {MIN_ROWS} rows: what follows is a guess")
-    width = min(left.num_rows * left.num_samples, calibration.facts.max_num_seqs)
-    if calibration.max_running < width and num_rows < left.num_rows:
+    width = min(left.num_rows * left.num_samples, measurement.facts.max_num_seqs)
+    if measurement.max_running < width and num_rows < left.num_rows:
         click.echo(
             f"         a run has up to {width:,} at once: what those take is extrapolated, "
-            "more rows make it surer"
+            "more rows narrow the estimate"
         )
 
 
-def _show_work(found: Forecast, generation_s: Estimate, num_results: int) -> None:
+def _show_work(found: Forecast, generation_s: Interval, num_results: int) -> None:
     completion = found.completion_tokens
     click.echo(f"left     {num_results:,} results to compute")
     click.echo(
@@ -129,7 +129,7 @@ def _show_work(found: Forecast, generation_s: Estimate, num_results: int) -> Non
     )
 
 
-def _range(estimate: Estimate, shown: Callable[[float], str]) -> str:
+def _range(estimate: Interval, shown: Callable[[float], str]) -> str:
     expected, low, high = map(shown, (estimate.expected, estimate.low, estimate.high))
     return expected if low == high else f"{expected} ({low} to {high})"
 
@@ -144,8 +144,8 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def _quiet_engine() -> Iterator[StopControl]:
-    """Let what the engine prints go to a log; a signal ends the process before a row is admitted,
-    and the calibration later.
+    """Send what the engine prints to a log. A signal ends the process before a row is admitted, and
+    the measurement after that.
     """
     folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
     log = folder / "engine.log"
@@ -169,6 +169,6 @@ def _quiet_engine() -> Iterator[StopControl]:
     finally:
         stdio.close()
         if is_kept:
-            click.echo(f"what the engine said is in {log}", err=True)
+            click.echo(f"the output of the engine is in {log}", err=True)
         else:
             shutil.rmtree(folder)

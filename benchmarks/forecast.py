@@ -1,9 +1,9 @@
-"""Does `plan --calibrate` predict what `run` then takes? Both, in turn, on jobs of several shapes.
+"""Does `plan --measure` predict what `run` then takes? Both, in turn, on jobs of several shapes.
 
-    python -m benchmarks.calibrate [--rows 96] [--repeats 2] [--cpu] [SHAPE ...]
+    python -m benchmarks.forecast [--rows 96] [--repeats 2] [--cpu] [SHAPE ...]
 
 Prints predicted / actual for the generation, for the whole process and for completion tokens, and
-beside it the naive estimate: the calibration's seconds, times rows left / rows calibrated. With
+beside it the naive estimate: the measurement's seconds, times rows left / rows measured. With
 --cpu the seconds are those of the main thread's CPU, in both: on the CPU the engine computes there,
 and on a machine that others use too, elapsed time says more about them.
 """
@@ -40,8 +40,8 @@ SHAPES: dict[str, dict[str, str]] = {
 _ON_CPU_CLOCK = """
 import time, types
 from batchinfer.cli import main
-from batchinfer.forecast import measure as calibrate
-calibrate.time = types.SimpleNamespace(monotonic=time.thread_time)
+from batchinfer.forecast import measure
+measure.time = types.SimpleNamespace(monotonic=time.thread_time)
 main()
 """
 
@@ -66,7 +66,7 @@ def predicted(sets: dict[str, str], num_rows: int, *, is_cpu: bool) -> Taken:
         [
             *([sys.executable, "-c", _ON_CPU_CLOCK] if is_cpu else _BATCHINFER),
             *arguments_of("plan", sets),
-            *("--calibrate", str(num_rows)),
+            *("--measure", str(num_rows)),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -77,12 +77,12 @@ def predicted(sets: dict[str, str], num_rows: int, *, is_cpu: bool) -> Taken:
         raise SystemExit(f"plan ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
     number, seconds = r"([\d,.]+)", r"([\d:.]+)(?: s)?"
     num_left = _find(rf"left +{number} results", ended.stdout) / int(sets.get("sampling.n", 1))
-    calibration_s = _find(rf"rows in {number} s", ended.stdout)
+    measured_s = _find(rf"rows in {number} s", ended.stdout)
     return Taken(
         generation_s=_find(rf"{seconds} to generate", ended.stdout),
         total_s=_find(rf"time +about {seconds}", ended.stdout),
         completion_tokens=_find(rf"of prompts, {number}", ended.stdout),
-        naive_s=calibration_s * num_left / _find(rf"ran +{number} rows", ended.stdout),
+        naive_s=measured_s * num_left / _find(rf"ran +{number} rows", ended.stdout),
     )
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     click.echo(heading())
     kind = "CPU seconds of the main thread" if arguments.cpu else "elapsed seconds"
-    click.echo(f"{arguments.rows} rows calibrated of 1,200, then all run; {kind}")
+    click.echo(f"{arguments.rows} rows measured of 1,200, then all run; {kind}")
     for shape in arguments.shapes:
         pairs = []
         for _ in range(arguments.repeats):
