@@ -36,7 +36,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from batchinfer.config import Job, PromptSettings
+from batchinfer.config import Job, PromptSettings, SamplingSettings
 from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
 from batchinfer.engine.vllm.output import completion_of
 from batchinfer.ledger import Ledger, PartId
@@ -47,9 +47,10 @@ from batchinfer.prompt.drafts import Drafter, make_drafter
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.runner import EngineFactory, RunContext, RunOptions, StopControl, run_job
 from batchinfer.runner.loop import Loop
-from batchinfer.sink import Result, build_table, output_schema, write_table
+from batchinfer.sink import build_table, output_schema, write_table
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import Store, open_store
+from batchinfer.tasks import Generate, Result
 from batchinfer.telemetry import Clock, Counters
 from benchmarks.common import DEMO, heading
 
@@ -317,10 +318,9 @@ def measure_stages(folder: Path, num_rows: int, repeats: int) -> None:
         alone = LoopAlone(completions)
         alone.put(chunk_of(table, prepared))
         parts = in_parts(alone.run())
-        schema = output_schema(
-            [pa.field("id", pa.string())], has_top_logprobs=True, has_prompt_logprobs=False
-        )
-        sink = partial(build_table, schema=schema, run=1, detokenize=own.decode, parse_json=False)
+        task = Generate(SamplingSettings(logprobs=1))
+        schema = output_schema([pa.field("id", pa.string())], task.columns)
+        sink = partial(build_table, schema=schema, run=1, task=task, detokenize=own.decode)
         tables = [sink(part) for part in parts]
         encoded = [encode(built) for built in tables]
         outputs = vllm_outputs(completions, min(num_rows, 1024))

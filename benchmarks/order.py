@@ -34,7 +34,7 @@ from batchinfer.plan import Chunk
 from batchinfer.runner.factory import model_of, prompter_of, vllm_factory
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
-from batchinfer.sink import Result
+from batchinfer.tasks import Result
 from batchinfer.telemetry import Clock, Counters
 from benchmarks.common import DEMO, heading, spread
 

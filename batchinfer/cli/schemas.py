@@ -10,7 +10,8 @@ import click
 
 from batchinfer.config import job_schema_text
 from batchinfer.errors import ROW_ERROR_KINDS, ConfigError
-from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.sink import output_columns
+from batchinfer.tasks.generate import COLUMNS
 
 _INPUT_PROMPT_COLUMNS = {
     "prompt.column": ("string", "the prompt, as it is"),
@@ -65,7 +66,7 @@ def _output_schema() -> dict[str, Any]:
     ]
     columns += [
         {"name": name, "type": str(data_type), "description": description}
-        for name, (data_type, description) in OUTPUT_COLUMNS.items()
+        for name, (data_type, description) in output_columns(COLUMNS).items()
     ]
     return {
         "title": "Columns of finished files and parts (Arrow types), in order",

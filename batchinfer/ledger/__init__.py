@@ -4,7 +4,7 @@ from batchinfer.ledger.holder import Holder
 from batchinfer.ledger.keys import Keys
 from batchinfer.ledger.layout import PartId
 from batchinfer.ledger.lease import Lease, acquire_lease
-from batchinfer.ledger.ledger import Ledger, count_results
+from batchinfer.ledger.ledger import Ledger
 from batchinfer.ledger.listing import Survey, survey
 from batchinfer.ledger.records import Totals
 from batchinfer.ledger.results import Results, list_parts, read_facts, read_schema
@@ -21,7 +21,6 @@ __all__ = [
     "Survey",
     "Totals",
     "acquire_lease",
-    "count_results",
     "list_parts",
     "read_facts",
     "read_schema",

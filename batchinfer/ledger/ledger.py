@@ -27,6 +27,8 @@ from batchinfer.ledger.shard_fold import IncompleteShard, ShardFold, UnreadableP
 from batchinfer.sink import FACTS_KEY, part_writer, write_table
 from batchinfer.source import cast_table
 from batchinfer.storage import Store
+from batchinfer.tasks import Task
+from batchinfer.tasks.base import num_failed
 
 logger = logging.getLogger("batchinfer.ledger")
 
@@ -47,18 +49,19 @@ class Ledger(Results):
         window_rows: int,
         *,
         num_samples: int = 1,
+        task: Task | None = None,
         run: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """`facts` go into every footer; among them `digest`, by which its files are known.
 
-        `run`: this run's number, by which merged parts are named; 0, nothing is merged. `check`
-        raises if the output is ours no longer: what is written then, nobody could make sense of.
+        `task` counts what finished files hold; without it only rows are counted. `run`: this run's
+        number, by which merged parts are named; 0, nothing is merged. `check` raises if the output
+        is ours no longer: what is written then, nobody could make sense of.
         """
         super().__init__(store, str(facts["digest"]))
         self._facts = dict(facts)
-        structured = (facts.get("sampling") or {}).get("structured") or {}
-        self._has_schema = structured.get("json_schema") is not None
+        self._task = task
         self._window_rows = window_rows
         self._num_samples = num_samples
         self._run = run
@@ -216,10 +219,10 @@ class Ledger(Results):
 
         def write(sink: BinaryIO) -> None:  # again from the start where storage asks for it
             nonlocal totals
-            totals = Totals()
+            totals = count_results(schema.empty_table(), self._task)
             with part_writer(sink, schema) as writer:
                 for table in tables():
-                    totals += count_results(table, has_schema=self._has_schema)
+                    totals += count_results(table, self._task)
                     written = cast_table(table, schema)
                     writer.write_table(written, row_group_size=max(1, table.num_rows))
                 footer = {**self._facts, **inherited, "shard": shard, **totals.as_dict()}
@@ -240,14 +243,12 @@ def _max_open_parts() -> int:
     return max(2, min(MAX_OPEN_PARTS, soft - num_open - _FILES_BESIDE_PARTS))
 
 
-def count_results(table: pa.Table, *, has_schema: bool) -> Totals:
-    """`has_schema`: each result is to be a JSON document; `parsed` has those that are whole."""
-    num_failed = table.num_rows - table.column("error_type").null_count
+def count_results(table: pa.Table, task: Task | None) -> Totals:
+    """What a table of results adds to the totals."""
+    counted = task.count(table) if task is not None else {}
     return Totals(
         rows=table.num_rows,
-        rows_failed=num_failed,
+        rows_failed=num_failed(table),
         prompt_tokens=pc.sum(table.column("num_prompt_tokens")).as_py() or 0,
-        completion_tokens=pc.sum(table.column("num_completion_tokens")).as_py() or 0,
-        rows_cut=pc.sum(pc.equal(table.column("finish_reason"), "length")).as_py() or 0,
-        rows_unparsed=table.column("parsed").null_count - num_failed if has_schema else 0,
+        counts={name: counted[name] for name in (task.counts if task is not None else ())},
     )

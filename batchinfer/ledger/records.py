@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
+from batchinfer.tasks import counts_in
 
 
 def to_json(record: Mapping[str, Any]) -> bytes:
@@ -60,33 +61,34 @@ class Totals:
     rows: int = 0  # results: rows x samples
     rows_failed: int = 0
     prompt_tokens: int = 0
-    completion_tokens: int = 0
-    # None: some of it was written by a version that did not count them.
-    rows_cut: int | None = 0  # ended by sampling.max_tokens
-    rows_unparsed: int | None = 0  # of a JSON schema: results that are no whole document
+    #: What the task counts, by name. None: some of it was written by a version that did not.
+    counts: Mapping[str, int | None] = field(default_factory=dict)
 
     def __add__(self, other: Totals) -> Totals:
+        names = dict.fromkeys([*self.counts, *other.counts])
         return Totals(
             self.rows + other.rows,
             self.rows_failed + other.rows_failed,
             self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            _sum(self.rows_cut, other.rows_cut),
-            _sum(self.rows_unparsed, other.rows_unparsed),
+            {name: _sum(self.counts.get(name, 0), other.counts.get(name, 0)) for name in names},
         )
 
     def as_dict(self) -> dict[str, int | None]:
-        return asdict(self)
+        return {
+            "rows": self.rows,
+            "rows_failed": self.rows_failed,
+            "prompt_tokens": self.prompt_tokens,
+            **self.counts,
+        }
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Totals:
+        """From a footer or `_SUCCESS`."""
         return cls(
             rows=int(facts["rows"]),
             rows_failed=int(facts["rows_failed"]),
             prompt_tokens=int(facts["prompt_tokens"]),
-            completion_tokens=int(facts["completion_tokens"]),
-            rows_cut=facts.get("rows_cut"),
-            rows_unparsed=facts.get("rows_unparsed"),
+            counts={name: facts.get(name) for name in counts_in(facts)},
         )
 
 

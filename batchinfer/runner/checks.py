@@ -18,7 +18,7 @@ from batchinfer.ledger import Survey, layout, records, survey
 from batchinfer.prompt import check_references, check_type, prompt_columns
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
-from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.sink import output_columns
 from batchinfer.source import (
     Fingerprint,
     Footer,
@@ -29,6 +29,7 @@ from batchinfer.source import (
     matches,
 )
 from batchinfer.storage import Store
+from batchinfer.tasks import task_of
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
                 "input by the next run: choose an output.path outside the input"
             )
     _check_names(store, shards)
-    reserved = {"id", *OUTPUT_COLUMNS}
+    reserved = {"id", *output_columns(task_of(job).columns)}
     if colliding := sorted(reserved.intersection(job.input.keep_columns)):
         raise ConfigError(
             f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from batchinfer.config import Job, thaw
-from batchinfer.engine.base import Engine, EngineSettings, SamplingSettings
+from batchinfer.engine.base import Engine, EngineSettings
 from batchinfer.engine.crowd import look_at_devices
 from batchinfer.engine.fit import check_offload
 from batchinfer.engine.hardware import this_machine
@@ -21,6 +21,7 @@ from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt import Prompter
 from batchinfer.quantization import Begun
+from batchinfer.tasks import task_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def _with_checkpoint(model: ModelFacts) -> ModelFacts:
 
 def model_of(job: Job, begun: Begun | None = None) -> ModelFacts:
     """Facts of the job's model folder. `begun`: see `read_model`. Raises ConfigError."""
-    check_options(job.engine.options, _sampling(job))
+    check_options(job.engine.options, task_of(job).sampling)
     check_compiler(job.engine.options, this_machine())
     check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
     return read_model(
@@ -120,7 +121,7 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         max_model_len=model.max_model_len,
         weights_bytes=model.weights_bytes,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        sampling=_sampling(job),
+        sampling=task_of(job).sampling,
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,
@@ -135,32 +136,6 @@ def engine_settings(job: Job, model: ModelFacts) -> EngineSettings:
         gpu_memory_utilization=_share(job.engine.gpu_memory_utilization),
         needs=model.needs,
         options=thaw(job.engine.options),
-    )
-
-
-def _sampling(job: Job) -> SamplingSettings:
-    sampling = job.sampling
-    structured = None
-    if sampling.structured is not None:
-        kinds = sampling.structured.model_dump(exclude_none=True)
-        (kind,) = kinds
-        structured = (kind, thaw(kinds[kind]))
-    return SamplingSettings(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        repetition_penalty=sampling.repetition_penalty,
-        stop=tuple(sampling.stop),
-        stop_token_ids=sampling.stop_token_ids,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
-        ignore_eos=sampling.ignore_eos,
-        structured=structured,
-        uses_seeds=sampling.seed is not None and not sampling.is_greedy,
     )
 
 

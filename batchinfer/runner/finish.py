@@ -14,6 +14,7 @@ from batchinfer.ledger import Totals, layout, records, survey
 from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import Counters, Outcome
 
 logger = logging.getLogger("batchinfer.runner")
@@ -111,11 +112,12 @@ def warn_of_cut(job: Job, outcome: Outcome) -> None:
 def warn_of_empty(outcome: Outcome) -> None:
     """Where most of this run's completions have no text, prompt and model hardly fit."""
     num_done = outcome.rows_durable - outcome.rows_failed
-    if outcome.rows_empty > num_done // 2:
+    num_empty = outcome.counts.get("rows_empty") or 0
+    if num_empty > num_done // 2:
         logger.warning(
             "%d of %d completions of this run are empty: the model ends them at once. Look at the "
             "prompt (a chat model wants prompt.messages)",
-            outcome.rows_empty,
+            num_empty,
             num_done,
         )
 
@@ -127,7 +129,7 @@ def count_input(session: Session, counters: Counters) -> None:
     With a filter the finished shards are left out: how many of their rows passed is in their
     footers.
     """
-    num_samples = session.job.sampling.n
+    num_samples = task_of(session.job).num_samples
     if session.row_filter is not None:
         counters.set_total(session.num_rows_of(session.pending) * num_samples, len(session.pending))
         return

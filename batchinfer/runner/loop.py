@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from batchinfer.config import Job
 from batchinfer.engine.base import Completion, Engine, Request
 from batchinfer.errors import RowError
-from batchinfer.plan import WorkItem, seed_of
+from batchinfer.plan import WorkItem
 from batchinfer.runner.ready import ReadyWork
-from batchinfer.sink import Result
+from batchinfer.tasks import Ask, Result, RowWork, task_of
 from batchinfer.telemetry import Clock, Counters
 
 _IDLE_WAIT_S = 0.2
@@ -36,6 +36,46 @@ def backlog_of(max_num_seqs: int) -> int:
     everything).
     """
     return max(16, max_num_seqs // 4)
+
+
+class _Row:
+    """A (row, sample) that the engine has, or has in part: a task may ask for it several times."""
+
+    __slots__ = ("_asks", "ask", "error", "item", "num_in_flight", "work")
+
+    def __init__(self, item: WorkItem, work: RowWork) -> None:
+        self.item = item
+        self.work = work
+        self._asks = work.asks()
+        self.ask = next(self._asks, None)  # the next to be admitted
+        self.num_in_flight = 0
+        self.error: Completion | None = None  # the first; the row's, whatever else comes
+
+    def next_ask(self) -> Ask:
+        ask = self.ask
+        assert ask is not None
+        self.ask = next(self._asks, None)
+        self.num_in_flight += 1
+        return ask
+
+    def add(self, ask: Ask, completion: Completion) -> None:
+        """After an error nothing more is asked for the row, and what is on its way is dropped."""
+        self.num_in_flight -= 1
+        if self.error is not None:
+            return
+        if completion.error_type is None:
+            try:
+                self.work.add(ask, completion)
+            except RowError as error:
+                completion = Completion(
+                    completion.key, error_type=error.kind, error_message=error.message
+                )
+        if completion.error_type is not None:
+            self.error, self.ask = completion, None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_in_flight == 0 and self.ask is None
 
 
 class Loop:
@@ -61,8 +101,7 @@ class Loop:
         self._counters = counters
         self._clock = clock
         self._should_stop = should_stop
-        sampling = job.sampling
-        self._job_seed = sampling.seed if sampling.temperature > 0 else None
+        self._task = task_of(job)
         self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
         self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
         self._is_cautious = is_cautious
@@ -73,14 +112,15 @@ class Loop:
         self._stalled_s = 0.0
         self._next_key = 0
         self._counted_s = -math.inf
-        self._in_flight: dict[int, WorkItem] = {}
+        self._in_flight: dict[int, tuple[_Row, Ask]] = {}
+        self._row: _Row | None = None  # whose requests are being admitted
 
     def in_flight(self, max_rows: int = 10_000) -> list[str]:
         """What the engine has at the moment, as "shard:row", oldest first.
 
         May be called from any thread.
         """
-        items = list(self._in_flight.values())[:max_rows]
+        items = [row.item for row, _ in list(self._in_flight.values())[:max_rows]]
         return list(dict.fromkeys(f"{i.chunk.shard}:{int(i.chunk.rows[i.index])}" for i in items))
 
     def admit(self) -> None:
@@ -91,22 +131,34 @@ class Loop:
         room = self._room()
         planned_s = self._ready.planned_s
         for _ in range(min(room, self._max_admitted)):
-            item = self._ready.take()
-            if item is None:
+            row = self._row or self._next_row()
+            if row is None:
                 break
-            if self._num_steps:
-                self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
-                self._num_steps = self._num_underfilled = 0
-            request = self._request(item)
-            self._in_flight[request.key] = item
-            try:
-                self._engine.add(request)
-            except RowError as error:
-                self._finish(
-                    [Completion(request.key, error_type=error.kind, error_message=error.message)]
-                )
+            self._admit(row)
         self._stalled_s += self._ready.planned_s - planned_s
         self._counters.set_in_flight(len(self._in_flight))
+
+    def _next_row(self) -> _Row | None:
+        while (item := self._ready.take()) is not None:
+            row = _Row(item, self._task.work(item))
+            if row.ask is not None:
+                return row
+            self._finish([row])
+        return None
+
+    def _admit(self, row: _Row) -> None:
+        """The next request of a row."""
+        if self._num_steps:
+            self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
+            self._num_steps = self._num_underfilled = 0
+        key, self._next_key = self._next_key, self._next_key + 1
+        ask = row.next_ask()
+        self._row = row if row.ask is not None else None
+        self._in_flight[key] = (row, ask)
+        try:
+            self._engine.add(Request(key, ask.token_ids, ask.seed))
+        except RowError as error:
+            self._route([Completion(key, error_type=error.kind, error_message=error.message)])
 
     def _room(self) -> int:
         if self._is_cautious:
@@ -121,6 +173,8 @@ class Loop:
             self.admit()
             if self._in_flight:
                 self._step()
+            elif self._row is not None:
+                continue  # its last requests were refused
             elif self._ready.is_exhausted:
                 return
             else:
@@ -140,7 +194,7 @@ class Loop:
         self._counters.add_step(num_running)
         self._num_steps += 1
         self._num_underfilled += num_given <= num_running < self._num_full and not self._is_cautious
-        self._finish(completions)
+        self._route(completions)
         now_s = self._clock.monotonic()
         if now_s >= self._counted_s + _COUNT_EVERY_S:
             self._counted_s = now_s
@@ -153,22 +207,28 @@ class Loop:
         yield
         self._stalled_s += self._clock.monotonic() - begun_s
 
-    def _request(self, item: WorkItem) -> Request:
-        key, self._next_key = self._next_key, self._next_key + 1
-        seed = None
-        if self._job_seed is not None:
-            row = int(item.chunk.rows[item.index])
-            seed = seed_of(self._job_seed, item.chunk.shard, row, item.sample)
-        return Request(key, item.chunk.prompt(item.index), seed)
+    def _route(self, completions: list[Completion]) -> None:
+        """Give completions to their rows, and finish those that wait for no more."""
+        complete = []
+        for completion in completions:
+            row, ask = self._in_flight.pop(completion.key)
+            row.add(ask, completion)
+            if row is self._row and row.ask is None:
+                self._row = None
+            if row.is_complete:
+                complete.append(row)
+        self._finish(complete)
 
-    def _finish(self, completions: list[Completion]) -> None:
-        if not completions:
+    def _finish(self, rows: list[_Row]) -> None:
+        if not rows:
             return
         finished_at_us = self._clock.wall_us()
         results = []
-        for completion in completions:
-            item = self._in_flight.pop(completion.key)
-            chunk, index, sample = item.chunk, item.index, item.sample
+        num_tokens = 0
+        for row in rows:
+            completion = row.error or row.work.completion()
+            num_tokens += self._task.num_tokens(completion)
+            chunk, index, sample = row.item.chunk, row.item.index, row.item.sample
             results.append(Result(chunk, index, sample, completion, finished_at_us))
             leader_row = int(chunk.rows[index])
             results.extend(
@@ -178,7 +238,7 @@ class Loop:
         self._counters.add_computed(
             len(results),
             sum(r.chunk.num_prompt_tokens(r.index) for r in results if r.duplicate_of is None),
-            sum(len(c.token_ids) for c in completions),
+            num_tokens,
         )
         self._counters.set_in_flight(len(self._in_flight))
         with self._stall():

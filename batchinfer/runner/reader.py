@@ -30,8 +30,9 @@ from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.writer import ShardOutput, Writer
-from batchinfer.sink import Result, output_schema
+from batchinfer.sink import output_schema
 from batchinfer.source import Block, RowFilter, Shard, ShardReader, plain_column
+from batchinfer.tasks import Result, task_of
 from batchinfer.telemetry import Clock, Counters
 
 logger = logging.getLogger("batchinfer.runner")
@@ -95,7 +96,8 @@ class Reader:
         self._retry_failed = retry_failed
         self._recheck = recheck
         self._check_content = check_content
-        self._num_samples = job.sampling.n
+        self._task = task_of(job)
+        self._num_samples = self._task.num_samples
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
         self._remark_warnings = RemarkWarnings()
@@ -170,12 +172,7 @@ class Reader:
             shard, self._columns(), self._filter, max_block_bytes=_BLOCK_BYTES
         ) as reader:
             self._check_content(shard, reader.footer_sha256)
-            sampling = self._job.sampling
-            schema = output_schema(
-                self._carrier.fields(reader.schema),
-                has_top_logprobs=bool(sampling.logprobs),
-                has_prompt_logprobs=sampling.prompt_logprobs,
-            )
+            schema = output_schema(self._carrier.fields(reader.schema), self._task.columns)
             parts = (
                 self._ledger.parts_of(shard.name) if shard.name in self._survey.with_parts else []
             )
@@ -327,7 +324,7 @@ def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:
         carried=pa.concat_tables(pending.carried).combine_chunks(),  # parts take rows of it
         errors=errors,
         is_todo=np.concatenate(pending.todo),
-        deduplicate=job.packing.deduplicate and job.sampling.is_greedy,
+        deduplicate=job.packing.deduplicate and task_of(job).is_repeatable,
     )
 
 

@@ -43,6 +43,7 @@ from batchinfer.runner.session import (
 from batchinfer.runner.shortage import shortages
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import Counters, Outcome, StartUp, log_event
 
 logger = logging.getLogger("batchinfer.runner")
@@ -123,13 +124,13 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     job, stop, startup = session.job, context.stop, context.startup
     bound_arenas()
     factory.prepare(job, session.model)
-    context.counters.set_max_tokens(job.sampling.max_tokens)
+    context.counters.set_max_tokens(task_of(job).max_tokens)
     context.counters.set_phase("loading the tokenizer")
     gc.disable()  # until the engine is imported: it looks at a million objects, and frees a few
     with startup.span("tokenizer"):
         prompter = prompter_of(job, session.model)
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
-    structured = job.sampling.structured
+    task = task_of(job)
     writer = Writer(
         session.ledger,
         context.counters,
@@ -137,7 +138,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         every_rows=job.checkpoint.every_rows,
         every_s=job.checkpoint.every_s,
         detokenize=prompter.decode,
-        parse_json=structured is not None and structured.json_schema is not None,
+        task=task,
         should_stop=lambda: stop.is_requested,
         on_first_durable=lambda: context.heartbeat.now() if context.heartbeat else None,
     )

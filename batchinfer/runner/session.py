@@ -58,6 +58,7 @@ from batchinfer.source import (
     same_content,
 )
 from batchinfer.storage import S3Options, Store, open_store
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import Clock
 
 logger = logging.getLogger("batchinfer.runner")
@@ -203,7 +204,7 @@ def begin(
     A session whose `pending` is empty has no run number: there is nothing to compute. Raises
     ConfigError, InputError, LeaseHeld.
     """
-    identity = identity_of(job, model)
+    identity, task = identity_of(job, model), task_of(job)
     if not job.output.single_writer:
         _require_create(store)
     holder = Holder.current(since=clock.utc())
@@ -235,11 +236,17 @@ def begin(
         "job": job.name,
         "digest": digest,
         "model": {"path": job.model.path, "dtype": model.dtype, "quantization": model.quantization},
-        "sampling": job.sampling.model_dump(mode="json"),
+        **task.facts,
         "window_rows": window_rows,
     }
     ledger = partial(
-        Ledger, store, facts, window_rows, num_samples=job.sampling.n, check=lease.check
+        Ledger,
+        store,
+        facts,
+        window_rows,
+        num_samples=task.num_samples,
+        task=task,
+        check=lease.check,
     )
     session = Session(
         job=job,

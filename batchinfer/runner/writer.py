@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchinfer.errors import InputError
-from batchinfer.ledger import Ledger, PartId, Totals, count_results
+from batchinfer.ledger import Ledger, PartId, Totals
 from batchinfer.runner.malloc import return_freed_pages
-from batchinfer.sink import Result, build_table
-from batchinfer.sink.table import Detokenize
+from batchinfer.sink import build_table
+from batchinfer.tasks import Detokenize, Result, Task
+from batchinfer.tasks.base import num_failed
 from batchinfer.telemetry import Counters
 
 logger = logging.getLogger("batchinfer.runner")
@@ -101,7 +101,7 @@ class Writer:
         every_rows: int,
         every_s: float,
         detokenize: Detokenize,
-        parse_json: bool,
+        task: Task,
         should_stop: Callable[[], bool] = lambda: False,
         on_first_durable: Callable[[], None] = lambda: None,
         max_held_bytes: int = MAX_HELD_BYTES,
@@ -112,7 +112,7 @@ class Writer:
         self._every_rows = every_rows
         self._every_s = every_s
         self._detokenize = detokenize
-        self._parse_json = parse_json
+        self._task = task
         self._should_stop = should_stop
         self._on_first_durable = on_first_durable
         self._has_durable = False
@@ -380,20 +380,13 @@ class Writer:
             results,
             shard.schema,
             run=self._run,
+            task=self._task,
             detokenize=self._detokenize,
-            parse_json=self._parse_json,
         )
 
     def _count_durable(self, results: Sequence[Result], table: pa.Table | None) -> None:
         if table is not None:
-            found = count_results(table, has_schema=self._parse_json)
-            self._counters.add_durable(
-                found.rows,
-                found.rows_failed,
-                num_cut=found.rows_cut or 0,
-                num_unparsed=found.rows_unparsed or 0,
-                num_empty=pc.sum(pc.equal(table.column("completion"), "")).as_py() or 0,
-            )
+            self._counters.add_durable(table.num_rows, num_failed(table), self._task.count(table))
         if results and not self._has_durable:
             self._has_durable = True
             self._on_first_durable()

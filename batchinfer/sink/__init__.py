@@ -4,15 +4,14 @@ Must not know: when something is committed, or where it is stored.
 """
 
 from batchinfer.sink.parquet import FACTS_KEY, file_facts, part_writer, write_table
-from batchinfer.sink.schema import OUTPUT_COLUMNS, output_schema
-from batchinfer.sink.table import Result, build_table
+from batchinfer.sink.schema import output_columns, output_schema
+from batchinfer.sink.table import build_table
 
 __all__ = [
     "FACTS_KEY",
-    "OUTPUT_COLUMNS",
-    "Result",
     "build_table",
     "file_facts",
+    "output_columns",
     "output_schema",
     "part_writer",
     "write_table",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchinfer.telemetry.clock import Clock
@@ -31,9 +32,7 @@ class Snapshot:
     rows_computed: int  # by this run, errors and reused duplicates included
     rows_durable: int  # by this run; never more than computed
     rows_failed: int  # of rows_durable
-    rows_cut: int  # of rows_durable, ended by sampling.max_tokens
-    rows_unparsed: int  # of rows_durable, no whole JSON document although there is a schema
-    rows_empty: int  # of rows_durable, without text
+    counts: Mapping[str, int]  # what the task counts in rows_durable
     shards_total: int
     shards_finished: int
     prompt_tokens: int
@@ -69,9 +68,7 @@ class Counters:
         self._rows_computed = 0
         self._rows_durable = 0
         self._rows_failed = 0
-        self._rows_cut = 0
-        self._rows_unparsed = 0
-        self._rows_empty = 0
+        self._counts: Counter[str] = Counter()
         self._shards_total = 0
         self._shards_finished = 0
         self._prompt_tokens = 0
@@ -115,8 +112,8 @@ class Counters:
                 self._first_admission_s = self._clock.monotonic()
                 self._samples.append((self._first_admission_s, 0))
 
-    def set_max_tokens(self, max_tokens: int) -> None:
-        """Of a row's completion."""
+    def set_max_tokens(self, max_tokens: int | None) -> None:
+        """Of a result; None: only the row decides."""
         with self._lock:
             self._max_tokens = max_tokens
 
@@ -157,18 +154,11 @@ class Counters:
                 self._add_sample(self._last_finish_s)
 
     def add_durable(
-        self,
-        num_rows: int,
-        num_failed: int,
-        *,
-        num_cut: int = 0,
-        num_unparsed: int = 0,
-        num_empty: int = 0,
+        self, num_rows: int, num_failed: int, counts: Mapping[str, int] | None = None
     ) -> None:
+        """`counts`: what the task counts in them, by name."""
         with self._lock:
-            self._rows_cut += num_cut
-            self._rows_unparsed += num_unparsed
-            self._rows_empty += num_empty
+            self._counts.update(counts or {})
             self._rows_durable += num_rows
             self._rows_failed += num_failed
 
@@ -194,9 +184,7 @@ class Counters:
                 rows_computed=self._rows_computed,
                 rows_durable=self._rows_durable,
                 rows_failed=self._rows_failed,
-                rows_cut=self._rows_cut,
-                rows_unparsed=self._rows_unparsed,
-                rows_empty=self._rows_empty,
+                counts=dict(self._counts),
                 shards_total=self._shards_total,
                 shards_finished=self._shards_finished,
                 prompt_tokens=self._prompt_tokens,

@@ -6,6 +6,7 @@ prints the line too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,7 @@ class Outcome:
     totals: Totals | None = None  # of the whole output, when it is complete
     rows_durable: int = 0  # of this run
     rows_failed: int = 0  # of this run, or of the output when it is complete
-    rows_cut: int = 0  # likewise: ended by sampling.max_tokens
-    rows_unparsed: int = 0  # likewise: no whole JSON document although there is a schema
-    rows_empty: int = 0  # of this run: without text
+    counts: Mapping[str, int | None] = field(default_factory=dict)  # of this run, by the task
     rows_computed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -39,6 +38,10 @@ class Outcome:
     startup_s: float | None = None  # from the command to the end of the first engine step
     warnings: list[str] = field(default_factory=list)  # one line each, the first ones
 
+    def count(self, name: str) -> int | None:
+        """Of the whole output when it is complete, else of this run. None: nobody counted it."""
+        return (self.totals.counts if self.totals else self.counts).get(name, 0)
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON line on stdout."""
         speed = self.completion_tokens / self.generation_s if self.generation_s else 0.0
@@ -48,8 +51,8 @@ class Outcome:
             "run": self.run,
             "rows": self.totals.rows if self.totals else self.rows_durable,
             "rows_failed": self.totals.rows_failed if self.totals else self.rows_failed,
-            "rows_cut": self.totals.rows_cut if self.totals else self.rows_cut,
-            "rows_unparsed": self.totals.rows_unparsed if self.totals else self.rows_unparsed,
+            "rows_cut": self.count("rows_cut"),
+            "rows_unparsed": self.count("rows_unparsed"),
             "rows_computed": self.rows_computed,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

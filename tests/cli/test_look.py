@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from batchinfer.cli.app import cli
-from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.sink import output_columns
+from batchinfer.tasks.generate import COLUMNS
 
 
 @pytest.fixture
@@ -25,7 +26,9 @@ def output(tmp_path: Path) -> Path:
         "endless": pa.array([float("-inf")]),
         "deep": pa.array([[{"when": 2**62}]], pa.list_(pa.struct([("when", pa.timestamp("us"))]))),
     }
-    columns = {name: pa.nulls(1, data_type) for name, (data_type, _) in OUTPUT_COLUMNS.items()}
+    columns = {
+        name: pa.nulls(1, data_type) for name, (data_type, _) in output_columns(COLUMNS).items()
+    }
     columns |= {"shard": pa.array(["a.parquet"]), "row": pa.array([0]), "sample": pa.array([0])}
     columns |= {"completion": pa.array(["hello"]), "finish_reason": pa.array(["stop"])}
     pq.write_table(pa.table(kept | columns), tmp_path / "a.parquet")

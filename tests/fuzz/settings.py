@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchinfer.sink import OUTPUT_COLUMNS
+from batchinfer.sink import output_columns
+from batchinfer.tasks.generate import COLUMNS
 
 NUMBERS = (0, 1, -1, 2, 3, 1e-9, 0.5, 1e308, 2**31, 2**63, 2**63 - 1, -(2**63), 10**30)
 ODD: tuple[Any, ...] = (
@@ -63,7 +64,7 @@ LOCATIONS = (
     "/proc/self/fd",
     "/dev/null/out",
 )
-TAKEN = ("id", *OUTPUT_COLUMNS)
+TAKEN = ("id", *output_columns(COLUMNS))
 #: How types of columns begin that can be a whole prompt.
 BEGIN = {
     "column": ("string", "large_string", "dictionary"),

@@ -16,19 +16,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchinfer.config import SamplingSettings
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.ledger import IncompleteShard, Ledger, PartId, fold, ledger, shard_fold, survey
 from batchinfer.ledger.layout import PARTS_PREFIX, UNREADABLE_PREFIX, part_key
 from batchinfer.sink import output_schema, write_table
 from batchinfer.storage import FileInfo
 from batchinfer.storage.local import LocalStore
+from batchinfer.tasks import Generate
 
 SHARD = "deep/a.parquet"
 WINDOW_ROWS = 4
 NUM_SAMPLES = 2
-SCHEMA = output_schema(
-    [pa.field("id", pa.string())], has_top_logprobs=False, has_prompt_logprobs=False
-)
+TASK = Generate(SamplingSettings())
+SCHEMA = output_schema([pa.field("id", pa.string())], TASK.columns)
 
 #: (row, sample) -> whether it is an error.
 Rows = dict[tuple[int, int], bool]
@@ -70,7 +71,9 @@ def origin_of(part: PartId) -> str:
 
 
 def ledger_on(store: LocalStore, digest: str = "ours", run: int = 0) -> Ledger:
-    return Ledger(store, {"digest": digest}, WINDOW_ROWS, num_samples=NUM_SAMPLES, run=run)
+    return Ledger(
+        store, {"digest": digest}, WINDOW_ROWS, num_samples=NUM_SAMPLES, task=TASK, run=run
+    )
 
 
 def publish(store: LocalStore, parts: Parts, finished: Rows | None = None, run: int = 0) -> Ledger:
@@ -161,7 +164,7 @@ def test_a_fold_has_every_row_once_and_the_best_of_it(
         assert read_finished(store) == expected
         assert totals.rows == len(expected)
         assert totals.rows_failed == sum(is_error for is_error, _ in expected.values())
-        assert totals.completion_tokens == 3 * (totals.rows - totals.rows_failed)
+        assert totals.counts["completion_tokens"] == 3 * (totals.rows - totals.rows_failed)
         assert opened.totals_of(SHARD) == totals
         assert part_names(store) == []
 

@@ -26,6 +26,7 @@ ROOMS = (
     "prompt",
     "plan",
     "engine",
+    "tasks",
     "sink",
     "ledger",
     "telemetry",

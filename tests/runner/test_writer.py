@@ -16,18 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, TransientError
 from batchinfer.ledger import Ledger
 from batchinfer.plan import Chunk
 from batchinfer.runner.writer import ShardOutput, Writer
-from batchinfer.sink import Result, output_schema
+from batchinfer.sink import output_schema
 from batchinfer.storage.local import LocalStore
+from batchinfer.tasks import Generate, Result
 from batchinfer.telemetry import Clock, Counters
 
-SCHEMA = output_schema(
-    [pa.field("id", pa.int64())], has_top_logprobs=False, has_prompt_logprobs=False
-)
+TASK = Generate(SamplingSettings())
+SCHEMA = output_schema([pa.field("id", pa.int64())], TASK.columns)
 WINDOW_ROWS = 4
 NUM_WINDOWS = 3
 NUM_ROWS = WINDOW_ROWS * NUM_WINDOWS
@@ -61,7 +62,7 @@ def writer_on(ledger: Ledger, **options: Any) -> Writer:
         Counters(Clock()),
         run=1,
         detokenize=lambda flat, offsets: ["x"] * (len(offsets) - 1),
-        parse_json=False,
+        task=TASK,
         **chosen,
     )
     writer.start()

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Completion, Timing
 from batchinfer.plan import Chunk
-from batchinfer.sink import Result, build_table, file_facts, output_schema, write_table
+from batchinfer.sink import build_table, file_facts, output_schema, write_table
+from batchinfer.tasks import Generate, Result
 
-SCHEMA = output_schema(
-    [pa.field("id", pa.string())], has_top_logprobs=True, has_prompt_logprobs=True
-)
+TASK = Generate(SamplingSettings(logprobs=1, prompt_logprobs=True))
+SCHEMA = output_schema([pa.field("id", pa.string())], TASK.columns)
 SAMPLES = 2
 
 
@@ -70,7 +71,7 @@ def table_of(results: list[Result], schema: pa.Schema = SCHEMA) -> pa.Table:
         detokenize=lambda flat, offsets: [
             f"{flat[start:end].tolist()}" for start, end in pairwise(offsets)
         ],
-        parse_json=False,
+        task=TASK,
     )
 
 

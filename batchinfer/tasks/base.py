@@ -1,0 +1,143 @@
+"""What a task is to the rest of the program.
+
+A row goes through it in this order: `work` says which requests the engine gets for it, and makes
+one completion of what comes back; `arrays` turns completions into the task's own columns; `count`
+says what a table of them adds to the totals. The columns of every task (key, times, error) belong
+to the sink. Must not know: files, threads, how an engine works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchinfer.engine.base import Completion, Int32Array, SamplingSettings
+from batchinfer.plan import Chunk, WorkItem
+
+#: token ids (flat), offsets [n + 1] -> n texts
+Detokenize = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int64]], list[str]]
+#: Type and description of an output column.
+Column = tuple[pa.DataType, str]
+
+
+@dataclass(slots=True, eq=False)
+class Result:
+    """A completion with its place: row `index` of `chunk`, sample `sample`."""
+
+    chunk: Chunk
+    index: int
+    sample: int
+    completion: Completion
+    finished_at_us: int  # microseconds since the epoch
+    duplicate_of: int | None = None  # row number
+    #: About what it holds in memory until it is durable, its row's columns included.
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        completion = self.completion
+        self.size_bytes = 600 + self.chunk.carried_row_bytes
+        for array in (
+            completion.token_ids,
+            completion.token_logprobs,
+            completion.top_token_ids,
+            completion.top_logprobs,
+            completion.prompt_token_logprobs,
+        ):
+            if array is not None:
+                self.size_bytes += array.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to be: what the engine needs besides a key. `start`: of a part of a row, its first
+    token's position in the row.
+    """
+
+    token_ids: Int32Array
+    seed: int | None = None
+    start: int = 0
+
+
+class RowWork(Protocol):
+    """One (row, sample) on its way through the engine. Used by one thread."""
+
+    def asks(self) -> Iterator[Ask]:
+        """The requests, made one at a time; others' are admitted in between. May be none."""
+
+    def add(self, ask: Ask, completion: Completion) -> None:
+        """Take in what came of a request, in any order. Raises RowError if it cannot be used."""
+
+    def completion(self) -> Completion:
+        """What came of the row, once every request of `asks` was added."""
+
+
+class Task(Protocol):
+    """A task with a job's settings. Stateless; used by several threads."""
+
+    @property
+    def name(self) -> str:
+        """As in the job file."""
+
+    @property
+    def num_samples(self) -> int:
+        """Results of each row."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal prompts have equal results, so that one may serve for all of them."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens of a result, None if only the row decides; see `num_tokens`."""
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """What the engine does with every request."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Its own output columns, in order; they depend on the settings alone."""
+
+    @property
+    def counts(self) -> Sequence[str]:
+        """Names of what `count` counts, as they appear in footers and `_SUCCESS`."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Its name, unless it is `generate`, and its settings, as footers have them."""
+
+    def work(self, item: WorkItem) -> RowWork:
+        """Begin a (row, sample)."""
+
+    def num_tokens(self, completion: Completion) -> int:
+        """Tokens of a result that speed and remaining time are measured in."""
+
+    def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
+        """`columns` of results [n], failed ones included, whose values are null."""
+
+    def count(self, table: pa.Table) -> Mapping[str, int]:
+        """`counts` of a table with all columns of an output, and what else a run warns of."""
+
+
+def num_failed(table: pa.Table) -> int:
+    """Rows of a table of results that are errors."""
+    return int(table.num_rows - table.column("error_type").null_count)
+
+
+def row_values(
+    results: Sequence[Result], column: Callable[[Chunk], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """`column` of a chunk at each result's row; one look-up for results that follow each other in
+    a chunk. [n]
+    """
+    taken = []
+    for _, group in groupby(results, key=lambda result: id(result.chunk)):
+        of_chunk = list(group)
+        taken.append(column(of_chunk[0].chunk)[[r.index for r in of_chunk]])
+    return np.concatenate(taken)

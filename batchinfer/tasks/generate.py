@@ -1,0 +1,241 @@
+"""Generation: each row's prompt gets `sampling.n` completions.
+
+Must not know: files, how an engine works. Text is detokenized here, in bulk, unless the engine had
+to do it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer import config
+from batchinfer.config import thaw
+from batchinfer.engine.base import Completion, SamplingSettings
+from batchinfer.plan import WorkItem, seed_of
+from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
+from batchinfer.tasks.base import Ask, Column, Detokenize, Result, num_failed, row_values
+
+#: Every column that a job of generation can have, in order.
+COLUMNS: Mapping[str, Column] = {
+    "completion": (pa.string(), "the generated text, without special tokens"),
+    "parsed": (pa.string(), "with json_schema: the completion if it is valid JSON"),
+    "finish_reason": (pa.string(), "stop | length"),
+    "stop_reason": (pa.string(), "stop string or stop token id; null for the model's own end"),
+    "num_prompt_tokens": (pa.int32(), "tokens of the prompt after the chat template"),
+    "num_cached_tokens": (pa.int32(), "prompt tokens found in the prefix cache"),
+    "num_completion_tokens": (pa.int32(), "generated tokens, the stop token included"),
+    "token_ids": (pa.list_(pa.int32()), "generated tokens, the stop token included"),
+    "token_logprobs": (pa.list_(pa.float32()), "natural-log probability of each generated token"),
+    "cumulative_logprob": (pa.float64(), "sum of token_logprobs"),
+    "top_token_ids": (
+        pa.list_(pa.list_(pa.int32())),
+        "the k likeliest tokens at each position, best first",
+    ),
+    "top_logprobs": (pa.list_(pa.list_(pa.float32())), "their natural-log probabilities"),
+    "prompt_token_logprobs": (
+        pa.list_(pa.float32()),
+        "natural-log probability of each prompt token, NaN first",
+    ),
+}
+#: What it counts: tokens generated; completions ended by sampling.max_tokens; with a JSON schema,
+#: completions that are no whole document.
+COUNTS = ("completion_tokens", "rows_cut", "rows_unparsed")
+_TOP_COLUMNS = ("top_token_ids", "top_logprobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """See `Task`."""
+
+    settings: config.SamplingSettings
+
+    @property
+    def name(self) -> str:
+        return "generate"
+
+    @property
+    def num_samples(self) -> int:
+        return self.settings.n
+
+    @property
+    def is_repeatable(self) -> bool:
+        return self.settings.is_greedy
+
+    @property
+    def max_tokens(self) -> int:
+        return self.settings.max_tokens
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        sampling = self.settings
+        structured = None
+        if sampling.structured is not None:
+            kinds = sampling.structured.model_dump(exclude_none=True)
+            (kind,) = kinds
+            structured = (kind, thaw(kinds[kind]))
+        return SamplingSettings(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=tuple(sampling.stop),
+            stop_token_ids=sampling.stop_token_ids,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+            ignore_eos=sampling.ignore_eos,
+            structured=structured,
+            uses_seeds=sampling.seed is not None and not sampling.is_greedy,
+        )
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        without: set[str] = set()
+        if not self.settings.logprobs:
+            without.update(_TOP_COLUMNS)
+        if not self.settings.prompt_logprobs:
+            without.add("prompt_token_logprobs")
+        return {name: column for name, column in COLUMNS.items() if name not in without}
+
+    @property
+    def counts(self) -> Sequence[str]:
+        return COUNTS
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"sampling": self.settings.model_dump(mode="json")}
+
+    def work(self, item: WorkItem) -> _OneRequest:
+        seed = None
+        if self.settings.seed is not None and not self.settings.is_greedy:
+            row = int(item.chunk.rows[item.index])
+            seed = seed_of(self.settings.seed, item.chunk.shard, row, item.sample)
+        return _OneRequest(Ask(item.chunk.prompt(item.index), seed))
+
+    def num_tokens(self, completion: Completion) -> int:
+        return len(completion.token_ids)
+
+    def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
+        done = [r.completion for r in results]
+        is_error = np.array([c.error_type is not None for c in done], dtype=np.bool_)
+        texts = _texts(done, is_error, detokenize)
+        num_prompt_tokens = row_values(results, lambda c: np.diff(c.offsets).astype(np.int32))
+        token_logprobs = lists([c.token_logprobs for c in done], np.float32)
+        parsed = [_valid_json(t) if self._has_json_schema else None for t in texts]
+        columns = {
+            "completion": pa.array(texts, pa.string()),
+            "parsed": pa.array(parsed, pa.string()),
+            "finish_reason": pa.array([c.finish_reason for c in done], pa.string()),
+            "stop_reason": pa.array([c.stop_reason for c in done], pa.string()),
+            "num_prompt_tokens": pa.array(num_prompt_tokens, mask=num_prompt_tokens == 0),
+            "num_cached_tokens": ints([c.num_cached_tokens for c in done], is_error),
+            "num_completion_tokens": ints([len(c.token_ids) for c in done], is_error),
+            "token_ids": lists([None if c.error_type else c.token_ids for c in done], np.int32),
+            "token_logprobs": token_logprobs,
+            "cumulative_logprob": list_sums(token_logprobs),
+        }
+        if self.settings.logprobs:
+            columns["top_token_ids"], columns["top_logprobs"] = _top_lists(done)
+        if self.settings.prompt_logprobs:
+            columns["prompt_token_logprobs"] = lists(
+                [c.prompt_token_logprobs for c in done], np.float32
+            )
+        return columns
+
+    def count(self, table: pa.Table) -> Mapping[str, int]:
+        num_unparsed = 0
+        if self._has_json_schema:
+            num_unparsed = table.column("parsed").null_count - num_failed(table)
+        return {
+            "completion_tokens": pc.sum(table.column("num_completion_tokens")).as_py() or 0,
+            "rows_cut": pc.sum(pc.equal(table.column("finish_reason"), "length")).as_py() or 0,
+            "rows_unparsed": num_unparsed,
+            "rows_empty": pc.sum(pc.equal(table.column("completion"), "")).as_py() or 0,
+        }
+
+    @property
+    def _has_json_schema(self) -> bool:
+        structured = self.settings.structured
+        return structured is not None and structured.json_schema is not None
+
+
+@dataclass(slots=True, eq=False)
+class _OneRequest:
+    """A sample is one request, and its completion the result."""
+
+    ask: Ask
+    result: Completion | None = None
+
+    def asks(self) -> Iterator[Ask]:
+        yield self.ask
+
+    def add(self, ask: Ask, completion: Completion) -> None:
+        self.result = completion
+
+    def completion(self) -> Completion:
+        assert self.result is not None
+        return self.result
+
+
+def _texts(
+    done: list[Completion], is_error: npt.NDArray[np.bool_], detokenize: Detokenize
+) -> list[str | None]:
+    to_decode = [i for i, c in enumerate(done) if c.text is None and not is_error[i]]
+    lengths = np.array([done[i].num_text_tokens for i in to_decode], dtype=np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    texts: list[str | None] = [c.text for c in done]
+    if to_decode:
+        flat = np.concatenate([done[i].token_ids[: done[i].num_text_tokens] for i in to_decode])
+        for i, text in zip(to_decode, detokenize(flat, offsets), strict=True):
+            texts[i] = text
+    return texts
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and Infinity
+
+
+def _valid_json(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        return None
+    return text
+
+
+def _top_lists(done: list[Completion]) -> tuple[pa.ListArray, pa.ListArray]:
+    """list<list> of token ids and of logprobs: for each row, for each token, the k entries that
+    `top_offsets` delimits.
+    """
+    is_null = pa.array([c.top_offsets is None for c in done], pa.bool_())
+    present = [c.top_offsets for c in done if c.top_offsets is not None]
+    num_bounds = np.array([len(offsets) for offsets in present], np.int64)
+    bounds = np.concatenate([np.empty(0, np.int32), *present])
+    is_token = np.ones(len(bounds), np.bool_)
+    is_token[np.cumsum(num_bounds) - 1] = False  # the last bound of a row begins no token
+    inner_offsets = list_offsets(np.diff(bounds, append=0)[is_token])
+    outer_offsets = list_offsets(
+        [0 if c.top_offsets is None else len(c.top_offsets) - 1 for c in done]
+    )
+
+    def nested(values: Sequence[npt.NDArray[Any] | None], dtype: type[np.generic]) -> pa.ListArray:
+        inner = pa.ListArray.from_arrays(inner_offsets, flat_values(values, dtype))
+        return pa.ListArray.from_arrays(outer_offsets, inner, mask=is_null)
+
+    return (
+        nested([c.top_token_ids for c in done], np.int32),
+        nested([c.top_logprobs for c in done], np.float32),
+    )
