@@ -21,8 +21,15 @@ from batchinfer.signals import STOP_CODES
 from batchinfer.telemetry import Outcome
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-JOB_FILE = (ROOT / "docs" / "job_file.md").read_text()
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = PAGES["README.md"]
+START = PAGES["docs/start.md"]
+OPERATIONS = PAGES["docs/operations.md"]
+ERRORS = PAGES["docs/errors.md"]
+JOB_FILE = PAGES["docs/job_file.md"]
 
 _ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (required|`[^`]*`) \| (.+) \|$", re.MULTILINE)
 ROWS = {key: (kind, default, text) for key, kind, default, text in _ROW.findall(JOB_FILE)}
@@ -95,8 +102,9 @@ def test_the_job_file_page_calls_frozen_what_the_fields_mark() -> None:
     assert told == deciding_keys()
 
 
-def test_the_jobs_in_the_readme_are_valid(tmp_path: Path) -> None:
-    blocks = [block for block in yaml_blocks(README) if block.startswith("version:")]
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_jobs_on_a_page_are_valid(page: str, tmp_path: Path) -> None:
+    blocks = [block for block in yaml_blocks(PAGES[page]) if block.startswith("version:")]
     assert blocks
     for index, block in enumerate(blocks):
         path = tmp_path / f"{index}.yaml"
@@ -106,8 +114,9 @@ def test_the_jobs_in_the_readme_are_valid(tmp_path: Path) -> None:
         assert all(list(ROOT.glob(pattern)) for pattern in job.input.path)
 
 
-def test_every_command_line_in_the_readme_is_one_that_the_program_takes() -> None:
-    lines = re.findall(r"^(?:[A-Z_]+=\S+ )*batchinfer (.+)$", README, re.MULTILINE)
+def test_every_command_line_on_a_page_is_one_that_the_program_takes() -> None:
+    pages = "\n".join([README, START, OPERATIONS])
+    lines = re.findall(r"^(?:[A-Z_]+=\S+ )*(?:\S+/)?batchinfer (.+)$", pages, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(cli.commands)
     for line in lines:
         name, *arguments = line.partition(" #")[0].split()
@@ -115,19 +124,23 @@ def test_every_command_line_in_the_readme_is_one_that_the_program_takes() -> Non
             cli.commands[name].parse_args(context, arguments)  # raises click.UsageError
 
 
-def test_the_last_line_in_the_readme_has_the_keys_that_the_program_writes() -> None:
-    (line,) = re.findall(r"^{.*}$", README, re.MULTILINE)
-    assert list(json.loads(line)) == list(Outcome("complete", 0, "out").as_dict())
+def test_the_last_line_on_the_page_has_the_keys_that_the_program_writes() -> None:
+    (line,) = re.findall(r"^{.*}$", OPERATIONS, re.MULTILINE)
+    keys = list(Outcome("complete", 0, "out").as_dict())
+    assert list(json.loads(line)) == keys
+    (table,) = re.findall(r"^\| field \|.*\n\|---.*\n((?:\|.*\n)+)", OPERATIONS, re.MULTILINE)
+    fields = [cell for row in table.splitlines() for cell in row.split("|")[1].split(",")]
+    assert [field.strip(" `") for field in fields] == keys
 
 
-def test_the_readme_names_every_exit_code() -> None:
+def test_the_page_on_errors_names_every_exit_code() -> None:
     pending: list[type[BatchInferError]] = [BatchInferError]
     codes = {0, *STOP_CODES.values()}  # of Stopped, which has no code of its own
     while pending:
         error = pending.pop()
         codes.add(error.exit_code)
         pending += error.__subclasses__()
-    documented = re.findall(r"^\| ([\d /]+) \|", README, re.MULTILINE)
+    documented = re.findall(r"^\| ([\d /]+) \|", ERRORS, re.MULTILINE)
     assert {int(code) for cell in documented for code in cell.split("/")} == codes
 
 
@@ -141,12 +154,21 @@ def test_the_readme_names_every_exit_code() -> None:
         layout.log_key(1),
     ],
 )
-def test_the_readme_shows_where_things_are_written(key: str) -> None:
-    assert key in README
+def test_the_page_to_start_with_shows_where_things_are_written(key: str) -> None:
+    assert key in START
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/job_file.md", "docs/operations.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_links_between_pages_lead_somewhere(name: str) -> None:
-    page = ROOT / name
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    folder = (ROOT / name).parent
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", PAGES[name]):
+        assert (folder / target).exists(), target
+        if heading:
+            page = (folder / target).resolve() if target else ROOT / name
+            headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
+            assert heading in anchors, f"{target}#{heading}"
+
+
+def test_the_readme_fits_on_a_screen_or_two() -> None:
+    assert 60 <= README.count("\n") <= 100
