@@ -30,9 +30,12 @@ START = PAGES["docs/start.md"]
 OPERATIONS = PAGES["docs/operations.md"]
 ERRORS = PAGES["docs/errors.md"]
 JOB_FILE = PAGES["docs/job_file.md"]
+WIDE = {"docs/benchmarks.md", "docs/errors.md", "docs/quantization.md"}
 
 _ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (required|`[^`]*`) \| (.+) \|$", re.MULTILINE)
 ROWS = {key: (kind, default, text) for key, kind, default, text in _ROW.findall(JOB_FILE)}
+#: What does not fit into a cell is a list below the table, each item beginning with its key.
+NOTES = dict(re.findall(r"^- `([^`]+)`: (.+(?:\n  .+)*)", JOB_FILE, re.MULTILINE))
 KEYS = [*settings()]
 MESSAGE_KEYS = [f"prompt.messages[].{name}" for name in Message.model_fields]
 
@@ -78,9 +81,15 @@ def test_the_job_file_page_tells_the_default(key: str) -> None:
     assert (type(documented), documented) == (type(actual), actual) or documented == actual == {}
 
 
+def test_a_note_of_the_job_file_page_belongs_to_a_key() -> None:
+    assert set(NOTES) - {"sampling.structured"} <= ROWS.keys()
+    for key, (_, _, text) in ROWS.items():
+        assert ("see below" not in text) or key in NOTES, key
+
+
 @pytest.mark.parametrize("key", [*KEYS, *MESSAGE_KEYS])
 def test_the_job_file_page_tells_every_choice(key: str) -> None:
-    named = set(re.findall(r"`([^`]+)`", " ".join(ROWS[key])))
+    named = set(re.findall(r"`([^`]+)`", " ".join([*ROWS[key], NOTES.get(key, "")])))
     assert choices_of(field_of(key).annotation) <= named
 
 
@@ -168,6 +177,13 @@ def test_links_between_pages_lead_somewhere(name: str) -> None:
             headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
             anchors = [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings]
             assert heading in anchors, f"{target}#{heading}"
+
+
+@pytest.mark.parametrize("name", sorted(PAGES.keys() - WIDE))
+def test_no_line_is_wider_than_120_columns(name: str) -> None:
+    text = re.sub(r"^<!-- .*?^<!-- .*end -->$", "", PAGES[name], flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in text.splitlines() if not line.startswith("{")]  # the last line's JSON
+    assert [line for line in lines if len(line) > 120] == []
 
 
 def test_the_readme_fits_on_a_screen_or_two() -> None:
