@@ -45,13 +45,14 @@ from batchinfer.prompt import Prepared, Prompter
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Drafter, make_drafter
 from batchinfer.prompt.encode import TokenEncoder
-from batchinfer.runner import EngineFactory, RunContext, RunOptions, StopControl, run_job
+from batchinfer.runner import RunContext, RunOptions, StopControl, run_job
 from batchinfer.runner.loop import Loop
 from batchinfer.sink import build_table, output_schema, write_table
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import Store, open_store
 from batchinfer.tasks import Generate, Result
 from batchinfer.telemetry import Clock, Counters
+from batchinfer.testing import FakeKind, register
 from benchmarks.common import DEMO, heading
 
 COMPLETION_TOKENS = 128
@@ -116,6 +117,9 @@ class InstantEngine:
     @property
     def num_in_flight(self) -> int:
         return len(self._keys)
+
+    def num_tokens_in_flight(self) -> int:
+        return 0  # each finishes in one step
 
     @property
     def num_running(self) -> int:
@@ -448,6 +452,7 @@ def job_of(folder: Path, num_logprobs: int) -> Job:
             "prompt": {"template": TEMPLATE},
             "model": {"path": str(DEMO / "model")},
             "sampling": {"max_tokens": COMPLETION_TOKENS, "logprobs": num_logprobs},
+            "engine": {"name": "instant"},
             "output": {"path": str(folder / "out")},
         }
     )
@@ -527,8 +532,8 @@ def convert(outputs: list[Any]) -> int:
 def run_once(job: Job, engine: InstantEngine) -> int:
     clock = Clock()
     context = RunContext(clock=clock, stop=StopControl(), counters=Counters(clock))
-    factory = EngineFactory(prepare=lambda job, model: None, build=lambda job, model: engine)
-    outcome = run_job(job, RunOptions(), factory, context)
+    register("instant", FakeKind(lambda spec: engine))
+    outcome = run_job(job, RunOptions(), context)
     assert outcome.status == "complete" and outcome.totals is not None
     return outcome.totals.rows
 

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -171,15 +170,13 @@ def _write_job(place: Place, folder: Path, num_rows: int, *, is_real: bool) -> P
 def _run_here(job: str, engine: str, num_slow_parts: int) -> None:
     """`batchinfer run` in this process, with what is fake about it."""
     from batchinfer.cli import main as batchinfer
-    from batchinfer.cli import run as cli_run
     from batchinfer.prompt import encode
     from batchinfer.storage.local import LocalStore
-    from tests.support.fake_engine import FakePlan
-    from tests.support.fake_run import LightTokenizer, fake_factory
+    from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
 
     if engine == "fake":
         plan = FakePlan(max_num_seqs=MAX_NUM_SEQS, step_s=STEP_S)
-        cli_run.vllm_factory = partial(fake_factory, plan)  # type: ignore[attr-defined]
+        register("fake", fake_kind(plan))
         encode._load = lambda path, **_: LightTokenizer(path)
     publish = LocalStore.publish
     num_left = num_slow_parts
@@ -192,7 +189,8 @@ def _run_here(job: str, engine: str, num_slow_parts: int) -> None:
         publish(store, key, write)
 
     LocalStore.publish = slow_publish  # type: ignore[method-assign]
-    sys.argv = ["batchinfer", "run", job]
+    name = "fake" if engine == "fake" else "vllm"
+    sys.argv = ["batchinfer", "run", job, "--set", f"engine.name={name}"]
     batchinfer()
 
 

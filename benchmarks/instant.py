@@ -1,6 +1,6 @@
 """The command line on an engine that answers at once: the process `benchmarks.memory` measures.
 
-    python -m benchmarks.instant run JOB.yaml
+    python -m benchmarks.instant run JOB.yaml   # a job that names the engine `instant`
 
 It stalls now and then, so that the reader gets as far ahead as it may, and then the writer as far
 behind. BENCHMARK_MARK names a file for the moment of the first admission and the peak until then.
@@ -12,17 +12,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from batchinfer.cli import main  # first, as in the program: it chooses Arrow's allocator
-from batchinfer.cli import run as cli_run
-from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
+from batchinfer.engine.base import Completion, EngineFacts, EngineSpec, Request, Timing
 from batchinfer.prompt import encode
-from batchinfer.runner import EngineFactory
+from batchinfer.testing import FakeKind, LightTokenizer, register
 from benchmarks.common import peak_bytes_of
-from tests.support.fake_run import LightTokenizer
 
 STALL_EVERY, STALL_S = 60_000, 1.0  # requests, seconds; the first stall is that of a loading model
 
@@ -41,6 +38,9 @@ class InstantEngine:
     @property
     def num_in_flight(self) -> int:
         return len(self._waiting)
+
+    def num_tokens_in_flight(self) -> int:
+        return 0  # each finishes in one step
 
     @property
     def num_running(self) -> int:
@@ -76,14 +76,14 @@ class InstantEngine:
         )
 
 
-def _build(job: Any, model: Any) -> InstantEngine:
+def _build(spec: EngineSpec) -> InstantEngine:
     time.sleep(STALL_S)
     mark = Path(os.environ["BENCHMARK_MARK"])
-    return InstantEngine(job.sampling.max_tokens, job.sampling.logprobs, mark)
+    return InstantEngine(spec.sampling.max_tokens, spec.sampling.logprobs, mark)
 
 
 if __name__ == "__main__":
     encode._load = lambda path, **_: LightTokenizer(path)  # transformers belongs to an engine's own
-    cli_run.vllm_factory = lambda: EngineFactory(prepare=lambda job, model: None, build=_build)
+    register("instant", FakeKind(_build))
     sys.argv[0] = "batchinfer"
     main()

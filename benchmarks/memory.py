@@ -107,6 +107,7 @@ def write_job(folder: Path, shape: Shape, root: str | None = None) -> Path:
         "model": {"path": str(DEMO / "model")},
         "sampling": {"max_tokens": MAX_TOKENS, "logprobs": shape.logprobs},
         "packing": {"window_rows": WINDOW_ROWS},
+        "engine": {"name": "instant"},
         "output": {"path": f"{root}/out"},
     }
     path = folder / "job.yaml"

@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from batchinfer.config import Job, load_job
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.engine import VllmEngine
 from batchinfer.plan import Chunk
-from batchinfer.runner.factory import model_of, prompter_of, vllm_factory
+from batchinfer.runner.factory import build_engine, engine_spec, model_of, prompter_of
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.tasks import Result
@@ -151,10 +152,9 @@ def measure_set(
     with tempfile.TemporaryDirectory(prefix="batchinfer-order-") as folder:
         job = job_of(one, Path(folder), model_path, load_format)
         model = model_of(job)
-        factory = vllm_factory()
-        factory.prepare(job, model)
+        engine_kind(job.engine.name).prepare(engine_spec(job, model))
         prompter_of(job, model)  # refuses what would not fit
-        engine = factory.build(job, model)
+        engine = build_engine(job, model)
         assert isinstance(engine, VllmEngine)
         block_tokens = engine._core.vllm_config.cache_config.block_size
         measured = measure_orders(engine, job, prompts, repeats)

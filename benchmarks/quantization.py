@@ -263,8 +263,9 @@ def score(folder: Path, case: Case, model: Path) -> dict[str, Any]:
 def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
     """Build the job's engine and time it, in this process. Prints a JSON line."""
     from batchinfer.config import load_job
+    from batchinfer.engine.kinds import engine_kind
     from batchinfer.errors import BatchInferError
-    from batchinfer.runner.factory import model_of, vllm_factory
+    from batchinfer.runner.factory import build_engine, engine_spec, model_of
 
     out = os.dup(1)
     os.dup2(2, 1)  # what vLLM prints
@@ -277,9 +278,8 @@ def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
     job = load_job(path, []).job
     try:
         model = model_of(job)
-        factory = vllm_factory()
-        factory.prepare(job, model)
-        engine = factory.build(job, model)
+        engine_kind(job.engine.name).prepare(engine_spec(job, model))
+        engine = build_engine(job, model)
     except BatchInferError as error:
         tell(problem=str(error))
     rng = np.random.default_rng(0)

@@ -12,9 +12,7 @@ import pyarrow as pa
 
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.config import explain, load_job
-from batchinfer.engine.crowd import devices_of, refuse_too_large
-from batchinfer.engine.hardware import this_machine
-from batchinfer.engine.vllm.sizes import expected_sizes
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
     describe_auto_dtype,
@@ -25,7 +23,7 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.checks import check_output
 from batchinfer.runner.digest import identity_of
-from batchinfer.runner.factory import engine_settings
+from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.first_rows import check_first_rows
 from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
@@ -45,16 +43,17 @@ def explain_job(path: str, sets: tuple[str, ...]) -> None:
     for key, value, origin in rows:
         click.echo(f"{key:<{key_width}}  {value:<{value_width}}  {origin}".rstrip())
     model = loaded.job.model
+    machine = engine_kind(loaded.job.engine.name).machine()
     if model.resolved_dtype == "auto":
-        click.echo(f"\nmodel.dtype: {describe_auto_dtype(this_machine())}")
+        click.echo(f"\nmodel.dtype: {describe_auto_dtype(machine)}")
     if (name := model.quantization) != "auto":
-        can_run, text = for_this_machine(record_of(name), this_machine())
+        can_run, text = for_this_machine(record_of(name), machine)
         click.echo(
             f"\n{name}: {record_of(name).meaning}. {'Here: ' if can_run else 'Not here: '}{text}"
         )
     if model.kv_cache_dtype != "auto":
         record = kv_cache_record(model.kv_cache_dtype)
-        reason = kv_cache_why_not(record, this_machine(), None)
+        reason = kv_cache_why_not(record, machine, None)
         click.echo(
             f"\nKV cache {record.name}: {record.meaning}, {record.bits} bits. "
             f"{f'Not here: {reason}' if reason else 'Works here'}"
@@ -66,8 +65,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     check_output(looked.store, job, identity_of(job, looked.model), looked.shards)
-    settings = engine_settings(job, looked.model)
-    refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
+    engine_kind(job.engine.name).check_fit(engine_spec(job, looked.model))
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))
     check_first_rows(job, looked.model, shards, looked.row_filter)

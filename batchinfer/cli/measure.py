@@ -22,7 +22,7 @@ from batchinfer.errors import InputError, Stopped
 from batchinfer.forecast.forecast import Forecast, Interval, Left, forecast
 from batchinfer.forecast.measure import Measurement, measure
 from batchinfer.forecast.sample import Sample
-from batchinfer.runner import EngineFactory, StopControl
+from batchinfer.runner import StopControl
 from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.
@@ -40,7 +40,6 @@ class Rest:
 
 def show_forecast(
     looked: Looked,
-    factory: EngineFactory,
     sample: Sample,
     rest: Rest,
     price_per_hour: float | None,
@@ -65,7 +64,7 @@ def show_forecast(
             "--rows reads more of the input"
         )
     with held_warnings(), _quiet_engine() as stop:
-        measurement = measure(job, looked.model, sample.prompts, factory, stop)
+        measurement = measure(job, looked.model, sample.prompts, stop)
     num_rows = -(-rest.num_results // job.sampling.n)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
     left = Left(

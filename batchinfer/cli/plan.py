@@ -13,12 +13,11 @@ import numpy as np
 
 from batchinfer.cli.common import Looked, look_at
 from batchinfer.cli.measure import Rest, show_forecast
-from batchinfer.cli.memory import memory_lines
 from batchinfer.config import load_job
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results, layout, survey
-from batchinfer.runner import vllm_factory
-from batchinfer.runner.factory import prompter_of
+from batchinfer.runner.factory import engine_spec, prompter_of
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -68,18 +67,19 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
         f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
         f"{len(done.finished):,} finished files"
     )
-    for line in memory_lines(job, looked.model):
+    kind = engine_kind(job.engine.name)
+    spec = engine_spec(job, looked.model)
+    for line in kind.describe_memory(spec):
         click.echo(f"memory   {line}")
     if options.max_rows is None or num_rows == 0:
         return
-    factory = vllm_factory()
     if options.num_measured is not None:
         shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
         num_rows = sum(size for _, size in shards)
         if num_rows * job.sampling.n <= done.num_in_parts:
             click.echo("left     nothing: every row has its result, no row was run")
             return
-        factory.prepare(job, looked.model)
+        kind.prepare(spec)
     prompter = prompter_of(job, looked.model)
     ready_s = StartUp().now()
     sample = read_sample(
@@ -97,7 +97,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
             chunk_rows=min(window_rows, -(-num_rows // len(shards))),
             ready_s=ready_s,
         )
-        show_forecast(looked, factory, sample, rest, options.price_per_hour)
+        show_forecast(looked, sample, rest, options.price_per_hour)
 
 
 def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:

@@ -11,7 +11,8 @@ from types import FrameType
 
 import click
 
-from batchinfer.engine.hardware import this_machine
+from batchinfer.config import DEFAULT_ENGINE
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import ModelFacts, read_model
@@ -43,7 +44,7 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
             f"{path} is already quantized ({model.quantization}): give the unquantized model"
         )
     texts = _texts(calibration) if calibration else []
-    preset = recipe.preset_on(this_machine())
+    preset = recipe.preset_on(engine_kind(DEFAULT_ENGINE).machine())
     with _Bar() as bar:
 
         def fill(temporary: Path) -> None:
@@ -130,7 +131,7 @@ def _calibrate(
     from batchinfer.making.calibrated import calibrate
     from batchinfer.making.environment import llm_compressor_python
 
-    is_cpu = this_machine().device != "cuda"
+    is_cpu = engine_kind(DEFAULT_ENGINE).machine().device != "cuda"
     python = llm_compressor_python(is_cpu=is_cpu, on_step=bar.say)
     bar.say(f"calibrating {recipe.method} with {len(texts):,} rows")
     calibrate(python, model, target, recipe, texts, bar.move)

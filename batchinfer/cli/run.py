@@ -24,7 +24,6 @@ from batchinfer.config import load_job
 from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, Stopped, exit_code_of
 from batchinfer.ledger import layout
 from batchinfer.runner import (
-    EngineFactory,
     RunContext,
     RunOptions,
     Session,
@@ -32,7 +31,6 @@ from batchinfer.runner import (
     outcome_of,
     release,
     run_job,
-    vllm_factory,
     write_status,
 )
 from batchinfer.storage import is_s3
@@ -57,7 +55,6 @@ class Start:
         quiet: bool,
         json_lines: bool,
         may_skip: bool = False,
-        factory: EngineFactory | None = None,
     ) -> None:
         """`may_skip`: another run at work on this output is no failure."""
         self._job_path = job_path
@@ -66,7 +63,6 @@ class Start:
         self._may_skip = may_skip
         self._quiet = quiet
         self._json_lines = json_lines
-        self._factory = factory or vllm_factory()
         self._stdio = Stdio()
         self._logs = Logs(
             self._stdio.err,
@@ -98,7 +94,7 @@ class Start:
             self._output = _absolute(job.output.path)
             context.stop.set_max_seconds(job.limits.max_seconds)
             with progress, explained_places(job, self._job_path):
-                outcome = run_job(job, self._options, self._factory, context)
+                outcome = run_job(job, self._options, context)
         except Stopped as error:
             outcome = outcome_of(context, "stopped", error.code, str(error))
         except BatchInferError as error:

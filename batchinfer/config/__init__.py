@@ -1,7 +1,7 @@
 """The job: its models, loading with overrides, JSON Schema. Imports only pydantic and yaml."""
 
 from batchinfer.config.deciding import deciding_keys, deciding_values, without_defaults
-from batchinfer.config.engine import EngineSettings
+from batchinfer.config.engine import DEFAULT_ENGINE, ENGINES, EngineSettings
 from batchinfer.config.job import (
     CheckpointSettings,
     InputSettings,
@@ -20,6 +20,8 @@ from batchinfer.config.schema import job_schema, job_schema_text
 from batchinfer.config.values import thaw
 
 __all__ = [
+    "DEFAULT_ENGINE",
+    "ENGINES",
     "CheckpointSettings",
     "EngineSettings",
     "InputSettings",

@@ -5,19 +5,37 @@ Must not know: engines themselves.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticKnownError
 
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.section import Section, decides_results, key_error
 from batchinfer.config.values import FrozenMapping, PositiveOrAuto, ShareOrAuto
 
+#: The engines that a job may name. How each is imported is in engine/kinds.py; a test compares.
+ENGINES = ["vllm"]
+DEFAULT_ENGINE = "vllm"
+
+
+def _known(name: str) -> str:
+    if name not in ENGINES:
+        raise PydanticKnownError("literal_error", {"expected": " or ".join(map(repr, ENGINES))})
+    return name
+
+
+EngineName = Annotated[
+    str, AfterValidator(_known), WithJsonSchema({"enum": list(ENGINES), "type": "string"})
+]
+
 
 class EngineSettings(Section):
     """How the engine is sized. Texts do not depend on it, beyond rounding."""
 
-    name: Literal["vllm"] = Field(default="vllm", description="Which engine.")
+    name: EngineName = Field(
+        default=DEFAULT_ENGINE, description="Which engine.", json_schema_extra=decides_results()
+    )
     max_num_seqs: PositiveOrAuto = Field(
         default="auto", description="Most sequences that run at once; auto: by the device."
     )

@@ -6,13 +6,17 @@ Token data is flat numpy arrays; no Python object for a token survives a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.model import Lora, Needs
+from batchinfer.config import Job
+from batchinfer.model import Lora, ModelFacts, Needs
+from batchinfer.quantization import Machine
 
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
@@ -139,6 +143,77 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of what `doctor` prints about an engine on this machine."""
+
+    subject: str  # "device"
+    text: str
+    mark: Literal["ok", "no", "-", "MISSING"] = "ok"
+    is_failure: bool = False  # no job can run
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine is built from, as it is: each kind takes what it knows."""
+
+    job: Job  # of which an engine reads the sections `model` and `engine`
+    model: ModelFacts
+    sampling: SamplingSettings  # of every request
+
+
+class EngineKind(Protocol):
+    """What the program asks of an engine that does not run yet: may it, will it fit, start it.
+
+    Its module is light to import: only `load` and `build` import the engine's own packages.
+    """
+
+    def machine(self) -> Machine:
+        """What the engine would run on here. `device` None: it is not installed, or finds none."""
+
+    def check(self, job: Job, sampling: SamplingSettings) -> None:
+        """Raise ConfigError for settings that this engine refuses, before the model is looked at.
+
+        Writes nothing and loads nothing; every command that reads a job asks.
+        """
+
+    def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a job's `engine.options` that decide results: an output keeps them."""
+
+    def needs_weights(self, job: Job) -> bool:
+        """Whether the model's weights have to be there; some engines can invent them."""
+
+    def check_fit(self, spec: EngineSpec) -> None:
+        """Raise ConfigError if the model certainly does not fit this machine's devices."""
+
+    def describe_memory(self, spec: EngineSpec) -> list[str]:
+        """Lines on what the job needs, then on what there is; none where that is unknown.
+
+        One that begins with "does not fit" says that it does not, and what would.
+        """
+
+    def examine(self) -> Iterable[Finding]:
+        """What works on this machine. May import the engine. Raises nothing."""
+
+    def prepare(self, spec: EngineSpec) -> None:
+        """Set this process up, before anything of the engine is imported.
+
+        Raises ConfigError for what is certain not to run, MemoryHeld if others hold the memory.
+        """
+
+    def load(self) -> None:
+        """Import what `build` needs, after `prepare`, in any thread. `build` would do it too."""
+
+    def phases(self, report: Callable[[str], None]) -> AbstractContextManager[None]:
+        """While it is open, `report` is called with what a `build` in this process is busy with."""
+
+    def build(self, spec: EngineSpec) -> Engine:
+        """Load the model, from `spec.model.path`. The calling thread outlives the engine.
+
+        Raises ConfigError for what a retry cannot fix, TransientError for what it may.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is built from. `None` sizes are chosen for the hardware."""
 
@@ -153,6 +228,7 @@ class EngineSettings:
     trust_remote_code: bool = False
     quantization: str | None = None  # the engine's own name for it; None: as the checkpoint says
     is_quantized: bool = True  # if the engine takes a name: whether layers have to be
+    quantization_name: str = "none"  # of `model.quantization`, for people
     kv_cache_dtype: str = "auto"
     lora: Lora | None = None  # an adapter that every request uses
     has_save_mode: bool = False  # KV blocks without room on the GPU go to the host

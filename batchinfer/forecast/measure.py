@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Completion, Engine, EngineFacts, Request
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError, Stopped
 from batchinfer.forecast.forecast import Lengths, Wave
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk
-from batchinfer.runner.factory import EngineFactory
+from batchinfer.runner.factory import build_engine
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.stop import StopControl
@@ -56,20 +57,19 @@ def measure(
     job: Job,
     model: ModelFacts,
     prompts: Sequence[npt.NDArray[np.int32]],
-    factory: EngineFactory,
     stop: StopControl,
 ) -> Measurement:
-    """Run `prompts` as the job would. `factory.prepare` was called before.
+    """Run `prompts` as the job would. The kind's `prepare` was called before.
 
     Raises ConfigError, InputError, EngineDied, Stopped.
     """
     begun_s = time.monotonic()
     gc.disable()  # here and below as a run does it, so that it takes as long
-    factory.load()
+    engine_kind(job.engine.name).load()
     loaded_s = time.monotonic()
     gc.freeze()
     gc.enable()
-    engine = factory.build(job, model)
+    engine = build_engine(job, model)
     ready_s = time.monotonic()
     try:
         num_first = max(1, round(len(prompts) * _FIRST_SHARE)) if len(prompts) > 1 else 0

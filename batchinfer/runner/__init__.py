@@ -6,13 +6,11 @@ from batchinfer.runner.context import (
     release,
     write_status,
 )
-from batchinfer.runner.factory import EngineFactory, vllm_factory
 from batchinfer.runner.run import run_job
 from batchinfer.runner.session import RunOptions, Session
 from batchinfer.runner.stop import StopControl
 
 __all__ = [
-    "EngineFactory",
     "RunContext",
     "RunOptions",
     "Session",
@@ -20,6 +18,5 @@ __all__ = [
     "outcome_of",
     "release",
     "run_job",
-    "vllm_factory",
     "write_status",
 ]

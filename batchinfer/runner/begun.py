@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from batchinfer.config import Job
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.ledger import layout, records, survey
 from batchinfer.model import ModelFacts
 from batchinfer.quantization import Begun, lacks_arithmetic
@@ -37,7 +37,7 @@ def model_for(
     found = model_of(job, begun)
     if (found.dtype, found.quantization) == (best.dtype, best.quantization):
         return best  # another job's output, which is refused for what it is
-    return replace(found, warnings=(*found.warnings, _what_it_keeps(found, best)))
+    return replace(found, warnings=(*found.warnings, _what_it_keeps(job, found, best)))
 
 
 def differs_by_machine(changes: Sequence[str]) -> bool:
@@ -62,9 +62,9 @@ def _has_results(store: Store) -> bool:
     return survey(store).has_results
 
 
-def _what_it_keeps(found: ModelFacts, best: ModelFacts) -> str:
+def _what_it_keeps(job: Job, found: ModelFacts, best: ModelFacts) -> str:
     own, other = (Begun(model.dtype, model.quantization) for model in (found, best))
-    slow = lacks_arithmetic(found.dtype, this_machine())
+    slow = lacks_arithmetic(found.dtype, engine_kind(job.engine.name).machine())
     return (
         f"the output was begun in {own} and stays so; a new output.path would be computed in "
         f"{other} here{f', which is faster: {slow}' if slow else ''}"

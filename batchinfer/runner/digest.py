@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.config import Job, deciding_values, without_defaults
-from batchinfer.engine.vllm.options import deciding_options
+from batchinfer.config import ENGINES, Job, deciding_values, without_defaults
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.ledger import records
 from batchinfer.model import ModelFacts
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import Shard
 
-_OPTIONS = "engine.options"
+_ENGINE, _OPTIONS = "engine.name", "engine.options"
 _MODEL_FACTS = ("dtype", "quantization", "max_model_len", "content")
 _MAX_CHARS = 60
 
@@ -88,7 +88,9 @@ def complete_digest(digest: str, shards: Sequence[Shard]) -> str:
 
 def _deciding(job: Mapping[str, Any]) -> dict[str, Any]:
     values = deciding_values(job)
-    return values | {_OPTIONS: deciding_options(values[_OPTIONS])}
+    if (engine := values[_ENGINE]) in ENGINES:  # one that a later version has names what it names
+        values[_OPTIONS] = engine_kind(engine).deciding_options(values[_OPTIONS])
+    return values
 
 
 def _changes(old: Any, new: Any, path: str) -> Iterator[str]:

@@ -16,7 +16,8 @@ from importlib import metadata
 
 from batchinfer import __version__
 from batchinfer.config import Job
-from batchinfer.engine.base import Engine, EngineFacts
+from batchinfer.engine.base import Engine, EngineFacts, EngineKind
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
 from batchinfer.ledger import Lease
 from batchinfer.runner.begun import model_for
@@ -24,7 +25,7 @@ from batchinfer.runner.checks import check_layout
 from batchinfer.runner.context import RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.digest import identity_of
-from batchinfer.runner.factory import EngineFactory, prompter_of
+from batchinfer.runner.factory import build_engine, engine_spec, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
@@ -53,16 +54,16 @@ _READER_END_S = 1.5
 _CLOSE_S = 10.0
 
 
-def run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
+def run_job(job: Job, options: RunOptions, context: RunContext) -> Outcome:
     """Compute what is not done yet.
 
     Raises BatchInferError; finished rows are durable either way.
     """
     with shortages():
-        return _run_job(job, options, factory, context)
+        return _run_job(job, options, context)
 
 
-def _run_job(job: Job, options: RunOptions, factory: EngineFactory, context: RunContext) -> Outcome:
+def _run_job(job: Job, options: RunOptions, context: RunContext) -> Outcome:
     store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
     listing_begin_s = context.startup.now()
@@ -104,7 +105,7 @@ def _run_job(job: Job, options: RunOptions, factory: EngineFactory, context: Run
             count_input(session, context.counters)
             context.on_run(session)
             context.is_cautious = refuse_repeated_death(session)
-            is_limited = _compute(session, factory, context)
+            is_limited = _compute(session, context)
         else:
             is_limited = False
         return finalise(session, context, is_limited)
@@ -119,11 +120,12 @@ def _show_life(context: RunContext) -> None:
     write_status(context)
 
 
-def _compute(session: Session, factory: EngineFactory, context: RunContext) -> bool:
+def _compute(session: Session, context: RunContext) -> bool:
     """Run the engine over the pending shards. Returns whether `--limit` ended it early."""
     job, stop, startup = session.job, context.stop, context.startup
     bound_arenas()
-    factory.prepare(job, session.model)
+    kind = engine_kind(job.engine.name)
+    kind.prepare(engine_spec(job, session.model))
     context.counters.set_max_tokens(task_of(job).max_tokens)
     context.counters.set_phase("loading the tokenizer")
     gc.disable()  # until the engine is imported: it looks at a million objects, and frees a few
@@ -165,7 +167,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     context.heartbeat.now()
     threads = _Threads(reader, writer, context.heartbeat)
     threads.start()
-    importing = _start_import(factory, startup)
+    importing = _start_import(kind, startup)
     engine: Engine | None = None
     error: BaseException | None = None
     try:
@@ -182,8 +184,8 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
         gc.enable()
         if has_work:
             context.counters.set_phase("loading the model")
-            with startup.span("model"), factory.phases(context.counters.set_phase):
-                engine = factory.build(job, session.model)
+            with startup.span("model"), kind.phases(context.counters.set_phase):
+                engine = build_engine(job, session.model)
             _generate(engine, session, ready, threads, context)
     except BaseException as caught:  # what is finished is made durable before it goes on
         error = caught
@@ -208,7 +210,7 @@ def _compute(session: Session, factory: EngineFactory, context: RunContext) -> b
     return reader.is_limited
 
 
-def _start_import(factory: EngineFactory, startup: StartUp) -> threading.Thread:
+def _start_import(kind: EngineKind, startup: StartUp) -> threading.Thread:
     """Import the engine beside the reading of the first rows.
 
     Not waited for by a start that finds no row to compute.
@@ -217,8 +219,8 @@ def _start_import(factory: EngineFactory, startup: StartUp) -> threading.Thread:
     def work() -> None:
         try:
             with startup.span("engine_imports"):
-                factory.load()
-        except Exception as error:  # `factory.build` imports again, and raises what it finds
+                kind.load()
+        except Exception as error:  # `build_engine` imports again, and raises what it finds
             logger.info("importing the engine beforehand failed: %s", error)
 
     thread = threading.Thread(target=work, name="import", daemon=True)

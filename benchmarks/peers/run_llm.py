@@ -21,15 +21,18 @@ import pyarrow.parquet as pq
 
 from batchinfer.cli.common import look_at
 from batchinfer.config import load_job
-from batchinfer.runner.factory import engine_settings, prompter_of, vllm_factory
+from batchinfer.engine.kinds import engine_kind
+from batchinfer.engine.vllm.spec import engine_settings
+from batchinfer.runner.factory import engine_spec, prompter_of
 from benchmarks.peers.events import tell
 from benchmarks.peers.work import read_input
 
 
 def main(folder: Path, output: Path, batch_rows: int | None) -> None:
-    job = load_job(folder / "job.yaml", []).job
-    model = look_at(job).model
-    vllm_factory().prepare(job, model)
+    path = folder / "job.yaml"
+    job = load_job(path, []).job
+    model = look_at(job, str(path)).model
+    engine_kind(job.engine.name).prepare(engine_spec(job, model))
     rows = read_input(folder)
     prepared = prompter_of(job, model).prepare(
         pa.table({"text": pa.array([text for _, text in rows], pa.string())})
@@ -39,7 +42,7 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
         {"prompt_token_ids": prepared.token_ids[start:stop].tolist()}
         for start, stop in zip(prepared.offsets[:-1], prepared.offsets[1:], strict=True)
     ]
-    generate = _generator(engine_settings(job, model))
+    generate = _generator(engine_settings(engine_spec(job, model)))
     output.mkdir(exist_ok=True)
     batch_rows = batch_rows or len(prompts)
     num_computed = 0

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from batchinfer.cli.memory import memory_lines
 from batchinfer.config import Job
 from batchinfer.engine import hardware
 from batchinfer.engine.base import EngineSettings, SamplingSettings
@@ -26,11 +25,13 @@ from batchinfer.engine.fit import (
     estimate,
 )
 from batchinfer.engine.hardware import Gpu
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs, read_model
 from batchinfer.model.needs import needs_of
 from batchinfer.model.shape import shape_of
 from batchinfer.quantization import Checkpoint, Machine
+from batchinfer.runner.factory import engine_spec
 from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 
@@ -374,7 +375,7 @@ def test_plan_takes_the_sizes_that_a_run_takes(
     found = Job.model_validate(job(folder, **changes))
     model = read_model(str(MODEL))
     try:
-        said = " ".join(memory_lines(found, model))
+        said = " ".join(engine_kind("vllm").describe_memory(engine_spec(found, model)))
     except ConfigError as error:
         said = str(error)
     assert re.search(words, said), said

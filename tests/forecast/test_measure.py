@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from batchinfer.cli.app import cli
 from batchinfer.engine.base import EngineFacts, Request
 from batchinfer.forecast.forecast import Left, Lengths, Wave, forecast, simulate
-from tests.support.fake_engine import FakeEngine, FakePlan
+from batchinfer.testing import FakeEngine, FakePlan
 from tests.support.jobs import Ended, Place, job, kill, run, start, wait, wait_until, write_job
 
 NUM_ROWS = 50  # of each of four shards

@@ -82,7 +82,8 @@ def completion_tokens(job: Job, prompt: list[int]) -> list[int] | None:
     """What the fake engine makes of a prompt; None under seeds of rows."""
     if job.sampling.seed is not None and not job.sampling.is_greedy:
         return None
-    from tests.support.fake_engine import FakeEngine, FakePlan, Request
+    from batchinfer.engine.base import Request
+    from batchinfer.testing import FakeEngine, FakePlan
 
     request = Request(0, np.array(prompt, np.int32), None)
     engine = FakeEngine(

@@ -118,11 +118,12 @@ def _warm_up() -> None:
     import batchinfer.cli.check
     import batchinfer.cli.look
     import batchinfer.cli.plan
-    from batchinfer.cli import run as cli_run
+    import batchinfer.cli.run
     from batchinfer.engine.hardware import this_machine
+    from batchinfer.engine.kinds import KINDS
     from batchinfer.prompt import encode
-    from tests.support.fake_engine import FakePlan
-    from tests.support.fake_run import fake_factory
+    from batchinfer.testing import FakePlan
+    from tests.support.fake_run import fake_kinds
 
     sys.modules["torch"] = None  # type: ignore[assignment]  # as if it were not installed
     load = encode._load
@@ -136,7 +137,7 @@ def _warm_up() -> None:
         return found or load(path, trust_remote_code=trust_remote_code)
 
     encode._load = load_once
-    cli_run.vllm_factory = lambda: fake_factory(FakePlan(max_num_seqs=7))
+    KINDS.update(fake_kinds(FakePlan(max_num_seqs=7)))
     assert batchinfer.cli.check and batchinfer.cli.look and batchinfer.cli.plan
     assert pyarrow.compute and pyarrow.parquet
     metadata.version = cache(metadata.version)

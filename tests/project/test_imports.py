@@ -33,6 +33,7 @@ ROOMS = (
     "runner",
     "forecast",
     "cli",
+    "testing",
 )
 
 #: Library -> the only files that may import it.

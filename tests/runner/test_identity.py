@@ -208,6 +208,7 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
         "sampling.n": 1,
         "sampling.prompt_logprobs": False,
         "sampling.ignore_eos": False,
+        "engine.name": "vllm",
         "engine.options": {},
     }
 

@@ -1,5 +1,8 @@
 """`batchinfer run` on the fake engine, with crashes at named steps. A double for subprocesses.
 
+FAKE_ENGINE (JSON): the fields of FakePlan. A job may name the engine `fake`; one that names
+vLLM, or none, is checked as for vLLM and run on the fake.
+
 CRASH (JSON): {"op": "publish" | "put" | "create" | "delete", "key": regex, "when": "before" |
 "written" | "after", "nth": n}: SIGKILL ourselves at the n-th such step. "written": a publish whose
 content is written, but which is not visible yet. A delete of several keys counts one by one.
@@ -18,42 +21,38 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from batchinfer.cli import main
-from batchinfer.cli import plan as cli_plan
 from batchinfer.cli import run as cli_run
+from batchinfer.engine.base import Engine, EngineKind, EngineSpec
+from batchinfer.engine.kinds import KINDS
+from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
-from batchinfer.runner import EngineFactory, StopControl, heartbeat, session
+from batchinfer.runner import StopControl, heartbeat, session
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
-from tests.support.fake_engine import FakeEngine, FakePlan
+from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
 
 
-def fake_factory(plan: FakePlan) -> EngineFactory:
-    def build(job: Any, model: Any) -> FakeEngine:
-        if plan.fail_build:
-            from batchinfer.errors import ConfigError
+class FakeVllm(VllmKind):
+    """Checks and sizes jobs as for vLLM, so that they are refused and resumed as with it; runs them
+    on the fake engine.
+    """
 
-            raise ConfigError(plan.fail_build)
-        return FakeEngine(
-            plan,
-            max_tokens=job.sampling.max_tokens,
-            num_logprobs=job.sampling.logprobs,
-            max_model_len=model.max_model_len,
-            has_prompt_logprobs=job.sampling.prompt_logprobs,
-        )
+    def __init__(self, plan: FakePlan) -> None:
+        self._fake = fake_kind(plan)
 
-    return EngineFactory(prepare=lambda job, model: None, build=build)
+    def prepare(self, spec: EngineSpec) -> None:
+        pass
+
+    def load(self) -> None:
+        pass
+
+    def build(self, spec: EngineSpec) -> Engine:
+        return self._fake.build(spec)
 
 
-class LightTokenizer:
-    """The demo model's tokenizer without transformers, whose import takes seconds. No chat."""
-
-    is_fast = True
-    split_special_tokens = False
-
-    def __init__(self, path: str) -> None:
-        from tokenizers import Tokenizer
-
-        self.backend_tokenizer = Tokenizer.from_file(f"{path}/tokenizer.json")
+def fake_kinds(plan: FakePlan) -> dict[str, Callable[[], EngineKind]]:
+    """What stands in `KINDS` for jobs that name no engine, or vLLM."""
+    return {"vllm": lambda: FakeVllm(plan)}
 
 
 class NoLease:
@@ -128,7 +127,8 @@ if __name__ == "__main__":
         encode._load = lambda path, **_: LightTokenizer(path)
     if retry_s := os.environ.get("FAKE_RETRY_S"):
         session.open_store = partial(session.open_store, retry_s=float(retry_s))
-    plan = FakePlan.from_environment()
-    cli_run.vllm_factory = cli_plan.vllm_factory = lambda: fake_factory(plan)
+    plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
+    KINDS.update(fake_kinds(plan))
+    register("fake", fake_kind(plan))
     sys.argv[0] = "batchinfer"
     main()

@@ -17,11 +17,12 @@ import polars as pl
 import pyarrow as pa
 
 from batchinfer.config import load_job
+from batchinfer.engine.kinds import KINDS
 from batchinfer.prompt import encode
 from batchinfer.runner import RunContext, RunOptions, StopControl, run_job
 from batchinfer.telemetry import Clock, Counters
-from tests.support.fake_engine import FakePlan
-from tests.support.fake_run import LightTokenizer, fake_factory
+from batchinfer.testing import FakePlan, LightTokenizer
+from tests.support.fake_run import fake_kinds
 from tests.support.jobs import ROOT, Place, job, write_job
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -79,10 +80,11 @@ def finished_file(name: str) -> bytes:
         context = RunContext(clock=clock, stop=StopControl(), counters=Counters(clock))
         with (
             mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)),
+            mock.patch.dict(KINDS, fake_kinds(plan)),
             mock.patch("batchinfer.runner.writer._FIRST_FLUSH_S", 3600.0),
         ):
             parsed = load_job(str(write_job(Path(folder), settings)), []).job
-            outcome = run_job(parsed, RunOptions(), fake_factory(plan), context)
+            outcome = run_job(parsed, RunOptions(), context)
         assert outcome.status == "complete", outcome.message
         return Path(place.url("out", "a.parquet")).read_bytes()
 

@@ -8,12 +8,13 @@ from typing import Any
 from unittest import mock
 
 from batchinfer.config import load_job
+from batchinfer.engine.kinds import KINDS
 from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.prompt import encode
 from batchinfer.runner import RunContext, RunOptions, StopControl, run_job
 from batchinfer.telemetry import Clock, Counters
-from tests.support.fake_engine import FakePlan
-from tests.support.fake_run import LightTokenizer, fake_factory
+from batchinfer.testing import FakePlan, LightTokenizer
+from tests.support.fake_run import fake_kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,12 @@ def run_here(
     clock = Clock()
     context = RunContext(clock=clock, stop=StopControl(), counters=Counters(clock))
     try:
-        with mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)):
+        with (
+            mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)),
+            mock.patch.dict(KINDS, fake_kinds(FakePlan(**(fake or {})))),
+        ):
             job = load_job(str(path), []).job
-            factory = fake_factory(FakePlan(**(fake or {})))
-            outcome = run_job(job, options or RunOptions(), factory, context)
+            outcome = run_job(job, options or RunOptions(), context)
     except Exception as error:
         code = exit_code_of(error) if isinstance(error, BatchInferError) else 1
         return EndedHere(code, str(error), error)

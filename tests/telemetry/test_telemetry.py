@@ -34,7 +34,7 @@ from batchinfer.telemetry import (
     utc_seconds,
     utc_text,
 )
-from tests.support.fake_engine import FakeEngine, FakePlan
+from batchinfer.testing import FakeEngine, FakePlan
 from tests.support.jobs import Place
 from tests.support.jobs import job as job_settings
 
@@ -254,12 +254,12 @@ def test_rows_that_all_go_on_to_the_end_have_an_eta_half_way(hands: Hands) -> No
 
 
 def test_what_an_engine_does_while_it_loads_is_told() -> None:
-    from batchinfer.engine.vllm.phases import told_phases
+    from batchinfer.engine.vllm.phases import reported_phases
 
     told: list[str] = []
     logger = logging.getLogger("vllm.v1.worker.some")
     logger.setLevel(logging.INFO)
-    with told_phases(told.append):
+    with reported_phases(told.append):
         logger.info("Starting to load model %s...", "m")
         logger.info("Unrelated %d", 1)
         logger.info("Dynamo bytecode transform time: %.2f s", 3.0)

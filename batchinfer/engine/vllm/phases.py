@@ -1,6 +1,6 @@
 """What vLLM is busy with while it loads, from its log: weights, compiling, graphs take minutes.
 
-Must not know: who is told. A sentence that another version words otherwise costs its phase alone.
+Must not know: who listens. A sentence that another version words otherwise costs its phase alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PHASES = {
 
 
 @contextmanager
-def told_phases(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell the phases of an engine that is built meanwhile in this process."""
-    handler = _Phases(tell)
+def reported_phases(report: Callable[[str], None]) -> Iterator[None]:
+    """Report the phases of an engine that is built meanwhile in this process."""
+    handler = _Phases(report)
     logger = logging.getLogger("vllm")
     logger.addHandler(handler)
     try:
@@ -35,12 +35,12 @@ def told_phases(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 class _Phases(logging.Handler):
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[str], None]) -> None:
         super().__init__(logging.INFO)
-        self._tell = tell
+        self._report = report
 
     def emit(self, record: logging.LogRecord) -> None:
         message = str(record.msg)
         for beginning, phase in _PHASES.items():
             if message.startswith(beginning):
-                self._tell(phase)
+                self._report(phase)

@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: a test double, never reachable from the program.
+"""A deterministic engine without a model, never reachable from the program.
 
 A completion depends on the prompt's token ids and the seed alone, so a resumed run must equal an
 uninterrupted one. Faults are asked for by `FakePlan`.
@@ -7,7 +7,6 @@ uninterrupted one. Faults are asked for by `FakePlan`.
 from __future__ import annotations
 
 import heapq
-import json
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ EOS_TOKEN_ID = 2
 
 @dataclass(frozen=True, slots=True)
 class FakePlan:
-    """How the fake behaves. In subprocesses from FAKE_ENGINE (JSON)."""
+    """How the fake behaves."""
 
     max_num_seqs: int = 64
     step_s: float = 0.0  # sleep in each step
@@ -43,12 +42,10 @@ class FakePlan:
     text: str | None = None  # of every completion
     log_file: str | None = None  # append one line a request: the crc of its prompt
 
-    @classmethod
-    def from_environment(cls) -> FakePlan:
-        return cls(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
-
 
 class FakeEngine:
+    """See `Engine` for the contract."""
+
     def __init__(
         self,
         plan: FakePlan,

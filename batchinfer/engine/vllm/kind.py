@@ -1,0 +1,75 @@
+"""vLLM as an engine that a job names.
+
+Must not know: runs, outputs. Light to import: vLLM and torch are imported by `load` and `build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from batchinfer.config import Job
+from batchinfer.engine.base import Engine, EngineSpec, Finding, SamplingSettings
+from batchinfer.engine.crowd import devices_of, look_at_devices, refuse_too_large
+from batchinfer.engine.fit import check_offload
+from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.compiler import check_compiler
+from batchinfer.engine.vllm.options import check_options, deciding_options
+from batchinfer.engine.vllm.phases import reported_phases
+from batchinfer.engine.vllm.report import describe_memory, examine
+from batchinfer.engine.vllm.sizes import expected_sizes
+from batchinfer.engine.vllm.spec import engine_settings
+from batchinfer.quantization import Machine
+
+
+class VllmKind:
+    """See `EngineKind` for the contract."""
+
+    def machine(self) -> Machine:
+        return this_machine()
+
+    def check(self, job: Job, sampling: SamplingSettings) -> None:
+        check_options(job.engine.options, sampling)
+        check_compiler(job.engine.options, this_machine())
+        check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
+
+    def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return deciding_options(options)
+
+    def needs_weights(self, job: Job) -> bool:
+        return job.engine.options.get("load_format") != "dummy"
+
+    def check_fit(self, spec: EngineSpec) -> None:
+        settings = engine_settings(spec)
+        refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
+
+    def describe_memory(self, spec: EngineSpec) -> list[str]:
+        return describe_memory(engine_settings(spec))
+
+    def examine(self) -> Iterable[Finding]:
+        return examine()
+
+    def prepare(self, spec: EngineSpec) -> None:
+        """Set the environment; and look at the devices before half a minute of imports."""
+        from batchinfer.engine.vllm.installation import check_installation, check_variables
+        from batchinfer.engine.vllm.setup import prepare_environment
+
+        check_installation()
+        check_variables()
+        prepare_environment(weights_bytes=spec.model.weights_bytes, is_local_model=True)
+        settings = engine_settings(spec)
+        look_at_devices(settings, expected_sizes(settings))
+
+    def load(self) -> None:
+        from batchinfer.engine.vllm.engine import import_engine
+
+        import_engine()
+
+    def phases(self, report: Callable[[str], None]) -> AbstractContextManager[None]:
+        return reported_phases(report)
+
+    def build(self, spec: EngineSpec) -> Engine:
+        from batchinfer.engine.vllm.engine import build_vllm_engine
+
+        return build_vllm_engine(engine_settings(spec))

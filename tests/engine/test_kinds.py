@@ -1,0 +1,80 @@
+"""An engine is chosen by the job, and the rest of the program asks its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchinfer.config import DEFAULT_ENGINE, ENGINES, load_job
+from batchinfer.engine.kinds import KINDS, engine_kind
+from batchinfer.errors import ConfigError
+from batchinfer.sink.parquet import file_facts
+from batchinfer.testing import fake_kind, register
+from tests.support.jobs import Place, job, results, rows, run, write_job
+
+
+@pytest.fixture
+def _fake_is_registered() -> Iterator[None]:
+    register("fake", fake_kind())
+    yield
+    ENGINES.remove("fake")
+    del KINDS["fake"]
+
+
+def job_on(engine: str, place: Place, folder: Path, **changes: Any) -> Path:
+    if not place.names("in"):
+        place.write_parquet("in/a.parquet", rows(20))
+    return write_job(folder, job(place, engine={"name": engine, **changes}))
+
+
+def test_each_engine_that_a_job_may_name_has_a_kind() -> None:
+    assert set(ENGINES) == set(KINDS)
+    assert DEFAULT_ENGINE in ENGINES
+    assert all(engine_kind(name) for name in ENGINES)
+
+
+@pytest.mark.parametrize("name", ["fake", "sglang", ""])
+def test_an_unknown_engine_is_refused_with_the_names_of_the_known(
+    folder: Place, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.name: must be vllm, got"):
+        load_job(job_on(name, folder, tmp_path))
+
+
+@pytest.mark.usefixtures("_fake_is_registered")
+def test_a_registered_engine_can_be_named(folder: Place, tmp_path: Path) -> None:
+    assert load_job(job_on("fake", folder, tmp_path)).job.engine.name == "fake"
+    with pytest.raises(ConfigError, match=r"must be one of vllm, fake, got .*did you mean fake"):
+        load_job(job_on("fakes", folder, tmp_path))
+
+
+def test_a_job_runs_on_the_engine_that_it_names(folder: Place, tmp_path: Path) -> None:
+    path = job_on("fake", folder, tmp_path)
+    assert run(path).code == 0
+    assert len(results(folder)) == 20
+    facts = file_facts(pq.read_metadata(folder.url("out", "a.parquet")))
+    assert facts is not None
+    assert facts["engine"]["name"] == "fake"
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "plan"])
+def test_each_command_asks_the_engine_that_the_job_names(
+    folder: Place, tmp_path: Path, command: str
+) -> None:
+    """`enforce_eager` is an option of vLLM."""
+    path = job_on("fake", folder, tmp_path, options={"enforce_eager": True})
+    ended = run(path, command=(command,))
+    assert ended.code == 2
+    assert "engine.options.enforce_eager: the engine fake has no options" in ended.stderr
+    assert run(job_on("vllm", folder, tmp_path, options={"enforce_eager": True})).code == 0
+
+
+def test_an_output_is_not_continued_by_another_engine(folder: Place, tmp_path: Path) -> None:
+    assert run(job_on("vllm", folder, tmp_path), "--limit", "5").code == 0
+    ended = run(job_on("fake", folder, tmp_path))
+    assert ended.code == 2
+    assert 'engine.name: was "vllm", is "fake"' in ended.stderr
