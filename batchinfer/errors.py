@@ -99,7 +99,7 @@ class RowError(Exception):
 #: Every value of `error_type` in an output file, with its meaning (docs and schemas use it).
 ROW_ERROR_KINDS: dict[str, str] = {
     "missing_value": "a value that the prompt uses is null or NaN in this row",
-    "invalid_prompt": "the value is no prompt: wrong type, bad messages, token id out of range",
+    "invalid_prompt": "the value is not a prompt: wrong type, bad messages, token id out of range",
     "template_error": "the template failed on this row's values",
     "empty_prompt": "the prompt has no tokens",
     "prompt_too_long": "prompt tokens + max_tokens exceed max_model_len",

@@ -30,7 +30,7 @@ START = PAGES["docs/start.md"]
 OPERATIONS = PAGES["docs/operations.md"]
 ERRORS = PAGES["docs/errors.md"]
 JOB_FILE = PAGES["docs/job_file.md"]
-WIDE = {"docs/benchmarks.md", "docs/errors.md", "docs/quantization.md"}
+WIDE = {"docs/benchmarks.md", "docs/quantization.md"}
 
 _ROW = re.compile(r"^\| `([^`]+)` \| ([^|]+) \| (required|`[^`]*`) \| (.+) \|$", re.MULTILINE)
 ROWS = {key: (kind, default, text) for key, kind, default, text in _ROW.findall(JOB_FILE)}
