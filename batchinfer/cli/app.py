@@ -150,7 +150,7 @@ def run(
     if restart and slice_ is not None:
         raise click.UsageError("--restart concerns the whole output: use it without --slice")
     from batchinfer.cli.run import Start
-    from batchinfer.runner.session import RunOptions
+    from batchinfer.runner.options import RunOptions
 
     options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
     Start(

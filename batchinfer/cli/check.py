@@ -21,10 +21,10 @@ from batchinfer.quantization import (
     kv_cache_why_not,
     record_of,
 )
-from batchinfer.runner.checks import check_output
-from batchinfer.runner.digest import identity_of
+from batchinfer.runner.decide import accepted, decide
 from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.first_rows import check_first_rows
+from batchinfer.runner.look import look
 from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
-    check_output(looked.store, job, identity_of(job, looked.model), looked.shards)
+    accepted(decide(looked.start, look(looked.start)))
     engine_kind(job.engine.name).check_fit(engine_spec(job, looked.model))
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))

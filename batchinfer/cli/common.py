@@ -6,6 +6,7 @@ Writes nothing.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,9 @@ from batchinfer.cli.places import explained_places
 from batchinfer.config import Job, load_job
 from batchinfer.ledger import layout, records
 from batchinfer.model import ModelFacts
-from batchinfer.runner.begun import model_for
 from batchinfer.runner.carried import carried_columns, carried_schema
-from batchinfer.runner.checks import check_layout, check_schema, check_shards
-from batchinfer.runner.digest import identity_of
-from batchinfer.runner.session import list_input, open_output
+from batchinfer.runner.checks import check_schema, check_shards
+from batchinfer.runner.start import Start, open_output, open_start
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store, open_store
 
@@ -33,13 +32,29 @@ _LOOK_RETRY_S = 15.0
 class Looked:
     """A job with everything that can be known of it without a model in memory."""
 
-    job: Job
-    model: ModelFacts
-    shards: list[Shard]
+    start: Start
     footers: list[Footer]
-    store: Store
-    row_filter: RowFilter | None
     carried: pa.Schema | None  # the id and kept columns of the output
+
+    @property
+    def job(self) -> Job:
+        return self.start.job
+
+    @property
+    def model(self) -> ModelFacts:
+        return self.start.model
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return self.start.shards
+
+    @property
+    def store(self) -> Store:
+        return self.start.store
+
+    @property
+    def row_filter(self) -> RowFilter | None:
+        return self.start.row_filter
 
 
 def never() -> bool:
@@ -53,33 +68,26 @@ def look_at(job: Job, job_path: str) -> Looked:
 
 
 def _look_at(job: Job) -> Looked:
-    store = open_output(job, never)
-    model = model_for(job, store)
-    for warning in model.warnings:
+    start = open_start(job)
+    for warning in start.model.warnings:
         logger.warning("%s", warning)
-    shards = list_input(job, never)
-    check_layout(job, store, shards)
-    row_filter = RowFilter(job.input.filter) if job.input.filter else None
 
     def check(shard: Shard) -> Footer:
         footer = read_footer(shard)
-        check_schema(job, row_filter, shard, footer)
+        check_schema(job, start.row_filter, shard, footer)
         return footer
 
-    footers = check_shards(shards, check)
-    carried = _carried(job, model, store, shards, footers)
-    return Looked(job, model, shards, footers, store, row_filter, carried)
+    footers = check_shards(start.shards, check)
+    return Looked(start, footers, _carried(start, footers))
 
 
-def _carried(
-    job: Job, model: ModelFacts, store: Store, shards: list[Shard], footers: list[Footer]
-) -> pa.Schema | None:
+def _carried(start: Start, footers: list[Footer]) -> pa.Schema | None:
     """Raises InputError unless the output can hold the id and kept columns of all shards."""
-    record = records.read_json(store, layout.JOB_KEY)
-    if record is not None and identity_of(job, model).changes_since(record):
+    record = records.read_json(start.store, layout.JOB_KEY)
+    if record is not None and start.identity.changes_since(record):
         record = None  # of another job: it is refused or replaced, and does not bind this one
-    columns = (carried_columns(job, footer) for footer in footers)
-    return carried_schema(job, zip(shards, columns, strict=True), record)
+    columns = (carried_columns(start.job, footer) for footer in footers)
+    return carried_schema(start.job, zip(start.shards, columns, strict=True), record)
 
 
 def open_output_location(output: str) -> Store:

@@ -27,7 +27,7 @@ from batchinfer.quantization import (
     kv_cache_why_not,
 )
 from batchinfer.runner.factory import engine_spec
-from batchinfer.runner.session import list_input, open_output
+from batchinfer.runner.start import list_input, open_output
 from batchinfer.storage import Store, open_store
 
 _PACKAGES = ("torch", "transformers", "pyarrow", "polars", "s3fs")

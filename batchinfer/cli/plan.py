@@ -6,6 +6,7 @@ With --measure also how long it would take: some rows are really run, and nothin
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 
 import click
@@ -16,8 +17,10 @@ from batchinfer.cli.measure import Rest, show_forecast
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.forecast.sample import Sample, read_sample
-from batchinfer.ledger import Results, layout, survey
+from batchinfer.ledger import Results
+from batchinfer.runner.decide import Restart, accepted, decide
 from batchinfer.runner.factory import engine_spec, prompter_of
+from batchinfer.runner.look import look
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -39,7 +42,7 @@ class _Done:
 
     num_finished: int  # in finished files
     num_in_parts: int
-    finished: set[str]  # shards
+    finished: Set[str]  # shards
 
     @property
     def num_results(self) -> int:
@@ -136,22 +139,16 @@ def _bar(share: float) -> str:
 
 
 def _done(looked: Looked) -> _Done:
-    if looked.store.stat(layout.JOB_KEY) is None:
-        return _Done(0, 0, set())
-    from batchinfer.runner.checks import digest_in, earlier_record
-    from batchinfer.runner.digest import identity_of
-    from batchinfer.runner.ownership import refuse_other_outputs
-
-    identity = identity_of(looked.job, looked.model)
-    listed = survey(looked.store)
+    """Raises what a run would refuse this output for."""
+    view = look(looked.start)
+    decision = accepted(decide(looked.start, view))
+    if view.record is None or isinstance(decision, Restart):
+        return _Done(0, 0, frozenset())
+    results = Results(looked.store, str(view.record["digest"]))
     names = {shard.name for shard in looked.shards}
-    refuse_other_outputs(looked.store, listed, names)  # both raise as a run would
-    window_rows = looked.job.packing.window_rows
-    record = earlier_record(looked.store, listed, identity, window_rows=window_rows, is_whole=True)
-    results = Results(looked.store, digest_in(record, identity))
-    finished = names & listed.finished
+    finished = names & view.survey.finished
     totals = [results.totals_of(name) for name in sorted(finished)]
-    in_parts = names & listed.with_parts - finished
+    in_parts = names & view.survey.with_parts - finished
     return _Done(
         num_finished=sum(total.rows for total in totals),
         num_in_parts=sum(results.num_rows_of_parts(name) for name in sorted(in_parts)),

@@ -6,8 +6,9 @@ from batchinfer.runner.context import (
     release,
     write_status,
 )
+from batchinfer.runner.options import RunOptions
 from batchinfer.runner.run import run_job
-from batchinfer.runner.session import RunOptions, Session
+from batchinfer.runner.session import Session
 from batchinfer.runner.stop import StopControl
 
 __all__ = [

@@ -6,21 +6,18 @@ Invariant: nothing here writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.ledger import Survey, layout, records, survey
+from batchinfer.ledger import layout
 from batchinfer.prompt import check_references, check_type, prompt_columns
-from batchinfer.runner.digest import Identity
-from batchinfer.runner.ownership import refuse_foreign_files, refuse_other_outputs
 from batchinfer.sink import output_columns
 from batchinfer.source import (
-    Fingerprint,
     Footer,
     RowFilter,
     Shard,
@@ -145,63 +142,3 @@ def _placed(problem: str, places: Sequence[Shard], shards: Sequence[Shard]) -> s
         return problem
     more = f" and {len(places) - 1} more" if len(places) > 1 else ""
     return f"shard {first}{more}: {problem}"
-
-
-def earlier_record(
-    store: Store, survey: Survey, identity: Identity, *, window_rows: int, is_whole: bool
-) -> dict[str, Any] | None:
-    """job.json of this output, None if nothing was begun. Raises ConfigError for another job's.
-
-    A record of other settings without a single result does not bind a run on the whole input: what
-    the first start could not know (the engine refused a setting) may be mended in the job file.
-    """
-    record = records.read_json(store, layout.JOB_KEY)
-    if record is None:
-        return None
-    changes = identity.changes_since(record)
-    if is_whole and not survey.has_results:
-        is_same = not changes and int(record["window_rows"]) == window_rows
-        return record if is_same else None
-    if changes:
-        raise other_settings(store, changes)
-    return record
-
-
-def other_settings(store: Store, changes: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        f"the results in {store.url} were computed with other settings:\n  "
-        + "\n  ".join(changes)
-        + "\nUse another output.path, set it back, or delete the old results with --restart"
-    )
-
-
-def recorded_fingerprints(
-    store: Store, job_record: Mapping[str, Any] | None
-) -> dict[str, Fingerprint]:
-    """What each shard looked like when its rows were computed; later runs list only what is new."""
-    recorded: dict[str, Fingerprint] = {}
-    if job_record is None:
-        return recorded
-    for info in store.list(layout.RUNS_PREFIX):
-        number = layout.run_of_key(info.key)
-        if number is None or number < int(job_record["first_run"]):
-            continue
-        record = records.read_json(store, info.key)
-        for entry in (record or {}).get("input", []):
-            recorded[entry[0]] = Fingerprint(*entry)
-    return recorded
-
-
-def check_output(store: Store, job: Job, identity: Identity, shards: Sequence[Shard]) -> None:
-    """Raise ConfigError if the output holds something that a run would not go on from."""
-    listed = survey(store)
-    refuse_other_outputs(store, listed, (shard.name for shard in shards))
-    window_rows = job.packing.window_rows
-    record = earlier_record(store, listed, identity, window_rows=window_rows, is_whole=True)
-    recorded = recorded_fingerprints(store, record)
-    refuse_foreign_files(store, listed, recorded, digest_in(record, identity))
-
-
-def digest_in(record: Mapping[str, Any] | None, identity: Identity) -> str:
-    """The digest of an output's files: the one that it was begun with, if it was."""
-    return str(record["digest"]) if record else identity.digest

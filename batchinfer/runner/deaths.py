@@ -10,7 +10,8 @@ from typing import Any
 
 from batchinfer.errors import RepeatedDeath
 from batchinfer.ledger import layout, records
-from batchinfer.runner.session import RunOptions, Session
+from batchinfer.runner.options import RunOptions
+from batchinfer.runner.session import Session
 
 _MAX_NAMED_ROWS = 20
 

@@ -6,6 +6,7 @@ Must not know: engines, threads of a run.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from batchinfer.config import Job
@@ -20,8 +21,13 @@ from batchinfer.telemetry import Counters, Outcome
 logger = logging.getLogger("batchinfer.runner")
 
 
-def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome:
-    """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands."""
+def finalise(
+    session: Session, finished: Mapping[str, Totals], context: RunContext, is_limited: bool
+) -> Outcome:
+    """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands.
+
+    `finished`: totals of shards whose footers need not be read again.
+    """
     context.counters.set_phase("finishing")
     outcome = outcome_of(context, "partial", 0)
     warn_of_empty(outcome)
@@ -31,7 +37,7 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
     session.lease.check()
     names = {s.name for s in session.shards}
     listed = survey(session.store)
-    own = {s.name for s in session.slice_of(session.shards)}
+    own = {s.name for s in session.start.own}
     if gone := sorted(own - listed.finished):
         raise TransientError(
             f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
@@ -40,10 +46,10 @@ def finalise(session: Session, context: RunContext, is_limited: bool) -> Outcome
     if names - listed.finished or names & listed.with_parts:
         warn_of_cut(session.job, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
-    missing = [s for s in session.shards if s.name not in session.finished]
+    missing = [s for s in session.shards if s.name not in finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
         found = pool.map(lambda s: session.ledger.totals_of(s.name), missing)
-        known = (session.finished[name] for name in names & session.finished.keys())
+        known = (finished[name] for name in names & finished.keys())
         totals = sum(found, sum(known, Totals()))
     success = {
         "digest": complete_digest(session.digest, session.shards),
@@ -133,7 +139,7 @@ def count_input(session: Session, counters: Counters) -> None:
     if session.row_filter is not None:
         counters.set_total(session.num_rows_of(session.pending) * num_samples, len(session.pending))
         return
-    own = session.slice_of(session.shards)
+    own = session.start.own
     pending = {shard.name for shard in session.pending}
     num_done = session.num_rows_of([s for s in own if s.name not in pending]) * num_samples
     counters.set_total(session.num_rows_of(own) * num_samples, len(own))

@@ -9,34 +9,60 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.errors import ConfigError
-from batchinfer.ledger import Survey, layout, read_facts, records
-from batchinfer.source import Fingerprint
-from batchinfer.storage import Store, open_store, split_url
+from batchinfer.ledger import Survey, layout, read_facts
+from batchinfer.storage import Store, join_url, open_store, split_url
 
 _FOOTER_THREADS = 16
 _ADVICE = "Choose an output.path that shares no folder with another output"
 
 
-def refuse_other_outputs(store: Store, survey: Survey, shards: Iterable[str]) -> None:
-    """Raise ConfigError if another output lies below OUT, or OUT would begin inside another.
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Other outputs that share a folder with this one, by URL."""
 
-    `shards`: names of the input's, whose finished files will stand at those places below OUT.
-    """
-    if survey.nested:
+    below: str | None = None
+    behind_link: tuple[str, str] | None = None  # (folder of ours, the other output)
+    above: str | None = None  # while this one is not begun
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a `.parquet` below OUT says of itself; None: it is not a result at all."""
+
+    digest: str | None = None
+    shard: str | None = None
+
+
+def find_neighbours(
+    store: Store, survey: Survey, shards: Iterable[str], *, is_begun: bool
+) -> Neighbours:
+    """`shards`: names of the input's, whose finished files will be at those places below OUT."""
+    below = store.url_of(min(survey.nested)) if survey.nested else None
+    link = _link_into_output(store, [*survey.finished, *shards]) if store.is_local else None
+    return Neighbours(below, link, None if is_begun else _output_above(store))
+
+
+def refuse_neighbours(url: str, others: Neighbours) -> None:
+    """Raise ConfigError if another output lies below OUT, or OUT would begin inside another."""
+    if others.below is not None:
         raise ConfigError(
-            f"{store.url_of(min(survey.nested))} is an output of its own and lies in output.path "
-            f"{store.url}. {_ADVICE}. Nothing was deleted"
+            f"{others.below} is an output of its own and lies in output.path {url}. {_ADVICE}. "
+            "Nothing was deleted"
         )
-    if store.is_local:
-        _refuse_links_into_outputs(store, [*survey.finished, *shards])
-    if store.stat(layout.JOB_KEY) is None and (other := _output_above(store)) is not None:
-        raise ConfigError(f"output.path {store.url} lies in another output, {other}. {_ADVICE}")
+    if others.behind_link is not None:
+        folder, other = others.behind_link
+        raise ConfigError(
+            f"{folder} links into another output, {other}. {_ADVICE}. Nothing was deleted"
+        )
+    if others.above is not None:
+        raise ConfigError(f"output.path {url} lies in another output, {others.above}. {_ADVICE}")
 
 
-def _refuse_links_into_outputs(store: Store, keys: Iterable[str]) -> None:
+def _link_into_output(store: Store, keys: Iterable[str]) -> tuple[str, str] | None:
     root = Path(store.url).resolve()
     for folder in sorted({split_url(key)[0] for key in keys} - {"."}):
         real = (root / folder).resolve()
@@ -46,10 +72,8 @@ def _refuse_links_into_outputs(store: Store, keys: Iterable[str]) -> None:
         is_output = target.stat(layout.JOB_KEY) is not None
         other = target.url if is_output else _output_above(target)
         if other is not None and Path(other) != root:
-            raise ConfigError(
-                f"{store.url_of(folder)} links into another output, {other}. {_ADVICE}. Nothing "
-                "was deleted"
-            )
+            return store.url_of(folder), other
+    return None
 
 
 def _output_above(store: Store) -> str | None:
@@ -63,40 +87,43 @@ def _output_above(store: Store) -> str | None:
     return None
 
 
-def refuse_foreign_files(
-    store: Store, survey: Survey, recorded: Mapping[str, Fingerprint], digest: str
-) -> None:
-    """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
-    for key in sorted(survey.finished - recorded.keys()):
-        if not _is_result(store, key, {digest}):
-            raise ConfigError(
-                f"{store.url_of(key)} is not a result of this job: choose an empty "
-                "output.path, or move the file away"
-            )
-
-
-def refuse_strangers(store: Store, survey: Survey, digest: str) -> None:
-    """Files that are no result of this output stop a restart before it deletes anything."""
-    digests = {digest, *_earlier_digests(store)}
-    keys = sorted(survey.finished)
+def read_origins(store: Store, keys: Iterable[str]) -> dict[str, Origin]:
+    """What files below OUT say of themselves, by key in order."""
+    names = sorted(keys)
     with ThreadPoolExecutor(_FOOTER_THREADS, thread_name_prefix="footer") as pool:
-        are_ours = list(pool.map(lambda key: _is_result(store, key, digests), keys))
-    strangers = [key for key, is_ours in zip(keys, are_ours, strict=True) if not is_ours]
-    if strangers:
+        return dict(zip(names, pool.map(lambda key: _origin(store, key), names), strict=True))
+
+
+def _origin(store: Store, key: str) -> Origin:
+    facts = read_facts(store, key)
+    return Origin() if facts is None else Origin(facts.get("digest"), facts.get("shard"))
+
+
+def refuse_foreign_files(url: str, origins: Mapping[str, Origin], digest: str) -> None:
+    """A `.parquet` that is not ours must not be mistaken for a result, nor be among them."""
+    for key in _not_of(origins, {digest}):
+        raise ConfigError(
+            f"{join_url(url, key)} is not a result of this job: choose an empty output.path, or "
+            "move the file away"
+        )
+
+
+def refuse_strangers(url: str, origins: Mapping[str, Origin], digests: set[str]) -> None:
+    """Files that are no result of this output stop a restart before it deletes anything.
+
+    `digests`: of every job that this output has been computed for, those before a restart too.
+    """
+    if strangers := _not_of(origins, digests):
         more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
         raise ConfigError(
-            f"{store.url_of(strangers[0])}{more} is not a result of this output: move it "
+            f"{join_url(url, strangers[0])}{more} is not a result of this output: move it "
             "away, or choose an empty output.path. Nothing was deleted"
         )
 
 
-def _is_result(store: Store, key: str, digests: set[str]) -> bool:
-    facts = read_facts(store, key)
-    return facts is not None and facts.get("digest") in digests and facts.get("shard") == key
-
-
-def _earlier_digests(store: Store) -> set[str]:
-    """Of every job that this output has been computed for, those before a restart too."""
-    keys = [layout.JOB_KEY, *(info.key for info in store.list(layout.RUNS_PREFIX))]
-    found = (records.read_json(store, key) for key in keys)
-    return {str(record["digest"]) for record in found if record is not None and "digest" in record}
+def _not_of(origins: Mapping[str, Origin], digests: set[str]) -> list[str]:
+    return [
+        key
+        for key, origin in sorted(origins.items())
+        if origin.digest not in digests or origin.shard != key
+    ]

@@ -12,36 +12,29 @@ import gc
 import logging
 import threading
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
-from batchinfer import __version__
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import EngineDied, InputError, Stopped, TransientError
-from batchinfer.ledger import Lease
-from batchinfer.runner.begun import model_for
-from batchinfer.runner.checks import check_layout
+from batchinfer.ledger import Holder, Totals, layout
+from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.context import RunContext, release, write_status
 from batchinfer.runner.deaths import refuse_repeated_death
-from batchinfer.runner.digest import identity_of
+from batchinfer.runner.decide import Complete, accepted, decide
 from batchinfer.runner.factory import build_engine, engine_spec, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
+from batchinfer.runner.look import look
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.malloc import bound_arenas
+from batchinfer.runner.options import RunOptions
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.record import restore
-from batchinfer.runner.session import (
-    RunOptions,
-    Session,
-    begin,
-    find_complete,
-    list_input,
-    open_output,
-)
+from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
+from batchinfer.runner.start import Start, open_start
 from batchinfer.runner.stop import StopControl
 from batchinfer.runner.writer import Writer
 from batchinfer.tasks import task_of
@@ -64,53 +57,51 @@ def run_job(job: Job, options: RunOptions, context: RunContext) -> Outcome:
 
 
 def _run_job(job: Job, options: RunOptions, context: RunContext) -> Outcome:
-    store = open_output(job, context.stop.should_give_up)
     context.counters.set_phase("listing input and output")
     listing_begin_s = context.startup.now()
-    model = model_for(job, store, is_restart=options.restart, is_whole=options.slice is None)
-    shards = list_input(job, context.stop.should_give_up)
-    check_layout(job, store, shards)
-    totals = find_complete(options, store, identity_of(job, model), shards)
-    if totals is not None:
-        logger.info("nothing to do: %s is complete", store.url)
-        return judge(job, Outcome("complete", 0, store.url, totals=totals))
-    versions = {"batchinfer": __version__} | {
-        name: metadata.version(name) for name in ("pyarrow", "polars") if _is_installed(name)
-    }
-
-    def note_lease(lease: Lease) -> None:
-        context.lease = lease
+    start = open_start(job, options, context.stop.should_give_up)
+    if (complete := _complete_already(start)) is not None:
+        return _nothing_to_do(start, complete)
+    try:
+        holder = Holder.current(since=context.clock.utc())
+        lease = context.lease = take_lease(start, holder)
         context.heartbeat = Heartbeat(lease, lambda: _show_life(context))
         context.heartbeat.start()
         context.stop.on_request = context.heartbeat.now
-
-    try:
-        session = begin(
-            job,
-            options,
-            model=model,
-            store=store,
-            shards=shards,
-            clock=context.clock,
-            versions=versions,
-            on_lease=note_lease,
-        )
-        context.session = session
+        view = look(start)  # again, and now nobody else changes what is seen
+        decision = accepted(decide(start, view))
+        if isinstance(decision, Complete):
+            return _nothing_to_do(start, decision)
+        session = context.session = claim(start, decision, view, lease, holder)
         context.startup.add("listing", listing_begin_s)
-        for note in model.notes:
+        for note in start.model.notes:
             logger.info("%s", note)
-        for warning in model.warnings:
+        for warning in start.model.warnings:
             logger.warning("%s", warning)
+        finished, is_limited = session.finished, False
         if session.pending:
             count_input(session, context.counters)
             context.on_run(session)
             context.is_cautious = refuse_repeated_death(session)
-            is_limited = _compute(session, context)
-        else:
-            is_limited = False
-        return finalise(session, context, is_limited)
+            computed, is_limited = _compute(session, context)
+            finished = {**finished, **computed}
+        return finalise(session, finished, context, is_limited)
     finally:
         release(context)
+
+
+def _complete_already(start: Start) -> Complete | None:
+    """Seen without the lease, which a complete output does not need. One request if it is not."""
+    if start.store.stat(layout.SUCCESS_KEY) is None:
+        return None
+    decision = decide(start, look(start))
+    return decision if isinstance(decision, Complete) else None
+
+
+def _nothing_to_do(start: Start, complete: Complete) -> Outcome:
+    url = start.store.url
+    logger.info("nothing to do: %s is complete", url)
+    return judge(start.job, Outcome("complete", 0, url, totals=complete.totals))
 
 
 def _show_life(context: RunContext) -> None:
@@ -120,8 +111,11 @@ def _show_life(context: RunContext) -> None:
     write_status(context)
 
 
-def _compute(session: Session, context: RunContext) -> bool:
-    """Run the engine over the pending shards. Returns whether `--limit` ended it early."""
+def _compute(session: Session, context: RunContext) -> tuple[dict[str, Totals], bool]:
+    """Run the engine over the pending shards.
+
+    Returns totals of the shards that it finished, and whether `--limit` ended it early.
+    """
     job, stop, startup = session.job, context.stop, context.startup
     bound_arenas()
     kind = engine_kind(job.engine.name)
@@ -197,7 +191,6 @@ def _compute(session: Session, context: RunContext) -> bool:
     threads.end(finish_shards=error is None and not stop.is_requested)
     if engine is not None:
         _close(engine)
-    session.finished |= writer.finished
     if stop.is_requested:  # outranks an engine that died of the same signal
         what = "finished rows are durable" if writer.error is None else f"{writer.error}"
         raise Stopped(f"{stop.reason}: {what}; the next start goes on", stop.code)
@@ -207,7 +200,7 @@ def _compute(session: Session, context: RunContext) -> bool:
         raise error
     if problems := {**reader.input_errors, **writer.input_errors}:
         raise InputError("\n".join(str(problem) for problem in list(problems.values())[:20]))
-    return reader.is_limited
+    return writer.finished, reader.is_limited
 
 
 def _start_import(kind: EngineKind, startup: StartUp) -> threading.Thread:
@@ -321,11 +314,3 @@ class _Threads:
 
 def _should_stop(stop: StopControl, threads: _Threads) -> bool:
     return stop.is_requested or threads.first_error() is not None
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -26,7 +26,7 @@ from batchinfer.engine.base import Engine, EngineKind, EngineSpec
 from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
-from batchinfer.runner import StopControl, heartbeat, session
+from batchinfer.runner import StopControl, claim, heartbeat, start
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
@@ -116,7 +116,7 @@ if __name__ == "__main__":
         for store in (LocalStore, S3Store):
             install(Crash(**json.loads(spec)), store)
     if os.environ.get("FAKE_NO_LEASE"):
-        session.acquire_lease = lambda *_, **__: NoLease()
+        claim.acquire_lease = lambda *_, **__: NoLease()
     if open_files := os.environ.get("FAKE_OPEN_FILES"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
     if beat_s := os.environ.get("FAKE_BEAT_S"):
@@ -126,7 +126,7 @@ if __name__ == "__main__":
     if "FAKE_REAL_TOKENIZER" not in os.environ:
         encode._load = lambda path, **_: LightTokenizer(path)
     if retry_s := os.environ.get("FAKE_RETRY_S"):
-        session.open_store = partial(session.open_store, retry_s=float(retry_s))
+        start.open_store = partial(start.open_store, retry_s=float(retry_s))
     plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
     KINDS.update(fake_kinds(plan))
     register("fake", fake_kind(plan))

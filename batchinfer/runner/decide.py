@@ -1,0 +1,179 @@
+"""What a start will do with an output as it was seen: nothing, refuse, go on, or begin anew.
+
+Pure: a decision follows from the start and the view alone. Must not know: storage, leases, whether
+anybody acts on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchinfer.errors import BatchInferError, ConfigError, TransientError
+from batchinfer.ledger import Totals, layout
+from batchinfer.runner.carried import RECORD_KEY
+from batchinfer.runner.digest import complete_digest
+from batchinfer.runner.look import OutputView
+from batchinfer.runner.ownership import (
+    refuse_foreign_files,
+    refuse_neighbours,
+    refuse_strangers,
+)
+from batchinfer.runner.start import Start
+from batchinfer.source import Fingerprint
+from batchinfer.storage import join_url
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Every row of the input has its result, computed for this job."""
+
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The output is not this job's, or cannot be understood."""
+
+    error: BatchInferError
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with what is there; with a new output that is nothing."""
+
+    digest: str  # the one that the output was begun with
+    window_rows: int
+    first_run: int
+    known: Mapping[str, Fingerprint]  # shards as they were when their rows were computed
+    record: Mapping[str, Any] | None  # job.json, or what it said if it was lost; None: begun anew
+    is_recorded: bool  # job.json is there and stays as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Restart(Resume):
+    """Delete all results, then begin anew. `known` and `record` are empty."""
+
+
+Decision = Complete | Refused | Resume
+
+
+def decide(start: Start, view: OutputView) -> Decision:
+    try:
+        totals = _complete(start, view)
+        return Complete(totals) if totals is not None else _begin(start, view)
+    except BatchInferError as error:
+        return Refused(error)
+
+
+def accepted(decision: Decision) -> Complete | Resume:
+    """The decision, if it is not a refusal. Raises what it refuses for."""
+    if isinstance(decision, Refused):
+        raise decision.error
+    return decision
+
+
+def _complete(start: Start, view: OutputView) -> Totals | None:
+    """Totals if the output is complete for just this job and input."""
+    if view.is_restarting or start.options.retry_failed or view.success is None:
+        return None
+    if view.record is not None and start.identity.changes_since(view.record):
+        return None
+    digest = _digest_in(view.record, start)
+    if view.success.get("digest") != complete_digest(digest, start.shards):
+        return None
+    names = {shard.name for shard in start.shards}
+    if names - view.survey.finished or names & view.survey.with_parts:
+        return None
+    return Totals.from_facts(view.success)
+
+
+def _begin(start: Start, view: OutputView) -> Resume:
+    refuse_neighbours(view.url, view.neighbours)
+    own = start.identity.digest
+    if view.is_restarting:
+        digests = {own, *(run.digest for run in view.runs if run.digest is not None)}
+        if view.record is not None and "digest" in view.record:
+            digests.add(str(view.record["digest"]))
+        refuse_strangers(view.url, view.origins, digests)
+        if start.options.slice is not None:
+            raise TransientError(
+                f"a --restart of {view.url} was interrupted: start once without --slice to "
+                "finish it"
+            )
+        next_run = view.survey.last_run + 1
+        return Restart(own, start.job.packing.window_rows, next_run, {}, None, is_recorded=False)
+    record = _binding_record(start, view)
+    is_recorded = record is not None
+    if view.record is None:
+        record = _record_of_remains(start, view)
+    digest = _digest_in(record, start)
+    refuse_foreign_files(view.url, view.origins, digest)
+    if record is None:
+        next_run = view.survey.last_run + 1
+        return Resume(digest, start.job.packing.window_rows, next_run, {}, None, is_recorded=False)
+    first_run = int(record["first_run"])
+    return Resume(
+        digest=digest,
+        window_rows=int(record["window_rows"]),
+        first_run=first_run,
+        known=view.recorded_since(first_run),
+        record=record,
+        is_recorded=is_recorded,
+    )
+
+
+def _binding_record(start: Start, view: OutputView) -> Mapping[str, Any] | None:
+    """job.json, None if it does not bind this start. Raises ConfigError for another job's.
+
+    A record of other settings without a single result does not bind a run on the whole input: what
+    the first start could not know (the engine refused a setting) may be corrected in the job file.
+    """
+    record = view.record
+    if record is None:
+        return None
+    changes = start.identity.changes_since(record)
+    if start.options.slice is None and not view.survey.has_results:
+        is_same = int(record["window_rows"]) == start.job.packing.window_rows
+        return record if is_same and not changes else None
+    if changes:
+        raise other_settings(view.url, changes)
+    return record
+
+
+def other_settings(url: str, changes: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"the results in {url} were computed with other settings:\n  "
+        + "\n  ".join(changes)
+        + "\nUse another output.path, set it back, or delete the old results with --restart"
+    )
+
+
+def _record_of_remains(start: Start, view: OutputView) -> dict[str, Any] | None:
+    """What a job.json that somebody deleted said of the results that are left; None without any.
+
+    Parts are never taken for another job's or another input's: where the footers of parts and the
+    records of runs do not say enough, nothing is guessed. Raises ConfigError then.
+    """
+    if view.remains is None:
+        return None
+    own, parts_of = start.identity.digest, view.survey.with_parts
+    window_rows = {rows if digest == own else 0 for digest, rows in view.remains.jobs}
+    if not parts_of:
+        window_rows.add(start.job.packing.window_rows)
+    known = {s.name for run in view.runs if run.digest == own for s in run.shards}
+    if len(window_rows) != 1 or 0 in window_rows or not parts_of <= known:
+        raise ConfigError(
+            f"{join_url(view.url, layout.JOB_KEY)} is missing, but there are parts of a run: they "
+            "cannot be understood without it. Put it back, start with --restart, or choose another "
+            "output.path"
+        )
+    record = {"digest": own, "window_rows": window_rows.pop(), "first_run": 1}
+    schemas = list(view.remains.schemas)
+    return record | ({RECORD_KEY: schemas[0]} if len(schemas) == 1 else {})
+
+
+def _digest_in(record: Mapping[str, Any] | None, start: Start) -> str:
+    """The digest of an output's files: the one that it was begun with, if it was."""
+    return str(record["digest"]) if record else start.identity.digest

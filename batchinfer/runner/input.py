@@ -1,0 +1,123 @@
+"""The input as this start finds it, beside what it was when rows of it were computed.
+
+Reads the footers of shards that are new, and of those whose time alone has changed. Must not know:
+leases, engines. Invariant: nothing here writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from batchinfer.errors import InputError
+from batchinfer.ledger import Survey
+from batchinfer.runner.carried import carried_columns, carried_schema
+from batchinfer.runner.checks import check_schema, check_shards
+from batchinfer.runner.decide import Resume
+from batchinfer.runner.start import Start
+from batchinfer.source import Fingerprint, Shard, read_footer, same_content
+
+logger = logging.getLogger("batchinfer.runner")
+
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class InputView:
+    """The shards, compared with their records."""
+
+    fingerprints: Mapping[str, Fingerprint]  # of every shard, by name
+    new: Sequence[Fingerprint]  # those that no record has as they are now
+    carried: pa.Schema | None  # the id and kept columns; None: each shard's own types
+
+
+def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
+    """Compare each shard with its record; read the footers of new ones, and settle on the types of
+    the columns that are taken over.
+
+    Raises InputError for shards that changed since their rows were computed, that cannot be read,
+    or that lack what the job needs.
+    """
+    unread: list[Shard] = []
+    changed: list[str] = []
+    new: list[Fingerprint] = []
+    fingerprints: dict[str, Fingerprint] = {}
+    for shard in start.shards:
+        old = decision.known.get(shard.name)
+        if old is None:
+            unread.append(shard)
+        elif (old.size_bytes, old.version) == (shard.size_bytes, shard.version):
+            fingerprints[shard.name] = old
+        elif same_content(old, shard):
+            now = _fingerprint(shard, old.num_rows, old.footer_sha256)
+            fingerprints[shard.name] = now
+            new.append(now)
+        elif shard.name in survey.finished or shard.name in survey.with_parts:
+            changed.append(
+                f"{shard.url}: {old.size_bytes} bytes then, {shard.size_bytes} bytes now"
+            )
+        else:
+            unread.append(shard)
+    if changed:
+        raise _changed(changed)
+    checked = _read(start, unread)
+    schemas = zip(unread, (schema for _, schema in checked), strict=True)
+    carried = carried_schema(start.job, schemas, decision.record)
+    new += [fingerprint for fingerprint, _ in checked]
+    return InputView(fingerprints | {f.name: f for f, _ in checked}, new, carried)
+
+
+def _read(start: Start, shards: Sequence[Shard]) -> list[tuple[Fingerprint, pa.Schema]]:
+    def check(shard: Shard) -> tuple[Fingerprint, pa.Schema]:
+        footer = read_footer(shard)
+        check_schema(start.job, start.row_filter, shard, footer)
+        fingerprint = _fingerprint(shard, footer.num_rows, footer.sha256)
+        return fingerprint, carried_columns(start.job, footer)
+
+    return check_shards(shards, check)
+
+
+def _fingerprint(shard: Shard, num_rows: int, footer_sha256: str) -> Fingerprint:
+    return Fingerprint(shard.name, shard.size_bytes, shard.version, num_rows, footer_sha256)
+
+
+def _changed(shards: Sequence[str]) -> InputError:
+    return InputError(
+        "these shards changed since their rows were computed:\n  "
+        + "\n  ".join(shards[:20])
+        + ("\n  …" if len(shards) > 20 else "")
+        + "\nBring the old files back, use another output.path, or delete the old results with "
+        "--restart"
+    )
+
+
+def warn_of_removed(decision: Resume, inputs: InputView, finished: Iterable[str]) -> None:
+    """Results stay when their shard goes, also when it comes back under another name."""
+    known = decision.known
+    removed = sorted((set(finished) & known.keys()) - inputs.fingerprints.keys())
+    if removed:
+        of_them = "is no longer in the input; its results stay"
+        if len(removed) > 1:
+            of_them = "are no longer in the input; their results stay"
+        logger.warning("%s %s", _some_of(removed), of_them)
+    current = {_content(now): now.name for now in inputs.fingerprints.values()}
+    contents = {key: _content(known[key]) for key in removed}
+    renamed = [f"{key} (now {current[c]})" for key, c in contents.items() if c in current]
+    if renamed:
+        logger.warning(
+            "the output has rows twice: %s, the same input under another name. Give the file its "
+            "old name below input.path, or move one of the two results away",
+            _some_of(renamed),
+        )
+
+
+def _content(fingerprint: Fingerprint) -> tuple[int, str, int]:
+    return fingerprint.size_bytes, fingerprint.footer_sha256, fingerprint.num_rows
+
+
+def _some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

@@ -1,0 +1,126 @@
+"""The read-only look at an output: its records, one listing, and what its files say of themselves.
+
+Whoever wants to know how an output stands looks: `validate` and `plan` as well as a run, before it
+holds the lease and again under it, as all of this is the holder's to change. Must not know: leases,
+what follows from what is seen (`decide`). Invariant: nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.ledger import (
+    Survey,
+    layout,
+    list_parts,
+    read_facts,
+    read_schema,
+    records,
+    survey,
+)
+from batchinfer.runner.carried import to_text
+from batchinfer.runner.ownership import Neighbours, Origin, find_neighbours, read_origins
+from batchinfer.runner.start import Start
+from batchinfer.source import Fingerprint
+from batchinfer.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One of runs/NNNN.json: which job the run computed, which shards were new to it."""
+
+    number: int
+    digest: str | None
+    shards: tuple[Fingerprint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """Results without a job.json: what they say of the job that they were computed for."""
+
+    jobs: frozenset[tuple[str | None, int]]  # (digest, window_rows) in the parts' footers
+    schemas: frozenset[str]  # of the id and kept columns, as job.json has it
+
+
+@dataclass(frozen=True, slots=True)
+class OutputView:
+    """An output at one moment."""
+
+    url: str
+    survey: Survey
+    success: Mapping[str, Any] | None  # _SUCCESS
+    record: Mapping[str, Any] | None  # job.json
+    is_restarting: bool  # all results are to be deleted: asked for, or begun and killed
+    runs: tuple[RunRecord, ...]
+    neighbours: Neighbours
+    origins: Mapping[str, Origin]  # of the finished files that no run accounts for, by key
+    remains: Remains | None
+
+    def recorded_since(self, first_run: int) -> dict[str, Fingerprint]:
+        """What each shard looked like when its rows were computed, by name."""
+        runs = (run for run in self.runs if run.number >= first_run)
+        return {print_.name: print_ for run in runs for print_ in run.shards}
+
+
+def look(start: Start) -> OutputView:
+    """Read everything that a decision is made from.
+
+    Raises ConfigError for records that are not JSON of ours, TransientError.
+    """
+    store = start.store
+    success = records.read_json(store, layout.SUCCESS_KEY)
+    record = records.read_json(store, layout.JOB_KEY)
+    is_restarting = start.options.restart or store.stat(layout.RESTART_KEY) is not None
+    listed = survey(store)
+    names = (shard.name for shard in start.shards)
+    others = find_neighbours(store, listed, names, is_begun=record is not None)
+    runs = tuple(_runs(store))
+    accounted: set[str] = set()
+    if record is not None and not is_restarting:
+        first_run = int(record["first_run"])
+        accounted = {s.name for run in runs if run.number >= first_run for s in run.shards}
+    is_lost = record is None and not is_restarting and listed.has_results
+    return OutputView(
+        url=store.url,
+        survey=listed,
+        success=success,
+        record=record,
+        is_restarting=is_restarting,
+        runs=runs,
+        neighbours=others,
+        origins=read_origins(store, listed.finished - accounted),
+        remains=_remains(start, listed) if is_lost else None,
+    )
+
+
+def _runs(store: Store) -> Iterator[RunRecord]:
+    for info in store.list(layout.RUNS_PREFIX):
+        number = layout.run_of_key(info.key)
+        record = records.read_json(store, info.key) if number is not None else None
+        if number is not None and record is not None:
+            shards = tuple(Fingerprint(*entry) for entry in record.get("input", []))
+            yield RunRecord(number, record.get("digest"), shards)
+
+
+def _remains(start: Start, listed: Survey) -> Remains:
+    store = start.store
+    jobs: set[tuple[str | None, int]] = set()
+    schemas = {_carried(start, key) for key in listed.finished}
+    for shard in listed.with_parts:
+        for part in list_parts(store, shard):
+            key = layout.part_key(shard, part)
+            facts = read_facts(store, key) or {}
+            jobs.add((facts.get("digest"), int(facts.get("window_rows", 0))))
+            schemas.add(_carried(start, key))
+    return Remains(frozenset(jobs), frozenset(schemas))
+
+
+def _carried(start: Start, key: str) -> str:
+    """Types of the columns from the input in a file of results; none in a file of another kind."""
+    schema = read_schema(start.store, key)
+    names = [name for name in ("id", *start.job.input.keep_columns) if name in schema.names]
+    return to_text(pa.schema([pa.field(name, schema.field(name).type) for name in names]))

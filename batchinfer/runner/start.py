@@ -1,0 +1,87 @@
+"""What one start is asked to do, and where: the job with its model, its input and its output.
+
+Reads the model folder's facts and lists the input; both stay what they are, whoever works on the
+output, so they are looked at once, without a lease. Must not know: leases, what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from batchinfer.config import Job, S3Settings
+from batchinfer.model import ModelFacts
+from batchinfer.runner.begun import model_for
+from batchinfer.runner.checks import check_layout
+from batchinfer.runner.digest import Identity, identity_of
+from batchinfer.runner.options import RunOptions
+from batchinfer.source import RowFilter, Shard, list_shards
+from batchinfer.storage import S3Options, Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A job, its options and its places. `shards`: the whole input, by name."""
+
+    job: Job
+    options: RunOptions
+    model: ModelFacts
+    identity: Identity
+    store: Store
+    shards: Sequence[Shard]
+    row_filter: RowFilter | None
+
+    @property
+    def own(self) -> list[Shard]:
+        """The shards of this start's slice."""
+        if self.options.slice is None:
+            return list(self.shards)
+        index, count = self.options.slice
+        return list(self.shards[index - 1 :: count])
+
+
+def open_start(
+    job: Job, options: RunOptions | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Start:
+    """Open the output, read the model's facts, list the input.
+
+    `should_stop`: whether storage is to give up retrying. Raises ConfigError for a model, an input
+    or an output that cannot be, InputError for an input without files.
+    """
+    options = options or RunOptions()
+    store = open_output(job, should_stop)
+    is_whole = options.slice is None
+    model = model_for(job, store, is_restart=options.restart, is_whole=is_whole)
+    shards = list_input(job, should_stop)
+    check_layout(job, store, shards)
+    return Start(
+        job=job,
+        options=options,
+        model=model,
+        identity=identity_of(job, model),
+        store=store,
+        shards=shards,
+        row_filter=RowFilter(job.input.filter) if job.input.filter else None,
+    )
+
+
+def open_output(job: Job, should_stop: Callable[[], bool]) -> Store:
+    return open_store(
+        job.output.path,
+        s3=_s3_options(job.output.s3),
+        should_stop=should_stop,
+        single_writer=job.output.single_writer,
+    )
+
+
+def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
+    """All shards of the input, by name.
+
+    Raises InputError if there are none or two would collide.
+    """
+    s3 = _s3_options(job.input.s3)
+    return list_shards(job.input.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
+
+
+def _s3_options(settings: S3Settings) -> S3Options:
+    return S3Options(**settings.model_dump())
