@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.quantization import auto_dtype
 from benchmarks.common import ROOT, heading
 from tests.support.cpus import CPUS, environment

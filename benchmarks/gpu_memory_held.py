@@ -24,8 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from batchinfer.engine.fit import GIB
-from batchinfer.engine.hardware import gpus
+from batchinfer.engine.hardware import GIB, gpus
 from benchmarks.common import DEMO, ROOT
 from benchmarks.gpu import LLAMA_8B
 

@@ -18,8 +18,9 @@ import click
 import numpy as np
 import polars as pl
 
-from batchinfer.engine.base import EngineSettings, Request, SamplingSettings
+from batchinfer.engine.base import Request, SamplingSettings
 from batchinfer.engine.vllm.engine import build_vllm_engine
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import prepare_environment
 from batchinfer.runner.loop import backlog_of
 from benchmarks.common import DEMO, heading
@@ -27,7 +28,7 @@ from benchmarks.idle import STOP_TOKEN_IDS
 
 MODEL = str(DEMO / "model")
 SMALL_KV_TOKENS = 4096
-SETTINGS = EngineSettings(
+SETTINGS = VllmSettings(
     model_path=MODEL,
     tokenizer_path=MODEL,
     dtype="bfloat16",
@@ -85,7 +86,7 @@ def _prompts(num_rows: int) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
-def _run(settings: EngineSettings, prompts: list[np.ndarray]) -> tuple[float, int, int]:
+def _run(settings: VllmSettings, prompts: list[np.ndarray]) -> tuple[float, int, int]:
     """(CPU seconds, steps, tokens generated), the engine's start apart."""
     engine: Any = build_vllm_engine(settings)
     width = engine.facts.max_num_seqs

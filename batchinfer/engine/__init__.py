@@ -1,1 +1,1 @@
-"""Engines: `base` is the contract, `vllm` the only implementation. See docs/architecture.md."""
+"""Engines: `base` is the contract, `kinds` finds them by name, `vllm` is the only one so far."""

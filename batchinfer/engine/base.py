@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.config import Job
-from batchinfer.model import Lora, ModelFacts, Needs
+from batchinfer.model import ModelFacts
 from batchinfer.quantization import Machine
 
 Int32Array = npt.NDArray[np.int32]
@@ -211,31 +211,3 @@ class EngineKind(Protocol):
 
         Raises ConfigError for what a retry cannot fix, TransientError for what it may.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What an engine is built from. `None` sizes are chosen for the hardware."""
-
-    model_path: str
-    tokenizer_path: str
-    dtype: str
-    max_model_len: int
-    weights_bytes: int
-    kv_bytes_per_token: int
-    sampling: SamplingSettings
-    tensor_parallel_size: int = 1
-    trust_remote_code: bool = False
-    quantization: str | None = None  # the engine's own name for it; None: as the checkpoint says
-    is_quantized: bool = True  # if the engine takes a name: whether layers have to be
-    quantization_name: str = "none"  # of `model.quantization`, for people
-    kv_cache_dtype: str = "auto"
-    lora: Lora | None = None  # an adapter that every request uses
-    has_save_mode: bool = False  # KV blocks without room on the GPU go to the host
-    save_mode_gib: float | None = None
-    cpu_offload_gib: float = 0.0  # of weights, for each GPU
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    gpu_memory_utilization: float | None = None  # None: what other processes leave
-    needs: Needs | None = None  # the estimate that advice is made of
-    options: dict[str, Any] = field(default_factory=dict)  # engine arguments by the engine's names

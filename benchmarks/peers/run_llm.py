@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from batchinfer.cli.common import look_at
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.engine.vllm.spec import engine_settings
+from batchinfer.engine.vllm.settings import vllm_settings
 from batchinfer.runner.factory import engine_spec, prompter_of
 from benchmarks.peers.events import tell
 from benchmarks.peers.work import read_input
@@ -42,7 +42,7 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
         {"prompt_token_ids": prepared.token_ids[start:stop].tolist()}
         for start, stop in zip(prepared.offsets[:-1], prepared.offsets[1:], strict=True)
     ]
-    generate = _generator(engine_settings(engine_spec(job, model)))
+    generate = _generator(vllm_settings(engine_spec(job, model)))
     output.mkdir(exist_ok=True)
     batch_rows = batch_rows or len(prompts)
     num_computed = 0

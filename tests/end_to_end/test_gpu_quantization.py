@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from batchinfer.engine.hardware import gpus, this_machine
+from batchinfer.engine.hardware import gpus
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.model import read_model
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job

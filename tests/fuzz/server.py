@@ -119,8 +119,8 @@ def _warm_up() -> None:
     import batchinfer.cli.look
     import batchinfer.cli.plan
     import batchinfer.cli.run
-    from batchinfer.engine.hardware import this_machine
     from batchinfer.engine.kinds import KINDS
+    from batchinfer.engine.vllm.machine import this_machine
     from batchinfer.prompt import encode
     from batchinfer.testing import FakePlan
     from tests.support.fake_run import fake_kinds

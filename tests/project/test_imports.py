@@ -52,6 +52,9 @@ OWNERS = {
     "ray": (),
 }
 
+#: Room of an engine -> the only file outside it that imports it, and late.
+ENGINE_ROOMS = {"batchinfer.engine.vllm": "engine/kinds.py"}
+
 HEAVY = {"vllm", "torch", "transformers", "polars", "s3fs"}
 
 
@@ -78,6 +81,10 @@ def violations(path: PurePath, source: str) -> list[str]:
             if not any(path.match(pattern) for pattern in patterns):
                 owners = " and ".join(patterns) or "no file"
                 found.append(f"{path}:{line} imports {top}, which belongs to {owners}")
+        for engine, owner in ENGINE_ROOMS.items():
+            is_inside = ".".join(("batchinfer", *path.parts)).startswith(f"{engine}.")
+            if f"{module}.".startswith(f"{engine}.") and not is_inside and str(path) != owner:
+                found.append(f"{path}:{line} imports {module}, which only {owner} may name")
         if top == "batchinfer" and room in ROOMS:
             target = rest.partition(".")[0]
             if target in ROOMS and ROOMS.index(target) > ROOMS.index(room):
@@ -109,6 +116,9 @@ def test_every_file_stands_in_a_known_room() -> None:
         ("telemetry/logs.py", "from batchinfer import cli"),
         ("storage/local.py", "from ..sink.schema import SCHEMA"),
         ("runner/loop.py", "import vllm"),
+        ("runner/loop.py", "from batchinfer.engine.vllm.options import check_options"),
+        ("engine/hardware.py", "from batchinfer.engine import vllm"),
+        ("cli/doctor.py", "def f():\n    import batchinfer.engine.vllm.setup"),
         ("engine/base.py", "from torch import nn"),
         ("model/weights.py", "import torch"),
         ("ledger/lease.py", "import s3fs.core"),

@@ -22,7 +22,7 @@ import pytest
 
 from batchinfer.cli.doctor import show_quantizations
 from batchinfer.config.model import QuantizationName
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.quantization import (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.quantization import (
     CpuLibrary,
     Machine,

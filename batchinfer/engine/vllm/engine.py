@@ -13,19 +13,14 @@ import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.engine.base import (
-    Completion,
-    EngineFacts,
-    EngineSettings,
-    Request,
-    SamplingSettings,
-)
-from batchinfer.engine.crowd import look_at_devices
-from batchinfer.engine.fit import device_memory
+from batchinfer.engine.base import Completion, EngineFacts, Request, SamplingSettings
 from batchinfer.engine.hardware import oom_kills
+from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
+from batchinfer.engine.vllm.fit import device_memory
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
 from batchinfer.engine.vllm.output import completion_of
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
     check_library,
     engine_arguments,
@@ -63,7 +58,7 @@ def import_engine() -> None:
         raise import_failure("vLLM", error) from error
 
 
-def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
+def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     """Load the model and check the sampling parameters on it.
 
     Raises ConfigError for what another start cannot mend, TransientError for what it may (a driver
@@ -112,7 +107,7 @@ def build_vllm_engine(settings: EngineSettings) -> VllmEngine:
 class VllmEngine:
     """A loaded vLLM engine. See `Engine` for the contract; one thread calls it."""
 
-    def __init__(self, core: Any, params: Any, settings: EngineSettings) -> None:
+    def __init__(self, core: Any, params: Any, settings: VllmSettings) -> None:
         self._core = core
         self._params = params
         self._settings = settings
@@ -244,7 +239,7 @@ class VllmEngine:
         )
 
 
-def _lora_request(settings: EngineSettings) -> Any:
+def _lora_request(settings: VllmSettings) -> Any:
     """What every request names; None without an adapter."""
     if settings.lora is None:
         return None
@@ -310,7 +305,7 @@ def shared_params(sampling: SamplingSettings) -> Any:
         raise ConfigError(f"vLLM refuses the sampling settings: {first_line(error)}") from error
 
 
-def _facts(core: Any, settings: EngineSettings) -> EngineFacts:
+def _facts(core: Any, settings: VllmSettings) -> EngineFacts:
     import vllm
     from vllm.platforms import current_platform
 

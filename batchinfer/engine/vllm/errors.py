@@ -13,11 +13,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.crowd import Crowd, crowd_of, devices_of, is_too_large, lack_of_memory
-from batchinfer.engine.fit import GIB, Memory, gib
-from batchinfer.engine.hardware import available_memory_bytes, own_pids
+from batchinfer.engine.crowd import Crowd, crowd_of
+from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes, gib, own_pids
+from batchinfer.engine.vllm.blame import devices_of, is_too_large, lack_of_memory
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientError
 
 #: Wherever they stand: in errors of vLLM 0.26 to 0.33 when it profiles or sizes the KV cache, of
@@ -78,7 +78,7 @@ def rejections() -> tuple[type[Exception], ...]:
 
 
 def construction_error(
-    error: Exception, arguments: dict[str, Any], settings: EngineSettings, memory: Memory | None
+    error: Exception, arguments: dict[str, Any], settings: VllmSettings, memory: Memory | None
 ) -> ConfigError | TransientError:
     """What a failed start means: wrong values are the job's; a lost driver may come back.
 
@@ -112,7 +112,7 @@ def construction_error(
 
 def step_error(
     error: Exception,
-    settings: EngineSettings,
+    settings: VllmSettings,
     sizes: tuple[int, int],
     *,
     is_worker_dead: bool,
@@ -157,7 +157,7 @@ def _at(phase: str) -> str:
 
 def _lack(
     error: Exception,
-    settings: EngineSettings,
+    settings: VllmSettings,
     sizes: tuple[int, int],
     memory: Memory | None,
     what: str,
@@ -193,7 +193,7 @@ def _lack(
 
 
 def _is_likely_short(
-    settings: EngineSettings,
+    settings: VllmSettings,
     sizes: tuple[int, int],
     memory: Memory | None,
     crowds: Sequence[Crowd],
@@ -209,7 +209,7 @@ def _line_of_lack(text: str) -> str:
     return next(found, "")[:300]
 
 
-def crowds_now(settings: EngineSettings) -> list[Crowd]:
+def crowds_now(settings: VllmSettings) -> list[Crowd]:
     """Who holds memory of the devices that share the model, at this moment."""
     import torch
 

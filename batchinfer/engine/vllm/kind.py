@@ -11,15 +11,15 @@ from typing import Any
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineSpec, Finding, SamplingSettings
-from batchinfer.engine.crowd import devices_of, look_at_devices, refuse_too_large
-from batchinfer.engine.fit import check_offload
-from batchinfer.engine.hardware import this_machine
+from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
+from batchinfer.engine.vllm.fit import check_offload
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.options import check_options, deciding_options
 from batchinfer.engine.vllm.phases import reported_phases
 from batchinfer.engine.vllm.report import describe_memory, examine
+from batchinfer.engine.vllm.settings import vllm_settings
 from batchinfer.engine.vllm.sizes import expected_sizes
-from batchinfer.engine.vllm.spec import engine_settings
 from batchinfer.quantization import Machine
 
 
@@ -41,11 +41,11 @@ class VllmKind:
         return job.engine.options.get("load_format") != "dummy"
 
     def check_fit(self, spec: EngineSpec) -> None:
-        settings = engine_settings(spec)
+        settings = vllm_settings(spec)
         refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
 
     def describe_memory(self, spec: EngineSpec) -> list[str]:
-        return describe_memory(engine_settings(spec))
+        return describe_memory(vllm_settings(spec), spec.model.quantization)
 
     def examine(self) -> Iterable[Finding]:
         return examine()
@@ -58,7 +58,7 @@ class VllmKind:
         check_installation()
         check_variables()
         prepare_environment(weights_bytes=spec.model.weights_bytes, is_local_model=True)
-        settings = engine_settings(spec)
+        settings = vllm_settings(spec)
         look_at_devices(settings, expected_sizes(settings))
 
     def load(self) -> None:
@@ -72,4 +72,4 @@ class VllmKind:
     def build(self, spec: EngineSpec) -> Engine:
         from batchinfer.engine.vllm.engine import build_vllm_engine
 
-        return build_vllm_engine(engine_settings(spec))
+        return build_vllm_engine(vllm_settings(spec))

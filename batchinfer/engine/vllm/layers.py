@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from batchinfer.engine.base import EngineSettings
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError
 
 EXTENSION = f"{__name__}.LayerReport"
@@ -99,7 +99,7 @@ def _class_name(value: object) -> str:
     return name if "Kernel" in name else ""
 
 
-def quantized_layers(core: Any, settings: EngineSettings) -> dict[str, Any]:
+def quantized_layers(core: Any, settings: VllmSettings) -> dict[str, Any]:
     """The report of a loaded engine. ConfigError if it had to be quantized and nothing of it is."""
     report = whole_model(core.collective_rpc("report_layers"))
     taken = core.vllm_config.model_config.quantization

@@ -9,12 +9,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from batchinfer.engine.base import EngineSettings, Finding
+from batchinfer.engine.base import Finding
 from batchinfer.engine.crowd import crowd_of
-from batchinfer.engine.fit import advice, budget_of, device_memory, estimate_of, gib, room_of
-from batchinfer.engine.hardware import cpu_flags, gpus, own_pids, this_machine
+from batchinfer.engine.hardware import cpu_flags, gib, gpus, own_pids
 from batchinfer.engine.vllm.compiler import find_compiler
+from batchinfer.engine.vllm.fit import advice, budget_of, device_memory, estimate_of, room_of
 from batchinfer.engine.vllm.installation import check_variables, installation_fault, version_of
+from batchinfer.engine.vllm.machine import this_machine
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import cpu_kv_cache_bytes, expected_sizes
 from batchinfer.errors import BatchInferError, import_failure
 
@@ -22,8 +24,8 @@ from batchinfer.errors import BatchInferError, import_failure
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 
-def describe_memory(settings: EngineSettings) -> list[str]:
-    """See `EngineKind.describe_memory`."""
+def describe_memory(settings: VllmSettings, quantization: str) -> list[str]:
+    """See `EngineKind.describe_memory`. `quantization`: a name of `model.quantization`."""
     if settings.needs is None:
         return []
     is_cpu = this_machine().device == "cpu"
@@ -33,7 +35,7 @@ def describe_memory(settings: EngineSettings) -> list[str]:
     estimate = estimate_of(settings, settings.needs, sizes)
     length = settings.max_model_len
     lines = [
-        f"about {gib(estimate.weights)} of weights ({settings.quantization_name}), "
+        f"about {gib(estimate.weights)} of weights ({quantization}), "
         f"{gib(estimate.step)} for a step of {num_tokens:,} tokens and {num_seqs:,} sequences, "
         f"{gib(estimate.cache_bytes(length))} of KV cache for {length:,} tokens",
     ]

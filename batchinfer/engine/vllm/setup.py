@@ -11,12 +11,12 @@ import logging
 import os
 from typing import Any
 
-from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.fit import GIB
-from batchinfer.engine.hardware import available_memory_bytes, this_machine
+from batchinfer.engine.hardware import GIB, available_memory_bytes
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
+from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.options import argument_names, check_options
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import (
     cpu_kv_cache_bytes,
     default_sizes,
@@ -89,7 +89,7 @@ def describe_devices() -> list[str]:
     ]
 
 
-def prepare_platform(settings: EngineSettings) -> None:
+def prepare_platform(settings: VllmSettings) -> None:
     """What has to happen between importing vLLM's platform and importing its engine."""
     os.environ[OWNER_PID_VARIABLE] = str(os.getpid())
     if settings.cpu_offload_gib:
@@ -130,7 +130,7 @@ def check_library() -> str | None:
     return loaded
 
 
-def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
     check_options(settings.options, settings.sampling)
@@ -183,7 +183,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     return arguments
 
 
-def _lora_arguments(settings: EngineSettings, lora: Lora) -> dict[str, Any]:
+def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
     """Only the layers that the adapter changes are made ready for one.
 
     Beside speed: where the output layer is, vLLM cannot compute prompt logprobs.
@@ -202,7 +202,7 @@ def _lora_arguments(settings: EngineSettings, lora: Lora) -> dict[str, Any]:
     return arguments
 
 
-def _save_mode_gib(settings: EngineSettings) -> float:
+def _save_mode_gib(settings: VllmSettings) -> float:
     if settings.options.get("enable_prefix_caching") is False:
         raise ConfigError(
             "model.save_mode keeps prefixes, and engine.options.enable_prefix_caching: false turns "

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 
-from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.fit import (
+from batchinfer.engine.hardware import GIB, available_memory_bytes, gib, gpus
+from batchinfer.engine.vllm.fit import (
     BLOCK_TOKENS,
-    GIB,
     MOST_UTILIZATION,
     auto_sizes,
     auto_utilization,
     device_memory,
-    gib,
 )
-from batchinfer.engine.hardware import available_memory_bytes, gpus, this_machine
+from batchinfer.engine.vllm.machine import this_machine
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -41,14 +40,14 @@ def default_sizes(num_devices: int) -> tuple[int, int]:
     return of_seqs[UsageContext.LLM_CLASS], of_tokens[UsageContext.LLM_CLASS]
 
 
-def needs_whole_prompts(settings: EngineSettings, *, is_cpu: bool) -> bool:
+def needs_whole_prompts(settings: VllmSettings, *, is_cpu: bool) -> bool:
     """Whether a prompt is computed in one step: vLLM cannot rewind a CPU's random state."""
     is_whole = is_cpu and settings.sampling.uses_seeds
     return settings.options.get("enable_chunked_prefill", not is_whole) is False
 
 
 def fit_sizes(
-    settings: EngineSettings, defaults: tuple[int, int], *, is_whole: bool
+    settings: VllmSettings, defaults: tuple[int, int], *, is_whole: bool
 ) -> tuple[int, int]:
     """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other.
 
@@ -74,7 +73,7 @@ def fit_sizes(
     return max_num_seqs, max_num_batched_tokens
 
 
-def expected_sizes(settings: EngineSettings) -> tuple[int, int]:
+def expected_sizes(settings: VllmSettings) -> tuple[int, int]:
     """`fit_sizes` on this machine, known without vLLM."""
     is_cpu = this_machine().device == "cpu"
     defaults = auto_sizes(gpus(), is_cpu=is_cpu)
@@ -82,7 +81,7 @@ def expected_sizes(settings: EngineSettings) -> tuple[int, int]:
 
 
 def explain_sizes(
-    settings: EngineSettings,
+    settings: VllmSettings,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     kv_cache_tokens: int | None,
@@ -117,7 +116,7 @@ def explain_sizes(
     return "; ".join(sentences)
 
 
-def utilization(settings: EngineSettings, *, is_cpu: bool) -> float:
+def utilization(settings: VllmSettings, *, is_cpu: bool) -> float:
     """The job's; or what other processes leave of the device, which the log says."""
     if settings.gpu_memory_utilization is not None:
         return settings.gpu_memory_utilization
@@ -138,7 +137,7 @@ def utilization(settings: EngineSettings, *, is_cpu: bool) -> float:
     return share
 
 
-def cpu_kv_cache_bytes(settings: EngineSettings, max_num_seqs: int) -> int:
+def cpu_kv_cache_bytes(settings: VllmSettings, max_num_seqs: int) -> int:
     """Room for every sequence at its longest, within the caps; at least for one sequence."""
     blocks_per_sequence = -(-settings.max_model_len // BLOCK_TOKENS) + 1
     sequence_bytes = blocks_per_sequence * BLOCK_TOKENS * settings.kv_bytes_per_token

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
-from batchinfer.engine.base import EngineSettings, SamplingSettings
+from batchinfer.engine.base import SamplingSettings
 from batchinfer.engine.hardware import cpu_flags
 from batchinfer.engine.vllm.cpu_library import cpu_library, registered_operators
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied
 from batchinfer.model import read_model
 from batchinfer.quantization import (
@@ -129,7 +130,7 @@ def test_a_kernel_that_is_missing_in_a_step_never_passes_by_starting_again(
 ) -> None:
     from batchinfer.engine.vllm.errors import step_error
 
-    model = EngineSettings("m", "m", "bfloat16", 256, 1, 1, SamplingSettings(max_tokens=1))
+    model = VllmSettings("m", "m", "bfloat16", 256, 1, 1, SamplingSettings(max_tokens=1))
 
     def in_a_step(error: Exception) -> Exception:
         return step_error(error, model, (8, 512), is_worker_dead=False, is_killed=False)

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchinfer.engine.base import Completion, EngineSettings, Request, SamplingSettings
-from batchinfer.engine.fit import GIB, Memory, auto_sizes
-from batchinfer.engine.hardware import available_memory_bytes
+from batchinfer.engine.base import Completion, Request, SamplingSettings
+from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes
 from batchinfer.engine.vllm import plugin as vllm_plugin
 from batchinfer.engine.vllm.errors import construction_error
+from batchinfer.engine.vllm.fit import auto_sizes
 from batchinfer.engine.vllm.layers import whole_model
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
     BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
@@ -46,7 +47,7 @@ REPOSITORY = Path(__file__).parents[3]
 MODEL = str(REPOSITORY / "jobs" / "demo" / "model")
 EOS = 2
 SCORED = SamplingSettings(max_tokens=24, logprobs=2, prompt_logprobs=True)
-SETTINGS = EngineSettings(
+SETTINGS = VllmSettings(
     model_path=MODEL,
     tokenizer_path=MODEL,
     dtype="float32",  # on the CPU bit-equal whatever shares a batch
@@ -66,7 +67,7 @@ def _environment() -> Iterator[None]:
     os.environ.update(before)
 
 
-def with_sampling(**changes: Any) -> EngineSettings:
+def with_sampling(**changes: Any) -> VllmSettings:
     return dataclasses.replace(SETTINGS, sampling=SamplingSettings(**changes))
 
 
@@ -457,7 +458,7 @@ def core() -> Iterator[Any]:
     gc.collect()
 
 
-def engine_on(core: Any, settings: EngineSettings) -> Any:
+def engine_on(core: Any, settings: VllmSettings) -> Any:
     from batchinfer.engine.vllm.engine import VllmEngine, shared_params
 
     return VllmEngine(core, shared_params(settings.sampling), settings)

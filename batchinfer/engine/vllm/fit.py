@@ -1,6 +1,6 @@
 """What a model needs beside what a device has: before loading, and when loading has failed.
 
-Must not know: torch, vLLM. The estimates are those of model/needs.py.
+Must not know: torch; vLLM is not imported. The estimates are those of model/needs.py.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from batchinfer.engine.base import EngineSettings
-from batchinfer.engine.hardware import Gpu, available_memory_bytes, gpus, total_memory_bytes
+from batchinfer.engine.hardware import (
+    GIB,
+    Gpu,
+    Memory,
+    available_memory_bytes,
+    gib,
+    gpus,
+    total_memory_bytes,
+)
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs
 from batchinfer.quantization import Machine
-
-GIB = 1 << 30
 
 #: Of a GPU nobody else uses. What is left is for what vLLM does not count: prompt logprobs, graphs.
 MOST_UTILIZATION = 0.9
@@ -27,15 +33,6 @@ RESERVED_BYTES = GIB
 _LARGE_GPU_BYTES = 70 * GIB
 #: A block of vLLM's KV cache on a CPU; 16 on a GPU. One block is never a sequence's.
 BLOCK_TOKENS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Of one device, or of the host where vLLM runs on the CPU. `is_gpu` False: no share is set."""
-
-    total_bytes: int
-    free_bytes: int
-    is_gpu: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +122,7 @@ def estimate(
     )
 
 
-def estimate_of(settings: EngineSettings, needs: Needs, sizes: tuple[int, int]) -> Estimate:
+def estimate_of(settings: VllmSettings, needs: Needs, sizes: tuple[int, int]) -> Estimate:
     """`sizes`: max_num_seqs, max_num_batched_tokens."""
     return estimate(
         needs,
@@ -136,7 +133,7 @@ def estimate_of(settings: EngineSettings, needs: Needs, sizes: tuple[int, int]) 
     )
 
 
-def advice(settings: EngineSettings, sizes: tuple[int, int], memory: Memory) -> str:
+def advice(settings: VllmSettings, sizes: tuple[int, int], memory: Memory) -> str:
     """What is short, and the largest settings that would fit. `memory`: before the model came.
 
     `sizes`: max_num_seqs, max_num_batched_tokens.
@@ -174,7 +171,7 @@ def _had(memory: Memory) -> str:
 
 
 def _ways(
-    settings: EngineSettings, needs: Needs, sizes: tuple[int, int], memory: Memory
+    settings: VllmSettings, needs: Needs, sizes: tuple[int, int], memory: Memory
 ) -> Iterator[str]:
     """Settings with which one sequence of full length would fit; or how long one may be."""
     found = estimate_of(settings, needs, sizes)
@@ -218,7 +215,7 @@ def _ways(
             yield f"model.cpu_offload_gib {num_gib} (slower)"
 
 
-def budget_of(settings: EngineSettings, memory: Memory) -> int:
+def budget_of(settings: VllmSettings, memory: Memory) -> int:
     """Bytes for weights, a step and the KV cache: what is allowed, and free."""
     if not memory.is_gpu:
         return memory.free_bytes
@@ -227,18 +224,11 @@ def budget_of(settings: EngineSettings, memory: Memory) -> int:
     return max(0, min(int(share * memory.total_bytes), memory.free_bytes) - RESERVED_BYTES)
 
 
-def room_of(settings: EngineSettings, found: Estimate, memory: Memory) -> int:
+def room_of(settings: VllmSettings, found: Estimate, memory: Memory) -> int:
     """Tokens that the KV cache holds: in what is left, or in the size that the job gives it."""
     room = found.room_for_tokens(budget_of(settings, memory))
     fixed = settings.options.get("kv_cache_memory_bytes")
     return min(room, found.tokens_in(fixed)) if isinstance(fixed, int) else room
-
-
-def gib(num_bytes: float) -> str:
-    """For people."""
-    if num_bytes < GIB / 10:
-        return f"{num_bytes / (1 << 20):.1f} MiB"
-    return f"{num_bytes / GIB:.1f} GiB"
 
 
 def _auto_share(memory: Memory) -> float:

@@ -5,14 +5,45 @@ Must not know: vLLM's own names for arguments.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from batchinfer.config import thaw
-from batchinfer.engine.base import EngineSettings, EngineSpec
+from batchinfer.engine.base import EngineSpec, SamplingSettings
+from batchinfer.model import Lora, Needs
 
 
-def engine_settings(spec: EngineSpec) -> EngineSettings:
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What vLLM is sized and built by. `None` sizes are chosen for the hardware."""
+
+    model_path: str
+    tokenizer_path: str
+    dtype: str
+    max_model_len: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    sampling: SamplingSettings
+    tensor_parallel_size: int = 1
+    trust_remote_code: bool = False
+    quantization: str | None = None  # vLLM's name for it; None: as the checkpoint says
+    is_quantized: bool = True  # if vLLM takes a name: whether layers have to be
+    kv_cache_dtype: str = "auto"
+    lora: Lora | None = None  # an adapter that every request uses
+    has_save_mode: bool = False  # KV blocks without room on the GPU go to the host
+    save_mode_gib: float | None = None
+    cpu_offload_gib: float = 0.0  # of weights, for each GPU
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None  # None: what other processes leave
+    needs: Needs | None = None  # the estimate that advice is made of
+    options: dict[str, Any] = field(default_factory=dict)  # vLLM's engine arguments by name
+
+
+def vllm_settings(spec: EngineSpec) -> VllmSettings:
     """The plain settings that vLLM is sized and built by."""
     job, model = spec.job, spec.model
-    return EngineSettings(
+    return VllmSettings(
         model_path=model.path,
         tokenizer_path=model.tokenizer_path,
         dtype=model.dtype,
@@ -24,7 +55,6 @@ def engine_settings(spec: EngineSpec) -> EngineSettings:
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,
         is_quantized=model.quantization != "none",
-        quantization_name=model.quantization,
         kv_cache_dtype=job.model.kv_cache_dtype,
         lora=model.lora,
         has_save_mode=job.model.save_mode,

@@ -15,17 +15,11 @@ import pytest
 
 from batchinfer.config import Job
 from batchinfer.engine import hardware
-from batchinfer.engine.base import EngineSettings, SamplingSettings
-from batchinfer.engine.fit import (
-    GIB,
-    Memory,
-    advice,
-    auto_sizes,
-    auto_utilization,
-    estimate,
-)
-from batchinfer.engine.hardware import Gpu
+from batchinfer.engine.base import SamplingSettings
+from batchinfer.engine.hardware import GIB, Gpu, Memory
 from batchinfer.engine.kinds import engine_kind
+from batchinfer.engine.vllm.fit import advice, auto_sizes, auto_utilization, estimate
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs, read_model
 from batchinfer.model.needs import needs_of
@@ -46,7 +40,7 @@ LLAMA_8B = Needs(
     num_kv_shards=8,
     smaller={"fp8": 8 * GIB, "int4": 5 * GIB},
 )
-SETTINGS = EngineSettings(
+SETTINGS = VllmSettings(
     model_path="m",
     tokenizer_path="m",
     dtype="bfloat16",

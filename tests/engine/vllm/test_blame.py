@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from batchinfer.engine import crowd, hardware
-from batchinfer.engine.base import EngineSettings, SamplingSettings
-from batchinfer.engine.crowd import Crowd, crowd_of, lack_of_memory, refuse_held, refuse_too_large
-from batchinfer.engine.fit import GIB, Memory
-from batchinfer.engine.hardware import Gpu, GpuProcess, own_pids
+from batchinfer.engine.base import SamplingSettings
+from batchinfer.engine.crowd import Crowd, crowd_of
+from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, own_pids
+from batchinfer.engine.vllm import blame as vllm_blame
 from batchinfer.engine.vllm import errors as vllm_errors
+from batchinfer.engine.vllm.blame import lack_of_memory, refuse_held, refuse_too_large
+from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld
 from batchinfer.model import Needs
 from batchinfer.quantization import Machine
@@ -38,7 +40,7 @@ NEEDS = Needs(
     smaller={"fp8": 9 * GIB},
     caches_all_tokens=True,
 )
-SETTINGS = EngineSettings(
+SETTINGS = VllmSettings(
     model_path="m",
     tokenizer_path="m",
     dtype="bfloat16",
@@ -159,10 +161,12 @@ def test_a_cache_of_a_given_size_is_not_bound_by_the_share() -> None:
 def test_devices_that_are_not_all_here_are_left_to_vllm(
     num_devices: int, num_found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowd, "this_machine", lambda: Machine("cuda", compute_capability=(9, 0)))
-    monkeypatch.setattr(crowd, "gpus", lambda: [gpu(), gpu(label="GPU 1")])
+    monkeypatch.setattr(
+        vllm_blame, "this_machine", lambda: Machine("cuda", compute_capability=(9, 0))
+    )
+    monkeypatch.setattr(vllm_blame, "gpus", lambda: [gpu(), gpu(label="GPU 1")])
     settings = dataclasses.replace(SETTINGS, tensor_parallel_size=num_devices)
-    assert len(crowd.devices_of(settings)) == num_found
+    assert len(vllm_blame.devices_of(settings)) == num_found
 
 
 def test_a_full_device_is_told_also_to_a_tiny_model() -> None:
@@ -293,7 +297,7 @@ def test_a_failure_is_named_by_its_phase_and_its_cause() -> None:
         error = caught
     arguments = {"model": "m", "max_num_seqs": 1, "max_num_batched_tokens": 1}
     found = vllm_errors.construction_error(error, arguments, SETTINGS, None)
-    assert re.search(r"KeyError: 'layers.*test_crowd.*\(while loading the weights\)$", str(found))
+    assert re.search(r"KeyError: 'layers.*test_blame.*\(while loading the weights\)$", str(found))
 
 
 def test_a_package_that_is_not_there_is_not_the_settings_fault() -> None:
