@@ -36,7 +36,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from batchinfer.config import Job, PromptSettings, SamplingSettings
+from batchinfer.config import EngineSettings, Job, PromptSettings, SamplingSettings
 from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
 from batchinfer.engine.vllm.output import completion_of
 from batchinfer.ledger import Ledger, PartId
@@ -452,7 +452,6 @@ def job_of(folder: Path, num_logprobs: int) -> Job:
             "prompt": {"template": TEMPLATE},
             "model": {"path": str(DEMO / "model")},
             "sampling": {"max_tokens": COMPLETION_TOKENS, "logprobs": num_logprobs},
-            "engine": {"name": "instant"},
             "output": {"path": str(folder / "out")},
         }
     )
@@ -533,6 +532,7 @@ def run_once(job: Job, engine: InstantEngine) -> int:
     clock = Clock()
     context = RunContext(clock=clock, stop=StopControl(), counters=Counters(clock))
     register("instant", FakeKind(lambda spec: engine))
+    job = job.model_copy(update={"engine": EngineSettings(name="instant")})
     outcome = run_job(job, RunOptions(), context)
     assert outcome.status == "complete" and outcome.totals is not None
     return outcome.totals.rows

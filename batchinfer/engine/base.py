@@ -102,10 +102,6 @@ class Engine(Protocol):
     def step(self) -> list[Completion]:
         """Run one step and return what finished in it, in any order."""
 
-    @property
-    def num_in_flight(self) -> int:
-        """Requests added and not yet returned by `step`."""
-
     def num_tokens_in_flight(self) -> int:
         """Completion tokens so far of the requests in flight. Looks at each: to be asked rarely."""
 

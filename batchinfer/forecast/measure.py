@@ -137,10 +137,6 @@ class _Recorder:
         self._completions |= {completion.key: completion for completion in completions}
         return completions
 
-    @property
-    def num_in_flight(self) -> int:
-        return self._engine.num_in_flight
-
     def num_tokens_in_flight(self) -> int:
         return self._engine.num_tokens_in_flight()
 
