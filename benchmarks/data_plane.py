@@ -41,7 +41,7 @@ from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
 from batchinfer.engine.vllm.output import completion_of
 from batchinfer.ledger import Ledger, PartId
 from batchinfer.plan import Chunk, WorkItem, plan_buffer
-from batchinfer.prompt import Prepared, Prompter
+from batchinfer.prompt import Prepared, Prompter, PromptLimit
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Drafter, make_drafter
 from batchinfer.prompt.encode import TokenEncoder
@@ -410,8 +410,7 @@ def prompter(prompt: PromptSettings) -> Prompter:
     return Prompter(
         prompt,
         str(DEMO / "model"),
-        max_model_len=2048,
-        max_tokens=COMPLETION_TOKENS,
+        limit=PromptLimit.of_generation(max_model_len=2048, max_tokens=COMPLETION_TOKENS),
         vocab_size=4096,
     )
 

@@ -16,6 +16,7 @@ from batchinfer.errors import ConfigError, RowError
 from batchinfer.ledger import Holder, layout, records, survey
 from batchinfer.prompt import column_values
 from batchinfer.storage import Store
+from batchinfer.tasks import Describe, describer
 from batchinfer.telemetry import Clock, describe
 
 
@@ -63,7 +64,7 @@ def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
 def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
     """Finished rows: first from finished files, then from parts."""
     store = open_output_location(output)
-    _read_job(store)
+    describe = describer(_read_job(store).get("job", {}))
     num_shown = 0
     for row in _rows(store, failed=failed):
         if num_shown == max_rows:
@@ -72,7 +73,7 @@ def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> Non
         if as_json:
             click.echo(json.dumps(_as_json(row), default=str, ensure_ascii=False))
         else:
-            _print_row(row)
+            _print_row(row, describe)
     if not num_shown:
         what = "failed rows" if failed else "finished rows"
         click.echo(f"no {what} in {store.url}", err=True)
@@ -87,17 +88,15 @@ def _as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _print_row(row: dict[str, Any]) -> None:
+def _print_row(row: dict[str, Any], describe: Describe) -> None:
     sample = f", sample {row['sample']}" if row["sample"] else ""
     click.secho(f"{row['id']}  ({row['shard']}:{row['row']}{sample})", bold=True)
     if row["error_type"] is not None:
         click.echo(f"  {row['error_type']}: {row['error_message']}")
         return
-    click.echo(f"  {row['completion']}")
-    facts = [
-        f"{row['num_prompt_tokens']} + {row['num_completion_tokens']} tokens",
-        row["finish_reason"],
-    ]
+    text, facts = describe(row)
+    if text is not None:
+        click.echo(f"  {text}")
     if row["cumulative_logprob"] is not None:
         facts.append(f"logprob {row['cumulative_logprob']:.2f}")
     if row["total_s"] is not None:

@@ -16,11 +16,13 @@ from batchinfer.cli.common import Looked, look_at
 from batchinfer.cli.measure import Rest, show_forecast
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import engine_kind
+from batchinfer.errors import ConfigError
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results
 from batchinfer.runner.decide import Restart, accepted, decide
 from batchinfer.runner.factory import engine_spec, prompter_of
 from batchinfer.runner.look import look
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -52,6 +54,8 @@ class _Done:
 def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
+    if options.num_measured is not None and job.task != "generate":
+        raise ConfigError(f"--measure forecasts generation, not task: {job.task}")
     shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
     num_rows = sum(footer.num_rows for footer in looked.footers)
     window_rows = job.packing.window_rows
@@ -115,11 +119,13 @@ def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
     expected_rows = num_rows * sample.passing_share
     num_batches = math.ceil(expected_rows / job.packing.batch_rows)
     prompt_tokens = float(lengths.mean()) * expected_rows
-    max_completion = job.sampling.max_tokens * expected_rows * job.sampling.n
-    click.echo(
-        f"tokens   about {prompt_tokens:,.0f} of prompts, "
-        f"at most {max_completion:,.0f} of completions"
-    )
+    tokens = f"tokens   about {prompt_tokens:,.0f} of prompts"
+    limits = f"max_model_len {looked.model.max_model_len}"
+    if task_of(job).max_tokens is not None:
+        max_completion = job.sampling.max_tokens * expected_rows * job.sampling.n
+        tokens += f", at most {max_completion:,.0f} of completions"
+        limits += f", max_tokens {job.sampling.max_tokens}"
+    click.echo(tokens)
     click.echo(
         f"batches  about {num_batches:,} of {job.packing.batch_rows} rows, "
         f"order: {job.packing.order}"
@@ -127,7 +133,7 @@ def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
     click.echo(
         f"prompt   min {lengths.min()}, median {int(np.median(lengths))}, "
         f"99 % {int(np.percentile(lengths, 99))}, max {lengths.max()} tokens "
-        f"(max_model_len {looked.model.max_model_len}, max_tokens {job.sampling.max_tokens})"
+        f"({limits})"
     )
     counts, edges = np.histogram(lengths, bins=min(_NUM_BINS, max(1, int(np.ptp(lengths)))))
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from batchinfer.config import job_schema_text
 from batchinfer.errors import ROW_ERROR_KINDS, ConfigError
 from batchinfer.sink import output_columns
-from batchinfer.tasks.generate import COLUMNS
+from batchinfer.tasks import ALL_COLUMNS, Column
 
 _INPUT_PROMPT_COLUMNS = {
     "prompt.column": ("string", "the prompt, as it is"),
@@ -22,6 +23,10 @@ _INPUT_PROMPT_COLUMNS = {
         "the chat, or the same as JSON text",
     ),
     "prompt.token_ids_column": ("list<integer>", "the prompt's token ids"),
+    "score.completion_column": (
+        "string or list<integer>",
+        "the text to score; token ids with prompt.token_ids_column",
+    ),
 }
 
 
@@ -64,16 +69,22 @@ def _output_schema() -> dict[str, Any]:
             "description": "input.keep_columns, in their order",
         },
     ]
-    columns += [
-        {"name": name, "type": str(data_type), "description": description}
-        for name, (data_type, description) in output_columns(COLUMNS).items()
-    ]
     return {
         "title": "Columns of finished files and parts (Arrow types), in order",
         "key": ["shard", "row", "sample"],
-        "columns": columns,
+        "columns": [*columns, *_described(output_columns(ALL_COLUMNS["generate"]))],
+        "columns_of_other_tasks": {  # between `sample` and `queued_s`
+            task: _described(own) for task, own in ALL_COLUMNS.items() if task != "generate"
+        },
         "error_type": ROW_ERROR_KINDS,
     }
+
+
+def _described(columns: Mapping[str, Column]) -> list[dict[str, str]]:
+    return [
+        {"name": name, "type": str(data_type), "description": description}
+        for name, (data_type, description) in columns.items()
+    ]
 
 
 def _input_schema() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from batchinfer.config.load import LoadedJob, explain, load_job
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
+from batchinfer.config.score import ScoreSettings
 from batchinfer.config.values import thaw
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "PromptSettings",
     "S3Settings",
     "SamplingSettings",
+    "ScoreSettings",
     "StructuredSettings",
     "deciding_keys",
     "deciding_values",

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from batchinfer.config.engine import EngineSettings
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.sampling import SamplingSettings
+from batchinfer.config.score import ScoreSettings
 from batchinfer.config.section import (
     Section,
     decides_results,
@@ -271,6 +272,12 @@ class Job(Section):
     name: Slug = Field(
         description="Short name of the job: letters, digits, dots, dashes, underscores."
     )
+    task: Literal["generate", "score"] = Field(
+        default="generate",
+        description="What is computed for a row. generate: completions of its prompt; score: the "
+        "log-probability of each token of a text.",
+        json_schema_extra=decides_results(),
+    )
     input: InputSettings = Field(description="Which rows are read.")
     prompt: PromptSettings = Field(
         description="How a row becomes a prompt.", json_schema_extra=decides_results()
@@ -279,6 +286,11 @@ class Job(Section):
     sampling: SamplingSettings = Field(
         default_factory=SamplingSettings,
         description="How tokens are chosen.",
+        json_schema_extra=decides_results(),
+    )
+    score: ScoreSettings = Field(
+        default_factory=ScoreSettings,
+        description="Which tokens are scored, with task: score.",
         json_schema_extra=decides_results(),
     )
     packing: PackingSettings = Field(
@@ -296,9 +308,32 @@ class Job(Section):
     )
 
     @model_validator(mode="after")
-    def _check(self) -> Job:
+    def _check_task(self) -> Job:
+        """What is set for another task would be ignored."""
+        name = "score" if self.task == "generate" else "sampling"
+        settings: Section = getattr(self, name)
+        defaults = type(settings)()
+        for key in type(settings).model_fields:
+            if getattr(settings, key) != getattr(defaults, key):
+                raise key_error(f"{name}.{key}", f"does not apply to task: {self.task}")
+        if self.task == "score" and self.prompt.on_too_long != "error":
+            raise key_error(
+                "prompt.on_too_long",
+                "does not apply to task: score: a long text is scored in windows, see score.stride",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Job:
         max_model_len = self.model.max_model_len
-        if max_model_len is not None and self.sampling.max_tokens >= max_model_len:
+        if self.task == "score":
+            context = self.score.context
+            if max_model_len is not None and context is not None and context >= max_model_len:
+                raise key_error(
+                    "score.context",
+                    f"{context} must be less than model.max_model_len {max_model_len}",
+                )
+        elif max_model_len is not None and self.sampling.max_tokens >= max_model_len:
             raise key_error(
                 "sampling.max_tokens",
                 f"{self.sampling.max_tokens} leaves no room for a prompt in model.max_model_len "

@@ -132,6 +132,7 @@ class SamplingSettings:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None  # 0: the sampled token's; k: and those of the k likeliest tokens
     prompt_logprobs: bool = False
+    is_scoring: bool = False  # prompt_logprobs are what the job is for: anything else is an error
     ignore_eos: bool = False
     # ("json_schema" | "regex" | "choice" | "grammar", its value)
     structured: tuple[str, Any] | None = None

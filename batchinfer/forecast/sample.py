@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.prompt import Prepared, Prompter
+from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.source import RowFilter, Shard, ShardReader
 
 #: Runs of neighbouring rows that a sample consists of: neighbours are what shares prefixes.
@@ -46,7 +46,7 @@ class Sample:
 
 def read_sample(
     shards: Sequence[tuple[Shard, int]],
-    prompter: Prompter,
+    prompter: RowPrompter,
     row_filter: RowFilter | None,
     *,
     max_rows: int,

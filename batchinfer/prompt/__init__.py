@@ -1,17 +1,30 @@
 """Rows to prompts: templates, chat templates, tokens, and prompts that are too long."""
 
 from batchinfer.prompt.drafts import check_references, check_type, prompt_columns
+from batchinfer.prompt.limit import PromptLimit
 from batchinfer.prompt.remarks import Remark, sentence
-from batchinfer.prompt.tokenize import Prepared, Prompter
+from batchinfer.prompt.scored import (
+    RowPrompter,
+    ScoredPrompter,
+    check_completion_type,
+    completion_source,
+)
+from batchinfer.prompt.tokenize import Prepared, Prompter, joined_counts
 from batchinfer.prompt.values import column_values
 
 __all__ = [
     "Prepared",
+    "PromptLimit",
     "Prompter",
     "Remark",
+    "RowPrompter",
+    "ScoredPrompter",
+    "check_completion_type",
     "check_references",
     "check_type",
     "column_values",
+    "completion_source",
+    "joined_counts",
     "prompt_columns",
     "sentence",
 ]

@@ -1,7 +1,7 @@
 """A table of rows to flat token ids: render, tokenize, cut or refuse what is too long.
 
-Must not know: shards, storage, engines. Invariant: a row either has between 1 and
-max_model_len - max_tokens token ids, or an error and none; no row's failure touches another row.
+Must not know: shards, storage, engines. Invariant: a row either has between 1 and as many token ids
+as its limit allows, or an error and none; no row's failure touches another row.
 Token data is flat numpy; what the tokenizer returns is dropped batch by batch. Memory: some copies
 of 32 MiB of rows, or of one row, whatever the table holds.
 """
@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.config import PromptSettings, thaw
-from batchinfer.errors import ConfigError, RowError
+from batchinfer.errors import RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_columns
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder, slice_chars_of
+from batchinfer.prompt.limit import PromptLimit
 from batchinfer.prompt.messages import message_values
 from batchinfer.prompt.remarks import Remark
 from batchinfer.prompt.stand_ins import stand_in
@@ -47,6 +48,9 @@ class Prepared:
     errors: dict[int, RowError] = field(default_factory=dict)
     remarks: dict[Remark, list[int]] = field(default_factory=dict)  # -> rows
     num_cut: int = 0  # prompts that were shortened to fit
+    # Of texts to score, else None. [num_rows] each
+    num_given: Int64Array | None = None  # how many tokens at the row's start are not scored
+    num_text_bytes: Int64Array | None = None  # of the scored text in UTF-8; -1: unknown
 
 
 class Prompter:
@@ -55,37 +59,44 @@ class Prompter:
     def __init__(
         self,
         prompt: PromptSettings,
-        tokenizer_path: str,
+        tokenizer: str | TokenEncoder,
         *,
-        max_model_len: int,
-        max_tokens: int,
+        limit: PromptLimit,
         vocab_size: int,
         trust_remote_code: bool = False,
+        counts_bytes: bool = False,
+        is_continuation: bool = False,
     ) -> None:
-        """Raises ConfigError for whatever would fail in every row."""
-        if max_tokens >= max_model_len:
-            raise ConfigError(
-                f"sampling.max_tokens {max_tokens} leaves no room for a prompt in the model's "
-                f"context of {max_model_len} tokens: lower it, or raise model.max_model_len"
-            )
+        """`tokenizer`: its folder, or one that is loaded. `counts_bytes`: also note how long the
+        texts are. `is_continuation`: something stands before each text, so no special tokens are
+        put around it. Raises ConfigError for whatever would fail in every row.
+        """
         self._prompt = prompt
-        self._max_model_len = max_model_len
-        self._max_tokens = max_tokens
-        self._max_prompt_tokens = max_model_len - max_tokens
+        self._limit = limit
+        self._max_prompt_tokens = limit.max_tokens
+        self._counts_bytes = counts_bytes
         self._max_chars = max(_ALLOWED_CHARS, _MAX_CHARS_PER_TOKEN * self._max_prompt_tokens)
         self._long_chars = slice_chars_of(self._max_prompt_tokens)
         self._vocab_size = vocab_size
-        self._encoder = TokenEncoder(tokenizer_path, trust_remote_code=trust_remote_code)
+        if isinstance(tokenizer, str):
+            tokenizer = TokenEncoder(tokenizer, trust_remote_code=trust_remote_code)
+        self._encoder = tokenizer
         self._is_chat = prompt.messages is not None or prompt.messages_column is not None
+        # A chat template writes the special tokens itself.
+        self._adds_special_tokens = not self._is_chat and not is_continuation
         chat: ChatTemplate | None = None
         if self._is_chat:
             chat = ChatTemplate(
-                self._encoder.tokenizer,
+                tokenizer.tokenizer,
                 prompt.chat_template,
                 thaw(prompt.chat_template_kwargs),
                 continues=prompt.continue_final_message,
             )
-        elif prompt.token_ids_column is None and (ending := self._encoder.appended_text):
+        elif (
+            prompt.token_ids_column is None
+            and not is_continuation
+            and (ending := tokenizer.appended_text)
+        ):
             logger.warning(
                 "the tokenizer ends each prompt with %s, as its own settings say: a model that was "
                 "not trained so answers as after a finished text",
@@ -94,6 +105,11 @@ class Prompter:
         self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)
         self.columns: tuple[str, ...] = tuple(needed_columns(prompt))
         self.facts: dict[str, str] = {"chat_template_sha256": chat.sha256} if chat else {}
+
+    @property
+    def encoder(self) -> TokenEncoder:
+        """The tokenizer, for another prompter of the same model."""
+        return self._encoder
 
     def prepare(self, table: pa.Table) -> Prepared:
         """Prompts of all rows. Raises InputError if a column has a type that no row could use."""
@@ -139,7 +155,20 @@ class Prompter:
         lengths = np.fromiter(map(len, per_row), np.int64, len(per_row))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         token_ids = np.concatenate([empty, *per_row])
-        return Prepared(token_ids, offsets, dict(sorted(errors.items())), remarks, num_cut)
+        num_bytes = None
+        if self._counts_bytes:
+            num_bytes = np.full(table.num_rows, -1, np.int64)
+            for index, draft in drafts.items():
+                text = draft.text
+                num_bytes[index] = len(text) if text.isascii() else len(text.encode())
+        return Prepared(
+            token_ids,
+            offsets,
+            dict(sorted(errors.items())),
+            remarks,
+            num_cut,
+            num_text_bytes=num_bytes,
+        )
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
         """Text of each [offsets[i], offsets[i + 1]) without special tokens."""
@@ -211,8 +240,7 @@ class Prompter:
         return dict(zip(drafts, self._tokens([d.text for d in drafts.values()]), strict=True))
 
     def _tokens(self, texts: Sequence[str]) -> list[Int32Array]:
-        # A chat template writes the special tokens itself.
-        return self._encoder.encode(texts, add_special_tokens=not self._is_chat)
+        return self._encoder.encode(texts, add_special_tokens=self._adds_special_tokens)
 
     def _cut_to_fit(
         self, drafts: Mapping[int, Draft], tokens: Mapping[int, Int32Array]
@@ -281,14 +309,19 @@ class Prompter:
     def _too_long_error(self, num_tokens: int | str, when: str = "") -> RowError:
         return RowError(
             "prompt_too_long",
-            f"{num_tokens} prompt tokens{when} and max_tokens {self._max_tokens} exceed "
-            f"max_model_len {self._max_model_len}",
+            f"{num_tokens} prompt tokens{when} {self._limit.excess}",
         )
 
 
 def _without_traceback(error: RowError) -> RowError:
     """The error anew: its traceback would hold the frame, and so all the table's drafts."""
     return RowError(error.kind, error.message)
+
+
+def joined_counts(counts: Sequence[Int64Array | None]) -> Int64Array | None:
+    """One number for each row of several `Prepared`; None if they have none."""
+    present = [array for array in counts if array is not None]
+    return np.concatenate(present) if present else None
 
 
 def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
@@ -300,6 +333,7 @@ def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
         np.concatenate([part.token_ids for part in parts]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         num_cut=sum(part.num_cut for part in parts),
+        num_text_bytes=joined_counts([part.num_text_bytes for part in parts]),
     )
     for number, part in enumerate(parts):
         first = number * num_rows

@@ -17,6 +17,7 @@ from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.session import Session
 from batchinfer.runner.stop import StopControl
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import Clock, Counters, Outcome, StartUp, status_record
 
 logger = logging.getLogger("batchinfer.runner")
@@ -69,7 +70,8 @@ def outcome_of(context: RunContext, status: str, exit_code: int, message: str = 
         counts=snapshot.counts,
         rows_computed=snapshot.rows_computed,
         prompt_tokens=snapshot.prompt_tokens,
-        completion_tokens=snapshot.completion_tokens,
+        result_tokens=snapshot.completion_tokens,
+        token_name=task_of(session.job).counts[0] if session else "completion_tokens",
         generation_s=snapshot.generation_s,
         stalled_s=snapshot.stalled_s,
         steps=snapshot.num_steps,

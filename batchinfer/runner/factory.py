@@ -12,7 +12,7 @@ from batchinfer.engine.base import Engine, EngineSpec
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
-from batchinfer.prompt import Prompter
+from batchinfer.prompt import Prompter, RowPrompter, ScoredPrompter, completion_source
 from batchinfer.quantization import Begun
 from batchinfer.tasks import task_of
 
@@ -37,16 +37,31 @@ def model_of(job: Job, begun: Begun | None = None) -> ModelFacts:
     )
 
 
-def prompter_of(job: Job, model: ModelFacts) -> Prompter:
+def prompter_of(job: Job, model: ModelFacts) -> RowPrompter:
     """The job's prompter; loads the tokenizer. Raises ConfigError."""
-    return Prompter(
+    limit = task_of(job).limit(model.max_model_len)
+    is_scored = job.task == "score"
+    prompts = Prompter(
         job.prompt,
         model.tokenizer_path,
-        max_model_len=model.max_model_len,
-        max_tokens=job.sampling.max_tokens,
+        limit=limit,
         vocab_size=model.vocab_size,
         trust_remote_code=job.model.trust_remote_code,
+        counts_bytes=is_scored,
     )
+    if not is_scored:
+        return prompts
+    completions = None
+    if (column := job.score.completion_column) is not None:
+        completions = Prompter(
+            completion_source(job.prompt, column),
+            prompts.encoder,
+            limit=limit,
+            vocab_size=model.vocab_size,
+            counts_bytes=True,
+            is_continuation=True,
+        )
+    return ScoredPrompter(prompts, completions)
 
 
 def engine_spec(job: Job, model: ModelFacts) -> EngineSpec:

@@ -140,7 +140,7 @@ class Loop:
 
     def _next_row(self) -> _Row | None:
         while (item := self._ready.take()) is not None:
-            row = _Row(item, self._task.work(item))
+            row = _Row(item, self._task.work(item, self._engine.facts.max_model_len))
             if row.ask is not None:
                 return row
             self._finish([row])

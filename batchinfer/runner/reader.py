@@ -24,7 +24,7 @@ from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, RowError
 from batchinfer.ledger import Keys, Ledger, PartId, Survey
 from batchinfer.plan import Chunk
-from batchinfer.prompt import Prepared, Prompter
+from batchinfer.prompt import Prepared, RowPrompter, joined_counts
 from batchinfer.runner.carried import Carrier
 from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
@@ -65,7 +65,7 @@ class Reader:
         *,
         survey: Survey,
         ledger: Ledger,
-        prompter: Prompter,
+        prompter: RowPrompter,
         row_filter: RowFilter | None,
         carried: pa.Schema | None,
         ready: ReadyWork,
@@ -307,6 +307,8 @@ def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:
     offsets = [np.zeros(1, np.int64)]
     token_ids = np.empty(pending.num_tokens, np.int32)
     num_rows = num_tokens = 0
+    num_given = joined_counts([prepared.num_given for prepared in pending.prepared])
+    num_bytes = joined_counts([prepared.num_text_bytes for prepared in pending.prepared])
     pieces, pending.prepared = pending.prepared[::-1], []
     while pieces:  # each is freed once it is copied: all of them twice would be too much
         prepared = pieces.pop()
@@ -325,6 +327,8 @@ def _chunk(job: Job, shard: str, window: int, pending: _Pending) -> Chunk:
         errors=errors,
         is_todo=np.concatenate(pending.todo),
         deduplicate=job.packing.deduplicate and task_of(job).is_repeatable,
+        num_given=num_given,
+        num_text_bytes=num_bytes,
     )
 
 

@@ -101,7 +101,9 @@ def _complete_already(start: Start) -> Complete | None:
 def _nothing_to_do(start: Start, complete: Complete) -> Outcome:
     url = start.store.url
     logger.info("nothing to do: %s is complete", url)
-    return judge(start.job, Outcome("complete", 0, url, totals=complete.totals))
+    token_name = task_of(start.job).counts[0]
+    outcome = Outcome("complete", 0, url, totals=complete.totals, token_name=token_name)
+    return judge(start.job, outcome)
 
 
 def _show_life(context: RunContext) -> None:

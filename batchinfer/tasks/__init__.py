@@ -10,24 +10,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.tasks.base import Ask, Column, Detokenize, Result, RowWork, Task
-from batchinfer.tasks.generate import COUNTS, Generate
+from batchinfer.tasks import generate, score
+from batchinfer.tasks.base import Ask, Column, Describe, Detokenize, Result, RowWork, Task
+from batchinfer.tasks.generate import Generate
+from batchinfer.tasks.score import Score
 
 __all__ = [
+    "ALL_COLUMNS",
     "Ask",
     "Column",
+    "Describe",
     "Detokenize",
     "Generate",
     "Result",
     "RowWork",
+    "Score",
     "Task",
     "counts_in",
+    "describer",
     "task_of",
 ]
 
 
 #: Task -> what it counts.
-_COUNTS = {"generate": COUNTS}
+_COUNTS = {"generate": generate.COUNTS, "score": score.COUNTS}
+#: Task -> every column of its own that it can have.
+ALL_COLUMNS: Mapping[str, Mapping[str, Column]] = {
+    "generate": generate.COLUMNS,
+    "score": score.COLUMNS,
+}
 
 
 def counts_in(facts: Mapping[str, Any]) -> Sequence[str]:
@@ -37,6 +48,11 @@ def counts_in(facts: Mapping[str, Any]) -> Sequence[str]:
     return _COUNTS.get(facts.get("task", "generate"), ())
 
 
+def describer(job: Mapping[str, Any]) -> Describe:
+    """How rows of a job's results are described; `job` as job.json has it."""
+    return score.describe if job.get("task") == "score" else generate.describe
+
+
 def task_of(job: Job) -> Task:
     """The job's task, with its settings."""
-    return Generate(job.sampling)
+    return Score(job.score) if job.task == "score" else Generate(job.sampling)

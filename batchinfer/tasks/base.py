@@ -19,9 +19,12 @@ import pyarrow as pa
 
 from batchinfer.engine.base import Completion, Int32Array, SamplingSettings
 from batchinfer.plan import Chunk, WorkItem
+from batchinfer.prompt import PromptLimit
 
 #: token ids (flat), offsets [n + 1] -> n texts
 Detokenize = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int64]], list[str]]
+#: A result as a row of the output -> its text (None: it has none) and some facts, for people.
+Describe = Callable[[Mapping[str, Any]], tuple[str | None, list[str]]]
 #: Type and description of an output column.
 Column = tuple[pa.DataType, str]
 
@@ -106,14 +109,19 @@ class Task(Protocol):
 
     @property
     def counts(self) -> Sequence[str]:
-        """Names of what `count` counts, as they appear in footers and `_SUCCESS`."""
+        """Names of what `count` counts, as they appear in footers and `_SUCCESS`; the first is that
+        of the tokens of results.
+        """
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Its name, unless it is `generate`, and its settings, as footers have them."""
 
-    def work(self, item: WorkItem) -> RowWork:
-        """Begin a (row, sample)."""
+    def limit(self, max_model_len: int) -> PromptLimit:
+        """How many tokens a prompt may have. Raises ConfigError if the settings do not fit."""
+
+    def work(self, item: WorkItem, max_model_len: int) -> RowWork:
+        """Begin a (row, sample) on an engine that takes `max_model_len` tokens a request."""
 
     def num_tokens(self, completion: Completion) -> int:
         """Tokens of a result that speed and remaining time are measured in."""

@@ -20,6 +20,7 @@ from batchinfer import config
 from batchinfer.config import thaw
 from batchinfer.engine.base import Completion, SamplingSettings
 from batchinfer.plan import WorkItem, seed_of
+from batchinfer.prompt import PromptLimit
 from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
 from batchinfer.tasks.base import Ask, Column, Detokenize, Result, num_failed, row_values
 
@@ -116,7 +117,12 @@ class Generate:
     def facts(self) -> Mapping[str, Any]:
         return {"sampling": self.settings.model_dump(mode="json")}
 
-    def work(self, item: WorkItem) -> _OneRequest:
+    def limit(self, max_model_len: int) -> PromptLimit:
+        return PromptLimit.of_generation(
+            max_model_len=max_model_len, max_tokens=self.settings.max_tokens
+        )
+
+    def work(self, item: WorkItem, max_model_len: int) -> _OneRequest:
         seed = None
         if self.settings.seed is not None and not self.settings.is_greedy:
             row = int(item.chunk.rows[item.index])
@@ -186,6 +192,12 @@ class _OneRequest:
     def completion(self) -> Completion:
         assert self.result is not None
         return self.result
+
+
+def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """See `Describe`."""
+    tokens = f"{row['num_prompt_tokens']} + {row['num_completion_tokens']} tokens"
+    return row["completion"], [tokens, row["finish_reason"]]
 
 
 def _texts(

@@ -29,7 +29,8 @@ class Outcome:
     counts: Mapping[str, int | None] = field(default_factory=dict)  # of this run, by the task
     rows_computed: int = 0
     prompt_tokens: int = 0
-    completion_tokens: int = 0
+    result_tokens: int = 0  # generated, or scored
+    token_name: str = "completion_tokens"  # what the task calls them
     generation_s: float = 0.0
     stalled_s: float = 0.0
     steps: int = 0
@@ -44,7 +45,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON line on stdout."""
-        speed = self.completion_tokens / self.generation_s if self.generation_s else 0.0
+        speed = self.result_tokens / self.generation_s if self.generation_s else 0.0
         return {
             "status": self.status,
             "exit_code": self.exit_code,
@@ -55,9 +56,9 @@ class Outcome:
             "rows_unparsed": self.count("rows_unparsed"),
             "rows_computed": self.rows_computed,
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            self.token_name: self.result_tokens,
             "generation_s": round(self.generation_s, 3),
-            "completion_tokens_per_s": round(speed, 1),
+            f"{self.token_name}_per_s": round(speed, 1),
             "steps": self.steps,
             "mean_num_running": round(self.mean_num_running, 1),
             "share_of_steps_underfilled": round(self.share_of_steps_underfilled, 4),

@@ -40,6 +40,7 @@ def fake_kind(plan: FakePlan | None = None) -> FakeKind:
             max_tokens=spec.sampling.max_tokens,
             num_logprobs=spec.sampling.logprobs,
             max_model_len=spec.model.max_model_len,
+            has_prompt_logprobs=spec.sampling.prompt_logprobs,
         )
 
     return FakeKind(build)

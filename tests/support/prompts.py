@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.config import PromptSettings
-from batchinfer.prompt import Prepared, Prompter
+from batchinfer.prompt import Prepared, Prompter, PromptLimit
 
 DEMO = Path(__file__).parents[2] / "jobs" / "demo"
 MODEL = str(DEMO / "model")
@@ -27,8 +27,7 @@ def prompter(
     return Prompter(
         prompt_of(**settings),
         path,
-        max_model_len=max_model_len,
-        max_tokens=max_tokens,
+        limit=PromptLimit.of_generation(max_model_len=max_model_len, max_tokens=max_tokens),
         vocab_size=4096,
     )
 

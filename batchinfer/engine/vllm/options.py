@@ -283,8 +283,13 @@ def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> 
         )
     if options.get("kv_sharing_fast_prefill") and sampling.prompt_logprobs:
         yield (
-            "sampling.prompt_logprobs and engine.options.kv_sharing_fast_prefill do not go "
+            f"{asker(sampling)} and engine.options.kv_sharing_fast_prefill do not go "
             "together: vLLM's would be wrong. Remove one of them"
+        )
+    if sampling.is_scoring and options.get("logprobs_mode") in ("raw_logits", "processed_logits"):
+        yield (
+            f"engine.options.logprobs_mode {options['logprobs_mode']} gives no logprobs, which "
+            "task: score is for. Remove it"
         )
     overridden = options.get("override_generation_config")
     if isinstance(overridden, Mapping) and (keys := sorted(_SAMPLING_KEYS & overridden.keys())):
@@ -292,6 +297,11 @@ def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> 
             f"engine.options.override_generation_config.{keys[0]} has no effect: set "
             f"sampling.{keys[0]}"
         )
+
+
+def asker(sampling: SamplingSettings) -> str:
+    """Which setting asks for the logprobs of prompts."""
+    return "task: score" if sampling.is_scoring else "sampling.prompt_logprobs"
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:

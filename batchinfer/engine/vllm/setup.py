@@ -15,7 +15,7 @@ from batchinfer.engine.hardware import GIB, available_memory_bytes
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
 from batchinfer.engine.vllm.machine import this_machine
-from batchinfer.engine.vllm.options import argument_names, check_options
+from batchinfer.engine.vllm.options import argument_names, asker, check_options
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import (
     cpu_kv_cache_bytes,
@@ -190,7 +190,7 @@ def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
     """
     if settings.sampling.prompt_logprobs and "lm_head" in lora.modules:
         raise ConfigError(
-            f"vLLM cannot compute sampling.prompt_logprobs with an adapter of lm_head, such as "
+            f"vLLM cannot compute {asker(settings.sampling)} with an adapter of lm_head, such as "
             f"{lora.path} (model.lora): remove one of them"
         )
     arguments: dict[str, Any] = {
