@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import polars as pl
 import pytest
 
 from tests.support.jobs import Ended, Place, job, kill, results, rows, run, stable, start, write_job
+from tests.support.scoring import job_of_task
 
 NUM_ROWS = (100, 70, 0, 1)
 
@@ -85,23 +88,43 @@ def must_be_whole(place: Place, reference: pl.DataFrame) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
-    """What an uninterrupted run gives."""
-    folder = tmp_path_factory.mktemp("reference")
-    place = Place(str(folder / "data"))
-    write_input(place)
-    ended = run(write_job(folder, job(place)))
-    assert ended.code == 0, ended.stderr
-    return stable(results(place))
+def references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pl.DataFrame]:
+    """What an uninterrupted run of a task gives."""
+
+    @cache
+    def compute(task: str) -> pl.DataFrame:
+        folder = tmp_path_factory.mktemp("reference")
+        place = Place(str(folder / "data"))
+        write_input(place)
+        ended = run(write_job(folder, job_of_task(task, place)))
+        assert ended.code == 0, ended.stderr
+        return stable(results(place))
+
+    return compute
 
 
 @pytest.fixture
-def prepared(place: Place, tmp_path: Path) -> Path:
+def task(request: pytest.FixtureRequest) -> str:
+    """Generation, unless a test asks for each task in turn (`EACH_TASK`)."""
+    return getattr(request, "param", "generate")
+
+
+EACH_TASK = pytest.mark.parametrize("task", ["generate", "score"], indirect=True)
+
+
+@pytest.fixture
+def reference(references: Callable[[str], pl.DataFrame], task: str) -> pl.DataFrame:
+    return references(task)
+
+
+@pytest.fixture
+def prepared(place: Place, tmp_path: Path, task: str) -> Path:
     """The input, and a job over it."""
     write_input(place)
-    return write_job(tmp_path, job(place))
+    return write_job(tmp_path, job_of_task(task, place))
 
 
+@EACH_TASK
 @pytest.mark.parametrize("step", STEPS)
 def test_a_run_killed_at_a_step_is_finished_by_the_next_start(
     step: str, place: Place, prepared: Path, reference: pl.DataFrame
@@ -124,6 +147,7 @@ def test_a_restart_killed_at_a_step_is_finished_by_the_next_start_without_the_fl
     assert have["attempt"].min() >= 2, "results from before the restart were kept"
 
 
+@EACH_TASK
 @pytest.mark.parametrize("step", RETRY_STEPS)
 def test_a_retry_killed_at_a_step_loses_no_result(
     step: str, place: Place, prepared: Path, reference: pl.DataFrame
@@ -161,6 +185,7 @@ def test_rows_of_published_parts_are_never_computed_again(
     assert before.sort(key).equals(after.join(before.select(key), on=key, how="semi").sort(key))
 
 
+@EACH_TASK
 def test_twenty_kills_at_random_times_leave_each_row_exactly_once(
     place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
