@@ -18,7 +18,8 @@ import click
 import numpy as np
 import polars as pl
 
-from batchinfer.engine.base import Request, SamplingSettings
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Request
 from batchinfer.engine.vllm.engine import build_vllm_engine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import prepare_environment

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
-from batchinfer.config.values import MAX_COUNT, FrozenMapping, OneOrMoreTexts, Text, Texts, Tuple
+from batchinfer.config.values import (
+    MAX_COUNT,
+    FrozenMapping,
+    OneOrMoreTexts,
+    Text,
+    Texts,
+    Tuple,
+    thaw,
+)
 
 _CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
 
@@ -50,6 +58,13 @@ class StructuredSettings(Section):
     def _check(self) -> StructuredSettings:
         require_exactly_one(self, _CONSTRAINTS)
         return self
+
+    @property
+    def constraint(self) -> tuple[str, Any]:
+        """Which one it is, by its key, and its plain value."""
+        return next(
+            (key, thaw(value)) for key in _CONSTRAINTS if (value := getattr(self, key)) is not None
+        )
 
 
 class SamplingSettings(Section):
@@ -144,3 +159,8 @@ class SamplingSettings(Section):
     def is_greedy(self) -> bool:
         """Whether the likeliest token is always taken: equal prompts have equal completions."""
         return self.temperature == 0
+
+    @property
+    def uses_seeds(self) -> bool:
+        """Whether each request carries a seed, derived from the job's."""
+        return self.seed is not None and not self.is_greedy

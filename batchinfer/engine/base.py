@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.config import Job
+from batchinfer.config import Job, SamplingSettings
 from batchinfer.model import ModelFacts
 from batchinfer.quantization import Machine
 
@@ -117,29 +117,6 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """How every request of a job is sampled. Defaults are neutral values, not a job's defaults."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all tokens
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = None  # 0: the sampled token's; k: and those of the k likeliest tokens
-    prompt_logprobs: bool = False
-    is_scoring: bool = False  # prompt_logprobs are what the job is for: anything else is an error
-    ignore_eos: bool = False
-    # ("json_schema" | "regex" | "choice" | "grammar", its value)
-    structured: tuple[str, Any] | None = None
-    uses_seeds: bool = False  # whether requests carry a seed
-
-
-@dataclass(frozen=True, slots=True)
 class Finding:
     """One line of what `doctor` prints about an engine on this machine."""
 
@@ -155,7 +132,7 @@ class EngineSpec:
 
     job: Job  # of which an engine reads the sections `model` and `engine`
     model: ModelFacts
-    sampling: SamplingSettings  # of every request
+    sampling: SamplingSettings  # of every request; the task's, not always the job's
 
 
 class EngineKind(Protocol):

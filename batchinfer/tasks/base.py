@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.engine.base import Completion, Int32Array, SamplingSettings
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Completion, Int32Array
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.prompt import PromptLimit
 

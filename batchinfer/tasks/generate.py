@@ -16,9 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer import config
-from batchinfer.config import thaw
-from batchinfer.engine.base import Completion, SamplingSettings
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Completion
 from batchinfer.plan import WorkItem, seed_of
 from batchinfer.prompt import PromptLimit
 from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
@@ -56,7 +55,7 @@ _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 class Generate:
     """See `Task`."""
 
-    settings: config.SamplingSettings
+    settings: SamplingSettings
 
     @property
     def name(self) -> str:
@@ -76,29 +75,7 @@ class Generate:
 
     @property
     def sampling(self) -> SamplingSettings:
-        sampling = self.settings
-        structured = None
-        if sampling.structured is not None:
-            kinds = sampling.structured.model_dump(exclude_none=True)
-            (kind,) = kinds
-            structured = (kind, thaw(kinds[kind]))
-        return SamplingSettings(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            repetition_penalty=sampling.repetition_penalty,
-            stop=tuple(sampling.stop),
-            stop_token_ids=sampling.stop_token_ids,
-            logprobs=sampling.logprobs,
-            prompt_logprobs=sampling.prompt_logprobs,
-            ignore_eos=sampling.ignore_eos,
-            structured=structured,
-            uses_seeds=sampling.seed is not None and not sampling.is_greedy,
-        )
+        return self.settings
 
     @property
     def columns(self) -> Mapping[str, Column]:

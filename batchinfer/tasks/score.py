@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.config import ScoreSettings
-from batchinfer.engine.base import Completion, Int32Array, SamplingSettings, Timing
+from batchinfer.config import SamplingSettings, ScoreSettings
+from batchinfer.engine.base import Completion, Int32Array, Timing
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.prompt import PromptLimit
@@ -69,7 +69,7 @@ class Score:
 
     @property
     def sampling(self) -> SamplingSettings:
-        return SamplingSettings(max_tokens=1, prompt_logprobs=True, is_scoring=True)
+        return SamplingSettings(max_tokens=1, prompt_logprobs=True)
 
     @property
     def columns(self) -> Mapping[str, Column]:

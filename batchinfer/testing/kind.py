@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.config import ENGINES, Job
-from batchinfer.engine.base import Engine, EngineKind, EngineSpec, Finding, SamplingSettings
+from batchinfer.config import ENGINES, Job, SamplingSettings
+from batchinfer.engine.base import Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.kinds import KINDS
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine

@@ -13,7 +13,8 @@ import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.engine.base import Completion, EngineFacts, Request, SamplingSettings
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Completion, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
@@ -195,7 +196,7 @@ class VllmEngine:
         if sampling.structured is None:
             self._core.abort_request(["check"])
             return
-        kind, value = sampling.structured
+        kind, value = sampling.structured.constraint
         finish_reason = None
         while finish_reason is None:
             for output in self._step():
@@ -279,7 +280,7 @@ def shared_params(sampling: SamplingSettings) -> Any:
     try:
         structured = None
         if sampling.structured is not None:
-            kind, value = sampling.structured
+            kind, value = sampling.structured.constraint
             structured = StructuredOutputsParams(**{_STRUCTURED_FIELDS[kind]: value})
         return SamplingParams(
             max_tokens=sampling.max_tokens,

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from batchinfer.engine.base import SamplingSettings
+from batchinfer.config import SamplingSettings
 from batchinfer.errors import ConfigError
 
 #: When which token of which sequence is computed. A sequence's own tokens do not depend on it.
@@ -200,13 +200,15 @@ _SAMPLING_KEYS = frozenset(
 )
 
 
-def check_options(options: Mapping[str, Any], sampling: SamplingSettings) -> None:
+def check_options(
+    options: Mapping[str, Any], sampling: SamplingSettings, task: str = "generate"
+) -> None:
     """Raise ConfigError for names that are no engine argument, those that the job sets elsewhere,
     and those with which vLLM would not keep what `sampling` promises.
     """
     for name in options:
         _check_name(name)
-    for problem in _broken_promises(options, sampling):
+    for problem in _broken_promises(options, sampling, task):
         raise ConfigError(problem)
 
 
@@ -246,7 +248,9 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
 
 
-def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> Iterator[str]:
+def _broken_promises(
+    options: Mapping[str, Any], sampling: SamplingSettings, task: str
+) -> Iterator[str]:
     structured = options.get("structured_outputs_config")
     structured = structured if isinstance(structured, Mapping) else {}
     parser = next(
@@ -262,10 +266,11 @@ def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> 
     )
     of_reasoning = structured.get("enable_in_reasoning")
     if parser and sampling.structured is not None and not of_reasoning:
+        kind, _ = sampling.structured.constraint
         yield (
-            f"engine.options.{parser} and sampling.structured.{sampling.structured[0]} do not go "
-            "together: vLLM would constrain only what follows the thinking, and a completion holds "
-            "both. Remove one of them"
+            f"engine.options.{parser} and sampling.structured.{kind} do not go together: "
+            "vLLM would constrain only what follows the thinking, and a completion holds both. "
+            "Remove one of them"
         )
     if options.get("skip_tokenizer_init") and not (
         sampling.ignore_eos and sampling.structured is None and not sampling.stop
@@ -283,10 +288,10 @@ def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> 
         )
     if options.get("kv_sharing_fast_prefill") and sampling.prompt_logprobs:
         yield (
-            f"{asker(sampling)} and engine.options.kv_sharing_fast_prefill do not go "
+            f"{asker(task)} and engine.options.kv_sharing_fast_prefill do not go "
             "together: vLLM's would be wrong. Remove one of them"
         )
-    if sampling.is_scoring and options.get("logprobs_mode") in ("raw_logits", "processed_logits"):
+    if task == "score" and options.get("logprobs_mode") in ("raw_logits", "processed_logits"):
         yield (
             f"engine.options.logprobs_mode {options['logprobs_mode']} gives no logprobs, which "
             "task: score is for. Remove it"
@@ -299,9 +304,9 @@ def _broken_promises(options: Mapping[str, Any], sampling: SamplingSettings) -> 
         )
 
 
-def asker(sampling: SamplingSettings) -> str:
+def asker(task: str) -> str:
     """Which setting asks for the logprobs of prompts."""
-    return "task: score" if sampling.is_scoring else "sampling.prompt_logprobs"
+    return "task: score" if task == "score" else "sampling.prompt_logprobs"
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchinfer.config import thaw
-from batchinfer.engine.base import EngineSpec, SamplingSettings
+from batchinfer.config import SamplingSettings, thaw
+from batchinfer.engine.base import EngineSpec
 from batchinfer.model import Lora, Needs
 
 
@@ -24,6 +24,7 @@ class VllmSettings:
     weights_bytes: int
     kv_bytes_per_token: int
     sampling: SamplingSettings
+    task: str = "generate"  # for messages, and for what only some need
     tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     quantization: str | None = None  # vLLM's name for it; None: as the checkpoint says
@@ -51,6 +52,7 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
         weights_bytes=model.weights_bytes,
         kv_bytes_per_token=model.kv_bytes_per_token,
         sampling=spec.sampling,
+        task=job.task,
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,

@@ -133,7 +133,7 @@ def check_library() -> str | None:
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
-    check_options(settings.options, settings.sampling)
+    check_options(settings.options, settings.sampling, settings.task)
     is_cpu = bool(platform.is_cpu())
     arguments: dict[str, Any] = {
         "model": settings.model_path,
@@ -190,7 +190,7 @@ def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
     """
     if settings.sampling.prompt_logprobs and "lm_head" in lora.modules:
         raise ConfigError(
-            f"vLLM cannot compute {asker(settings.sampling)} with an adapter of lm_head, such as "
+            f"vLLM cannot compute {asker(settings.task)} with an adapter of lm_head, such as "
             f"{lora.path} (model.lora): remove one of them"
         )
     arguments: dict[str, Any] = {

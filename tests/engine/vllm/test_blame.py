@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine import crowd, hardware
-from batchinfer.engine.base import SamplingSettings
 from batchinfer.engine.crowd import Crowd, crowd_of
 from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, own_pids
 from batchinfer.engine.vllm import blame as vllm_blame

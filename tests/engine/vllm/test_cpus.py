@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
-from batchinfer.engine.base import SamplingSettings
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.hardware import cpu_flags
 from batchinfer.engine.vllm.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.vllm.settings import VllmSettings

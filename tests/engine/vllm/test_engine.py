@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchinfer.engine.base import Completion, Request, SamplingSettings
+from batchinfer.config import SamplingSettings, StructuredSettings
+from batchinfer.engine.base import Completion, Request
 from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes
 from batchinfer.engine.vllm import plugin as vllm_plugin
 from batchinfer.engine.vllm.errors import construction_error
@@ -68,7 +69,12 @@ def _environment() -> Iterator[None]:
 
 
 def with_sampling(**changes: Any) -> VllmSettings:
-    return dataclasses.replace(SETTINGS, sampling=SamplingSettings(**changes))
+    """Not validated, as what vLLM refuses by itself is tested too."""
+    return dataclasses.replace(SETTINGS, sampling=SamplingSettings().model_copy(update=changes))
+
+
+def structured(**constraint: Any) -> dict[str, Any]:
+    return {"structured": StructuredSettings.model_construct(**constraint)}
 
 
 def prompt(text: str) -> np.ndarray:
@@ -451,7 +457,7 @@ def core() -> Iterator[Any]:
     from batchinfer.engine.vllm.engine import build_vllm_engine
 
     engine = build_vllm_engine(
-        dataclasses.replace(SETTINGS, sampling=dataclasses.replace(SCORED, uses_seeds=True))
+        dataclasses.replace(SETTINGS, sampling=SamplingSettings(seed=0, temperature=1.0))
     )
     yield engine._core
     engine.close()
@@ -530,7 +536,7 @@ def test_prompt_logprobs_have_one_value_a_token_and_none_for_the_first(core: Any
 
 
 def test_a_seed_fixes_a_row_whatever_runs_beside_it_and_in_which_order(core: Any) -> None:
-    settings = with_sampling(max_tokens=16, temperature=1.0, uses_seeds=True)
+    settings = with_sampling(max_tokens=16, temperature=1.0, seed=0)
     requests = [Request(i, PROMPTS[i % 3], seed=(1 << 62) + i) for i in range(6)]
     first = run(engine_on(core, settings), *requests)
     alone = run(engine_on(core, settings), requests[4])
@@ -562,7 +568,7 @@ def test_a_stop_token_is_named_and_is_not_text(core: Any) -> None:
 
 
 def test_a_choice_is_one_of_the_choices(core: Any) -> None:
-    settings = with_sampling(max_tokens=12, structured=("choice", ["library", "program"]))
+    settings = with_sampling(max_tokens=12, **structured(choice=("library", "program")))
     engine = engine_on(core, settings)
     engine.check_sampling(settings.sampling)
     done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
@@ -572,10 +578,10 @@ def test_a_choice_is_one_of_the_choices(core: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"structured": ("json_schema", {"type": "nonsense"})},
-        {"structured": ("regex", "(unclosed")},
-        {"structured": ("grammar", "root ::= oops(")},
-        {"structured": ("choice", [])},
+        structured(json_schema={"type": "nonsense"}),
+        structured(regex="(unclosed"),
+        structured(grammar="root ::= oops("),
+        structured(choice=()),
         {"stop_token_ids": (99_999,)},
         {"temperature": 3.0},
     ],
@@ -612,7 +618,7 @@ def test_timing_is_filled_and_adds_up(core: Any) -> None:
 
 
 def test_seeds_on_a_cpu_read_prompts_whole() -> None:
-    seeded = with_sampling(max_tokens=8, temperature=1.0, uses_seeds=True)
+    seeded = with_sampling(max_tokens=8, temperature=1.0, seed=0)
     arguments = engine_arguments(dataclasses.replace(seeded, max_model_len=9000))
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["max_num_batched_tokens"] == 9000

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config import Job
+from batchinfer.config import Job, SamplingSettings
 from batchinfer.engine import hardware
-from batchinfer.engine.base import SamplingSettings
 from batchinfer.engine.hardware import GIB, Gpu, Memory
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.fit import advice, auto_sizes, auto_utilization, estimate

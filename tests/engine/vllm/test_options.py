@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from batchinfer.engine.base import SamplingSettings
+from batchinfer.config import SamplingSettings, StructuredSettings
 from batchinfer.engine.vllm.options import argument_names, check_options
 from batchinfer.errors import ConfigError
 from tests.support.jobs import Place, job, rows, run, write_job
 
 FREE = SamplingSettings(max_tokens=16)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-WITH_SCHEMA = dataclasses.replace(FREE, structured=("json_schema", SCHEMA))
+WITH_SCHEMA = SamplingSettings(structured=StructuredSettings(json_schema=SCHEMA))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_schema_that_binds_the_thinking_too_is_taken() -> None:
 def test_an_option_that_breaks_a_promise_of_the_job_is_refused(
     options: dict[str, Any], sampling: dict[str, Any], words: str | None
 ) -> None:
-    settings = dataclasses.replace(FREE, **sampling)
+    settings = FREE.model_copy(update=sampling)
     if words is None:
         check_options(options, settings)
         return
