@@ -84,7 +84,12 @@ class EngineFacts:
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_tokens: int | None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # what else this engine records of itself
+
+    @property
+    def warm_up_s(self) -> float | None:
+        """Of building it: profiling, compiling and warming up. None: not known."""
+        return self.extra.get("warm_up_s")
 
 
 class Engine(Protocol):

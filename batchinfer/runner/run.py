@@ -268,7 +268,7 @@ def _end_startup(context: RunContext, facts: EngineFacts) -> None:
     """Log where the time went; of the model's, what the engine said about its parts."""
     startup = context.startup
     model_begin_s, model_end_s = startup.spans["model"]
-    if warm_up_s := facts.extra.get("warm_up_s"):
+    if warm_up_s := facts.warm_up_s:
         startup.add("model", model_begin_s, model_end_s - warm_up_s)
         startup.add("compile_and_warm_up", model_end_s - warm_up_s, model_end_s)
     startup.add("first_step", model_end_s)

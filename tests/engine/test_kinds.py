@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,33 @@ def test_an_output_is_not_continued_by_another_engine(folder: Place, tmp_path: P
     ended = run(job_on("fake", folder, tmp_path))
     assert ended.code == 2
     assert 'engine.name: was "vllm", is "fake"' in ended.stderr
+
+
+#: The command line where neither vLLM nor our own code about it can be imported.
+WITHOUT_VLLM = """
+import sys
+sys.modules["batchinfer.engine.vllm"] = sys.modules["vllm"] = None
+from batchinfer.cli import main
+from batchinfer.prompt import encode
+from batchinfer.testing import LightTokenizer, fake_kind, register
+encode._load = lambda path, **_: LightTokenizer(path)
+register("fake", fake_kind())
+sys.argv[0] = "batchinfer"
+main()
+"""
+
+
+def test_no_command_needs_an_engine_that_the_job_does_not_name(
+    folder: Place, tmp_path: Path
+) -> None:
+    path = job_on("fake", folder, tmp_path)
+    for command in ("doctor", "validate", "explain", "plan", "run"):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_VLLM, command, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(results(folder)) == 20
