@@ -116,9 +116,9 @@ def import_failure(package: str, error: BaseException) -> ConfigError:
     if not isinstance(error, ImportError) and (frames := traceback.extract_tb(error.__traceback__)):
         reason += f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
     return ConfigError(
-        f"{package} cannot be imported: {reason}. That is a fault of the "
-        "installation or the environment, not of the job or the model: mend the package that is "
-        "named (`make setup` installs versions that fit together)"
+        f"{package} cannot be imported: {reason}. The installation or the "
+        "environment is at fault, not the job or the model: reinstall the named package "
+        "(`make setup` installs compatible versions)"
     )
 
 

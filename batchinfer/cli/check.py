@@ -105,7 +105,7 @@ def _validate_ids(looked: Looked, column: str) -> None:
         click.echo(f"         {text}")
     if num_nulls or len(repeated):
         click.echo(
-            "         results stay unambiguous by (shard, row); the ids alone do not name a row"
+            "         results stay unambiguous by (shard, row); the ids alone do not identify a row"
         )
 
 

@@ -50,7 +50,7 @@ def show_forecast(
     """
     job = looked.job
     if rest.num_results <= 0 < sample.passing_share:
-        click.echo("left     nothing: every row has its result, no row was run")
+        click.echo("left     nothing: every row has its result, so none was run")
         return
     if not sample.passing_share:
         click.echo(
@@ -85,8 +85,8 @@ def show_forecast(
     _show_measurement(measurement, len(sample.prompts), left)
     if sample.num_duplicates and job.packing.deduplicate and job.sampling.is_greedy:
         click.echo(
-            f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read are those "
-            "of other rows too: a window computes them once, the forecast counts them all"
+            f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read also "
+            "occur in other rows: a window computes them once, the forecast counts each"
         )
     _show_work(found, generation_s, rest.num_results)
     total_s = generation_s.plus(start_s + measurement.close_s)
@@ -102,14 +102,14 @@ def show_forecast(
 def _show_measurement(measurement: Measurement, num_rows: int, left: Left) -> None:
     click.echo(
         f"ran      {num_rows:,} rows in {measurement.generation_s:.1f} s, up to "
-        f"{measurement.max_running:,} sequences at once"
+        f"{measurement.max_running:,} sequences at a time"
     )
     if num_rows < min(MIN_ROWS, left.num_rows):
         click.echo(f"         fewer than {MIN_ROWS} rows: what follows is a guess")
     width = min(left.num_rows * left.num_samples, measurement.facts.max_num_seqs)
     if measurement.max_running < width and num_rows < left.num_rows:
         click.echo(
-            f"         a run has up to {width:,} at once: what those take is extrapolated, "
+            f"         a run has up to {width:,} at a time: their cost is extrapolated, "
             "more rows narrow the estimate"
         )
 

@@ -84,7 +84,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
         shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
         num_rows = sum(size for _, size in shards)
         if num_rows * job.sampling.n <= done.num_in_parts:
-            click.echo("left     nothing: every row has its result, no row was run")
+            click.echo("left     nothing: every row has its result, so none was run")
             return
         kind.prepare(spec)
     prompter = prompter_of(job, looked.model)

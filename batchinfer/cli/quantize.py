@@ -57,11 +57,11 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
         is_made = publish_folder(
             target,
             fill,
-            on_wait=lambda: bar.say("waiting for another process that makes this folder"),
+            on_wait=lambda: bar.say("waiting for another process to finish this folder"),
             advice="Choose another OUT",
         )
     if not is_made:
-        raise ConfigError(f"{target} was made by another process meanwhile")
+        raise ConfigError(f"{target} was made by another process in the meantime")
     size_bytes = read_weights(target).size_bytes
     click.echo(
         f"{target}: {recipe.meaning}; {size_bytes:,} bytes of weights, the model has "

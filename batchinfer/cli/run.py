@@ -99,7 +99,7 @@ class Start:
             outcome = outcome_of(context, "stopped", error.code, str(error))
         except BatchInferError as error:
             if self._may_skip and isinstance(error, LeaseHeld) and context.lease is None:
-                logger.info("nothing is done: %s", error)
+                logger.info("skipped: %s", error)
                 outcome = outcome_of(context, "skipped", 0, str(error))
             else:
                 outcome = outcome_of(context, "failed", exit_code_of(error), str(error))
@@ -177,7 +177,7 @@ def _temporary_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="batchinfer-"))
     except OSError as error:
         raise ConfigError(
-            f"no temporary folder can be made: {error.strerror}. Set TMPDIR to a writable folder"
+            f"cannot create a temporary folder: {error.strerror}. Set TMPDIR to a writable folder"
         ) from error
 
 

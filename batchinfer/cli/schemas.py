@@ -15,7 +15,7 @@ from batchinfer.sink import output_columns
 from batchinfer.tasks import ALL_COLUMNS, Column
 
 _INPUT_PROMPT_COLUMNS = {
-    "prompt.column": ("string", "the prompt, as it is"),
+    "prompt.column": ("string", "the prompt, unchanged"),
     "prompt.template": ("any", "the columns that the template names"),
     "prompt.messages": ("any", "the columns that the messages' templates name"),
     "prompt.messages_column": (
@@ -46,7 +46,7 @@ def print_or_write(*, write: bool) -> None:
         return
     folder = Path("schemas")
     if not folder.is_dir():
-        raise ConfigError("no folder ./schemas here: start in the root of the repository")
+        raise ConfigError("no folder ./schemas here: run this in the root of the repository")
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
         click.echo(str(folder / name))
@@ -92,7 +92,7 @@ def _input_schema() -> dict[str, Any]:
         "title": "Columns that an input file needs, by the job's keys (Arrow types)",
         "columns": [
             {"for": "input.id_column", "type": "any", "description": "the row's id (optional)"},
-            {"for": "input.keep_columns", "type": "any", "description": "carried to the output"},
+            {"for": "input.keep_columns", "type": "any", "description": "copied to the output"},
             {"for": "input.filter", "type": "any", "description": "the columns it names"},
             *(
                 {"for": key, "type": data_type, "description": description}

@@ -37,7 +37,7 @@ class EngineSettings(Section):
         default=DEFAULT_ENGINE, description="Which engine.", json_schema_extra=decides_results()
     )
     max_num_seqs: PositiveOrAuto = Field(
-        default="auto", description="Most sequences that run at once; auto: by the device."
+        default="auto", description="Most sequences that run at the same time; auto: by the device."
     )
     max_num_batched_tokens: PositiveOrAuto = Field(
         default="auto", description="Most tokens in one engine step; auto: by the device."
@@ -50,8 +50,8 @@ class EngineSettings(Section):
     options: FrozenMapping = Field(
         default_factory=dict,
         validate_default=True,
-        description="Other vLLM engine arguments by name, such as enforce_eager: true. What only "
-        "sizes, places or watches the engine may change between runs.",
+        description="Other vLLM engine arguments by name, such as enforce_eager: true. Those that "
+        "cannot change results may differ between runs.",
         json_schema_extra=decides_results(),
     )
 

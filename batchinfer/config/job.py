@@ -63,7 +63,7 @@ class S3Settings(Section):
     )
     anonymous: bool = Field(default=False, description="Send unsigned requests (public buckets).")
     requester_pays: bool = Field(
-        default=False, description="Pay for the requests to a bucket of somebody else."
+        default=False, description="Pay for the requests, if the bucket requires it."
     )
 
     @model_validator(mode="after")
@@ -74,7 +74,7 @@ class S3Settings(Section):
             )
         if self.anonymous and self.requester_pays:
             raise key_error(
-                "anonymous", "contradicts requester_pays: somebody has to be named who pays"
+                "anonymous", "contradicts requester_pays: an unsigned request names nobody who pays"
             )
         return self
 
@@ -84,7 +84,7 @@ class OutputS3Settings(S3Settings):
 
     server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
         default=None,
-        description="Encryption that the bucket's policy demands; null leaves it to the bucket.",
+        description="Encryption that the bucket's policy requires; null: the bucket's default.",
     )
     kms_key_id: Text | None = Field(
         default=None, description="Key of aws:kms encryption; null is the bucket's own."
@@ -111,7 +111,7 @@ class InputSettings(Section):
     )
     keep_columns: Texts = Field(
         default=(),
-        description="Input columns that are carried to the output.",
+        description="Input columns that are copied to the output.",
         json_schema_extra=decides_results(),
     )
     filter: Text | None = Field(
@@ -137,7 +137,7 @@ class PromptSettings(Section):
     model_config = ConfigDict(json_schema_extra=exactly_one(_PROMPT_KINDS))
 
     column: Text | None = Field(
-        default=None, description="Column whose text is the prompt, as it is."
+        default=None, description="Column whose text is the prompt, unchanged."
     )
     template: Text | None = Field(
         default=None, description="Jinja2 template of a plain prompt; variables are input columns."
@@ -150,7 +150,7 @@ class PromptSettings(Section):
         description="Column with a list of {role, content}; rendered with the chat template.",
     )
     token_ids_column: Text | None = Field(
-        default=None, description="Column with a list of token ids; used as they are."
+        default=None, description="Column with a list of token ids, used unchanged."
     )
     on_too_long: Literal["error", "truncate_left", "truncate_right"] = Field(
         default="error",
@@ -160,7 +160,7 @@ class PromptSettings(Section):
     continue_final_message: bool = Field(
         default=False,
         description="The last message, the assistant's, is the beginning of the answer: the model "
-        "goes on with it instead of beginning another.",
+        "continues it instead of beginning another.",
     )
     chat_template: Text | None = Field(
         default=None, description="Jinja2 text of a chat template; null means the tokenizer's own."
@@ -207,7 +207,7 @@ class PackingSettings(Section):
         default=3_000_000,
         ge=1,
         le=MAX_COUNT,
-        description="Most prompt tokens that are put in order together, over windows and shards.",
+        description="Most prompt tokens that are ordered together, across windows and shards.",
     )
     batch_rows: int = Field(
         default=256, ge=1, le=MAX_COUNT, description="Rows that are admitted together."
@@ -223,13 +223,13 @@ class CheckpointSettings(Section):
     """When finished rows become durable: whichever comes first."""
 
     every_rows: int = Field(
-        default=512, ge=1, le=MAX_COUNT, description="Write when so many finished rows wait."
+        default=512, ge=1, le=MAX_COUNT, description="Flush after this many finished rows."
     )
     every_s: float = Field(
         default=15.0,
         gt=0,
         le=1e9,
-        description="Write when the oldest finished row has waited so many seconds.",
+        description="Flush when the oldest finished row has waited this many seconds.",
     )
 
 
@@ -237,15 +237,15 @@ class OutputSettings(Section):
     """Where results go."""
 
     path: FixedLocation = Field(
-        description="Folder of the results; local or s3://bucket/…; one job for each folder."
+        description="Folder of the results; local or s3://bucket/…; one job per folder."
     )
     s3: OutputS3Settings = Field(
         default_factory=OutputS3Settings, description="S3 settings of the output."
     )
     single_writer: bool = Field(
         default=False,
-        description="For a store without conditional create or a file system without locks: I "
-        "promise that only one run at a time works on this output.",
+        description="For a store without conditional create or a file system without locks: you "
+        "guarantee that only one run at a time works on this output.",
     )
 
 
@@ -261,7 +261,7 @@ class LimitSettings(Section):
     max_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="Stop cleanly after so many seconds, to be continued; null is never.",
+        description="Stop cleanly after this many seconds; the next start continues. null: never.",
     )
 
 

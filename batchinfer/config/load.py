@@ -104,11 +104,13 @@ def _read(name: str) -> Document:
         with Path(name).open("rb") as file:
             content = file.read(MAX_JOB_BYTES + 1)
         if len(content) > MAX_JOB_BYTES:
-            raise ConfigError(f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, as no job file is")
+            raise ConfigError(
+                f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, the limit for a job file"
+            )
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         where = "" if Path(name).is_absolute() else f" ({relative_to()})"
-        raise ConfigError(f"{name}: there is no such job file{where}") from None
+        raise ConfigError(f"{name}: no such job file{where}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -173,8 +175,8 @@ def _apply(
         if not isinstance(section[part], dict):
             parent = ".".join(override.key[:depth])
             problems.append(
-                f"{override.origin}: {'.'.join(override.key)}: {parent} is no mapping; set it as a "
-                "whole (JSON is understood)"
+                f"{override.origin}: {'.'.join(override.key)}: {parent} is not a mapping; set it "
+                "as a whole (as JSON)"
             )
             return False
         section = section[part]
@@ -194,7 +196,7 @@ def _unusable(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, str]]
         try:
             value.encode()
         except UnicodeEncodeError as error:  # "\\ud800", or bytes of the command line
-            yield key, f"is no text: {error.reason} (character {error.start + 1})"
+            yield key, f"is not valid text: {error.reason} (character {error.start + 1})"
     elif isinstance(value, dict):
         for name, below in value.items():
             yield from _unusable(name, key)

@@ -75,7 +75,7 @@ class ModelSettings(Section):
     """Which model, and in which precision."""
 
     path: LocalOrHub = Field(
-        description="Model folder, or a hub name where there is network.",
+        description="Model folder or hub name.",
         json_schema_extra=decides_results("content"),
     )
     tokenizer: LocalOrHub | None = Field(
@@ -96,8 +96,8 @@ class ModelSettings(Section):
     )
     quantization_fallback: Annotated[tuple[_Fallback, ...], Tuple] = Field(
         default=(),
-        description="Names to take instead, the first that this machine can run, where it cannot "
-        "run the one above.",
+        description="Names to try in order where this machine cannot run `quantization`; the "
+        "first that it can run is taken.",
     )
     dtype: Annotated[
         Dtype,
@@ -117,7 +117,7 @@ class ModelSettings(Section):
         WithJsonSchema({"enum": [*get_args(KvCacheDtype), "fp8_e4m3"]}),
     ] = Field(
         default="auto",
-        description="What keys and values of past tokens are stored in; auto: model.dtype, or as "
+        description="How keys and values of past tokens are stored; auto: model.dtype, or as "
         "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",
         json_schema_extra=decides_results(),
     )
@@ -135,7 +135,7 @@ class ModelSettings(Section):
     )
     save_mode: bool = Field(
         default=False,
-        description="On a GPU: keep KV cache that has no room there in the host's memory.",
+        description="On a GPU: move KV cache that does not fit there to the host's memory.",
     )
     save_mode_gib: float | None = Field(
         default=None,

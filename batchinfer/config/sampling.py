@@ -80,19 +80,19 @@ class SamplingSettings(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="Smallest set of tokens with this probability; 1 is off.",
+        description="Sample from the smallest set of tokens with this probability; 1 is off.",
     )
     top_k: int = Field(
         default=0,
         ge=-1,
         le=MAX_COUNT,
-        description="Number of likeliest tokens to choose from; 0 is off.",
+        description="Sample from the k most likely tokens; 0 is off.",
     )
     min_p: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Least probability relative to the likeliest token; 0 is off.",
+        description="Least probability relative to the most likely token; 0 is off.",
     )
     presence_penalty: float = Field(
         default=0.0,
@@ -122,21 +122,21 @@ class SamplingSettings(Section):
         default=None,
         ge=0,
         le=2**63 - 1,
-        description="Makes sampling repeatable: each row gets a seed derived from it; null: random",
+        description="Repeatable sampling: each row gets a seed derived from it; null: random.",
     )
     n: int = Field(default=1, ge=1, le=16384, description="Number of completions for each row.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
         le=20,
-        description="Number of likeliest tokens with logprobs at each position; 0: only the chosen "
+        description="Number of most likely tokens to report at each position; 0: only the chosen "
         "token's; null: none.",
     )
     prompt_logprobs: bool = Field(
         default=False, description="Also the logprob of each prompt token."
     )
     ignore_eos: bool = Field(
-        default=False, description="Go on to max_tokens past the end-of-text token (benchmarks)."
+        default=False, description="Continue to max_tokens past the end-of-text token (benchmarks)."
     )
     structured: StructuredSettings | None = Field(
         default=None, description="Constrain the form of the completion; null is free text."

@@ -29,7 +29,7 @@ class FrozenDict(dict[str, Any]):
     """A dict that cannot change. Still a dict, so that json, pickle and libraries take it."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a job does not change; build another one")
+        raise TypeError("a job cannot be changed; create another one")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -98,7 +98,7 @@ def _path(value: str) -> str:
         try:
             Path(value).expanduser()
         except RuntimeError:
-            raise ValueError(f"{value.partition('/')[0]} is no home folder known here") from None
+            raise ValueError(f"{value.partition('/')[0]} is not a known home folder") from None
     return _non_empty(value)
 
 

@@ -65,7 +65,7 @@ def prompt_columns(prompt: PromptSettings, available: Sequence[str]) -> list[str
     for key, source in sources:
         for as_it_is, column in foreign_names(source, available):
             _warn_once(
-                f"{key}: {as_it_is} stays as it is in every prompt; if the column is meant, write "
+                f"{key}: {as_it_is} stays as it is in every prompt; if you mean the column, write "
                 f"{{{{ {written(column)} }}}}"
             )
     # One word may be the name of one of the tokenizer's templates, which is not loaded here.
@@ -127,7 +127,7 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
             if continues and messages[-1]["role"] != "assistant":
                 raise RowError(
                     "invalid_prompt",
-                    "the last message is not the assistant's: there is nothing to go on with "
+                    "the last message is not the assistant's: there is nothing to continue "
                     "(prompt.continue_final_message)",
                 )
             return _chat_draft(chat, messages, remarks.of(messages))
@@ -180,7 +180,7 @@ def _unknown(name: str, available: Sequence[str]) -> str:
     if close:
         as_variable = written(close[0])
         hint = f"did you mean {as_variable if as_variable != close[0] else repr(close[0])}?"
-    return f"uses {name!r}, which is no input column; {hint}"
+    return f"uses {name!r}, which is not an input column; {hint}"
 
 
 @cache

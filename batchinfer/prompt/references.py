@@ -127,7 +127,7 @@ def _refuse_names(tree: nodes.Template, functions: frozenset[str]) -> None:
         is_function = name.name in functions and id(name) not in called
         if is_function or (name.name == "self" and id(name) not in parts):
             raise Refused(
-                f"{name.name!r} is no variable in a template; for a column of that name write "
+                f"{name.name!r} is not a variable in a template; for a column of that name write "
                 f'{ROW}["{name.name}"]'
             )
 

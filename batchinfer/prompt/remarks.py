@@ -23,11 +23,11 @@ Remark = tuple[str, str]  # kind, what it is about
 #: Of each kind, the sentence with {names}: what the remarks of that kind are about.
 _SENTENCES = {
     "left_out": "the chat template leaves {names} out of the prompt",
-    "unknown_role": "messages have the role {names}, none of the common ones "
-    f"({', '.join(KNOWN_ROLES)}) and not named in the chat template: it is written as it is, and "
-    "means nothing to a model that was not trained on it",
-    "last_is_assistant": "the last message is the assistant's: it is ended as any other, and the "
-    "model begins another answer after it. To go on with it set "
+    "unknown_role": "messages have the role {names}, neither a common one "
+    f"({', '.join(KNOWN_ROLES)}) nor named in the chat template: it is passed on unchanged, "
+    "and means nothing to a model that was not trained on it",
+    "last_is_assistant": "the last message is the assistant's: it is closed like any other, and "
+    "the model begins another answer after it. To continue it, set "
     "prompt.continue_final_message: true",
 }
 

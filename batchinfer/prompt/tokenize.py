@@ -99,7 +99,7 @@ class Prompter:
         ):
             logger.warning(
                 "the tokenizer ends each prompt with %s, as its own settings say: a model that was "
-                "not trained so answers as after a finished text",
+                "not trained that way answers as if the text were finished",
                 ending,
             )
         self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)

@@ -267,7 +267,7 @@ def _without_impossible_times(array: pa.Array) -> tuple[pa.Array, dict[int, str]
     if not bad:
         return array, {}
     number = {i: texts[i].as_py().removeprefix(_OUT_OF_RANGE).strip(": >") for i in bad}
-    reasons = {i: f"{data_type} {number[i]} is no time" for i in bad}
+    reasons = {i: f"{data_type} {number[i]} is out of range" for i in bad}
     return pc.if_else(is_bad, pa.scalar(None, data_type), array), reasons
 
 

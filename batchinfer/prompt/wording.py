@@ -51,8 +51,8 @@ def refuse_path(text: str, key: str) -> None:
     )
     if is_location or os.path.isfile(text):  # noqa: PTH113 (no error for a text that is too long)
         raise ConfigError(
-            f"{key}: {text} is a path, the key wants the template's text: paste it here, below "
-            "`|` if it has several lines"
+            f"{key}: {text} is a path, but this key takes the template's text: paste it here, "
+            "below `|` if it has several lines"
         )
 
 
@@ -74,8 +74,8 @@ def refuse_unsayable(source: str, key: str, columns: Sequence[str]) -> None:
                 is_meant = not stripped.isidentifier() and bool(_named(stripped).search(code))
             if is_meant:
                 raise ConfigError(
-                    f"{key} has {name!r}, a column whose name is no variable: write "
-                    f"{{{{ {written(name)} }}}}, or rename the column. If something else is meant, "
+                    f"{key} has {name!r}, a column whose name is not a variable: write "
+                    f"{{{{ {written(name)} }}}}, or rename the column. If you mean something else, "
                     "put spaces between its parts"
                 )
 
@@ -86,7 +86,7 @@ def refuse_constant(sources: Sequence[tuple[str, str]], key: str, columns: Seque
     if foreign is not None:
         as_it_is, column = foreign
         raise ConfigError(
-            f"{key}: {as_it_is} is no variable and stays as it is, in every row: write "
+            f"{key}: {as_it_is} is not a variable and stays as it is in every row: write "
             f"{{{{ {written(column)} }}}}"
         )
     example = written(columns[0]) if columns else "text"
@@ -107,7 +107,7 @@ def refuse_chat_template(source: str, key: str) -> None:
         except TemplateSyntaxError as error:
             raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
         raise ConfigError(
-            f"{key} does not use `messages`, so every row would get the same prompt: it wants the "
+            f"{key} does not use `messages`, so every row would get the same prompt: it takes the "
             "text of a Jinja2 template that writes out the conversation"
         )
 

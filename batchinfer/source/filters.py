@@ -51,14 +51,14 @@ class RowFilter:
             raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}")
         if clock := _clock_in(sql):
             raise ConfigError(
-                f"input.filter {sql!r} asks the clock ({clock}), so each start would keep other "
-                "rows: write the time out, such as timestamp '2026-01-31 12:00:00'"
+                f"input.filter {sql!r} depends on the current time ({clock}), so each start would "
+                "keep different rows: write the time out, such as timestamp '2026-01-31 12:00:00'"
             )
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(self._expression.meta.root_names()))
         if not self.columns:
             raise ConfigError(
-                f"input.filter {sql!r} reads no column, so it keeps all rows or none: a column's "
-                "name stands bare or in double quotes, single quotes are for text"
+                f"input.filter {sql!r} reads no column, so it keeps all rows or none: write a "
+                "column's name bare or in double quotes; single quotes are for text"
             )
 
     def check(self, schema: pa.Schema, partitions: Iterable[str] = ()) -> None:
@@ -126,7 +126,9 @@ def type_for_polars(kind: pa.DataType) -> pa.DataType:
     if types.is_timestamp(kind) and kind.tz is not None and kind.tz[:1] in "+-":
         return pa.timestamp(kind.unit, "UTC")  # polars has no offsets; the instants are the same
     if types.is_decimal256(kind):
-        raise ValueError(f"{kind} has no type in polars, only decimals of up to 38 digits have")
+        raise ValueError(
+            f"{kind} has no equivalent in polars, which has decimals of up to 38 digits"
+        )
     if types.is_struct(kind):
         return pa.struct([_field_for_polars(field) for field in kind])
     if types.is_map(kind):

@@ -84,7 +84,7 @@ def footer_of(file: BinaryIO, shard: Shard) -> Footer:
     metadata = parsed.metadata
     row_groups = _row_groups(metadata)
     if metadata.num_rows != sum(group.num_rows for group in row_groups):
-        raise InputError(f"{shard.url}: the Parquet footer is damaged: its numbers of rows differ")
+        raise InputError(f"{shard.url}: the Parquet footer is damaged: its row counts disagree")
     outer = {name: value for name, value in shard.outer_partitions if name not in names}
     return Footer(
         num_rows=metadata.num_rows,
@@ -164,7 +164,7 @@ def _check_first_row(footer: Footer, names: Sequence[str], shard: Shard) -> None
     if encrypted:
         raise InputError(
             f"shard {shard.url} has encrypted columns: {', '.join(encrypted)} cannot be read. "
-            "Write them again without encryption, or leave them out of the job"
+            "Rewrite the file without encryption, or leave them out of the job"
         )
 
 
@@ -178,7 +178,7 @@ def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:
     if size_bytes != shard.size_bytes:
         raise InputError(
             f"{shard.url} changed while it was read: {shard.size_bytes} bytes when the input was "
-            f"listed, {size_bytes} bytes now. Start again when it is no longer written to"
+            f"listed, {size_bytes} bytes now. Start again when nothing writes to it any more"
         )
     if size_bytes == 0:
         raise InputError(f"{shard.url} is empty (0 bytes), not a Parquet file")
@@ -191,7 +191,7 @@ def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:
         if file.read(len(_MAGIC)) == _MAGIC:
             raise InputError(
                 f"{shard.url} is truncated: it begins as a Parquet file, but has no footer at its "
-                "end. Copy or write it again"
+                "end. Copy it again or rewrite it"
             )
         raise InputError(f"{shard.url} is not a Parquet file (it does not begin with PAR1)")
     num_footer_bytes = int.from_bytes(tail[-_NUM_END_BYTES:-4], "little")
@@ -199,7 +199,7 @@ def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:
     if footer_start < len(_MAGIC):
         raise InputError(
             f"{shard.url} is truncated: its footer should have {num_footer_bytes} bytes, "
-            f"the whole file has {size_bytes}. Copy or write it again"
+            f"the whole file has {size_bytes}. Copy it again or rewrite it"
         )
     if num_footer_bytes + _NUM_END_BYTES > len(tail):
         file.seek(footer_start)

@@ -20,13 +20,16 @@ _MAX_NAMED = 5
 class Why(Enum):
     """Why something is left out, or is no shard like the others."""
 
-    OTHER_ENDING = "left out, as the name does not end in .parquet"
-    HIDDEN = "left out, as a name begins with _ or . (a path that spells it out reads it)"
-    FOLDER = "left out, as it is a folder (a path that ends in /*.parquet or /** reads its files)"
-    NOT_LITERAL = (
-        "left out, as input.path is itself the name of what is there (write [[], [*], [?])"
+    OTHER_ENDING = "left out because the name does not end in .parquet"
+    HIDDEN = "left out because a name begins with _ or . (a path that spells it out reads it)"
+    FOLDER = (
+        "left out because it is a folder (a path that ends in /*.parquet or /** reads its files)"
     )
-    TWIN = "read twice, as a link leads to a file that is read too"
+    NOT_LITERAL = (
+        "left out because input.path, read literally, names an existing file or folder (write [[], "
+        "[*] or [?] for such a character to say so explicitly)"
+    )
+    TWIN = "read twice because a link leads to a file that is also read"
 
 
 @dataclass(slots=True)

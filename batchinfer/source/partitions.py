@@ -51,7 +51,7 @@ def _cast(text: pa.Scalar, kind: pa.DataType) -> pa.Scalar:
             return value.cast(kind)
         except pa.ArrowException:
             continue
-    raise ValueError(f"{text.as_py()!r} is no {kind}")
+    raise ValueError(f"{text.as_py()!r} is not a valid {kind}")
 
 
 def _spellings(kind: pa.DataType) -> Iterator[pa.DataType]:

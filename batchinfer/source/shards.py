@@ -25,7 +25,7 @@ OpenStore = Callable[[str], Store]
 _NO_NAMES = ("", ".", "..")
 _NARROW = f"narrow the glob, as in *{SUFFIX}"
 _EMPTY_PART = (
-    "has an empty part (//), or one that is . or .., which no path of an output can have: copy it "
+    "a part of the key is empty (//), `.` or `..`, which no output path can have: copy the object "
     "to another key, or narrow input.path"
 )
 
@@ -91,7 +91,7 @@ class _Listing:
         """Raises InputError if there are none, or for what is matched and cannot be read."""
         path = self._path
         if is_s3(path) and "//" in path.removeprefix("s3://"):
-            raise InputError(f"input.path {path} {_EMPTY_PART}")
+            raise InputError(f"input.path {path}: {_EMPTY_PART}")
         pattern = parse_pattern(path, self._is_there)
         if not pattern.text and (file := self._file()) is not None:
             shards = [file]
@@ -128,7 +128,7 @@ class _Listing:
         if shards:
             self._tables.refuse(store, (shard.key for shard in shards))
         if self._unusable:
-            problems = (f"input.path: {names} {what}" for what, names in self._unusable.items())
+            problems = (f"input.path: {names}: {what}" for what, names in self._unusable.items())
             raise InputError("\n".join(problems))
         if not shards:
             raise InputError(_nothing_found(self._path, pattern.root, self._left_out))
@@ -141,7 +141,7 @@ class _Listing:
         def note(key: str, kind: Other) -> None:
             if kind is not Other.FOLDER:
                 if pattern.is_read(key):
-                    self._refuse(f"is {kind.value}, not a file", store.url_of(key))
+                    self._refuse(f"{kind.value}, not a file", store.url_of(key))
             elif pattern.is_named(key):
                 if key.endswith(SUFFIX):
                     folders.append(key)
@@ -155,7 +155,7 @@ class _Listing:
                 is_empty = is_empty and not pattern.is_read(found.key)
                 yield found
             if is_empty:
-                self._refuse(f"is a folder without any {SUFFIX} file", store.url_of(folder))
+                self._refuse(f"a folder without any {SUFFIX} file", store.url_of(folder))
 
     def _is_shard(self, store: Store, pattern: Pattern, key: str) -> bool:
         """Whether a listed file is read; else it is noted if one could think so."""
@@ -179,9 +179,9 @@ class _Listing:
 
     def _is_usable(self, url: str) -> bool:
         if not url.endswith(SUFFIX):
-            self._refuse(f"(matched by {self._path}) does not end in {SUFFIX}: {_NARROW}", url)
+            self._refuse(f"matched by {self._path}, but does not end in {SUFFIX}: {_NARROW}", url)
         elif not _is_text(url):
-            self._refuse("is named in other bytes than UTF-8 text: rename it", url)
+            self._refuse("the name is not valid UTF-8: rename it", url)
         else:
             return True
         return False

@@ -66,6 +66,6 @@ def _kind_of(folder: Store) -> str | None:
 def _refusal(url: str, kind: str) -> InputError:
     return InputError(
         f"input.path: {url} is {kind}: its folder also has files with rows that were deleted or "
-        "replaced since, and files of Parquet do not tell. Write its present version out as plain "
-        "Parquet files, or give those that make it up one by one as input.path"
+        "replaced since, and the Parquet files do not show which. Export its current version "
+        "as plain Parquet, or give the files of that version one by one as input.path"
     )

@@ -89,7 +89,7 @@ class FileLock:
                         "folder writable or choose another"
                     ) from error
         raise ConfigError(
-            f"cannot write {self.path}: its folder cannot be made, or is deleted as soon as it is. "
+            f"cannot write {self.path}: its folder cannot be created, or is deleted right after. "
             "Choose another path"
         )
 

@@ -228,8 +228,8 @@ class LocalStore:
 
 def _vanished(path: Path) -> TransientError:
     return TransientError(
-        f"cannot write {path}: its folder or temporary file was deleted meanwhile. See who deletes "
-        "there, and start again"
+        f"cannot write {path}: its folder or temporary file was deleted in the meantime. "
+        "Find out what deletes files there, then start again"
     )
 
 
@@ -324,7 +324,7 @@ def _new_file_for(path: Path, temporary: Path) -> BufferedWriter:
                 _make_folder(path.parent)
                 return _new_file(temporary)
         # /proc and its like hold what the kernel puts there, nothing else
-        raise NotADirectoryError(errno.ENOTDIR, f"no folder can be made at {path.parent}")
+        raise NotADirectoryError(errno.ENOTDIR, f"cannot create a folder at {path.parent}")
 
 
 def _new_file(path: Path) -> BufferedWriter:

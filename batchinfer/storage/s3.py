@@ -109,8 +109,8 @@ class S3Store:
         is_ours = self._create(key, content)
         if is_ours is None:
             raise ConfigError(
-                f"cannot create {self.url_of(key)}: this store does not know `If-None-Match: *`. "
-                "See to it that one run at a time works on this output, and set "
+                f"cannot create {self.url_of(key)}: this store does not support `If-None-Match: "
+                "*`. Make sure that one run at a time works on this output, and set "
                 "output.single_writer: true"
             )
         return is_ours

@@ -45,7 +45,7 @@ CREDENTIALS_HINT = (
     "or s3.profile in the job"
 )
 _DENIED_HINT = (
-    "check the permissions of these credentials; a bucket whose readers pay needs "
+    "check the permissions of these credentials; a requester-pays bucket needs "
     "s3.requester_pays: true, one that demands encryption s3.server_side_encryption; for other "
     f"credentials {CREDENTIALS_HINT}"
 )
@@ -99,7 +99,7 @@ class S3Refusal(Exception):
                     f"{cannot}{passing} since the run began ({self}). Finished rows are durable: "
                     "renew what is refused and start again"
                 )
-            return ConfigError(f"{cannot}{passing} ({self}): mend that, or {CREDENTIALS_HINT}")
+            return ConfigError(f"{cannot}{passing} ({self}): fix that, or {CREDENTIALS_HINT}")
         return ConfigError(cannot + self._advice())
 
     def _passing(self) -> str | None:
@@ -117,7 +117,7 @@ class S3Refusal(Exception):
             return f"access denied ({self}): {_DENIED_HINT}"
         if self.code == "SecondLevelDomainForbidden":
             return (
-                f"the store wants the bucket in the host's name ({self}): write `s3 =` and, "
+                f"the store requires the bucket in the host name ({self}): write `s3 =` and, "
                 "indented below it, `addressing_style = virtual` into the AWS configuration file "
                 "(AWS_CONFIG_FILE)"
             )
@@ -125,8 +125,8 @@ class S3Refusal(Exception):
             return f"the bucket is in another region or at another endpoint ({self}): set s3.region"
         if self.status in {404, 405} or not self.has_reason:
             return (
-                f"the endpoint answers as no S3 server does ({self}): {_ENDPOINT_HINT}, and that "
-                "the URL does not name the bucket twice"
+                f"the endpoint does not answer like an S3 server ({self}): {_ENDPOINT_HINT}, and "
+                "that the URL does not name the bucket twice"
             )
         if self.status in {401, 403}:
             return f"credentials refused ({self}). Check the permissions, or {CREDENTIALS_HINT}"
@@ -135,7 +135,7 @@ class S3Refusal(Exception):
 
 def no_s3_server(what: str, url: str, failure: NoS3Answer) -> ConfigError:
     return ConfigError(
-        f"cannot {what} {url}: the endpoint answers as no S3 server does ({failure}): "
+        f"cannot {what} {url}: the endpoint does not answer like an S3 server ({failure}): "
         f"{_ENDPOINT_HINT}"
     )
 
@@ -157,7 +157,7 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
     if isinstance(error.__context__, ssl.SSLCertVerificationError):
         return ConfigError(f"cannot {what} {url}: {error}. Set AWS_CA_BUNDLE or s3.endpoint_url")
     if isinstance(error, RecursionError):  # botocore follows the store from region to region
-        return S3Refusal(301, "PermanentRedirect", "redirected again and again")
+        return S3Refusal(301, "PermanentRedirect", "redirected too many times")
     cause = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
     if isinstance(cause, ResponseParserError | ClientResponseError):  # the latter: no HTTP either
         return NoS3Answer(str(cause).splitlines()[0][:200])

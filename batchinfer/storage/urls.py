@@ -41,7 +41,7 @@ def local_path(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         home = path.partition("/")[0]
-        raise ConfigError(f"{path}: {home} is no home folder known here (see HOME)") from None
+        raise ConfigError(f"{path}: {home} is not a known home folder (see HOME)") from None
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ def with_relative_paths(tmp_path: Path) -> Path:
 def test_a_missing_job_file_is_told_with_the_folder_it_was_looked_for_in(tmp_path: Path) -> None:
     ended = batchinfer(tmp_path, "validate", "jobs/summarize.yaml")
     assert ended.returncode == 2
-    assert "jobs/summarize.yaml: there is no such job file" in ended.stderr
+    assert "jobs/summarize.yaml: no such job file" in ended.stderr
     assert f"relative paths start at the current directory, {tmp_path}" in ended.stderr
 
 
@@ -69,7 +69,7 @@ def test_a_home_folder_that_nobody_has_is_refused(with_relative_paths: Path, key
         with_relative_paths.parent, "run", "job.yaml", "--set", f"{key}=~nobody-here/x"
     )
     assert ended.returncode == 2
-    assert f"{key}: ~nobody-here is no home folder known here" in ended.stderr
+    assert f"{key}: ~nobody-here is not a known home folder" in ended.stderr
 
 
 def test_a_current_directory_that_is_gone_is_told(

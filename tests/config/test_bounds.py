@@ -40,7 +40,7 @@ REFUSED = {
         "100,000 values",
     ),
     "an escape beyond Unicode": ('z: "\\UFFFFFFFF"\n', "not valid YAML"),
-    "half a character": ('name: "\\ud800"\n', "name: is no text: surrogates"),
+    "half a character": ('name: "\\ud800"\n', "name: is not valid text: surrogates"),
     "a merge key": ("x: &x {a: 1}\ny: {<<: *x}\n", "y: unknown key"),
     "a number without end": ("z: " + "1" * 5000 + "\n", "is not a value of its tag"),
 }

@@ -313,8 +313,7 @@ def test_a_mistake_in_the_file_is_a_sentence_with_its_line(
         (
             ["prompt.column.x=1"],
             {},
-            "--set: prompt.column.x: prompt.column is no mapping; set it as a whole (JSON is "
-            "understood)",
+            "--set: prompt.column.x: prompt.column is not a mapping; set it as a whole (as JSON)",
         ),
         (
             [],
@@ -355,7 +354,7 @@ def test_all_problems_are_reported_together(load: Load) -> None:
 
 
 def test_a_file_that_cannot_be_a_job_is_refused_with_its_name(load: Load, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml: there is no such job file"):
+    with pytest.raises(ConfigError, match=r"no\.yaml: no such job file"):
         load_job("no.yaml")
     with pytest.raises(ConfigError, match="cannot read the job file: Is a directory"):
         load_job(tmp_path)

@@ -130,7 +130,7 @@ def test_prompts_that_repeat_are_looked_for_only_where_a_forecast_is_made(
     folder.write_parquet("in/0.parquet", pl.DataFrame(texts))
     path = write_job(tmp_path, job(folder))
     said = plan(path, "--measure", "8", temporary=temporary).stdout
-    assert "31 of 32 prompts read are those of other rows too" in said
+    assert "31 of 32 prompts read also occur in other rows" in said
     monkeypatch.setattr("batchinfer.forecast.sample._digests", lambda _: pytest.fail("hashed"))
     ended = CliRunner().invoke(cli, ["plan", str(path)])
     assert ended.exit_code == 0, ended.output

@@ -357,7 +357,7 @@ def test_a_remark_is_said_once_with_rows_and_place(caplog: pytest.LogCaptureFixt
     warnings.check("a.parquet", rows, remarks)
     warnings.check("b.parquet", rows, {("unknown_role", "'x'"): [0]})
     (record,) = caplog.records
-    assert "the role '0', '1', '2', '3', '4' and 2 more, none of" in record.message
+    assert "the role '0', '1', '2', '3', '4' and 2 more, neither a common one" in record.message
     assert "(in 2 of 3 rows read together, first a.parquet:11)" in record.message
 
 

@@ -43,7 +43,7 @@ def test_a_path_in_place_of_a_template_is_named(path: str, tmp_path: Any) -> Non
     existing = tmp_path / "ask"
     existing.write_text("{{ text }}")
     path = path.format(existing=existing)
-    said = f"{path.strip()} is a path, the key wants the template's text"
+    said = f"{path.strip()} is a path, but this key takes the template's text"
     assert f"prompt.template: {said}" in refusal(path, ["text"])
     assert f"prompt.messages[1].content: {said}" in messages_refusal(["text"], "{{ text }}", path)
     assert f"prompt.chat_template: {said}" in messages_refusal(
@@ -64,7 +64,7 @@ def test_a_path_in_place_of_a_template_is_named(path: str, tmp_path: Any) -> Non
 )
 def test_braces_of_other_languages_are_named_with_what_to_write(braces: str, column: str) -> None:
     said = refusal(f"Say it shorter: {braces}", ["id", "text", "Product Name"])
-    assert f"{braces} is no variable" in said
+    assert f"{braces} is not a variable" in said
     assert f"write {{{{ {column} }}}}" in said
 
 

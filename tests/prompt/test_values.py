@@ -232,7 +232,7 @@ def test_a_time_that_is_none_is_the_error_of_its_row_where_it_is_used(
     array = numbers.cast(kind)
     good, bad, also_good = x("{{ x }}", array)
     assert good == also_good
-    assert bad == f"invalid_prompt: column 'x': {kind} {number} is no time"
+    assert bad == f"invalid_prompt: column 'x': {kind} {number} is out of range"
     struct = pa.StructArray.from_arrays([array, pa.array(["a", "b", "c"])], ["at", "text"])
     assert x("{{ x.text }}", struct) == ["a", "b", "c"]
     assert "at of column 'x'" in x("{{ x.at | default('y') }}", struct)[1]
