@@ -21,7 +21,7 @@ import click
 
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
-from batchinfer.quantization.recipes import RECIPES
+from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -44,13 +44,13 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
             f"{path} is already quantized ({model.quantization}): give the unquantized model"
         )
     texts = _texts(calibration) if calibration else []
-    preset = recipe.preset_on(engine_kind(DEFAULT_ENGINE).machine())
+    recipe = recipe.on(engine_kind(DEFAULT_ENGINE).machine())
     with _Bar() as bar:
 
         def fill(temporary: Path) -> None:
             if recipe.modifier is None:
-                bar.say(f"quantizing to {method} ({preset})")
-                _round(model, temporary, preset, bar)
+                bar.say(f"quantizing to {method} ({recipe.preset})")
+                _round(model, temporary, recipe, bar)
             else:
                 _calibrate(model, temporary, recipe, texts, bar)
 
@@ -116,11 +116,11 @@ def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str
     return texts
 
 
-def _round(model: ModelFacts, target: Path, preset: str, bar: _Bar) -> None:
+def _round(model: ModelFacts, target: Path, recipe: Recipe, bar: _Bar) -> None:
     from batchinfer.making.rounding_writer import round_to_nearest
 
     made = round_to_nearest(
-        Path(model.path), target, preset, lambda done, total: bar.move(done / total)
+        Path(model.path), target, recipe, lambda done, total: bar.move(done / total)
     )
     bar.say(f"quantized {made.num_quantized} of {made.num_linear} linear layers")
 

@@ -15,7 +15,7 @@ from batchinfer.config.values import MAX_COUNT, LocalOrHub, Text, Tuple, shown
 from batchinfer.quantization import meant_by
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-#: What each means and needs: batchinfer/quantization/table.py. A test holds the two together.
+#: What each means and needs: batchinfer/quantization/methods/. A test holds the two together.
 QuantizationName = Literal[
     "none",
     "fp32",

@@ -84,7 +84,7 @@ def cached_checkpoint(model: ModelFacts) -> Path:
         logger.info("quantizing %s once (%s), into %s", source, recipe.meaning, target)
         begun_s = time.monotonic()
         said = _Progress()
-        made = round_to_nearest(source, temporary, recipe.preset, said)
+        made = round_to_nearest(source, temporary, recipe, said)
         logger.info(
             "quantized %d of %d linear layers in %.1f s",
             made.num_quantized,

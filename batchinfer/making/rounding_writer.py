@@ -7,6 +7,7 @@ know: where folders lie, who else works on them.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -22,15 +23,10 @@ from torch import Tensor
 
 from batchinfer.errors import ConfigError
 from batchinfer.making.layers import computed_together, linear_layers
-from batchinfer.making.rounding import (
-    group_size_of,
-    round_weight,
-    settings_of,
-    uses_shared_scale,
-)
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
 from batchinfer.model.folder import read_json
 from batchinfer.model.weights import weight_files
+from batchinfer.quantization import Recipe
 from batchinfer.storage.local_errors import os_errors
 
 #: (bytes of the model that are done, all bytes)
@@ -61,27 +57,32 @@ class Made:
     num_linear: int
 
 
-def round_to_nearest(source: Path, target: Path, preset: str, on_progress: OnProgress) -> Made:
-    """Write the model of `source` into `target`, an empty folder, quantized as `preset` says.
+def round_to_nearest(source: Path, target: Path, recipe: Recipe, on_progress: OnProgress) -> Made:
+    """Write the model of `source` into `target`, an empty folder, quantized as `recipe` says.
 
     Raises ConfigError for a model that cannot be.
     """
     weights = _Weights(weight_files(source))
     layers, kept = linear_layers(source, weights.shapes)
-    _check_groups(weights, layers, preset)
+    _check_groups(weights, layers, recipe)
     with os_errors("write", target):
         copy_settings(source, target)
         config = read_json(source / "config.json", "a model folder needs it")
-        config["quantization_config"] = settings_of(preset, sorted(kept))
+        config["quantization_config"] = _writer(recipe).settings_of(recipe.preset, sorted(kept))
         (target / "config.json").write_text(json.dumps(config, indent=2))
-        files = TensorFolder(target, _plan(weights, layers, preset))
+        files = TensorFolder(target, _plan(weights, layers, recipe))
         try:
-            _fill(files, weights, layers, preset, on_progress)
+            _fill(files, weights, layers, recipe, on_progress)
             files.close()
         except BaseException:
             files.abandon()
             raise
     return Made(len(layers), len(layers) + len(kept & {n[:-7] for n in weights.shapes}))
+
+
+def _writer(recipe: Recipe) -> Any:
+    """The method's module that rounds a weight; see `Recipe.write`."""
+    return importlib.import_module(recipe.write)
 
 
 def copy_settings(source: Path, target: Path) -> None:
@@ -91,21 +92,22 @@ def copy_settings(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _plan(weights: _Weights, layers: set[str], preset: str) -> Iterator[TensorSpec]:
+def _plan(weights: _Weights, layers: set[str], recipe: Recipe) -> Iterator[TensorSpec]:
     for name, (_, dtype, shape) in weights.places.items():
         layer = _layer_of(name, layers)
         if layer is None:
             yield TensorSpec(name, dtype, shape)
             continue
-        for part, (part_dtype, part_shape) in _rounded_shapes(dtype, shape, preset).items():
+        for part, (part_dtype, part_shape) in _rounded_shapes(dtype, shape, recipe).items():
             yield TensorSpec(f"{layer}.{part}", part_dtype, part_shape)
 
 
 @cache
 def _rounded_shapes(
-    dtype: str, shape: tuple[int, ...], preset: str
+    dtype: str, shape: tuple[int, ...], recipe: Recipe
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    parts = round_weight(torch.zeros(shape, dtype=_DTYPES[dtype]), preset, largest=1.0)
+    zeros = torch.zeros(shape, dtype=_DTYPES[dtype])
+    parts = _writer(recipe).round_weight(zeros, recipe.preset, largest=1.0)
     return {name: (_DTYPE_NAMES[part.dtype], tuple(part.shape)) for name, part in parts.items()}
 
 
@@ -113,9 +115,10 @@ def _fill(
     files: TensorFolder,
     weights: _Weights,
     layers: set[str],
-    preset: str,
+    recipe: Recipe,
     on_progress: OnProgress,
 ) -> None:
+    writer = _writer(recipe)
     total_bytes = sum(weights.num_bytes(name) for name in weights.places)
     done_bytes = 0
     largest: dict[str, float] = {}  # by layer; those of layers computed together are equal
@@ -124,25 +127,25 @@ def _fill(
         if layer is None:
             files.write(name, _content(weights.read(name)))
         else:
-            if uses_shared_scale(preset) and layer not in largest:
+            if writer.uses_shared_scale(recipe.preset) and layer not in largest:
                 group = computed_together(layer, layers)
                 most = max(weights.read(f"{other}.weight").abs().max().item() for other in group)
                 largest |= dict.fromkeys(group, float(most))
-            parts = round_weight(weights.read(name), preset, largest.get(layer))
+            parts = writer.round_weight(weights.read(name), recipe.preset, largest.get(layer))
             for part, tensor in parts.items():
                 files.write(f"{layer}.{part}", _content(tensor))
         done_bytes += weights.num_bytes(name)
         on_progress(done_bytes, total_bytes)
 
 
-def _check_groups(weights: _Weights, layers: set[str], preset: str) -> None:
-    size = group_size_of(preset) or 1
+def _check_groups(weights: _Weights, layers: set[str], recipe: Recipe) -> None:
+    size = _writer(recipe).group_size_of(recipe.preset) or 1
     for layer in sorted(layers):
         _, dtype, (_, num_in) = weights.places[f"{layer}.weight"]
         if num_in % size:
             raise ConfigError(
                 f"{layer} has {num_in} inputs, which groups of {size} do not divide: scheme "
-                f"{preset} cannot be made of this model; int8 and fp8 need no groups"
+                f"{recipe.preset} cannot be made of this model; int8 and fp8 need no groups"
             )
         if dtype not in _FLOATS:
             raise ConfigError(f"{layer} is stored as {dtype}: the model is already quantized")

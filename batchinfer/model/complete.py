@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
-from batchinfer.model.weights import Tensor, Weights
+from batchinfer.model.weights import Weights
+from batchinfer.quantization import Tensor
 
 _IN_LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks))\.(\d+)\.(.+)")
 _IN_EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d+)\.(.+)")
@@ -201,7 +202,7 @@ def _in_expert(rest: str) -> tuple[str, int, str] | None:
 @cache
 def _split(rest: str) -> tuple[str, str, bool]:
     """Module, the same for all experts; part of it; whether that is a weight or part of one."""
-    module, separator, part = rest.partition(".weight.")  # as bitsandbytes writes its parts
+    module, separator, part = rest.partition(".weight.")  # some methods write parts so
     part = f"weight.{part}"
     if not separator:
         module, _, part = rest.rpartition(".")

@@ -105,7 +105,7 @@ def read_model(
     own_dtype = _own_dtype(config, text, weights)
     checkpoint = replace(detect(settings, str(file)), has_experts=has_experts, dtype=own_dtype)
     check_stored(checkpoint, settings, weights, folder)
-    check_shapes(weights.tensors, checkpoint, config, folder)
+    check_shapes(weights.tensors, config, folder)
     auto, reason = auto_dtype(own_dtype, machine)
     chosen = choose(
         quantization,

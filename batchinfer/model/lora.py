@@ -13,8 +13,8 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import file_sha256, read_json, resolve_folder
-from batchinfer.model.weights import Tensor, read_header
-from batchinfer.quantization import OTHER_FAMILIES, Device, Machine, record_of
+from batchinfer.model.weights import read_header
+from batchinfer.quantization import OTHER_FAMILIES, Device, Machine, Tensor, record_of
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -12,8 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchinfer.model.shape import DTYPE_BYTES, Shape
-from batchinfer.model.weights import Tensor
-from batchinfer.quantization import TABLE, Checkpoint, Machine, can_run, record_of
+from batchinfer.quantization import (
+    TABLE,
+    Checkpoint,
+    Machine,
+    Tensor,
+    can_run,
+    method_by_name,
+    method_of,
+    record_of,
+)
 
 #: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -36,7 +44,7 @@ class Needs:
     num_heads: int  # the number of devices divides it
     num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
-    dequantized: int = 0  # of the widest layer, where a step dequantizes weights (nf4)
+    dequantized: int = 0  # of the widest layer, where a step dequantizes weights
     caches_all_tokens: bool = False  # `kv_per_token` is no estimate from above
 
 
@@ -73,7 +81,7 @@ def needs_of(
         num_heads=shape.num_heads,
         num_kv_shards=1 if shape.latent_size else shape.num_kv_heads,
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
-        dequantized=_dequantized_bytes(shape, scheme, DTYPE_BYTES[dtype]) if name == "nf4" else 0,
+        dequantized=_dequantized_bytes(shape, name, scheme, DTYPE_BYTES[dtype]),
         caches_all_tokens=shape.caches_all_tokens,
     )
 
@@ -84,11 +92,12 @@ def _weights(
     """(numbers of unquantized linear layers, bytes of what stays so, bytes of packed layers)"""
     linear = other = packed = 0
     packed_modules = set()
+    method = method_of(scheme)
     if scheme != "plain":  # whose integers are buffers
         packed_modules = {_module(n) for n, t in tensors.items() if t.dtype not in _FLOATS}
     for name, tensor in tensors.items():
         if _module(name) in packed_modules:
-            packed += tensor.num_bytes if scheme != "bnb-4bit" else _bits4_bytes(name, tensor)
+            packed += method.loaded_bytes(scheme, name, tensor) if method else tensor.num_bytes
             continue
         if name.startswith("lm_head.") and shape.is_tied:
             continue
@@ -104,15 +113,9 @@ def _weights(
 
 
 def _module(name: str) -> str:
-    """What a tensor belongs to; bitsandbytes writes `module.weight.absmax`."""
+    """What a tensor belongs to; some methods write `module.weight.absmax`."""
     module, separator, _ = name.partition(".weight.")
     return module if separator else name.rpartition(".")[0]
-
-
-def _bits4_bytes(name: str, tensor: Tensor) -> int:
-    """With the scales that our plugin keeps in float32, in place of the checkpoint's own."""
-    bits = record_of("nf4").bits_per_weight
-    return round(tensor.num_bytes * bits / 4) if name.endswith(".weight") else 0
 
 
 def _step_bytes(shape: Shape) -> int:
@@ -128,12 +131,12 @@ def _step_bytes(shape: Shape) -> int:
     return 2 * shape.hidden_size + max(3 * shape.intermediate_size, attention)
 
 
-def _dequantized_bytes(shape: Shape, scheme: str, dtype_bytes: int) -> int:
-    """Of the widest layer as vLLM has it: gate and up, or queries, keys and values, are one.
-
-    8-bit integers become float32 on the way to the model's dtype.
-    """
+def _dequantized_bytes(shape: Shape, name: str, scheme: str, dtype_bytes: int) -> int:
+    """Of the widest layer as vLLM has it: gate and up, or queries, keys and values, are one."""
+    method = method_by_name(name)
+    if method is None:
+        return 0
     values = shape.num_kv_heads * shape.head_size
     queries = shape.num_heads * shape.head_size
     num_out = max(2 * shape.intermediate_size, queries + 2 * values)
-    return shape.hidden_size * num_out * (dtype_bytes + (4 if scheme == "bnb-8bit" else 0))
+    return shape.hidden_size * num_out * method.step_bytes_per_weight(scheme, dtype_bytes)

@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import read_json
+from batchinfer.quantization import Tensor
 
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 #: One of several files, as transformers names them.
@@ -29,14 +29,6 @@ DTYPE_BITS: Mapping[str, int] = {
     "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
     "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-
-
-class Tensor(NamedTuple):
-    """As a safetensors header describes it."""
-
-    dtype: str  # safetensors' name for it: BF16, U8, F8_E4M3, ...
-    shape: tuple[int, ...]
-    num_bytes: int
 
 
 @dataclass(slots=True)

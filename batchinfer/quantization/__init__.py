@@ -34,7 +34,6 @@ from batchinfer.quantization.detect import (
     OTHER_FAMILIES,
     Checkpoint,
     detect,
-    is_gguf,
     meant_by,
 )
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
@@ -48,20 +47,21 @@ from batchinfer.quantization.kv_cache import (
     kv_cache_why_not,
 )
 from batchinfer.quantization.machine import CpuLibrary, Machine
-from batchinfer.quantization.recipes import RECIPES, Recipe
+from batchinfer.quantization.methods import METHODS, Method, Recipe, Stored, Tensor, method_of
+from batchinfer.quantization.methods.base import Device, Quantization
+from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.table import (
-    BITSANDBYTES,
+    RECIPES,
     SCHEMES,
     TABLE,
-    Device,
-    Quantization,
+    method_by_name,
     record_of,
 )
 from batchinfer.quantization.words import markdown_table
 
 __all__ = [
-    "BITSANDBYTES",
     "KV_CACHE_TABLE",
+    "METHODS",
     "OTHER_FAMILIES",
     "RECIPES",
     "SCHEMES",
@@ -72,8 +72,11 @@ __all__ = [
     "CpuLibrary",
     "Device",
     "Machine",
+    "Method",
     "Quantization",
     "Recipe",
+    "Stored",
+    "Tensor",
     "auto_dtype",
     "can_run",
     "check_hint",
@@ -90,6 +93,8 @@ __all__ = [
     "lacks_arithmetic",
     "markdown_table",
     "meant_by",
+    "method_by_name",
+    "method_of",
     "record_of",
     "why_not",
 ]

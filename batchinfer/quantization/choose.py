@@ -13,16 +13,9 @@ from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.recipes import RECIPES
-from batchinfer.quantization.table import (
-    BFLOAT16_CAPABILITY,
-    SCHEMES,
-    TABLE,
-    Device,
-    Quantization,
-    name_of,
-    record_of,
-)
+from batchinfer.quantization.methods.base import Device, Quantization
+from batchinfer.quantization.methods.unquantized.record import BFLOAT16_CAPABILITY
+from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE, name_of, record_of
 from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
 _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}

@@ -6,47 +6,21 @@ Only what is certain is refused. Must not know: files, machines.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
+from batchinfer.quantization.methods import METHODS
 from batchinfer.quantization.table import SCHEMES, name_of
 
-_INT4 = ("w4a16", "w4a8")
-_INT8 = ("w8a8", "w8a16")
-_FP8 = ("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8")
-_BNB = ("bnb-4bit", "bnb-8bit")
-_ANY_BITS = ("exl3", "qtip", "gguf")
-
-#: Word in a folder's name -> what its files can then be. AWQ and GPTQ are also methods by which
-#: compressed-tensors checkpoints are made.
-_HINTS: Mapping[str, tuple[str, ...]] = {
-    "awq": ("awq", *_INT4, *_INT8),
-    "gptq": ("gptq", "gptq-8bit", *_INT4, *_INT8),
-    "int4": ("awq", "gptq", "bnb-4bit", *_INT4),
-    "int8": ("gptq-8bit", "bnb-8bit", *_INT8),
-    "4bit": ("awq", "gptq", "bnb-4bit", "nvfp4", "mxfp4", *_INT4, *_ANY_BITS),
-    "8bit": ("gptq-8bit", "bnb-8bit", *_INT8, *_FP8, *_ANY_BITS),
-    "w4a16": ("awq", "gptq", "w4a16"),
-    "w4a8": ("w4a8",),
-    "w8a8": ("w8a8", *_FP8),
-    "w8a16": ("gptq-8bit", "w8a16"),
-    "fp8": _FP8,
-    "fp4": ("nvfp4", "mxfp4", "bnb-4bit"),
-    "nvfp4": ("nvfp4",),
-    "mxfp4": ("mxfp4",),
-    "mxfp8": ("mxfp8",),
-    "bnb": _BNB,
-    "bitsandbytes": _BNB,
-    "nf4": ("bnb-4bit",),
-    "exl3": ("exl3",),
-    "qtip": ("qtip",),
-    "gguf": ("gguf",),
-}
+#: Word in a folder's name -> what its files can then be, as any method says.
+_HINTS: dict[str, set[str]] = {}
+for _method in METHODS:
+    for _word, _schemes in _method.hints.items():
+        _HINTS.setdefault(_word, set()).update(_schemes)
 
 #: Those that name a format of files. Others say how weights were rounded, and to what, which
 #: families that only vLLM knows do as well (there are torchao checkpoints called AWQ-INT4).
-_FORMAT_HINTS = ("bnb", "bitsandbytes", "exl3", "qtip", "gguf")
+_FORMAT_HINTS = frozenset(word for method in METHODS for word in method.format_hints)
 
 #: What unquantized weights are called. Beside another hint it says what was quantized, or computes.
 _PLAIN_HINTS = ("bf16", "fp16", "fp32")

@@ -5,8 +5,8 @@ Must not know: which machine this is.
 
 from __future__ import annotations
 
-from batchinfer.quantization.recipes import RECIPES
-from batchinfer.quantization.table import SCHEMES, TABLE, Device
+from batchinfer.quantization.methods.base import Device
+from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
 

@@ -74,7 +74,7 @@ def test_a_made_checkpoint_holds_the_models_weights_in_the_format_of_its_scheme(
 
     recipe = RECIPES[method]
     moves: list[tuple[int, int]] = []
-    made = round_to_nearest(MODEL, tmp_path, recipe.preset, lambda *move: moves.append(move))
+    made = round_to_nearest(MODEL, tmp_path, recipe, lambda *move: moves.append(move))
     assert (made.num_quantized, made.num_linear) == (42, 42)
     assert moves == sorted(moves) and moves[-1][0] == moves[-1][1]
     assert read_model(str(tmp_path)).quantization == recipe.makes
@@ -112,7 +112,7 @@ def test_layers_that_vllm_computes_as_one_share_the_scale_of_the_whole_tensor(
 
     from batchinfer.making.rounding_writer import round_to_nearest
 
-    round_to_nearest(MODEL, tmp_path, "NVFP4A16", lambda *_: None)
+    round_to_nearest(MODEL, tmp_path, RECIPES["nvfp4"], lambda *_: None)
     tensors = load_file(tmp_path / "model.safetensors")
     scales = {n: t.item() for n, t in tensors.items() if n.endswith("weight_global_scale")}
     assert len(scales) == 42

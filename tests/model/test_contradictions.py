@@ -13,8 +13,9 @@ from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.model.contradictions import check_shapes
-from batchinfer.model.weights import Tensor, read_header
-from batchinfer.quantization import Checkpoint, Machine
+from batchinfer.model.stored import check_stored
+from batchinfer.model.weights import Weights, read_header
+from batchinfer.quantization import Checkpoint, Machine, Tensor
 from tests.support.endings import must_be_untouched, must_fail
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 
@@ -34,6 +35,13 @@ def change_config(folder: Path, **changes: Any) -> None:
 # AWQ and GPTQ.
 
 
+def check_layout(
+    tensors: dict[str, Tensor], scheme: str, settings: dict[str, Any] | None = None
+) -> None:
+    weights = Weights(tensors=tensors, dtypes={"I32": 1})
+    check_stored(Checkpoint(scheme, scheme), settings, weights, Path("folder"))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its imports
 def test_awq_and_gptq_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
     import torch
@@ -47,14 +55,13 @@ def test_awq_and_gptq_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
             tensors = {f"a.q_proj.{n}": t.contiguous() for n, t in packed.items()}
             save_file(tensors, tmp_path / "file")
             _, found = read_header(tmp_path / "file")
-            check_shapes(found, Checkpoint(kind, kind), {}, tmp_path)
+            check_layout(found, kind)
             for other in {"awq", "gptq", "gptq-8bit"} - {kind}:
                 with pytest.raises(ConfigError, match=r"say .* but a\.q_proj\.qweight .* copy it"):
-                    check_shapes(found, Checkpoint(other, other), {}, tmp_path)
-            check_shapes(found, Checkpoint("quark", "quark"), {}, tmp_path)
+                    check_layout(found, other)
+            check_layout(found, "quark")
             if kind == "gptq":  # rules of GPTQModel give single layers other bits
-                rules = {"quantization_config": {"dynamic": {"q_proj": {"bits": 4}}}}
-                check_shapes(found, Checkpoint("gptq-8bit", "gptq"), rules, tmp_path)
+                check_layout(found, "gptq-8bit", {"dynamic": {"q_proj": {"bits": 4}}})
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
@@ -64,13 +71,13 @@ def test_awq_of_its_gemv_version_is_refused(group_size: int) -> None:
     multiple = 8 * {32: 4, 64: 2, 128: 1}[group_size]
     num_groups = -(-num_in // group_size // multiple) * multiple
     tensors = {
-        "a.qweight": Tensor("I32", (num_out, num_in // 8), 0),
+        "a.qweight": Tensor("I32", (num_out, num_in // 8), num_out * num_in // 2),
         "a.qzeros": Tensor("I32", (num_out, num_groups // 8), 0),
         "a.scales": Tensor("F16", (num_out, num_groups), 0),
     }
     for scheme in ("awq", "gptq"):
         with pytest.raises(ConfigError, match="GEMV version, which vLLM does not read"):
-            check_shapes(tensors, Checkpoint(scheme, scheme), {}, Path("folder"))
+            check_layout(tensors, scheme)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -106,14 +113,13 @@ def test_a_config_of_another_size_is_refused(
 
 def test_sizes_that_may_be_of_another_model_are_left_to_the_engine() -> None:
     tensors = {"model.embed_tokens.weight": Tensor("BF16", (64, 8), 1024)}
-    plain = Checkpoint("plain", "")
     sizes = {"hidden_size": 16, "vocab_size": 64}
     with pytest.raises(ConfigError, match="not of one model"):
-        check_shapes(tensors, plain, sizes, Path("folder"))
-    check_shapes(tensors, plain, sizes | {"text_config": {"hidden_size": 8}}, Path("folder"))
-    check_shapes(tensors, plain, {"hidden_size": 8, "vocab_size": None}, Path("folder"))
+        check_shapes(tensors, sizes, Path("folder"))
+    check_shapes(tensors, sizes | {"text_config": {"hidden_size": 8}}, Path("folder"))
+    check_shapes(tensors, {"hidden_size": 8, "vocab_size": None}, Path("folder"))
     packed = {"model.embed_tokens.weight": Tensor("I8", (64, 8), 512)}
-    check_shapes(packed, plain, sizes, Path("folder"))
+    check_shapes(packed, sizes, Path("folder"))
 
 
 # Compilers.

@@ -38,10 +38,16 @@ ROOMS = (
 
 #: Library -> the only files that may import it.
 OWNERS = {
-    "vllm": ("engine/vllm/*.py",),
-    "torch": ("engine/vllm/*.py", "making/*.py"),
+    "vllm": ("engine/vllm/*.py", "quantization/methods/*/vllm.py"),
+    "torch": (
+        "engine/vllm/*.py",
+        "making/*.py",
+        "quantization/methods/*/dequantize.py",
+        "quantization/methods/*/vllm.py",
+        "quantization/methods/*/write.py",
+    ),
     "safetensors": ("making/*.py",),
-    "compressed_tensors": ("making/*.py",),
+    "compressed_tensors": ("quantization/methods/compressed_tensors/write.py",),
     "llmcompressor": ("making/in_llm_compressor.py",),
     "datasets": ("making/in_llm_compressor.py",),
     "s3fs": ("storage/*.py",),
@@ -122,6 +128,8 @@ def test_every_file_stands_in_a_known_room() -> None:
         ("cli/doctor.py", "def f():\n    import batchinfer.engine.vllm.setup"),
         ("engine/base.py", "from torch import nn"),
         ("model/weights.py", "import torch"),
+        ("quantization/methods/gptq/record.py", "import vllm"),
+        ("quantization/methods/gptq/files.py", "import torch"),
         ("ledger/lease.py", "import s3fs.core"),
         ("runner/loop.py", "if True:\n    import click"),
         ("cli/plot.py", "import matplotlib.pyplot"),

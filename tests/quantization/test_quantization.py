@@ -26,7 +26,6 @@ from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.errors import ConfigError
 from batchinfer.model import read_model
 from batchinfer.quantization import (
-    BITSANDBYTES,
     SCHEMES,
     TABLE,
     Checkpoint,
@@ -342,7 +341,7 @@ def test_a_name_that_a_plain_model_lacks_is_made_unless_it_is_computed_on_the_fl
 
 def test_nf4_is_our_plugins_for_a_plain_model_and_for_a_checkpoint() -> None:
     for scheme in ("plain", "bnb-4bit", "bnb-8bit"):
-        assert choice("nf4", scheme, BNB_CPU).engine_quantization == BITSANDBYTES
+        assert choice("nf4", scheme, BNB_CPU).engine_quantization == "batchinfer_bitsandbytes"
     assert choice("auto", "bnb-4bit", BNB_CPU).name == "nf4"
 
 

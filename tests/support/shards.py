@@ -28,8 +28,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from batchinfer.engine.vllm.bitsandbytes import BitsAndBytesConfig
-from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+from batchinfer.quantization.methods.bitsandbytes.dequantize import dequantized
+from batchinfer.quantization.methods.bitsandbytes.vllm import BitsAndBytesConfig
 from tests.support.checkpoints import KINDS
 
 NUM_WORKERS = 2

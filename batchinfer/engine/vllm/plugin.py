@@ -8,13 +8,14 @@ never notice it. Must not know: the rest of the package beyond two variables and
 from __future__ import annotations
 
 import ctypes
+import importlib
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 
-from batchinfer.engine.vllm.setup import BITSANDBYTES_VARIABLE, OWNER_PID_VARIABLE
+from batchinfer.engine.vllm.setup import OWNER_PID_VARIABLE, PLUGINS_VARIABLE
 from batchinfer.signals import STOP_CODES
 
 PR_SET_PDEATHSIG = 1
@@ -50,9 +51,8 @@ def register() -> None:
     owner_pid = os.environ.get(OWNER_PID_VARIABLE)
     if owner_pid is None:
         return
-    if os.environ.get(BITSANDBYTES_VARIABLE):
-        from batchinfer.engine.vllm import bitsandbytes  # noqa: F401  # registers itself with vLLM
-
+    for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
+        importlib.import_module(module)  # which registers itself with vLLM
     if int(owner_pid) == os.getpid():
         return
     for number in STOP_CODES:

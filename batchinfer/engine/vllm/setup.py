@@ -7,6 +7,7 @@ Works with vLLM 0.26 to 0.33.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from typing import Any
@@ -26,7 +27,7 @@ from batchinfer.engine.vllm.sizes import (
 )
 from batchinfer.errors import ConfigError, import_failure
 from batchinfer.model import Lora
-from batchinfer.quantization import BITSANDBYTES
+from batchinfer.quantization.methods import plugins
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 #: The worker plugin acts only in processes that descend from the one named here.
 OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
-#: Set where it has to register our bitsandbytes method too, whose imports reach far into vLLM: what
-#: breaks there must not break the other engines.
-BITSANDBYTES_VARIABLE = "BATCHINFER_ENGINE_BITSANDBYTES"
+#: Modules that it has to import too, with commas: those of the methods that the job runs, as their
+#: imports reach far into vLLM, and what breaks there must not break the other engines.
+PLUGINS_VARIABLE = "BATCHINFER_ENGINE_PLUGINS"
 
 
 def prepare_environment(*, weights_bytes: int, is_local_model: bool) -> None:
@@ -104,11 +105,11 @@ def prepare_platform(settings: VllmSettings) -> None:
         num_threads = os.environ.get("OMP_NUM_THREADS", "")
         if num_threads.isdecimal():  # torch may have been imported before it was set
             torch.set_num_threads(int(num_threads))
-    os.environ.pop(BITSANDBYTES_VARIABLE, None)
-    if settings.quantization == BITSANDBYTES:
-        os.environ[BITSANDBYTES_VARIABLE] = "1"
-        # vLLM's workers find it by the entry point; we may run from a source tree that has none.
-        from batchinfer.engine.vllm import bitsandbytes  # noqa: F401  # registers itself with vLLM
+    modules = [plugin.module for plugin in plugins(settings.quantization)]
+    os.environ[PLUGINS_VARIABLE] = ",".join(modules)
+    # vLLM's workers find them by the entry point; we may run from a source tree that has none.
+    for module in modules:
+        importlib.import_module(module)
 
 
 def check_library() -> str | None:
@@ -149,8 +150,8 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "disable_log_stats": False,
         "worker_extension_cls": EXTENSION,
     }
-    if settings.quantization == BITSANDBYTES:
-        arguments["load_format"] = BITSANDBYTES
+    for plugin in plugins(settings.quantization):
+        arguments |= plugin.arguments
     if settings.lora is not None:
         arguments |= _lora_arguments(settings, settings.lora)
     if settings.has_save_mode:

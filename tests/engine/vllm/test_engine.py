@@ -28,8 +28,8 @@ from batchinfer.engine.vllm.fit import auto_sizes
 from batchinfer.engine.vllm.layers import whole_model
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
-    BITSANDBYTES_VARIABLE,
     OWNER_PID_VARIABLE,
+    PLUGINS_VARIABLE,
     describe_devices,
     engine_arguments,
     prepare_environment,
@@ -114,7 +114,7 @@ PROMPTS = [
 
 def from_checkpoint(kind: str, weight: Any) -> Any:
     """What the loader makes of a weight [out, in] in a checkpoint of this kind."""
-    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+    from batchinfer.quantization.methods.bitsandbytes.dequantize import dequantized
     from tests.support.checkpoints import KINDS
 
     pieces = KINDS[kind].pack(weight)
@@ -136,7 +136,10 @@ def held(method: Any, weight: Any) -> Any:
 
 
 def bits4(quant_type: str = "nf4", *, is_checkpoint: bool) -> Any:
-    from batchinfer.engine.vllm.bitsandbytes import Bits4LinearMethod, BitsAndBytesConfig
+    from batchinfer.quantization.methods.bitsandbytes.vllm import (
+        Bits4LinearMethod,
+        BitsAndBytesConfig,
+    )
 
     return Bits4LinearMethod(BitsAndBytesConfig(quant_type, is_checkpoint=is_checkpoint))
 
@@ -168,7 +171,7 @@ def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
 ) -> None:
     import torch
 
-    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+    from batchinfer.quantization.methods.bitsandbytes.dequantize import dequantized
     from tests.support.checkpoints import KINDS
 
     pieces = KINDS[kind].pack(torch.randn(128, 64))
@@ -181,7 +184,7 @@ def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
 def test_a_layer_of_one_input_beside_packed_weights_is_as_it_is_stored() -> None:
     import torch
 
-    from batchinfer.engine.vllm.bitsandbytes_files import dequantized
+    from batchinfer.quantization.methods.bitsandbytes.dequantize import dequantized
 
     weight = torch.randn(64, 1).bfloat16()
     ((name, found),) = dequantized([("gate.weight", weight)], "nf4")
@@ -219,7 +222,7 @@ def test_what_a_bitsandbytes_checkpoint_skips_is_found_by_vllms_names(
 ) -> None:
     from vllm.model_executor.models.utils import WeightsMapper
 
-    from batchinfer.engine.vllm.bitsandbytes import BitsAndBytesConfig
+    from batchinfer.quantization.methods.bitsandbytes.vllm import BitsAndBytesConfig
 
     # Those of vLLM's Gemma3ForConditionalGeneration.
     prefixes = {
@@ -677,14 +680,14 @@ def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
 def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from batchinfer.engine import vllm
     from batchinfer.engine.vllm.plugin import register
+    from batchinfer.quantization.methods import plugins
 
     monkeypatch.setenv(OWNER_PID_VARIABLE, str(os.getpid()))
-    monkeypatch.setitem(sys.modules, "batchinfer.engine.vllm.bitsandbytes", None)  # is broken
-    monkeypatch.delattr(vllm, "bitsandbytes", raising=False)
+    [plugin] = plugins("batchinfer_bitsandbytes")
+    monkeypatch.setitem(sys.modules, plugin.module, None)  # is broken
     register()
-    monkeypatch.setenv(BITSANDBYTES_VARIABLE, "1")
+    monkeypatch.setenv(PLUGINS_VARIABLE, plugin.module)
     with pytest.raises(ImportError):
         register()
 

@@ -36,14 +36,18 @@ from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import replace_parameter
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from batchinfer.engine.vllm.bitsandbytes_files import BLOCK_SIZE, dequantized, kernel_shape
-from batchinfer.quantization import BITSANDBYTES
+from batchinfer.quantization.methods.bitsandbytes.dequantize import (
+    BLOCK_SIZE,
+    dequantized,
+    kernel_shape,
+)
+from batchinfer.quantization.methods.bitsandbytes.record import VLLM_NAME
 
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33: most of a model's weights, if it has them.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
 
 
-@register_quantization_config(BITSANDBYTES)
+@register_quantization_config(VLLM_NAME)
 class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
     """What config.json says; by default NF4, made in flight."""
 
@@ -63,7 +67,7 @@ class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is n
 
     @classmethod
     def get_name(cls) -> str:
-        return BITSANDBYTES
+        return VLLM_NAME
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
@@ -91,7 +95,7 @@ class BitsAndBytesConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is n
         cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
     ) -> str | None:
         is_bitsandbytes = hf_quant_cfg.get("quant_method") == "bitsandbytes"
-        return BITSANDBYTES if is_bitsandbytes and user_quant == BITSANDBYTES else None
+        return VLLM_NAME if is_bitsandbytes and user_quant == VLLM_NAME else None
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Add vLLM's names of what is skipped. Its rules for prefixes end in a dot: so do we.
@@ -233,7 +237,7 @@ class Bits8LinearMethod(_LinearMethod):
         return functional.linear(x, weight, bias)
 
 
-@register_model_loader(BITSANDBYTES)
+@register_model_loader(VLLM_NAME)
 class BitsAndBytesLoader(DefaultModelLoader):  # type: ignore[misc]
     """Reads checkpoints that transformers wrote with bitsandbytes, dequantized into float32."""
 

@@ -1,0 +1,1 @@
+"""Checkpoints in AWQ's own format."""

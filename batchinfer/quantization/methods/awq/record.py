@@ -1,0 +1,40 @@
+"""AWQ: 4-bit integers in groups, as AutoAWQ writes them."""
+
+from __future__ import annotations
+
+from batchinfer.quantization.methods.base import Device, Method, Quantization, Settings, Stored
+from batchinfer.quantization.methods.packed_int32 import check_layout
+from batchinfer.quantization.methods.support import EXPERT_FLAGS, INT4_KERNEL
+
+
+def _scheme_of(family: str, settings: Settings) -> str:
+    num_bits = settings.get("bits") or settings["w_bit"]
+    return "awq" if num_bits == 4 else f"{num_bits} bits"
+
+
+def _check_stored(stored: Stored) -> None:
+    check_layout(stored, "AWQ", 4)
+
+
+METHOD = Method(
+    name="awq",
+    schemes={"awq": "AWQ"},
+    names=(
+        Quantization(
+            name="awq",
+            meaning="a checkpoint in AWQ's own format (4 bits)",
+            bits_per_weight=4.156,
+            cpu=Device(
+                schemes=("awq",), kernels={"awq": INT4_KERNEL}, expert_cpu_flags=EXPERT_FLAGS
+            ),
+            gpu=Device(schemes=("awq",), min_capability=(7, 5)),
+            how_to_make="AutoAWQ (`batchinfer quantize --method awq` writes an int4 checkpoint)",
+        ),
+    ),
+    families=("awq", "awq_marlin", "auto_awq"),
+    scheme_of=_scheme_of,
+    number_keys=("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym"),
+    check_stored=_check_stored,
+    # AWQ and GPTQ are also ways by which compressed-tensors checkpoints are made.
+    hints={word: ("awq",) for word in ("awq", "int4", "4bit", "w4a16")},
+)

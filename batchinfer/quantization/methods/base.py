@@ -1,0 +1,230 @@
+"""What a quantization method is: plain data and pure functions, all of one method in its folder.
+
+A method recognises checkpoints by config.json (`scheme_of`), holds their stored tensors against
+those settings (`check_stored`), says what they take once loaded, how one is made of an unquantized
+model (`Recipe.write`), and brings its own code to an engine that lacks it (`vllm`). What needs
+torch or an engine is named by a dotted module and imported late, where it runs. Must not know:
+which methods there are, files, engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from batchinfer.errors import ConfigError
+from batchinfer.quantization.machine import Machine
+
+#: config.json's `quantization_config`, or its like.
+Settings = Mapping[str, Any]
+
+#: A scheme for layers that have several of those known: the engine sorts them out.
+MIXED = "mixed"
+
+#: What unquantized weights and their buffers are stored as.
+_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "U64")
+
+HALF = ("bfloat16", "float16")
+ALL_DTYPES = (*HALF, "float32")
+
+NOT_YET = "not yet in this version"
+
+
+class Tensor(NamedTuple):
+    """As a safetensors header describes it."""
+
+    dtype: str  # safetensors' name for it: BF16, U8, F8_E4M3, ...
+    shape: tuple[int, ...]
+    num_bytes: int
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is of a quantized weight, not an attention mask, as old models store them."""
+        *outer, rows, columns = (1, 1, *self.shape)
+        is_mask = len(self.shape) == 4 and rows == columns and set(outer) == {1}
+        return self.dtype not in _PLAIN_DTYPES and not is_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A checkpoint's tensors beside what its settings say of them."""
+
+    scheme: str
+    words: str  # what the settings say it is, for messages
+    settings: Settings
+    tensors: Mapping[str, Tensor]
+    dtypes: Mapping[str, int]  # safetensors dtype -> bytes
+    folder: str
+
+    def contradiction(self, what: str) -> ConfigError:
+        return ConfigError(
+            f"{self.folder}: its settings say {what}: config.json and the weights are not of one "
+            "checkpoint, copy it again"
+        )
+
+    def not_as_said(self) -> ConfigError:
+        most = max(self.dtypes, key=lambda name: self.dtypes[name])
+        return self.contradiction(f"{self.words}, but most of its weights are stored as {most}")
+
+
+def check_packed(stored: Stored) -> None:
+    """Raise ConfigError if no tensor is of a quantized weight. What most methods' checkpoints need.
+
+    A few packed layers among many that stayed as they were may be right.
+    """
+    if not any(tensor.is_packed and tensor.num_bytes for tensor in stored.tensors.values()):
+        raise stored.not_as_said()
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How a name runs on one kind of device, and what it needs there."""
+
+    schemes: tuple[str, ...]  # of checkpoints
+    refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
+    online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    online_otherwise: str | None = None  # the same, weight-only and for experts; None: `online`
+    made_by: str | None = None  # recipe of a checkpoint of a plain model; None: never
+    is_plugin: bool = False  # then vLLM knows checkpoints too by `online` alone
+    dtypes: tuple[str, ...] = HALF  # the first is taken where the checkpoint's own cannot be
+    refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
+    min_capability: tuple[int, int] | None = None
+    native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
+    cpu_flags: tuple[str, ...] = ()  # all of them
+    kernels: Mapping[str, str] = field(default_factory=dict)  # scheme -> vLLM's CPU operator
+    packages: tuple[str, ...] = ()
+    refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
+    refused_experts: str = ""  # why quantized experts do not run; "": they do
+    refused_act_order: str = ""  # why GPTQ's groups out of order do not run; "": they do
+    expert_cpu_flags: tuple[str, ...] = ()  # what they need, all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """One name. `cpu` and `gpu` are texts where the name does not run there: why."""
+
+    name: str
+    meaning: str
+    bits_per_weight: float  # of a quantized layer, its scales included, at the usual group size
+    cpu: Device | str
+    gpu: Device | str
+    how_to_make: str
+    only_schemes: tuple[str, ...] = ()  # of a name that runs nowhere yet
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """What a checkpoint of this name can be, whether it runs here or not."""
+        found: list[str] = []
+        for device in (self.cpu, self.gpu):
+            if isinstance(device, Device):
+                found += [*device.schemes, *device.refused]
+        return tuple(dict.fromkeys(found)) or self.only_schemes
+
+    def on(self, machine: Machine) -> Device | str:
+        """How it runs on the machine's kind of device; on an unknown one as on a GPU."""
+        return self.cpu if machine.device == "cpu" else self.gpu
+
+    @property
+    def runs(self) -> bool:
+        """Anywhere."""
+        return isinstance(self.cpu, Device) or isinstance(self.gpu, Device)
+
+    @property
+    def takes_plain(self) -> bool:
+        """Whether it says what weights become; other names say what the files are."""
+        devices = (self.cpu, self.gpu)
+        return any(isinstance(d, Device) and (d.online or d.made_by) for d in devices)
+
+    @property
+    def dtype(self) -> str | None:
+        """The one that is its whole meaning: of fp32, fp16 and bf16."""
+        if isinstance(self.cpu, Device) and self.cpu.schemes == ("plain",):
+            return self.cpu.dtypes[0] if len(self.cpu.dtypes) == 1 else None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a checkpoint is made. `preset`: the scheme of every linear layer, in its format's word.
+
+    `write`: the module that rounds one weight; it has `round_weight`, `uses_shared_scale`,
+    `group_size_of` and `settings_of`, each of which takes the preset.
+    """
+
+    method: str  # `batchinfer quantize --method`
+    meaning: str
+    preset: str
+    makes: str  # the name in `model.quantization` of what it makes
+    write: str
+    modifier: str | None = None  # of llm-compressor; None: rounded to nearest, without calibration
+    cpu_preset: str | None = None  # where the machine's engine is vLLM's CPU build
+    revision: int = 1  # another one makes other numbers: what was made by this one is not taken
+
+    def on(self, machine: Machine) -> Recipe:
+        """The recipe of checkpoints that this machine can run."""
+        if self.cpu_preset and machine.device == "cpu":
+            return replace(self, preset=self.cpu_preset)
+        return self
+
+    @property
+    def result(self) -> str:
+        """For people: what it makes, in its format's word."""
+        return f"{self.preset}{', weights only' if self.preset.endswith('A16') else ''}"
+
+    @property
+    def identity(self) -> str:
+        """What decides the numbers, besides the model. Part of digests of jobs and caches."""
+        return f"{self.method}: {self.preset} by {self.modifier or 'rounding'}, {self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A method's own code in vLLM's processes: ours and those of its workers."""
+
+    name: str  # vLLM's `quantization`
+    module: str  # registers itself with vLLM when it is imported
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # further ones of the engine
+
+
+def _no_scheme(family: str, settings: Settings) -> str:
+    return ""
+
+
+def _no_act_order(settings: Settings) -> bool:
+    return False
+
+
+def _as_stored(scheme: str, name: str, tensor: Tensor) -> int:
+    return tensor.num_bytes
+
+
+def _nothing(scheme: str, dtype_bytes: int) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method. Its functions are pure; a KeyError of theirs names a setting that is missing."""
+
+    name: str
+    schemes: Mapping[str, str] = field(default_factory=dict)  # those it names -> for people
+    names: tuple[Quantization, ...] = ()  # of `model.quantization`
+    #: `quant_method` in config.json, in lower case; patterns as in file names.
+    families: tuple[str, ...] = ()
+    #: (family, settings) -> a scheme of any method, or words for one that is unknown.
+    scheme_of: Callable[[str, Settings], str] = _no_scheme
+    has_act_order: Callable[[Settings], bool] = _no_act_order
+    number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
+    #: Of the schemes it names: raises ConfigError if the tensors are not what the settings say.
+    check_stored: Callable[[Stored], None] = check_packed
+    #: (scheme, tensor's name, tensor of a packed layer) -> its bytes once loaded.
+    loaded_bytes: Callable[[str, str, Tensor], int] = _as_stored
+    #: (scheme, bytes of a number of the model's dtype) -> bytes that a step holds of each weight
+    #: of one layer, dequantized.
+    step_bytes_per_weight: Callable[[str, int], int] = _nothing
+    #: Word in a folder's name -> schemes that its files can then have. Of several methods: any.
+    hints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    format_hints: tuple[str, ...] = ()  # those that name this very format of files
+    recipes: tuple[Recipe, ...] = ()
+    vllm: Plugin | None = None

@@ -1,0 +1,1 @@
+"""Checkpoints in compressed-tensors' formats, and how they are made."""

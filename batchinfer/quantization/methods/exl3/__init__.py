@@ -1,0 +1,1 @@
+"""EXL3 of ExLlamaV3: recognised, and refused by name."""

@@ -1,0 +1,1 @@
+"""4-bit floats: NVFP4 and MXFP4."""

@@ -1,0 +1,1 @@
+"""8-bit floats: checkpoints of several families, or quantized while they are loaded."""

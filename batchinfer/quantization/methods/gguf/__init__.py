@@ -1,0 +1,1 @@
+"""GGUF of llama.cpp: recognised, and refused by name."""

@@ -1,0 +1,30 @@
+"""GGUF: its checkpoints are recognised, so that a job is refused by name and not by a crash."""
+
+from __future__ import annotations
+
+from batchinfer.quantization.methods.base import NOT_YET, Method, Quantization, Settings
+
+
+def _scheme_of(family: str, settings: Settings) -> str:
+    return "gguf"
+
+
+METHOD = Method(
+    name="gguf",
+    schemes={"gguf": "GGUF"},
+    names=(
+        Quantization(
+            name="gguf",
+            meaning="GGUF files of llama.cpp",
+            bits_per_weight=4.8,
+            cpu=NOT_YET,
+            gpu=NOT_YET,
+            how_to_make="llama.cpp's convert_hf_to_gguf.py and llama-quantize",
+            only_schemes=("gguf",),
+        ),
+    ),
+    families=("gguf",),
+    scheme_of=_scheme_of,
+    hints={word: ("gguf",) for word in ("gguf", "4bit", "8bit")},
+    format_hints=("gguf",),
+)

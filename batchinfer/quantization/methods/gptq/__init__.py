@@ -1,0 +1,1 @@
+"""Checkpoints in GPTQ's own format."""

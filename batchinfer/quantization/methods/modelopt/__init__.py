@@ -1,0 +1,1 @@
+"""Checkpoints that NVIDIA's ModelOpt writes, of schemes that other methods name."""

@@ -1,0 +1,1 @@
+"""QTIP: recognised, and refused by name."""

@@ -1,0 +1,30 @@
+"""QTIP: its checkpoints are recognised, so that a job is refused by name and not by a crash."""
+
+from __future__ import annotations
+
+from batchinfer.quantization.methods.base import NOT_YET, Method, Quantization, Settings
+
+
+def _scheme_of(family: str, settings: Settings) -> str:
+    return "qtip"
+
+
+METHOD = Method(
+    name="qtip",
+    schemes={"qtip": "QTIP"},
+    names=(
+        Quantization(
+            name="qtip",
+            meaning="trellis-coded weights of 2 to 4 bits (QTIP)",
+            bits_per_weight=2.0,
+            cpu=NOT_YET,
+            gpu=NOT_YET,
+            how_to_make="QTIP's own tools",
+            only_schemes=("qtip",),
+        ),
+    ),
+    families=("qtip",),
+    scheme_of=_scheme_of,
+    hints={word: ("qtip",) for word in ("qtip", "4bit", "8bit")},
+    format_hints=("qtip",),
+)

@@ -1,0 +1,1 @@
+"""Weights that no quantization has touched, and the dtypes they run in."""
