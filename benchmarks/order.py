@@ -242,7 +242,6 @@ def generate(
         ready,
         results.extend,
         counters,
-        Clock(),
         job=job,
         should_stop=lambda: False,
     )

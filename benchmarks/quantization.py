@@ -321,7 +321,6 @@ def generate(job: Any, engine: Any, prompts: Sequence[Any]) -> float:
         ready,
         lambda results: None,
         Counters(clock),
-        clock,
         job=job,
         should_stop=lambda: False,
     ).run()

@@ -149,11 +149,11 @@ def run(
     """
     if restart and slice_ is not None:
         raise click.UsageError("--restart concerns the whole output: use it without --slice")
-    from batchinfer.cli.run import Start
+    from batchinfer.cli.run import RunProcess
     from batchinfer.runner.options import RunOptions
 
     options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
-    Start(
+    RunProcess(
         job,
         sets,
         options,

@@ -18,11 +18,12 @@ import click
 
 from batchinfer.cli.common import Looked
 from batchinfer.cli.warned import held_warnings
+from batchinfer.cli.watchdog import Watchdog, end_process
 from batchinfer.errors import InputError, Stopped
 from batchinfer.forecast.forecast import Forecast, Interval, Left, forecast
 from batchinfer.forecast.measure import Measurement, measure
 from batchinfer.forecast.sample import Sample
-from batchinfer.runner import StopControl
+from batchinfer.runner import Stop, WholeProcess
 from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.
@@ -64,7 +65,7 @@ def show_forecast(
             "--rows reads more of the input"
         )
     with held_warnings(), _quiet_engine() as stop:
-        measurement = measure(job, looked.model, sample.prompts, stop)
+        measurement = measure(job, looked.model, sample.prompts, stop, WholeProcess())
     num_rows = -(-rest.num_results // job.sampling.n)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
     left = Left(
@@ -142,23 +143,23 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _quiet_engine() -> Iterator[StopControl]:
+def _quiet_engine() -> Iterator[Stop]:
     """Send what the engine prints to a log. A signal ends the process before a row is admitted, and
     the measurement after that.
     """
     folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
     log = folder / "engine.log"
     stdio = Stdio()
-    stop = StopControl()
+    stop = Stop()
 
     def say_why(_: int, reason: str) -> None:
         stdio.err.write(f"{reason}\n")
         shutil.rmtree(folder)
 
-    stop.on_abandon = say_why
+    watchdog = Watchdog(stop, last_words=say_why, end=end_process)
     is_kept = True
     try:
-        stop.watch()
+        watchdog.watch()
         stdio.redirect(log)
         yield stop
         is_kept = False

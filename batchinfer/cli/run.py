@@ -16,24 +16,17 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from batchinfer.cli.places import explained_places
+from batchinfer.cli.watchdog import Watchdog
 from batchinfer.config import load_job
 from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, Stopped, exit_code_of
 from batchinfer.ledger import layout
-from batchinfer.runner import (
-    RunContext,
-    RunOptions,
-    Session,
-    StopControl,
-    outcome_of,
-    release,
-    run_job,
-    write_status,
-)
-from batchinfer.storage import is_s3
+from batchinfer.runner import Process, Run, RunOptions, WholeProcess
+from batchinfer.storage import Store, is_s3
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Clock, Counters, Logs, Outcome, Progress, Stdio, choose_display
 
@@ -43,8 +36,8 @@ _MAX_UPLOADED_LOG_BYTES = 4 << 20
 _LAST_LINE_WAIT_S = 1.0
 
 
-class Start:
-    """One `batchinfer run`."""
+class RunProcess:
+    """The process of one `batchinfer run`: all that it owns as a whole, around a `Run`."""
 
     def __init__(
         self,
@@ -69,66 +62,71 @@ class Start:
             json_lines=json_lines,
             level=logging.ERROR if quiet else logging.INFO,
         )
-        clock = Clock()
-        stop = StopControl()
-        stop.on_abandon = self._abandon
-        stop.end_process = self._end_at_once
-        self._context = RunContext(
-            clock=clock, stop=stop, counters=Counters(clock), on_run=self._open_log
+        self._process = Process(Counters(Clock()), tuning=WholeProcess(), log=self._open_log)
+        self._watchdog = Watchdog(
+            self._process.stop, last_words=self._abandon, end=self._end_at_once
         )
+        self._run: Run | None = None  # none before the job is read
         self._output = ""  # the job's, once it is read
-        self._log_path: Path | None = None  # of a log that has to be uploaded
+        self._upload: _Upload | None = None
         self._ending = threading.Lock()
         self._last_line = threading.Lock()  # taken for good by who writes it
 
     def run(self) -> NoReturn:
         """Run the job and end the process with its exit code."""
-        context = self._context
-        context.stop.watch()
+        self._watchdog.watch()
         display = choose_display(
             self._stdio.err, os.environ, quiet=self._quiet, json_lines=self._json_lines
         )
-        progress = Progress(display, context.counters.snapshot, logger, self._logs.terminal)
+        counters = self._process.counters
+        progress = Progress(display, counters.snapshot, logger, self._logs.terminal)
         try:
             job = load_job(self._job_path, self._sets).job
             self._output = _absolute(job.output.path)
-            context.stop.set_max_seconds(job.limits.max_seconds)
+            self._watchdog.set_max_seconds(job.limits.max_seconds)
+            self._run = Run(job, self._options, self._process)
             with progress, explained_places(job, self._job_path):
-                outcome = run_job(job, self._options, context)
+                outcome = self._run.run()
         except Stopped as error:
-            outcome = outcome_of(context, "stopped", error.code, str(error))
+            outcome = self._outcome("stopped", error.code, str(error))
         except BatchInferError as error:
-            if self._may_skip and isinstance(error, LeaseHeld) and context.lease is None:
+            has_lease = self._run is not None and self._run.has_lease
+            if self._may_skip and isinstance(error, LeaseHeld) and not has_lease:
                 logger.info("skipped: %s", error)
-                outcome = outcome_of(context, "skipped", 0, str(error))
+                outcome = self._outcome("skipped", 0, str(error))
             else:
-                outcome = outcome_of(context, "failed", exit_code_of(error), str(error))
+                outcome = self._outcome("failed", exit_code_of(error), str(error))
         except BaseException as error:  # the process's edge: a bug
             logger.critical("this is a bug in batchinfer; please report it", exc_info=True)
             text = "".join(traceback.format_exception_only(error)).strip()
-            outcome = outcome_of(context, "failed", 1, f"internal error: {text}")
+            outcome = self._outcome("failed", 1, f"internal error: {text}")
         self._end(outcome)
 
-    def _open_log(self, session: Session) -> None:
+    def _outcome(self, status: str, exit_code: int, message: str) -> Outcome:
+        if self._run is None:
+            return Outcome(status, exit_code, output="", message=message)
+        return self._run.outcome(status, exit_code, message)
+
+    def _open_log(self, store: Store, run: int) -> None:
         """From here on everything that libraries print goes to the run's log file."""
-        key = layout.log_key(session.run)
-        if session.store.is_local:
-            path = Path(session.store.url) / key
+        key = layout.log_key(run)
+        if store.is_local:
+            path = Path(store.url) / key
         else:
-            path = self._log_path = _temporary_folder() / Path(key).name
+            path = _temporary_folder() / Path(key).name
+            self._upload = _Upload(store, key, path)
         with os_errors("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stdio.redirect(path)
-            self._logs.open_file(path, session.run)
+            self._logs.open_file(path, run)
 
     def _abandon(self, code: int, reason: str) -> None:
         """The watchdog ends the process: say so, give the lease back."""
-        outcome = outcome_of(self._context, "stopped", code, reason)
-        self._end(outcome)
+        self._end(self._outcome("stopped", code, reason))
 
     def _end_at_once(self, code: int, reason: str) -> NoReturn:
         """As above, without waiting for anything."""
-        self._write_last_line(outcome_of(self._context, "stopped", code, reason))
+        self._write_last_line(self._outcome("stopped", code, reason))
         os._exit(code)
 
     def _end(self, outcome: Outcome) -> NoReturn:
@@ -153,23 +151,29 @@ class Start:
             for line in [message] if self._json_lines else message.splitlines():
                 logger.error("%s", line)
         try:
-            write_status(self._context, outcome.exit_code)
-            release(self._context)
-            self._upload_log()
+            if self._run is not None:
+                self._run.end(outcome.exit_code)
+            if self._upload is not None:
+                self._upload.send()
         except (BatchInferError, OSError) as error:
             logger.warning("%s", error)
         with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
             self._logs.flush()
         self._stdio.err.flush()
 
-    def _upload_log(self) -> None:
-        session = self._context.session
-        if self._log_path is None or session is None:
-            return
-        content = self._log_path.read_bytes()[-_MAX_UPLOADED_LOG_BYTES:]
-        session.store.put(layout.log_key(session.run), content)
-        self._log_path.unlink()
-        self._log_path.parent.rmdir()
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A log that is written here and belongs on a store."""
+
+    store: Store
+    key: str
+    path: Path
+
+    def send(self) -> None:
+        self.store.put(self.key, self.path.read_bytes()[-_MAX_UPLOADED_LOG_BYTES:])
+        self.path.unlink()
+        self.path.parent.rmdir()
 
 
 def _temporary_folder() -> Path:

@@ -7,7 +7,6 @@ costs. Must not know: files, click.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from batchinfer.plan import Chunk
 from batchinfer.runner.factory import build_engine
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
-from batchinfer.runner.stop import StopControl
+from batchinfer.runner.startup import Tuning
+from batchinfer.runner.stop import Stop
 from batchinfer.telemetry import Clock, Counters
 
 #: Share of the measured rows that run in the first, narrow wave.
@@ -57,18 +57,18 @@ def measure(
     job: Job,
     model: ModelFacts,
     prompts: Sequence[npt.NDArray[np.int32]],
-    stop: StopControl,
+    stop: Stop,
+    tuning: Tuning,
 ) -> Measurement:
     """Run `prompts` as the job would. The kind's `prepare` was called before.
 
     Raises ConfigError, InputError, EngineDied, Stopped.
     """
     begun_s = time.monotonic()
-    gc.disable()  # here and below as a run does it, so that it takes as long
+    tuning.importing()  # here and below as a run does it, so that it takes as long
     engine_kind(job.engine.name).load()
     loaded_s = time.monotonic()
-    gc.freeze()
-    gc.enable()
+    tuning.imported()
     engine = build_engine(job, model)
     ready_s = time.monotonic()
     try:
@@ -82,7 +82,7 @@ def measure(
             raise InputError("the engine refuses every row of the measurement")
     finally:
         generated_s = time.monotonic()
-        gc.freeze()
+        tuning.imported()
         engine.close()
     return Measurement(
         facts=engine.facts,
@@ -94,9 +94,8 @@ def measure(
 
 
 def _run_wave(
-    job: Job, engine: Engine, prompts: Sequence[npt.NDArray[np.int32]], stop: StopControl
+    job: Job, engine: Engine, prompts: Sequence[npt.NDArray[np.int32]], stop: Stop
 ) -> Wave:
-    clock = Clock()
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
     ready.put(Chunk.of_prompts(prompts, num_samples=job.sampling.n))
     ready.close()
@@ -105,8 +104,7 @@ def _run_wave(
         recorder,
         ready,
         lambda results: None,
-        Counters(clock),
-        clock,
+        Counters(Clock()),
         job=job,
         should_stop=lambda: stop.is_requested,
     )

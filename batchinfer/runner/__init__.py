@@ -1,23 +1,9 @@
 """One run of a job: read, render, submit, step, write, commit. Must not know: click, terminals."""
 
-from batchinfer.runner.context import (
-    RunContext,
-    outcome_of,
-    release,
-    write_status,
-)
 from batchinfer.runner.options import RunOptions
-from batchinfer.runner.run import run_job
-from batchinfer.runner.session import Session
-from batchinfer.runner.stop import StopControl
+from batchinfer.runner.process import Process
+from batchinfer.runner.run import Run, run_job
+from batchinfer.runner.startup import WholeProcess
+from batchinfer.runner.stop import Stop
 
-__all__ = [
-    "RunContext",
-    "RunOptions",
-    "Session",
-    "StopControl",
-    "outcome_of",
-    "release",
-    "run_job",
-    "write_status",
-]
+__all__ = ["Process", "Run", "RunOptions", "Stop", "WholeProcess", "run_job"]

@@ -12,24 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows, TransientError
 from batchinfer.ledger import Totals, layout, records, survey
-from batchinfer.runner.context import RunContext, outcome_of
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session
 from batchinfer.tasks import task_of
-from batchinfer.telemetry import Counters, Outcome
+from batchinfer.telemetry import Clock, Counters, Outcome
 
 logger = logging.getLogger("batchinfer.runner")
 
 
 def finalise(
-    session: Session, finished: Mapping[str, Totals], context: RunContext, is_limited: bool
+    session: Session,
+    finished: Mapping[str, Totals],
+    outcome: Outcome,
+    clock: Clock,
+    *,
+    is_limited: bool,
 ) -> Outcome:
     """Write `_SUCCESS` if every shard of the input has its finished file; say how it stands.
 
-    `finished`: totals of shards whose footers need not be read again.
+    `finished`: totals of shards whose footers need not be read again. `outcome`: of what the run
+    did; it is completed and returned.
     """
-    context.counters.set_phase("finishing")
-    outcome = outcome_of(context, "partial", 0)
     warn_of_empty(outcome)
     if is_limited:
         warn_of_cut(session.job, outcome)
@@ -38,7 +41,8 @@ def finalise(
     names = {s.name for s in session.shards}
     listed = survey(session.store)
     own = {s.name for s in session.start.own}
-    if gone := sorted(own - listed.finished):
+    were_there = own & (session.survey.finished | finished.keys())
+    if gone := sorted(were_there - listed.finished):
         raise TransientError(
             f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
             "finished files in all. Start again: their rows are computed anew"
@@ -56,7 +60,7 @@ def finalise(
         "job": session.job.name,
         "shards": len(names),
         **totals.as_dict(),
-        "finished_at": context.clock.utc(),
+        "finished_at": clock.utc(),
     }
     session.store.put(layout.SUCCESS_KEY, records.to_json(success))
     outcome.status = "complete"

@@ -1,34 +1,47 @@
 """Signs of life: the lease's counter and the status file, every 10 s, from a thread of its own.
 
-Runs from the taking of the lease to its giving back. Must not know: what the run does. A status
-that cannot be written stops nothing; a lease that is lost or that somebody else took over ends the
-run.
+Runs from the taking of the lease to its giving back, and writes at once when a stop is asked for.
+Must not know: what the run does. A status that cannot be written stops nothing; a lease that is
+lost or that somebody else took over ends the run.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from batchinfer.errors import BatchInferError, LeaseHeld, LeaseLost
 from batchinfer.ledger import Lease
+from batchinfer.runner.stop import Stop
 
 logger = logging.getLogger("batchinfer.runner")
 
 BEAT_S = 10.0
 
 
+class StatusSource(Protocol):
+    def beat(self) -> None:
+        """Show on storage how the run stands. Raises LeaseLost, BatchInferError."""
+
+
 class Heartbeat:
-    def __init__(self, lease: Lease, write_status: Callable[[], None]) -> None:
+    def __init__(self, lease: Lease, source: StatusSource, stop: Stop) -> None:
         self._lease = lease
-        self._write_status = write_status
+        self._source = source
+        self._stop_request = stop
         self._stopped = threading.Event()
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ends the run: the lease is not ours any more."""
+        return self._error
 
     def start(self) -> None:
+        self._stop_request.wake(self._wanted)
         self._thread.start()
 
     def now(self) -> None:
@@ -36,6 +49,7 @@ class Heartbeat:
         self._wanted.set()
 
     def stop(self) -> None:
+        self._stop_request.forget(self._wanted)
         self._stopped.set()
         self._wanted.set()
         if self._thread.is_alive():
@@ -48,9 +62,9 @@ class Heartbeat:
                     self._beat()
                 self._wanted.clear()
                 if not self._stopped.is_set():
-                    self._tell()
+                    self._show()
         except Exception as error:  # the thread's edge: a lease without beats is soon another's
-            self.error = error
+            self._error = error
 
     def _beat(self) -> None:
         try:
@@ -60,9 +74,9 @@ class Heartbeat:
         except BatchInferError as error:
             logger.warning("could not renew the lease: %s", error)
 
-    def _tell(self) -> None:
+    def _show(self) -> None:
         try:
-            self._write_status()
+            self._source.beat()
         except LeaseLost:
             raise
         except BatchInferError as error:

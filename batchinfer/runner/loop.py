@@ -16,7 +16,7 @@ from batchinfer.errors import RowError
 from batchinfer.plan import WorkItem
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.tasks import Ask, Result, RowWork, task_of
-from batchinfer.telemetry import Clock, Counters
+from batchinfer.telemetry import Counters
 
 _IDLE_WAIT_S = 0.2
 #: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
@@ -87,25 +87,22 @@ class Loop:
         ready: ReadyWork,
         emit: Callable[[list[Result]], None],
         counters: Counters,
-        clock: Clock,
         *,
         job: Job,
         should_stop: Callable[[], bool],
         is_cautious: bool = False,
-        on_first_step: Callable[[], None] = lambda: None,
     ) -> None:
         """`is_cautious`: begin with few rows in flight, until the first are durable."""
         self._engine = engine
         self._ready = ready
         self._emit = emit
         self._counters = counters
-        self._clock = clock
+        self._clock = counters.clock
         self._should_stop = should_stop
         self._task = task_of(job)
         self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
         self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
         self._is_cautious = is_cautious
-        self._on_first_step: Callable[[], None] | None = on_first_step
         self._max_admitted = job.packing.batch_rows
         # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
         self._num_steps = self._num_underfilled = 0
@@ -168,11 +165,17 @@ class Loop:
         return self._max_in_flight - len(self._in_flight)
 
     def run(self) -> None:
-        """Admit, step, route, until nothing is left to do. Raises EngineDied."""
+        """Until nothing is left to do. Raises EngineDied."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """Admit, step, route, until nothing is left to do. Yields after each step of the engine."""
         while not self._should_stop():
             self.admit()
             if self._in_flight:
                 self._step()
+                yield
             elif self._row is not None:
                 continue  # its last requests were refused
             elif self._ready.is_exhausted:
@@ -186,9 +189,6 @@ class Loop:
         self._stalled_s = 0.0
         num_given = len(self._in_flight)
         completions = self._engine.step()
-        if self._on_first_step is not None:
-            self._on_first_step()
-            self._on_first_step = None
         # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
         num_running = self._engine.num_running
         self._counters.add_step(num_running)

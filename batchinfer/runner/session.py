@@ -64,6 +64,9 @@ class Session:
     def row_filter(self) -> RowFilter | None:
         return self.start.row_filter
 
+    def num_windows_of(self, shard: Shard) -> int:
+        return -(-self.fingerprints[shard.name].num_rows // self.window_rows)
+
     def num_rows_of(self, shards: Iterable[Shard]) -> int:
         """Input rows of shards, before the filter."""
         return sum(self.fingerprints[s.name].num_rows for s in shards)

@@ -13,13 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 
+from batchinfer.config import CheckpointSettings
 from batchinfer.errors import InputError
 from batchinfer.ledger import Ledger, PartId, Totals
-from batchinfer.runner.malloc import return_freed_pages
+from batchinfer.runner.flush import FlushPolicy
+from batchinfer.runner.process import Process
+from batchinfer.runner.shard_progress import ShardProgress
 from batchinfer.sink import build_table
 from batchinfer.tasks import Detokenize, Result, Task
 from batchinfer.tasks.base import num_failed
@@ -31,30 +34,6 @@ NUM_PUBLISHERS = 2
 NUM_REMOTE_PUBLISHERS = 4  # they wait more than they work
 #: Counted as in `Result.size_bytes`; small rows take about twice as much, as Python objects.
 MAX_HELD_BYTES = 16 << 20
-_FIRST_FLUSH_S = 0.5
-#: Of the time since the first row, until that is every_s: what an early kill may cost.
-_FLUSH_SHARE = 0.2
-
-
-@dataclass(slots=True, eq=False)
-class ShardOutput:
-    """A shard that is being computed, as the writer sees it."""
-
-    name: str
-    schema: pa.Schema
-    recheck: Callable[[], None]  # raises InputError if the shard changed since it was listed
-    has_parts: bool  # or a finished file: results that are not in our hands
-    buffers: dict[int, list[Result]] = field(default_factory=dict)  # by window
-    num_expected: list[int] = field(default_factory=list)  # by window
-    num_expected_total: int = 0
-    num_done: int = 0
-    num_publishing: int = 0
-    is_read: bool = False
-    is_finishing: bool = False
-
-    @property
-    def is_complete(self) -> bool:
-        return self.is_read and self.num_done == self.num_expected_total
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +42,6 @@ class _WindowRead:
     window: int
     num_expected: int
     num_done: int
-
-
-@dataclass(frozen=True, slots=True)
-class _ShardRead:
-    shard: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +60,24 @@ class _FoldAbandonedError(Exception):
     """A fold that gave way to a stop. Nothing appeared; its parts stand."""
 
 
-_Event = list[Result] | ShardOutput | _WindowRead | _ShardRead | _Published | _Drain
+_Event = list[Result] | ShardProgress | _WindowRead | _Published | _Drain
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTables:
+    """How results of this run become tables, and what of them is counted."""
+
+    task: Task
+    detokenize: Detokenize
+    run: int
+
+    def build(self, results: list[Result], schema: pa.Schema) -> pa.Table:
+        return build_table(
+            results, schema, run=self.run, task=self.task, detokenize=self.detokenize
+        )
+
+    def count_durable(self, table: pa.Table, counters: Counters) -> None:
+        counters.add_durable(table.num_rows, num_failed(table), self.task.count(table))
 
 
 class Writer:
@@ -95,37 +86,25 @@ class Writer:
     def __init__(
         self,
         ledger: Ledger,
-        counters: Counters,
+        tables: ResultTables,
+        settings: CheckpointSettings,
+        process: Process,
         *,
-        run: int,
-        every_rows: int,
-        every_s: float,
-        detokenize: Detokenize,
-        task: Task,
-        should_stop: Callable[[], bool] = lambda: False,
         on_first_durable: Callable[[], None] = lambda: None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._ledger = ledger
-        self._counters = counters
-        self._run = run
-        self._every_rows = every_rows
-        self._every_s = every_s
-        self._detokenize = detokenize
-        self._task = task
-        self._should_stop = should_stop
+        self._tables = tables
+        self._process = process
+        self._counters = process.counters
         self._on_first_durable = on_first_durable
         self._has_durable = False
         self._max_held_bytes = max_held_bytes
+        self._flushes = FlushPolicy(settings.every_rows, settings.every_s, max_held_bytes // 2)
         self._changed = threading.Condition()
         self._events: deque[_Event] = deque()
         self._held_bytes = 0
-        self._shards: dict[str, ShardOutput] = {}
-        self._num_buffered = 0
-        self._buffered_bytes = 0
-        self._oldest_s: float | None = None  # monotonic time of the first buffered row
-        self._flush_s = min(_FIRST_FLUSH_S, every_s)
-        self._first_s: float | None = None  # monotonic time of the first row of all
+        self._shards: dict[str, ShardProgress] = {}
         self._sequence = 0
         self._may_finish = True
         self._num_publishers = NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS
@@ -141,16 +120,16 @@ class Writer:
     def start(self) -> None:
         self._thread.start()
 
-    def open_shard(self, shard: ShardOutput) -> None:
+    def open_shard(self, shard: ShardProgress) -> None:
+        """Before the first of its windows or results. It is the writer's from then on."""
         self._post(shard)
 
     def window_read(self, shard: str, window: int, num_expected: int, num_done: int) -> None:
-        """A window was read: it must have so many results, and so many are durable already."""
-        self._post(_WindowRead(shard, window, num_expected, num_done))
+        """A window was read: it must have so many results, and so many are durable already.
 
-    def shard_read(self, shard: str) -> None:
-        """The shard was read to its end; it is finished once all its results are in."""
-        self._post(_ShardRead(shard))
+        With its last window a shard is read; it is finished once all its results are in.
+        """
+        self._post(_WindowRead(shard, window, num_expected, num_done))
 
     def put(self, results: list[Result]) -> None:
         """Hand over finished rows; waits while too many bytes wait for storage."""
@@ -199,85 +178,60 @@ class Writer:
                 self._flush()
                 if not any(s.num_publishing for s in self._shards.values()):
                     return
-            elif self._is_flush_due():
+            elif self._flushes.is_due(time.monotonic(), is_busy=self._is_busy()):
                 self._flush()
-                assert self._first_s is not None
-                share_s = _FLUSH_SHARE * (time.monotonic() - self._first_s)
-                self._flush_s = min(self._every_s, max(self._flush_s, share_s))
+                self._flushes.flushed(time.monotonic())
 
     def _next_events(self) -> list[_Event]:
         with self._changed:
             if not self._events:
-                self._changed.wait(self._wait_s())
+                self._changed.wait(self._flushes.wait_s(time.monotonic(), is_busy=self._is_busy()))
             events = list(self._events)
             self._events.clear()
             return events
 
-    def _wait_s(self) -> float:
-        if self._oldest_s is None:
-            return 1.0
-        period_s = self._every_s if self._is_busy() else self._flush_s
-        return max(0.0, min(1.0, self._oldest_s + period_s - time.monotonic()))
-
     def _is_busy(self) -> bool:
         return self._num_writing >= self._num_publishers
 
-    def _is_flush_due(self) -> bool:
-        if self._oldest_s is None:
-            return False
-        if self._is_busy() and time.monotonic() < self._oldest_s + self._every_s:
-            return False  # more parts would only wait, and be smaller
-        return (
-            self._num_buffered >= self._every_rows
-            or self._buffered_bytes >= self._max_held_bytes // 2
-            or time.monotonic() >= self._oldest_s + self._flush_s
-        )
-
     def _handle(self, event: _Event) -> None:
-        if isinstance(event, list):
-            for result in event:
-                shard = self._shards[result.chunk.shard]
-                shard.buffers.setdefault(result.chunk.window, []).append(result)
-                shard.num_done += 1
-                self._num_buffered += 1
-                self._buffered_bytes += result.size_bytes
-            if event and self._oldest_s is None:
-                self._oldest_s = time.monotonic()
-                self._first_s = self._first_s or self._oldest_s
-            touched = {result.chunk.shard for result in event}
-        elif isinstance(event, ShardOutput):
-            self._shards[event.name] = event
-            touched = set()
-        elif isinstance(event, _WindowRead):
-            shard = self._shards[event.shard]
-            shard.num_expected.extend([0] * (event.window + 1 - len(shard.num_expected)))
-            shard.num_expected[event.window] = event.num_expected
-            shard.num_expected_total += event.num_expected
-            shard.num_done += event.num_done
-            touched = set()
-        elif isinstance(event, _ShardRead):
-            self._shards[event.shard].is_read = True
-            touched = {event.shard}
-        else:
-            assert isinstance(event, _Published)
-            shard = self._shards[event.shard]
-            shard.num_publishing -= 1
-            self._num_writing -= not event.is_fold
-            with self._changed:
-                self._held_bytes -= event.num_bytes
-                self._changed.notify_all()
-            if shard.is_finishing:
-                del self._shards[event.shard]  # finished, or given up with an error
-                return
-            touched = {event.shard}
-        for name in touched:
+        match event:
+            case list():
+                self._buffer(event)
+            case ShardProgress():
+                self._shards[event.name] = event
+                self._finish_if_complete(event)  # it may have no window
+            case _WindowRead():
+                shard = self._shards[event.shard]
+                shard.window_read(event.window, event.num_expected, event.num_done)
+                self._finish_if_complete(shard)
+            case _Published():
+                self._release(event)
+
+    def _buffer(self, results: list[Result]) -> None:
+        for result in results:
+            self._shards[result.chunk.shard].add(result)
+        num_bytes = sum(result.size_bytes for result in results)
+        self._flushes.add(len(results), num_bytes, time.monotonic())
+        for name in {result.chunk.shard for result in results}:
             self._finish_if_complete(self._shards[name])
 
-    def _finish_if_complete(self, shard: ShardOutput) -> None:
+    def _release(self, event: _Published) -> None:
+        shard = self._shards[event.shard]
+        shard.num_publishing -= 1
+        self._num_writing -= not event.is_fold
+        with self._changed:
+            self._held_bytes -= event.num_bytes
+            self._changed.notify_all()
+        if shard.is_finishing:
+            del self._shards[event.shard]  # finished, or given up with an error
+        else:
+            self._finish_if_complete(shard)
+
+    def _finish_if_complete(self, shard: ShardProgress) -> None:
         """Rule 1: only when every row that passes the filter has its result is the file written."""
         if not shard.is_complete or not self._may_finish or self.error is not None:
             return
-        if not shard.has_parts:
+        if not shard.has_results:
             shard.is_finishing = True
             results = [r for buffer in self._take_buffers(shard).values() for r in buffer]
             self._submit(shard, results, lambda: self._finish_directly(shard, results))
@@ -293,23 +247,20 @@ class Writer:
             for window, results in self._take_buffers(shard).items():
                 self._submit_part(shard, window, results)
 
-    def _take_buffers(self, shard: ShardOutput) -> dict[int, list[Result]]:
-        buffers, shard.buffers = shard.buffers, {}
+    def _take_buffers(self, shard: ShardProgress) -> dict[int, list[Result]]:
+        buffers = shard.take()
         for results in buffers.values():
-            self._num_buffered -= len(results)
-            self._buffered_bytes -= sum(r.size_bytes for r in results)
-        if self._num_buffered == 0:
-            self._oldest_s = None
+            self._flushes.remove(len(results), sum(r.size_bytes for r in results))
         return buffers
 
-    def _submit_part(self, shard: ShardOutput, window: int, results: list[Result]) -> None:
-        shard.has_parts = True
+    def _submit_part(self, shard: ShardProgress, window: int, results: list[Result]) -> None:
+        shard.has_results = True
         self._sequence += 1
-        part = PartId(window, self._run, self._sequence)
+        part = PartId(window, self._tables.run, self._sequence)
 
         def publish() -> None:
             started_s = time.monotonic()
-            table = self._table(shard, results)
+            table = self._tables.build(results, shard.schema)
             self._ledger.publish_part(shard.name, part, table)
             self._count_durable(results, table)
             logger.debug(
@@ -324,7 +275,7 @@ class Writer:
 
     def _submit(
         self,
-        shard: ShardOutput,
+        shard: ShardProgress,
         results: Sequence[Result],
         work: Callable[[], None],
         pool: ThreadPoolExecutor | None = None,
@@ -348,45 +299,36 @@ class Writer:
         shard.num_publishing += 1
         self._num_writing += not is_fold
 
-    def _finish_directly(self, shard: ShardOutput, results: list[Result]) -> None:
-        table = self._table(shard, results) if results else None
-        num_expected = sum(shard.num_expected)
+    def _finish_directly(self, shard: ShardProgress, results: list[Result]) -> None:
+        table = self._tables.build(results, shard.schema) if results else None
+        num_expected = sum(shard.num_expected.values())
         totals = self._ledger.finish_directly(
             shard.name, shard.schema, table, num_expected, shard.recheck
         )
         self._count_durable(results, table)
         self._note_finished(shard, totals)
 
-    def _fold(self, shard: ShardOutput) -> None:
+    def _fold(self, shard: ShardProgress) -> None:
         totals = self._ledger.finish_shard(
-            shard.name, shard.schema, shard.num_expected, shard.recheck, self._keep_folding
+            shard.name, shard.schema, shard.expected_by_window, shard.recheck, self._keep_folding
         )
-        return_freed_pages()  # what a fold took, nobody needs until the next
+        self._process.tuning.freed()  # what a fold took, nobody needs until the next
         self._note_finished(shard, totals)
 
     def _keep_folding(self) -> None:
-        if self._should_stop() or self.error is not None:
+        if self._process.stop.is_requested or self.error is not None:
             raise _FoldAbandonedError
 
-    def _note_finished(self, shard: ShardOutput, totals: Totals) -> None:
+    def _note_finished(self, shard: ShardProgress, totals: Totals) -> None:
         self.finished[shard.name] = totals
         logger.info(
             "shard finished: %s, %d rows, %d failed", shard.name, totals.rows, totals.rows_failed
         )
         self._counters.add_shard_finished()
 
-    def _table(self, shard: ShardOutput, results: list[Result]) -> pa.Table:
-        return build_table(
-            results,
-            shard.schema,
-            run=self._run,
-            task=self._task,
-            detokenize=self._detokenize,
-        )
-
     def _count_durable(self, results: Sequence[Result], table: pa.Table | None) -> None:
         if table is not None:
-            self._counters.add_durable(table.num_rows, num_failed(table), self._task.count(table))
+            self._tables.count_durable(table, self._counters)
         if results and not self._has_durable:
             self._has_durable = True
             self._on_first_durable()

@@ -87,6 +87,10 @@ class Counters:
             deque()
         )  # (monotonic s, completion tokens by then)
 
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
     def set_phase(self, phase: str) -> None:
         """What the run is busy with, for people: "reading", "loading the model", "generating"."""
         with self._lock:

@@ -194,14 +194,16 @@ def test_a_limit_further_away_than_a_clock_can_say_hides_no_signal(
 def test_a_run_whose_watchdog_fails_ends() -> None:
     script = (
         "import select, time\n"
-        "from batchinfer.runner import StopControl\n"
-        "stop = StopControl(grace_s=0.2)\n"
-        "stop.watch()\n"
-        "stop.begin_admission()\n"
-        "stop.end_process = lambda code, reason: (print(reason, flush=True), os._exit(code))\n"
         "import os\n"
+        "from batchinfer.cli.watchdog import Watchdog\n"
+        "from batchinfer.runner import Stop\n"
+        "stop = Stop()\n"
+        "end = lambda code, reason: (print(reason, flush=True), os._exit(code))\n"
+        "watchdog = Watchdog(stop, end=end, grace_s=0.2)\n"
+        "watchdog.watch()\n"
+        "stop.begin_admission()\n"
         "select.poll = None\n"
-        "stop.set_max_seconds(1000)\n"
+        "watchdog.set_max_seconds(1000)\n"
         "time.sleep(60)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=50)

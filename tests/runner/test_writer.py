@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer.config import SamplingSettings
+from batchinfer.config import CheckpointSettings, SamplingSettings
 from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, TransientError
 from batchinfer.ledger import Ledger
 from batchinfer.plan import Chunk
-from batchinfer.runner.writer import ShardOutput, Writer
+from batchinfer.runner import Process
+from batchinfer.runner.shard_progress import ShardProgress
+from batchinfer.runner.writer import ResultTables, Writer
 from batchinfer.sink import output_schema
 from batchinfer.storage.local import LocalStore
 from batchinfer.tasks import Generate, Result
@@ -55,15 +57,15 @@ def ledger(store: Breaking) -> Ledger:
     return Ledger(store, {"digest": "ours"}, WINDOW_ROWS)
 
 
-def writer_on(ledger: Ledger, **options: Any) -> Writer:
-    chosen = {"every_rows": 5, "every_s": 60.0, **options}
+def writer_on(
+    ledger: Ledger, *, every_rows: int = 5, every_s: float = 60.0, run: int = 1, **options: Any
+) -> Writer:
     writer = Writer(
         ledger,
-        Counters(Clock()),
-        run=1,
-        detokenize=lambda flat, offsets: ["x"] * (len(offsets) - 1),
-        task=TASK,
-        **chosen,
+        ResultTables(TASK, lambda flat, offsets: ["x"] * (len(offsets) - 1), run),
+        CheckpointSettings(every_rows=every_rows, every_s=every_s),
+        Process(Counters(Clock())),
+        **options,
     )
     writer.start()
     return writer
@@ -90,6 +92,10 @@ def results_of(shard: str, windows: range = range(NUM_WINDOWS)) -> Iterator[Resu
             yield Result(chunk, index, 0, done, finished_at_us=1)
 
 
+def shard_of(*, num_windows: int = NUM_WINDOWS, has_results: bool = False) -> ShardProgress:
+    return ShardProgress("a.parquet", SCHEMA, num_windows, lambda: None, has_results)
+
+
 def open_shard(
     writer: Writer,
     shard: str,
@@ -98,10 +104,9 @@ def open_shard(
     num_windows: int = NUM_WINDOWS,
     has_parts: bool = False,
 ) -> None:
-    writer.open_shard(ShardOutput(shard, SCHEMA, recheck, has_parts=has_parts))
+    writer.open_shard(ShardProgress(shard, SCHEMA, num_windows, recheck, has_results=has_parts))
     for window in range(num_windows):
         writer.window_read(shard, window, WINDOW_ROWS, 0)
-    writer.shard_read(shard)
 
 
 def rows_of_finished(store: LocalStore, shard: str) -> list[int]:
@@ -142,13 +147,12 @@ def test_a_shard_is_not_finished_before_everything_is_in(
     store: Breaking, ledger: Ledger, missing: str
 ) -> None:
     writer = writer_on(ledger)
-    writer.open_shard(ShardOutput("a.parquet", SCHEMA, lambda: None, has_parts=False))
-    for window in range(NUM_WINDOWS + (missing == "a window")):
+    num_windows = NUM_WINDOWS + (missing == "a window")
+    writer.open_shard(shard_of(num_windows=num_windows))
+    for window in range(num_windows - (missing == "the end of reading")):
         writer.window_read("a.parquet", window, WINDOW_ROWS, 0)
     results = [*results_of("a.parquet")]
     writer.put(results[:-1] if missing == "a result" else results)
-    if missing != "the end of reading":
-        writer.shard_read("a.parquet")
     writer.drain(finish_shards=True)
     assert writer.error is None
     assert store.stat("a.parquet") is None
@@ -167,12 +171,10 @@ def test_what_an_earlier_run_left_is_folded_in(store: Breaking, ledger: Ledger) 
     open_shard(first, "a.parquet")
     first.put([*results_of("a.parquet", range(2))])
     first.drain(finish_shards=True)
-    second = writer_on(ledger)
-    second._run = 2
-    second.open_shard(ShardOutput("a.parquet", SCHEMA, lambda: None, has_parts=True))
+    second = writer_on(ledger, run=2)
+    second.open_shard(shard_of(has_results=True))
     for window in range(NUM_WINDOWS):
         second.window_read("a.parquet", window, WINDOW_ROWS, WINDOW_ROWS if window < 2 else 0)
-    second.shard_read("a.parquet")
     second.put([*results_of("a.parquet", range(2, 3))])
     second.drain(finish_shards=True)
     assert second.error is None
@@ -181,7 +183,7 @@ def test_what_an_earlier_run_left_is_folded_in(store: Breaking, ledger: Ledger) 
 
 def test_a_stop_writes_parts_only(store: Breaking, ledger: Ledger) -> None:
     writer = writer_on(ledger, every_rows=10_000)
-    writer.open_shard(ShardOutput("a.parquet", SCHEMA, lambda: None, has_parts=True))
+    writer.open_shard(shard_of(has_results=True))
     for window in range(NUM_WINDOWS):
         writer.window_read("a.parquet", window, WINDOW_ROWS, 0)
     results = [*results_of("a.parquet")]
@@ -281,7 +283,7 @@ def test_while_all_publishers_are_busy_a_part_is_begun_only_after_every_s(
 
     store.publish = waiting  # type: ignore[method-assign]
     writer = writer_on(ledger, every_rows=1, every_s=every_s)
-    writer.open_shard(ShardOutput("a.parquet", SCHEMA, lambda: None, has_parts=False))
+    writer.open_shard(shard_of())
     results = results_of("a.parquet")
     for num_writing in (1, 2):
         writer.put([next(results)])

@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 
 from batchinfer.cli import main
 from batchinfer.cli import run as cli_run
+from batchinfer.cli.watchdog import Watchdog
 from batchinfer.engine.base import Engine, EngineKind, EngineSpec
 from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
-from batchinfer.runner import StopControl, claim, heartbeat, start
+from batchinfer.runner import claim, heartbeat, start
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
@@ -122,7 +123,7 @@ if __name__ == "__main__":
     if beat_s := os.environ.get("FAKE_BEAT_S"):
         heartbeat.BEAT_S = float(beat_s)
     if grace_s := os.environ.get("FAKE_GRACE_S"):
-        cli_run.StopControl = partial(StopControl, grace_s=float(grace_s))
+        cli_run.Watchdog = partial(Watchdog, grace_s=float(grace_s))
     if "FAKE_REAL_TOKENIZER" not in os.environ:
         encode._load = lambda path, **_: LightTokenizer(path)
     if retry_s := os.environ.get("FAKE_RETRY_S"):

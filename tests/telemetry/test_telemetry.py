@@ -153,21 +153,19 @@ def test_an_engine_that_could_run_more_than_its_reader_brings_is_underfilled(
     counters = Counters(Clock())
     engine = FakeEngine(FakePlan(max_num_seqs=8), max_tokens=1, num_logprobs=None, max_model_len=64)
     job = Job.model_validate(job_settings(Place("nowhere")))
-    first_steps: list[int] = []
-    Loop(
+    loop = Loop(
         engine,
         Trickle(70, at_once),  # type: ignore[arg-type]
         lambda results: None,
         counters,
-        Clock(),
         job=job,
         should_stop=lambda: False,
-        on_first_step=lambda: first_steps.append(counters.snapshot().num_steps),
-    ).run()
+    )
+    steps = [counters.snapshot().num_steps for _ in loop.steps()]
     snapshot = counters.snapshot()
     assert snapshot.share_of_steps_underfilled == share
     assert snapshot.mean_num_running == pytest.approx(70 / snapshot.num_steps)
-    assert first_steps == [0]
+    assert steps == list(range(1, snapshot.num_steps + 1)), "each step is told when it is over"
 
 
 def test_a_start_up_is_told_from_the_start_of_the_process() -> None:

@@ -1,0 +1,241 @@
+"""The engine over the pending shards: what is started when, and how all of it ends.
+
+Tokenizer, reading, and the engine's imports begin together; the model is loaded only once there is
+a row to compute. Whatever ends it, finished rows are made durable first. Must not know: leases,
+what is done already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from batchinfer.engine.base import Engine, EngineFacts, EngineKind
+from batchinfer.engine.kinds import engine_kind
+from batchinfer.errors import EngineDied, TransientError
+from batchinfer.ledger import Totals
+from batchinfer.runner.ending import Causes, bad_input, end, stopped
+from batchinfer.runner.factory import build_engine, engine_spec, prompter_of
+from batchinfer.runner.heartbeat import Heartbeat
+from batchinfer.runner.loop import Loop
+from batchinfer.runner.pipeline import Pipeline
+from batchinfer.runner.process import Process
+from batchinfer.runner.session import Session
+from batchinfer.runner.status import Status
+from batchinfer.tasks import task_of
+from batchinfer.telemetry import Counters, StartUp, log_event
+
+logger = logging.getLogger("batchinfer.runner")
+
+_CLOSE_S = 10.0
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """`finished`: totals of the shards that were finished; `is_limited`: `--limit` ended it."""
+
+    finished: Mapping[str, Totals]
+    is_limited: bool
+
+
+def compute(
+    session: Session,
+    process: Process,
+    status: Status,
+    heartbeat: Heartbeat,
+    *,
+    is_cautious: bool,
+) -> Computed:
+    """Run the engine over the pending shards.
+
+    Raises Stopped, EngineDied, InputError and what else ended it, see `Causes`.
+    """
+    return _Computation(session, process, status, heartbeat).run(is_cautious=is_cautious)
+
+
+class _Computation:
+    def __init__(
+        self, session: Session, process: Process, status: Status, heartbeat: Heartbeat
+    ) -> None:
+        self._session = session
+        self._process = process
+        self._status = status
+        self._heartbeat = heartbeat
+        self._kind = engine_kind(session.job.engine.name)
+
+    def run(self, *, is_cautious: bool) -> Computed:
+        pipeline = self._begin()
+        importing = _Import(self._kind, self._process.startup)
+        engine: Engine | None = None
+        error: BaseException | None = None
+        try:
+            has_work = self._wait_for_work(pipeline, importing)
+            self._process.tuning.imported()
+            if has_work:
+                engine = self._build()
+                self._generate(engine, pipeline, is_cautious=is_cautious)
+        except BaseException as caught:  # what is finished is made durable before it goes on
+            error = caught
+        self._drain(pipeline, error)
+        if engine is not None:
+            _close(engine)
+        end(self._causes(pipeline, error))
+        return Computed(pipeline.finished, pipeline.is_limited)
+
+    def _begin(self) -> Pipeline:
+        session, process = self._session, self._process
+        process.tuning.begin()
+        self._kind.prepare(engine_spec(session.job, session.model))
+        process.counters.set_max_tokens(task_of(session.job).max_tokens)
+        process.counters.set_phase("loading the tokenizer")
+        process.tuning.importing()
+        with process.startup.span("tokenizer"):
+            prompter = prompter_of(session.job, session.model)
+        pipeline = Pipeline(session, prompter, process, self._heartbeat.now)
+        self._heartbeat.now()
+        pipeline.start()
+        return pipeline
+
+    def _wait_for_work(self, pipeline: Pipeline, importing: _Import) -> bool:
+        """Whether there is a row to compute; then the engine is imported too."""
+        process = self._process
+        process.counters.set_phase("reading input")
+        ready = pipeline.ready
+        with process.startup.span("first_window"):
+            while not (ready.wait(_LOOK_S) or ready.is_exhausted or self._should_stop(pipeline)):
+                if importing.is_over:
+                    process.tuning.waiting()
+        if ready.is_exhausted or self._should_stop(pipeline):
+            return False
+        process.counters.set_phase("importing the engine")
+        importing.join()
+        return True
+
+    def _build(self) -> Engine:
+        counters = self._process.counters
+        counters.set_phase("loading the model")
+        with self._process.startup.span("model"), self._kind.phases(counters.set_phase):
+            return build_engine(self._session.job, self._session.model)
+
+    def _generate(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
+        process = self._process
+        log_event(logger, logging.INFO, "engine_ready", **asdict(engine.facts))
+        self._session.ledger.add_facts(engine=asdict(engine.facts))
+        loop = Loop(
+            engine,
+            pipeline.ready,
+            pipeline.put,
+            process.counters,
+            job=self._session.job,
+            should_stop=lambda: self._should_stop(pipeline),
+            is_cautious=is_cautious,
+        )
+        self._status.generate(loop)
+        if not process.stop.begin_admission():
+            return
+        process.counters.set_phase("generating")
+        loop.admit()
+        with contextlib.suppress(TransientError):
+            self._status.write()  # names the rows in flight before a step can kill us
+        try:
+            steps = loop.steps()
+            if next(steps, None) is not None:
+                _end_startup(process.startup, engine.facts)
+            for _ in steps:
+                pass
+        finally:
+            _log_generation(process.counters)
+
+    def _should_stop(self, pipeline: Pipeline) -> bool:
+        return (
+            self._process.stop.is_requested
+            or pipeline.has_failed
+            or self._heartbeat.error is not None
+        )
+
+    def _drain(self, pipeline: Pipeline, error: BaseException | None) -> None:
+        stop = self._process.stop
+        error = self._causes(pipeline, error)._replace(stop=None, input=None).first
+        if isinstance(error, EngineDied):
+            self._status.bury_engine()
+        if error is not None:
+            stop.give_up_retrying()
+        self._process.counters.set_phase("writing finished rows")
+        pipeline.drain(finish_shards=error is None and not stop.is_requested)
+
+    def _causes(self, pipeline: Pipeline, error: BaseException | None) -> Causes:
+        return Causes(
+            stop=stopped(self._process.stop, pipeline.writer_error),
+            writer=pipeline.writer_error,
+            reader=pipeline.reader_error,
+            lease=self._heartbeat.error,
+            engine=error,
+            input=bad_input(pipeline.input_errors.values()),
+        )
+
+
+class _Import:
+    """The engine's imports, beside the reading of the first rows.
+
+    Not waited for by a start that finds no row to compute.
+    """
+
+    def __init__(self, kind: EngineKind, startup: StartUp) -> None:
+        self._kind = kind
+        self._startup = startup
+        self._thread = threading.Thread(target=self._work, name="import", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            with self._startup.span("engine_imports"):
+                self._kind.load()
+        except Exception as error:  # `build_engine` imports again, and raises what it finds
+            logger.info("importing the engine beforehand failed: %s", error)
+
+
+def _close(engine: Engine) -> None:
+    """A device that hangs must not keep a finished run from saying so."""
+    closing = threading.Thread(target=engine.close, name="close", daemon=True)
+    closing.start()
+    closing.join(_CLOSE_S)
+    if closing.is_alive():
+        logger.warning("the engine did not shut down within %g s", _CLOSE_S)
+
+
+def _end_startup(startup: StartUp, facts: EngineFacts) -> None:
+    """Log where the time went; of the model's, what the engine said about its parts."""
+    model_begin_s, model_end_s = startup.spans["model"]
+    if warm_up_s := facts.warm_up_s:
+        startup.add("model", model_begin_s, model_end_s - warm_up_s)
+        startup.add("compile_and_warm_up", model_end_s - warm_up_s, model_end_s)
+    startup.add("first_step", model_end_s)
+    startup.end()
+    spans = startup.as_dict()
+    log_event(logger, logging.INFO, "started_up", total_s=spans.pop("total_s"), spans=spans)
+
+
+def _log_generation(counters: Counters) -> None:
+    snapshot = counters.snapshot()
+    log_event(
+        logger,
+        logging.INFO,
+        "generated",
+        rows=snapshot.rows_computed,
+        tokens_per_s=round(snapshot.mean_tokens_per_s, 1),
+        steps=snapshot.num_steps,
+        mean_num_running=round(snapshot.mean_num_running, 1),
+        share_of_steps_underfilled=round(snapshot.share_of_steps_underfilled, 4),
+        stalled_s=round(snapshot.stalled_s, 3),
+    )

@@ -1,0 +1,68 @@
+"""How far a shard has come that is being computed. Pure: nothing is written, nobody is asked.
+
+Must not know: threads, storage. Invariant (rule 1 of docs/architecture.md): a shard is complete
+only when all of its windows were read and every result that they must have is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyarrow as pa
+
+from batchinfer.runner.session import Session
+from batchinfer.source import Shard
+from batchinfer.tasks import Result
+
+
+@dataclass(slots=True, eq=False)
+class ShardProgress:
+    """Results are buffered by window until they are taken for a part or for the finished file."""
+
+    name: str
+    schema: pa.Schema
+    num_windows: int
+    recheck: Callable[[], None]  # raises InputError if the shard changed since it was listed
+    has_results: bool  # a finished file or parts: results that are not in our hands
+    buffers: dict[int, list[Result]] = field(default_factory=dict)  # by window
+    num_expected: dict[int, int] = field(default_factory=dict)  # by window that was read
+    num_done: int = 0
+    num_publishing: int = 0
+    is_finishing: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        is_read = len(self.num_expected) == self.num_windows
+        return is_read and self.num_done == sum(self.num_expected.values())
+
+    @property
+    def expected_by_window(self) -> list[int]:
+        return [self.num_expected.get(window, 0) for window in range(self.num_windows)]
+
+    def add(self, result: Result) -> None:
+        self.buffers.setdefault(result.chunk.window, []).append(result)
+        self.num_done += 1
+
+    def window_read(self, window: int, num_expected: int, num_done: int) -> None:
+        """The window must have so many results; some are durable already."""
+        self.num_expected[window] = num_expected
+        self.num_done += num_done
+
+    def take(self) -> dict[int, list[Result]]:
+        """What is buffered, by window. The buffers are empty then."""
+        taken, self.buffers = self.buffers, {}
+        return taken
+
+
+def progress_of(session: Session, shard: Shard, schema: pa.Schema) -> ShardProgress:
+    """A shard of which this run has no result yet."""
+    listed = session.survey
+    return ShardProgress(
+        name=shard.name,
+        schema=schema,
+        num_windows=session.num_windows_of(shard),
+        recheck=partial(session.recheck, shard),
+        has_results=shard.name in listed.finished or shard.name in listed.with_parts,
+    )

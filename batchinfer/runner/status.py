@@ -1,0 +1,111 @@
+"""How a run stands, for those outside it: its status file, and the outcome of its process.
+
+The one source that heartbeat, caller and watchdog take it from, from any thread. Must not know:
+how rows are computed. Invariant: the status file's last record is the one with the exit code; a
+late beat cannot overwrite it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Protocol
+
+from batchinfer.errors import LeaseLost
+from batchinfer.ledger import layout, records
+from batchinfer.runner.process import Process
+from batchinfer.runner.record import restore
+from batchinfer.runner.session import Session
+from batchinfer.tasks import task_of
+from batchinfer.telemetry import Outcome, status_record
+
+
+class InFlight(Protocol):
+    def in_flight(self) -> Sequence[str]:
+        """What the engine has at the moment, as "shard:row"."""
+
+
+class Status:
+    """Told what a run comes to; asked by everybody else."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._session: Session | None = None
+        self._admitted: InFlight | None = None
+        self._is_engine_dead = False
+        self._is_final = False
+        self._lock = threading.Lock()
+
+    def begin(self, session: Session) -> None:
+        """The output is ours, and the run has its number if there is something to compute."""
+        self._session = session
+
+    def generate(self, admitted: InFlight) -> None:
+        """From now on the engine has rows."""
+        self._admitted = admitted
+
+    def bury_engine(self) -> None:
+        """It died, so what it had in flight is what killed it."""
+        self._is_engine_dead = True
+
+    def beat(self) -> None:
+        """Write the file, and records that vanished. Raises LeaseLost, BatchInferError."""
+        session = self._session
+        if session is not None and session.run:
+            session.lease.check()
+            restore(session.store, session.written)
+        self.write()
+
+    def write(self, exit_code: int | None = None) -> None:
+        """Rewrite this run's status file; an exit code says that the run has ended."""
+        session = self._session
+        if session is None or not session.run:
+            return
+        try:
+            session.lease.check()
+        except LeaseLost:
+            return  # it would be all that is at the place of an output that was deleted
+        # In flight is what a death would be blamed on: not what an operator stopped.
+        is_ended = exit_code is not None and not self._is_engine_dead
+        is_ended |= self._process.stop.is_requested
+        record = status_record(
+            self._process.counters.snapshot(),
+            run=session.run,
+            slice_name=session.options.lease_name,
+            holder=asdict(session.holder),
+            started_at=session.holder.since,
+            clock=self._process.clock,
+            in_flight=self._admitted.in_flight() if self._admitted and not is_ended else [],
+            startup=self._process.startup.as_dict(),
+            exit_code=exit_code,
+        )
+        with self._lock:  # a late beat must not overwrite the last word
+            if not self._is_final:
+                self._is_final = exit_code is not None
+                session.store.put(layout.status_key(session.run), records.to_json(record))
+
+    def outcome(self, status: str, exit_code: int, message: str = "") -> Outcome:
+        """What the process did so far, under the name and code with which it ends."""
+        snapshot = self._process.counters.snapshot()
+        session = self._session
+        return Outcome(
+            status=status,
+            exit_code=exit_code,
+            output=session.store.url if session else "",
+            message=message,
+            run=session.run or None if session else None,
+            rows_durable=snapshot.rows_durable,
+            rows_failed=snapshot.rows_failed,
+            counts=snapshot.counts,
+            rows_computed=snapshot.rows_computed,
+            prompt_tokens=snapshot.prompt_tokens,
+            result_tokens=snapshot.completion_tokens,
+            token_name=task_of(session.job).counts[0] if session else "completion_tokens",
+            generation_s=snapshot.generation_s,
+            stalled_s=snapshot.stalled_s,
+            steps=snapshot.num_steps,
+            mean_num_running=snapshot.mean_num_running,
+            share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
+            startup_s=self._process.startup.total_s,
+        )
