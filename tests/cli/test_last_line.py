@@ -33,18 +33,21 @@ def must_say(ended: Ended, code: int, *words: str) -> None:
         (["job.yaml\x01"], ["no such job file"]),
     ],
 )
-def test_a_mistake_in_the_command_line_is_told_to_machines_too(
+def test_a_mistake_in_the_command_line_has_a_last_line(
     arguments: list[str], words: list[str]
 ) -> None:
+    """A mistake in the command line is told to machines too."""
     must_say(run(arguments[0], *arguments[1:]), 2, *words)
 
 
-def test_a_missing_argument_is_told_to_machines_too() -> None:
+def test_a_missing_argument_has_a_last_line() -> None:
+    """A missing argument is told to machines too."""
     must_say(run("run", command=()), 2, "JOB")
 
 
 @pytest.mark.parametrize("text", ["a: [", "", "- 1", "a: 1\na: 2", "!!python/none x", "\x00"])
-def test_a_job_file_that_cannot_be_read_is_told_to_machines_too(text: str, tmp_path: Path) -> None:
+def test_an_unreadable_job_file_has_a_last_line(text: str, tmp_path: Path) -> None:
+    """A job file that cannot be read is told to machines too."""
     path = tmp_path / "job.yaml"
     path.write_text(text)
     must_say(run(path), 2, "job.yaml")

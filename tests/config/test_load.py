@@ -537,9 +537,8 @@ def test_short_names_of_dtypes_mean_the_long_ones(dtype: str, canonical: str) ->
         ("torchao", "auto"),
     ],
 )
-def test_another_programs_word_for_a_quantization_is_refused_with_the_name_here(
-    word: str, meant: str
-) -> None:
+def test_another_programs_word_is_refused_with_our_name(word: str, meant: str) -> None:
+    """Another programs word for a quantization is refused with the name here."""
     with pytest.raises(ValidationError, match=f'write {meant}, .*got "{word}"'):
         job(model={"path": "m", "quantization": word})
     sentence = f"write {meant}, " if meant != "auto" else "Input should be 'none', "
@@ -632,7 +631,8 @@ def test_the_checked_in_schema_is_the_models() -> None:
     assert checked_in == job_schema_text(), "write job_schema_text() to schemas/job.schema.json"
 
 
-def test_the_schema_is_draft_7_with_a_description_on_every_field_and_no_open_mapping() -> None:
+def test_the_schema_describes_every_field() -> None:
+    """The schema is draft 7 with a description on every field and no open mapping."""
     schema = job_schema()
     jsonschema.Draft7Validator.check_schema(schema)
     assert schema["$schema"] == "http://json-schema.org/draft-07/schema#"

@@ -27,9 +27,10 @@ def count_parts(folder: Place) -> int:
     return sum(name.endswith(".part") for name in folder.names("out"))
 
 
-def test_the_demo_job_gives_a_result_for_each_row_in_files_named_like_the_inputs(
+def test_the_demo_job_gives_a_result_for_each_row(
     folder: Place,
 ) -> None:
+    """The demo job gives a result for each row in files named like the inputs."""
     output = f"output.path={folder.url('out')}"
     assert real(SUMMARIZE, output)["status"] == "complete"
     names = [n for n in folder.names("out") if n.endswith(".parquet")]
@@ -53,7 +54,7 @@ def test_the_demo_job_gives_a_result_for_each_row_in_files_named_like_the_inputs
     assert "vllm" in log, "the engine's own log goes to the log file"
 
 
-def test_a_killed_and_a_stopped_run_resume_to_what_an_uninterrupted_run_gives(
+def test_resumed_runs_equal_an_uninterrupted_one(
     folder: Place,
 ) -> None:
     """In fp32 without prefix caching, which on the CPU is bit-equal whatever shares a batch."""

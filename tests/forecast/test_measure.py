@@ -98,9 +98,10 @@ def test_only_what_is_left_counts_and_a_complete_output_runs_nothing(
     assert not log.exists()
 
 
-def test_with_a_filter_a_complete_output_is_all_done_and_one_that_passes_nothing_no_error(
+def test_a_plan_counts_rows_after_the_filter(
     four_shards: Place, tmp_path: Path, temporary: Path
 ) -> None:
+    """With a filter a complete output is all done and one that passes nothing no error."""
     settings = job(four_shards, input={"filter": "id = '0-7'"})
     path = write_job(tmp_path, settings)
     run(path)

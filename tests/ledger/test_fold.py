@@ -375,9 +375,8 @@ def tear(store: LocalStore, key: str) -> None:
 @pytest.mark.parametrize(
     "damage", ["torn", "empty", "garbage", "of another job", "foreign Parquet"]
 )
-def test_a_part_that_cannot_be_used_is_set_aside_and_its_rows_count_as_not_done(
-    store: LocalStore, damage: str
-) -> None:
+def test_an_unusable_part_is_set_aside(store: LocalStore, damage: str) -> None:
+    """A part that cannot be used is set aside and its rows count as not done."""
     opened = publish(store, PARTS)
     bad = PartId(0, 1, 1)
     key = part_key(SHARD, bad)
@@ -403,9 +402,8 @@ def test_a_part_that_cannot_be_used_is_set_aside_and_its_rows_count_as_not_done(
 
 
 @pytest.mark.parametrize("is_torn", [True, False], ids=["torn", "of another job"])
-def test_a_part_found_unusable_by_the_fold_is_set_aside_and_the_shard_not_published(
-    store: LocalStore, is_torn: bool
-) -> None:
+def test_a_part_unusable_in_the_fold_is_set_aside(store: LocalStore, is_torn: bool) -> None:
+    """A part found unusable by the fold is set aside and the shard not published."""
     opened = publish(store, PARTS)
     bad = PartId(1, 2, 1)
     if is_torn:

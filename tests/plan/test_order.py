@@ -140,9 +140,10 @@ def tokens_from_a_cache_of_one_path(prompts: list[list[int]]) -> int:
 
 
 @given(prompts_with_shared_prefixes())
-def test_grouped_by_prefix_no_piece_is_computed_twice_with_a_cache_of_one_path(
+def test_grouping_computes_no_prefix_twice(
     prompts: list[list[int]],
 ) -> None:
+    """Grouped by prefix no piece is computed twice with a cache of one path."""
     chunk = chunk_of(prompts, np.ones((len(prompts), 1), dtype=np.bool_))
     ordered = [prompts[item.index] for item in plan_buffer([chunk], "prefix").items()]
     paths = {
@@ -176,7 +177,8 @@ def order_chosen(*windows: list[list[int]]) -> str:
     return plan_buffer(chunks, "auto").order
 
 
-def test_auto_groups_over_windows_only_where_that_saves_more_than_within_each() -> None:
+def test_auto_groups_across_windows_only_if_that_saves_more() -> None:
+    """Auto groups over windows only where that saves more than within each."""
     scattered = documents(8, 8)
     assert order_chosen(scattered[:32], scattered[32:]) == "prefix over windows"
     assert order_chosen(documents(4, 8), documents(4, 8, system=32)) == "prefix in windows"
@@ -202,7 +204,8 @@ def test_auto_does_not_group_by_a_prefix_that_all_rows_have() -> None:
     assert order_chosen(documents(8, 8, system=320)) == "prefix in windows"
 
 
-def test_a_prefix_that_half_of_the_rows_have_does_not_hide_what_the_others_share() -> None:
+def test_a_majority_prefix_does_not_hide_the_others() -> None:
+    """A prefix that half of the rows have does not hide what the others share."""
     one_context = [[7] * (10 * PIECE_TOKENS) + [n] for n in range(64)]
     assert order_chosen(one_context) == "input"
     assert order_chosen(one_context + documents(8, 8)) == "prefix in windows"

@@ -68,7 +68,8 @@ def test_the_job_file_page_has_every_key_in_order_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("key", [*KEYS, *MESSAGE_KEYS])
-def test_the_job_file_page_tells_the_default(key: str) -> None:
+def test_the_job_file_page_has_the_default(key: str) -> None:
+    """The job file page tells the default."""
     field = field_of(key)
     _, default, _ = ROWS[key]
     if field.is_required():
@@ -87,7 +88,8 @@ def test_a_note_of_the_job_file_page_belongs_to_a_key() -> None:
 
 
 @pytest.mark.parametrize("key", [*KEYS, *MESSAGE_KEYS])
-def test_the_job_file_page_tells_every_choice(key: str) -> None:
+def test_the_job_file_page_names_every_choice(key: str) -> None:
+    """The job file page tells every choice."""
     named = set(re.findall(r"`([^`]+)`", " ".join([*ROWS[key], NOTES.get(key, "")])))
     assert choices_of(field_of(key).annotation) <= named
 

@@ -99,7 +99,8 @@ def violations(path: PurePath, source: str) -> list[str]:
     return found
 
 
-def test_every_import_points_to_an_earlier_room_and_to_a_library_of_that_room() -> None:
+def test_every_import_is_allowed() -> None:
+    """Every import points to an earlier room and to a library of that room."""
     found = [
         violation
         for file in sorted(PACKAGE.rglob("*.py"))

@@ -138,9 +138,8 @@ def test_any_column_can_be_named_by_its_row(name: str) -> None:
         ("{{ not }}", "not"),
     ],
 )
-def test_a_name_that_jinja_reads_otherwise_is_refused_whatever_other_columns_there_are(
-    source: str, name: str
-) -> None:
+def test_a_name_that_jinja_misreads_is_refused(source: str, name: str) -> None:
+    """A name that jinja reads otherwise is refused whatever other columns there are."""
     columns = ["label", "coarse", "meta", "text", name]
     said = refusal(source, columns)
     assert f"prompt.template has {name!r}" in said

@@ -171,7 +171,8 @@ def test_a_bad_row_is_an_error_in_the_output_and_stops_nothing(
     assert again.code == 3 and again.result["rows_computed"] == 0
 
 
-def test_the_page_on_errors_lists_every_kind_of_bad_row_in_the_words_of_the_code() -> None:
+def test_the_errors_page_lists_every_kind_of_bad_row() -> None:
+    """The page on errors lists every kind of bad row in the words of the code."""
     page = (ROOT / "docs" / "errors.md").read_text()
     section = page.split("## Rows")[1].split("## ")[0]
     listed = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
@@ -180,9 +181,8 @@ def test_the_page_on_errors_lists_every_kind_of_bad_row_in_the_words_of_the_code
         assert listed[kind].replace("`", "").startswith(meaning)
 
 
-def test_a_template_that_names_no_column_is_refused_and_can_be_mended(
-    filled: Place, tmp_path: Path
-) -> None:
+def test_a_template_without_a_column_is_refused(filled: Place, tmp_path: Path) -> None:
+    """A template that names no column is refused and can be mended."""
     wrong = job(filled, prompt={"template": "Say: {{ txt }}"})
     must_fail(run(write_job(tmp_path, wrong)), 2, "prompt.template uses 'txt'", "mean 'text'?")
     unclosed = job(filled, prompt={"template": "Say: {{ text"})
@@ -234,9 +234,8 @@ def test_a_model_that_cannot_run_is_refused_before_it_loads(filled: Place, tmp_p
         must_be_untouched(filled)
 
 
-def test_a_setting_that_only_the_engine_can_refuse_may_be_mended_in_place(
-    filled: Place, tmp_path: Path
-) -> None:
+def test_a_setting_refused_by_the_engine_can_be_corrected(filled: Place, tmp_path: Path) -> None:
+    """A setting that only the engine can refuse may be mended in place."""
     path = write_job(tmp_path, job(filled))
     must_fail(run(path, fake={"fail_build": "sampling.top_k is too much"}), 2, "sampling.top_k")
     mended = run(path, "--set", "sampling.top_k=5")

@@ -134,9 +134,10 @@ def bucket(server: S3Server) -> Place:
 
 
 @pytest.mark.s3
-def test_a_store_that_goes_down_keeps_what_is_durable_and_the_next_start_finishes(
+def test_a_run_resumes_after_the_store_was_down(
     server: S3Server, bucket: Place, tmp_path: Path
 ) -> None:
+    """A store that goes down keeps what is durable and the next start finishes."""
     path = write_job(tmp_path, job(bucket))
     with fault_proxy(server.url) as proxy:
         proxied = Place(bucket.root, server.environment(proxy.url))
@@ -183,9 +184,8 @@ def test_wrong_credentials_and_missing_buckets_are_not_tried_again(
     must_be_untouched(bucket)
 
 
-def test_a_second_run_names_the_first_and_a_stop_while_loading_frees_the_output_at_once(
-    place: Place, tmp_path: Path
-) -> None:
+def test_a_second_run_names_the_first_until_it_stops(place: Place, tmp_path: Path) -> None:
+    """A second run names the first and a stop while loading frees the output at once."""
     place.write_parquet("in/s0.parquet", rows(20))
     path = write_job(tmp_path, job(place))
     loading = start(path, place=place, fake={"build_s": 30})

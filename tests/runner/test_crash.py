@@ -136,9 +136,10 @@ def test_a_run_killed_at_a_step_is_finished_by_the_next_start(
 
 
 @pytest.mark.parametrize("step", RESTART_STEPS)
-def test_a_restart_killed_at_a_step_is_finished_by_the_next_start_without_the_flag(
+def test_a_killed_restart_is_finished_by_the_next_start(
     step: str, place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
+    """A restart killed at a step is finished by the next start without the flag."""
     assert run(prepared, place=place).code == 0
     must_kill(run(prepared, "--restart", place=place, crash=RESTART_STEPS[step]))
     ended = run(prepared, place=place)

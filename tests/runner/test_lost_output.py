@@ -67,9 +67,10 @@ def without_records(out: Path) -> None:
 
 
 @pytest.mark.parametrize("what", [deleted, moved, replaced, without_records])
-def test_an_output_that_goes_away_ends_the_run_at_once_and_the_next_start_finishes(
+def test_a_run_ends_if_its_output_goes_away(
     folder: Place, path: Path, what: Callable[[Path], None]
 ) -> None:
+    """An output that goes away ends the run at once and the next start finishes."""
     process = started(folder, path)
     out = Path(folder.url("out"))
     what(out)
@@ -81,9 +82,7 @@ def test_an_output_that_goes_away_ends_the_run_at_once_and_the_next_start_finish
     must_be_whole(folder)
 
 
-def test_a_deleted_record_of_the_job_is_made_again_and_no_row_is_computed_twice(
-    folder: Place, path: Path
-) -> None:
+def test_a_deleted_job_record_is_rewritten(folder: Place, path: Path) -> None:
     """While the run works, after it was killed, and after it was done."""
     record = Path(folder.url("out", "_batchinfer", "job.json"))
     process = started(folder, path)

@@ -80,9 +80,10 @@ def test_a_filter_compares_instants_whatever_the_offset_of_their_zone() -> None:
         assert row_filter.mask(table).tolist() == passes
 
 
-def test_a_filter_over_decimals_that_polars_has_not_is_refused_without_its_panic(
+def test_a_filter_over_wide_decimals_is_refused_without_a_panic(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """A filter over decimals that polars has not is refused without its panic."""
     schema = pa.schema([("price", pa.decimal256(50, 2))])
     with pytest.raises(ConfigError, match=r"'price': decimal256.* has no type in polars"):
         RowFilter("price > 1").check(schema)

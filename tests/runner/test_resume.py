@@ -106,9 +106,8 @@ def test_new_shards_are_computed_and_a_removed_one_keeps_its_results(
     assert results(folder).height == 210
 
 
-def test_an_input_file_under_another_name_is_computed_again_and_said_to_be_there_twice(
-    folder: Place, tmp_path: Path
-) -> None:
+def test_a_renamed_input_file_is_computed_again(folder: Place, tmp_path: Path) -> None:
+    """An input file under another name is computed again and said to be there twice."""
     for index, name in enumerate(("s/a", "s/b", "c")):
         folder.write_parquet(f"in/{name}.parquet", rows(10, start=10 * index))
     wide = write_job(tmp_path, job(folder, input={"path": folder.url("in")}))
@@ -123,9 +122,10 @@ def test_an_input_file_under_another_name_is_computed_again_and_said_to_be_there
 
 
 @pytest.mark.parametrize("has_results", [True, False])
-def test_a_file_changed_behind_its_size_and_time_is_not_mixed_with_its_old_results(
+def test_a_file_changed_with_equal_size_and_time_is_refused(
     folder: Place, tmp_path: Path, has_results: bool
 ) -> None:
+    """A file changed behind its size and time is not mixed with its old results."""
     for name in ("a", "b"):
         folder.write_parquet(f"in/{name}.parquet", rows(100), compression="uncompressed")
     path = write_job(tmp_path, job(folder, checkpoint={"every_rows": 1}))
@@ -164,9 +164,10 @@ def test_retry_failed_computes_only_the_failed_rows(folder: Place, two_shards: P
     assert retried.result["rows_failed"] == 0
 
 
-def test_samples_are_seeded_by_row_so_a_resumed_run_equals_an_uninterrupted_one(
+def test_a_resumed_run_with_samples_equals_an_uninterrupted_one(
     folder: Place, tmp_path: Path
 ) -> None:
+    """Samples are seeded by row so a resumed run equals an uninterrupted one."""
     folder.write_parquet("in/a.parquet", rows(60))
     sampling = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 16, "logprobs": 2}
     whole = write_job(tmp_path, job(folder, "whole", sampling=sampling), "whole.yaml")

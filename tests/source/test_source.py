@@ -177,9 +177,10 @@ def test_a_folder_and_a_column_agree_in_the_type_of_the_column(
         pa.array([], pa.list_(pa.string())),
     ],
 )
-def test_a_folder_that_its_column_contradicts_is_refused_before_the_rows_are_read(
+def test_a_folder_contradicting_its_column_is_refused_early(
     tmp_path: Path, values: pa.Array
 ) -> None:
+    """A folder that its column contradicts is refused before the rows are read."""
     write(tmp_path / "n=3" / "x.parquet", pa.table({"n": values, "text": values}))
     shard = only_shard(tmp_path)
     with pytest.raises(InputError, match=r"'n' in the file .* its folder n=3"):
@@ -674,7 +675,8 @@ def test_what_is_only_called_like_the_clock_may_be_in_a_filter(sql: str) -> None
     RowFilter(sql)
 
 
-def test_a_filter_on_a_type_that_polars_cannot_read_is_refused_before_there_are_rows() -> None:
+def test_a_filter_on_a_type_unknown_to_polars_is_refused_early() -> None:
+    """A filter on a type that polars cannot read is refused before there are rows."""
     for kind in (pa.decimal256(60, 2), pa.timestamp("us", "Nowhere/City")):
         with pytest.raises(ConfigError, match=r"does not fit"):
             RowFilter("x IS NOT NULL").check(pa.schema([("x", kind)]))

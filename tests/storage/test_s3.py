@@ -449,9 +449,8 @@ def test_a_garbled_answer_of_a_store_that_is_known_is_asked_for_again(
     assert [found.key for found in store.list()] == ["k"]
 
 
-def test_an_upload_that_is_completed_with_an_error_in_the_answer_is_completed_again(
-    store: Store, proxy: FaultProxy
-) -> None:
+def test_an_upload_completed_with_an_error_is_retried(store: Store, proxy: FaultProxy) -> None:
+    """An upload that is completed with an error in the answer is completed again."""
     error = "<Error><Code>InternalError</Code><Message>later</Message></Error>"
     proxy.reset(Rule("status", "POST", query="uploadId", status=200, body=error, times=2))
     store.publish("shard.parquet", write_20_mib)

@@ -118,9 +118,10 @@ def test_deleting_removes_the_given_keys_and_no_other(store: Store) -> None:
     assert keys_of(store) == ["a/2"]
 
 
-def test_folders_that_a_deletion_leaves_empty_go_while_others_write_into_them(
+def test_emptied_folders_go_while_others_write(
     tmp_path: Path,
 ) -> None:
+    """Folders that a deletion leaves empty go while others write into them."""
     store = open_store(str(tmp_path))
     store.put("other/file", b"x")
 

@@ -263,9 +263,10 @@ def test_a_lack_of_memory_is_recognized_in_whatever_phase_and_wrapping(
 
 
 @pytest.mark.slow
-def test_a_worker_that_does_not_tell_its_error_failed_of_memory_if_others_leave_too_little(
+def test_a_silent_worker_failed_for_memory_if_others_hold_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A worker that does not tell its error failed of memory if others leave too little."""
     settings = dataclasses.replace(SETTINGS, tensor_parallel_size=2)
     arguments = {"model": "m", "max_num_seqs": SIZES[0], "max_num_batched_tokens": SIZES[1]}
     error = Exception("WorkerProc initialization failed due to an exception in a background")
