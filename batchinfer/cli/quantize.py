@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from batchinfer.config import DEFAULT_ENGINE
+from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.making.publish import is_there, publish_folder
@@ -38,7 +38,7 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
     _stop_by_error()
     recipe = RECIPES[method]
     target = _target(out)
-    model = read_model(path)
+    model = read_model(ModelSettings.model_construct(path=path))
     if model.quantization != "none":
         raise ConfigError(
             f"{path} is already quantized ({model.quantization}): give the unquantized model"

@@ -22,18 +22,7 @@ def model_of(job: Job, begun: Begun | None = None) -> ModelFacts:
     kind = engine_kind(job.engine.name)
     kind.check(job, task_of(job).sampling)
     return read_model(
-        job.model.path,
-        tokenizer=job.model.tokenizer,
-        revision=job.model.revision,
-        dtype=job.model.resolved_dtype,
-        quantization=job.model.quantization,
-        quantization_fallback=job.model.quantization_fallback,
-        kv_cache_dtype=job.model.kv_cache_dtype,
-        lora=job.model.lora,
-        machine=kind.machine(),
-        max_model_len=job.model.max_model_len,
-        needs_weights=kind.needs_weights(job),
-        begun=begun,
+        job.model, machine=kind.machine(), needs_weights=kind.needs_weights(job), begun=begun
     )
 
 

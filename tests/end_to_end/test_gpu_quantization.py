@@ -13,9 +13,9 @@ import pytest
 
 from batchinfer.engine.hardware import gpus
 from batchinfer.engine.vllm.machine import this_machine
-from batchinfer.model import read_model
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
+from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
 pytestmark = [pytest.mark.gpu, pytest.mark.real_engine, pytest.mark.timeout(600)]

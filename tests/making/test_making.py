@@ -20,12 +20,12 @@ from batchinfer.making.cached import cached_checkpoint
 from batchinfer.making.environment import environment_folder
 from batchinfer.making.publish import publish_folder, sweep
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
-from batchinfer.model import read_model
 from batchinfer.quantization import RECIPES, Machine
 from batchinfer.storage.flock import FileLock
 from tests.support.adapters import write_adapter
 from tests.support.cpus import runs_here
 from tests.support.jobs import MODEL, ROOT, Ended, run
+from tests.support.models import read_model
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
 

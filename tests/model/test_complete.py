@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from batchinfer.errors import ConfigError
-from batchinfer.model import read_model
 from batchinfer.model.complete import check_complete
 from batchinfer.model.weights import Tensor, Weights, read_header
 from tests.support.endings import must_be_untouched
 from tests.support.headers import change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+from tests.support.models import read_model
 
 
 @pytest.fixture

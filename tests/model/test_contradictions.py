@@ -11,13 +11,13 @@ import pytest
 
 from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.errors import ConfigError
-from batchinfer.model import read_model
 from batchinfer.model.contradictions import check_shapes
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_header
 from batchinfer.quantization import Checkpoint, Machine, Tensor
 from tests.support.endings import must_be_untouched, must_fail
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+from tests.support.models import read_model
 
 CPU, GPU = Machine("cpu"), Machine("cuda", compute_capability=(9, 0))
 

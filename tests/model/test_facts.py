@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
+import batchinfer.model
+from batchinfer.config import ModelSettings
 from batchinfer.errors import ConfigError
 from batchinfer.making.layers import linear_layers
-from batchinfer.model import read_model
 from batchinfer.model.shape import kv_bytes_per_token, shape_of, text_config
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import DTYPE_BITS, Tensor, Weights
 from batchinfer.quantization import Machine, detect
 from tests.support.headers import Header, change_header
+from tests.support.models import read_model
 
 PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
 CPU = Machine("cpu", packages=PACKAGES)
@@ -53,7 +55,9 @@ def test_facts_of_the_demo_model() -> None:
 
 def test_torch_is_not_loaded() -> None:
     program = (
-        "import sys\nfrom batchinfer.model import read_model\nread_model(sys.argv[1])\n"
+        "import sys\nfrom batchinfer.config import ModelSettings\n"
+        "from batchinfer.model import read_model\n"
+        "read_model(ModelSettings(path=sys.argv[1]))\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(DEMO)], check=True)
@@ -431,14 +435,15 @@ def test_sizes_may_be_given_for_each_layer(folder: Path) -> None:
 )
 def test_a_path_that_is_no_folder_is_refused(path: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        read_model(path)
+        batchinfer.model.read_model(ModelSettings.model_construct(path=path))
 
 
 def test_a_hub_name_without_network_is_refused_with_a_sentence() -> None:
     program = (
         "import sys\nfrom batchinfer.errors import ConfigError\n"
+        "from batchinfer.config import ModelSettings\n"
         "from batchinfer.model import read_model\n"
-        "try:\n    read_model('some-org/some-model')\n"
+        "try:\n    read_model(ModelSettings(path='some-org/some-model'))\n"
         "except ConfigError as error:\n    print(error)"
     )
     done = subprocess.run(

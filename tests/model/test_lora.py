@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from batchinfer.errors import ConfigError
-from batchinfer.model import read_model
 from batchinfer.model.lora import check_beside
 from batchinfer.quantization import Machine
 from tests.support.adapters import write_adapter
 from tests.support.headers import Header, change_header
 from tests.support.jobs import MODEL
+from tests.support.models import read_model
 
 
 def with_lora(folder: Path | str) -> Any:

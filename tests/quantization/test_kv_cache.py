@@ -15,7 +15,6 @@ from batchinfer.cli.doctor import show_kv_caches
 from batchinfer.config import Job
 from batchinfer.config.model import KvCacheDtype
 from batchinfer.errors import ConfigError
-from batchinfer.model import read_model
 from batchinfer.quantization import (
     KV_CACHE_TABLE,
     Machine,
@@ -27,6 +26,7 @@ from batchinfer.runner.digest import identity_of
 from tests.support.adapters import write_adapter
 from tests.support.cpus import needs_avx512, runs_here
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
+from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
 AVX512 = Machine("cpu", cpu_flags=frozenset({"avx512f"}))

@@ -24,7 +24,6 @@ from batchinfer.cli.doctor import show_quantizations
 from batchinfer.config.model import QuantizationName
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.errors import ConfigError
-from batchinfer.model import read_model
 from batchinfer.quantization import (
     SCHEMES,
     TABLE,
@@ -41,6 +40,7 @@ from batchinfer.quantization import (
 )
 from tests.support.cpus import CPUS, HAS_BFLOAT16, runs_here
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
+from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
 COMPRESSED = frozenset({"compressed-tensors"})

@@ -12,9 +12,9 @@ import pytest
 
 from batchinfer.config import Job, deciding_values
 from batchinfer.engine.vllm.options import HARMLESS_OPTIONS, deciding_options
-from batchinfer.model import read_model
 from batchinfer.runner.digest import Identity, identity_of
 from tests.support.jobs import MODEL, Place, job, results, run, stable, write_job
+from tests.support.models import read_model
 
 #: An output that version 0.1.0 (commit eb23c6f) left when it was killed: one shard is finished, of
 #: the other there are two parts. Made with the fake engine.

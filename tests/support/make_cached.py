@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM  # noqa: F401 - for the children
 
 from batchinfer.making.cached import cached_checkpoint
 from batchinfer.making.tensor_files import TensorFolder
-from batchinfer.model import read_model
 from batchinfer.quantization import Machine
+from tests.support.models import read_model
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
 OTHER_METHOD = "int4"

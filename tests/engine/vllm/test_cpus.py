@@ -22,7 +22,6 @@ from batchinfer.engine.hardware import cpu_flags
 from batchinfer.engine.vllm.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied
-from batchinfer.model import read_model
 from batchinfer.quantization import (
     SCHEMES,
     TABLE,
@@ -38,6 +37,7 @@ from batchinfer.quantization import (
 from batchinfer.runner.begun import differs_by_machine
 from tests.support.cpus import CPUS, FLAGS, LIBRARIES, PACKAGES, environment
 from tests.support.jobs import MODEL, ROOT, Ended, Place, job, results, rows, run, write_job
+from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
 #: What this machine can stand in for: CPUs that have less.

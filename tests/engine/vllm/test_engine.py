@@ -36,7 +36,7 @@ from batchinfer.engine.vllm.setup import (
 )
 from batchinfer.engine.vllm.sizes import default_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
-from batchinfer.model import read_model
+from tests.support.models import read_model
 
 pytestmark = [
     pytest.mark.real_engine,

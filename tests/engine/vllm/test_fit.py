@@ -20,13 +20,14 @@ from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.fit import advice, auto_sizes, auto_utilization, estimate
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, MemoryHeld
-from batchinfer.model import Needs, read_model
+from batchinfer.model import Needs
 from batchinfer.model.needs import needs_of
 from batchinfer.model.shape import shape_of
 from batchinfer.quantization import Checkpoint, Machine
 from batchinfer.runner.factory import engine_spec
 from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+from tests.support.models import read_model
 
 H200 = Machine("cuda", compute_capability=(9, 0), packages=frozenset({"compressed-tensors"}))
 #: Of Llama-3.1-8B in bfloat16.

@@ -1,0 +1,131 @@
+"""What a model folder's files say, on whatever machine: nothing here is chosen.
+
+Must not know: engines, machines, torch. Everything that can be wrong with the folder is said here,
+in a fraction of a second, before an engine spends minutes to find it. Invariant: equal digests mean
+equal weights as far as safetensors headers and sizes tell, and equal tokenizer and settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from batchinfer.config import ModelSettings
+from batchinfer.errors import ConfigError
+from batchinfer.model.complete import check_complete
+from batchinfer.model.contradictions import check_shapes
+from batchinfer.model.folder import (
+    content_digest,
+    read_json,
+    read_optional_json,
+    refuse_gguf,
+    require_tokenizer,
+    resolve_folder,
+)
+from batchinfer.model.shape import DTYPE_BYTES, Shape, shape_of, text_config
+from batchinfer.model.stored import check_stored
+from batchinfer.model.weights import Weights, read_weights
+from batchinfer.quantization import Checkpoint, detect, is_gguf
+
+_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """`path` and `tokenizer_path` are local folders."""
+
+    path: Path
+    tokenizer_path: Path
+    config: dict[str, Any]  # config.json
+    text: dict[str, Any]  # settings of the language model, with its class's defaults
+    shape: Shape
+    weights: Weights  # empty if none were asked for
+    checkpoint: Checkpoint
+    quantization_settings: Mapping[str, Any] | None  # of the checkpoint's family
+    digest: Mapping[str, str]  # file -> sha256
+
+
+def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFolder:
+    """The files of `model.path` and `model.tokenizer`, each a folder or a hub name, checked.
+
+    Raises ConfigError.
+    """
+    folder = resolve_folder(model.path, "model.path", model.revision)
+    tokenizer_folder = folder
+    if model.tokenizer:
+        tokenizer_folder = resolve_folder(model.tokenizer, "model.tokenizer", None)
+    _refuse_gguf(folder)
+    config = read_json(folder / "config.json", "model.path: a model folder needs it")
+    require_tokenizer(tokenizer_folder)
+    weights = read_weights(folder) if needs_weights else Weights()
+    text = text_config(config, folder)
+    shape = shape_of(text)
+    check_complete(weights, text, folder)
+    settings, file = _quantization_settings(config, text, folder)
+    checkpoint = replace(
+        detect(settings, str(file)),
+        has_experts=any(".experts." in name for name in weights.tensors),
+        dtype=_own_dtype(config, text, weights),
+    )
+    check_stored(checkpoint, settings, weights, folder)
+    check_shapes(weights.tensors, config, folder)
+    digest = content_digest(folder, tokenizer_folder)
+    if weights.sha256:
+        digest["weights"] = weights.sha256
+    return ModelFolder(
+        path=folder,
+        tokenizer_path=tokenizer_folder,
+        config=config,
+        text=text,
+        shape=shape,
+        weights=weights,
+        checkpoint=checkpoint,
+        quantization_settings=settings,
+        digest=digest,
+    )
+
+
+def _own_dtype(config: dict[str, Any], text: dict[str, Any], weights: Weights) -> str:
+    """The checkpoint's: what it says, else what most of its numbers are."""
+    named = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
+    stored = max(weights.dtypes, key=lambda name: weights.dtypes[name], default="")
+    found = str(named).removeprefix("torch.") if named else _SAFETENSORS_DTYPES.get(stored)
+    return found if found in DTYPE_BYTES else "bfloat16"
+
+
+def _quantization_settings(
+    config: dict[str, Any], text: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any] | None, Path]:
+    """The settings of the checkpoint's family, wherever it writes them, and the file."""
+    file = folder / "config.json"
+    settings = next(
+        (
+            source[key]
+            for source in (config, text)
+            for key in ("quantization_config", "compression_config")
+            if isinstance(source.get(key), dict)
+        ),
+        None,
+    )
+    if settings is None:
+        file = folder / "hf_quant_config.json"
+        settings = read_optional_json(file).get("quantization")
+        if not isinstance(settings, dict | None):
+            raise ConfigError(
+                f"{file}: quantization is {settings!r}, not an object of settings: copy it again"
+            )
+    if settings is None and (file := folder / "quantize_config.json").exists():
+        raise ConfigError(
+            f"{file} says how the model is quantized, but config.json does not: put its content "
+            'there as quantization_config, with "quant_method": "gptq"'
+        )
+    return settings, file
+
+
+def _refuse_gguf(folder: Path) -> None:
+    """A folder of GGUF files often has no config.json: say what it is, not what it lacks."""
+    files = sorted(folder.glob("*.gguf"))
+    if files and not any(folder.glob("*.safetensors")) and is_gguf(files[0]):
+        refuse_gguf(files[0])
