@@ -1,4 +1,4 @@
-"""The error tree. Each class carries its exit code, which tells schedulers whether to retry.
+"""The error tree. Each class carries its exit code, by which schedulers decide whether to retry.
 
     BatchInferError
     ├── ConfigError        2   the job file, an argument, the model or the machine cannot do this

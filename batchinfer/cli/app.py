@@ -313,7 +313,7 @@ def doctor(job: str | None, url: str | None) -> None:
 def main() -> None:
     """Run the command line; the process ends with its exit code."""
     if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error
-        warnings.simplefilter("ignore")  # what other packages warn of is no error of a run
+        warnings.simplefilter("ignore")  # other packages' warnings are not errors of a run
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -82,7 +82,7 @@ def show_dtype(machine: Machine) -> None:
 
 
 def show_quantizations(machine: Machine) -> None:
-    """A line for each name of `model.quantization`. What cannot run is no failed check."""
+    """A line for each name of `model.quantization`. Unsupported names do not fail the check."""
     if machine.device is None:
         _line("names", "of model.quantization: unknown without vLLM and a device", mark="-")
         return

@@ -34,7 +34,7 @@ MIN_ROWS = 16
 class Rest:
     """What a run would find."""
 
-    num_results: int  # not done yet, as far as the filter can be told
+    num_results: int  # not done yet, estimated with the share that passes the filter
     chunk_rows: int  # of a window of a shard
     ready_s: float  # from the start of the process to the tokenizer in memory
 

@@ -1,4 +1,4 @@
-"""Where a job's relative paths start, told where one of them leads nowhere.
+"""Where a job's relative paths start: a note for messages about a path that does not exist.
 
 They start at the current directory, wherever the job file is: the file can be moved, and `--set`
 means the same as the file. A scheduler's current directory is rarely the one that was meant.

@@ -49,7 +49,7 @@ class RunProcess:
         json_lines: bool,
         may_skip: bool = False,
     ) -> None:
-        """`may_skip`: another run at work on this output is no failure."""
+        """`may_skip`: another run at work on this output is not a failure."""
         self._job_path = job_path
         self._sets = sets
         self._options = options

@@ -170,7 +170,7 @@ def _templates(prompt: PromptSettings) -> list[TextTemplate]:
 
 
 def _unknown(name: str, available: Sequence[str]) -> str:
-    """What is said of a variable that is no column."""
+    """The message about a variable that is not a column."""
     if name == ROW:
         return (
             f'uses {ROW!r} otherwise than as {ROW}["name of a column"], with the name written out'

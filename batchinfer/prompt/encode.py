@@ -108,7 +108,7 @@ class TokenEncoder:
     def spans(self, texts: Sequence[str]) -> list[Int64Array]:
         """[num_tokens, 2] of each text: where in the text its tokens start and end, in characters.
 
-        Of a tokenizer that does not tell, as if all tokens were equally long.
+        For a tokenizer that does not report it, as if all tokens were equally long.
         """
         if self._backend is None:
             counts = [len(ids) for ids in self.encode(texts, add_special_tokens=False)]
@@ -185,7 +185,7 @@ def _batches(sizes: Sequence[int], max_size: int) -> Iterator[slice]:
 
 
 def slice_chars_of(max_tokens: int) -> int:
-    """No text of up to so many characters is shortened by `bounded`."""
+    """Texts of up to this many characters are not shortened by `bounded`."""
     wanted = _SLICE_CHARS_PER_TOKEN * (max_tokens + _margin(max_tokens))
     return min(max(wanted, _MIN_SLICE_CHARS), _BATCH_CHARS)
 

@@ -140,7 +140,7 @@ def _parse_tool_calls(calls: Any, number: int) -> list[dict[str, Any]]:
 def _with_mapping(call: dict[str, Any]) -> dict[str, Any]:
     """The call with its arguments as a mapping, which chat templates expect.
 
-    OpenAI's form has them as JSON text; a text that is no JSON object stays as it is.
+    OpenAI's form has them as JSON text; text that is not a JSON object is kept unchanged.
     """
     if isinstance(function := call.get("function"), dict):
         return {**call, "function": _with_mapping(function)}
@@ -179,7 +179,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _given(data_type: pa.DataType) -> Callable[[Any], Any] | None:
-    """What drops the nulls that a struct type adds from one value; None if there is no struct."""
+    """A function that drops the nulls that a struct type adds to a value; None without a struct."""
     types = pa.types
     if types.is_struct(data_type):
         fields = {field.name: _given(field.type) for field in data_type}

@@ -58,7 +58,7 @@ class Refused(Exception):
 def find_references(tree: nodes.Template, functions: frozenset[str]) -> References:
     """Look through `tree` and rewrite it. Raises Refused; jinja2's errors pass.
 
-    `functions`: the names that are no columns where they are called.
+    `functions`: names that are not columns where they are called.
     """
     if found := next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport)), None):
         raise Refused(f"{type(found).__name__.lower()}: there is no other template to take")

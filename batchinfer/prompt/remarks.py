@@ -1,4 +1,4 @@
-"""What is odd about a conversation and is no error: said once in a run, by whoever knows its row.
+"""Oddities of a conversation that are not errors: reported once in a run, by whoever knows its row.
 
 Must not know: rows, logs. What a chat template leaves out is found by asking it: a role's first
 message is rendered again with a mark as its content.
@@ -68,7 +68,7 @@ class Remarks:
         return f"'{role}'" in self._template or f'"{role}"' in self._template
 
     def _writes(self, messages: Messages, role: str) -> bool:
-        """Whether a message of this role gets into the prompt. A refusal is no answer."""
+        """Whether a message of this role gets into the prompt. If the template refuses it: yes."""
         index = next(i for i, message in enumerate(messages) if message["role"] == role)
         marked = [*messages]
         marked[index] = {**messages[index], "content": _MARK}
@@ -79,7 +79,7 @@ class Remarks:
 
 
 def sentence(kind: str, names: Collection[str]) -> str:
-    """What a person is told about remarks of one kind."""
+    """The warning about remarks of one kind."""
     named = ", ".join(list(names)[:_MAX_NAMED])
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return _SENTENCES[kind].format(names=named + more)

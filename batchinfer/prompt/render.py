@@ -105,7 +105,7 @@ def text_template(source: str, key: str) -> TextTemplate:
 
 
 def template_error(key: str, error: Exception) -> RowError:
-    """What a row is told about an exception out of a template."""
+    """The error message of a row for an exception raised in a template."""
     return RowError(
         "template_error", f"{key}: {type(error).__name__}: {reason_of(error)}"[:_MAX_MESSAGE_CHARS]
     )
@@ -188,7 +188,7 @@ def _printable(value: Any) -> Any:
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    """The filter `tojson`. NaN and infinity are no JSON, and fail."""
+    """The filter `tojson`. NaN and infinity are not JSON, and fail."""
     return json.dumps(value, default=json_value, allow_nan=False, **options)
 
 

@@ -16,7 +16,7 @@ from batchinfer.errors import RowError
 
 
 class Unreadable(StrictUndefined):
-    """A value of a type that no prompt can hold. No default hides it."""
+    """A value of a type that cannot be in a prompt. No default hides it."""
 
     __slots__ = ()
 

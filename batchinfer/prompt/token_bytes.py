@@ -21,7 +21,7 @@ class TokenBytes:
         self._of_id = pa.array([*of_id, b""], pa.binary())  # the last: any id past the vocabulary
 
     def decode(self, token_ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> list[str]:
-        """Text of each [offsets[i], offsets[i + 1]). Bytes that are no UTF-8 become U+FFFD."""
+        """Text of each [offsets[i], offsets[i + 1]). Bytes that are not UTF-8 become U+FFFD."""
         known = np.minimum(token_ids, len(self._of_id) - 1)
         _, bounds, content = self._of_id.take(pa.array(known)).buffers()
         if content is None:

@@ -34,7 +34,7 @@ logger = logging.getLogger("batchinfer.prompt")
 # A cut content may get other tokens at its end, so the first cut can be some tokens too long.
 _MAX_CUTS = 6
 _MAX_TABLE_BYTES = 32 << 20  # of a table whose rows are made prompts of together
-# No prompt has so many characters a token; more than that are too long without a look at them.
+# No prompt has this many characters per token: a longer text is too long without tokenizing it.
 _MAX_CHARS_PER_TOKEN = 64
 _ALLOWED_CHARS = 4 << 20
 

@@ -1,5 +1,5 @@
 """What people write into a template's key and do not mean: paths, braces of other languages, column
-names that are no variables. Found in the text, before or where jinja2 has nothing to say.
+names that are not variables. Found in the text, where jinja2 reports nothing useful.
 
 Must not know: rows, types. Invariant: what is refused here would give wrong prompts, or none.
 """
@@ -19,7 +19,7 @@ from batchinfer.prompt.references import ROW
 
 _SUFFIXES = (".j2", ".jinja", ".jinja2", ".tmpl", ".tpl", ".template", ".prompt", ".txt", ".md")
 _LOCATION = re.compile(r"(\w+://|~?/|\.\.?/)\S+")
-#: Names that jinja2 reads as something else, so that they are no variables.
+#: Names that jinja2 reads as something else, so they are not variables.
 _CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None"})
 _WORDS = frozenset({"and", "or", "not", "in", "is", "if", "else", "self", "range", "namespace"})
 _TAKEN = _CONSTANTS | _WORDS
@@ -81,7 +81,7 @@ def refuse_unsayable(source: str, key: str, columns: Sequence[str]) -> None:
 
 
 def refuse_constant(sources: Sequence[tuple[str, str]], key: str, columns: Sequence[str]) -> None:
-    """Raise ConfigError about templates, (key, text) each, none of which reads a column."""
+    """Raise ConfigError about templates, (key, text) each, if none reads a column."""
     foreign = next((pair for _, text in sources for pair in foreign_names(text, columns)), None)
     if foreign is not None:
         as_it_is, column = foreign
@@ -102,7 +102,7 @@ def refuse_chat_template(source: str, key: str) -> None:
     """Raise ConfigError if a chat template cannot have a conversation in its result."""
     refuse_path(source, key)
     if not any(re.search(r"\bmessages\b", code) for code, _ in _expressions(source)):
-        try:  # what is not closed is no expression
+        try:  # an unclosed brace is not an expression
             _CHAT_PARSER.parse(source)
         except TemplateSyntaxError as error:
             raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None

@@ -1,4 +1,4 @@
-"""A shard's footer: row count, schema, row groups, and a hash that tells whether content changed.
+"""A shard's footer: row count, schema, row groups, and a hash that changes with the content.
 
 Must not know: rows. One read of the file's end gives all of it; what is not a whole Parquet file is
 refused here with its name, before anything is computed.
@@ -141,7 +141,7 @@ def check_partition(name: str, value: str, column: pa.ChunkedArray, shard: Shard
 
 
 def _check_first_row(footer: Footer, names: Sequence[str], shard: Shard) -> None:
-    """What only values tell: which columns are encrypted, and whether folders agree with them."""
+    """Checks that need values: which columns are encrypted, and whether folders agree with them."""
     filled = [index for index, group in enumerate(footer.row_groups) if group.num_rows][:1]
     encrypted = []
     with open_shard(shard) as source:

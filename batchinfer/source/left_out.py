@@ -18,7 +18,7 @@ _MAX_NAMED = 5
 
 
 class Why(Enum):
-    """Why something is left out, or is no shard like the others."""
+    """Why something is left out, or is read although it is not an ordinary shard."""
 
     OTHER_ENDING = "left out because the name does not end in .parquet"
     HIDDEN = "left out because a name begins with _ or . (a path that spells it out reads it)"

@@ -26,7 +26,7 @@ from batchinfer.source.plain import plain_column
 from batchinfer.source.shards import Shard
 
 _BUFFER_BYTES = 1024 * 1024
-# The footer tells encoded sizes. A text that repeats is stored once, so its rows can be far larger
+# The footer has encoded sizes. A text that repeats is stored once, so its rows can be far larger
 # than they look; few rows at a time keep that bounded.
 _MAX_BATCH_ROWS = 1024
 

@@ -33,7 +33,7 @@ class Pattern:
 
     root: str
     literal_prefix: str  # every matching key starts with it
-    is_recursive: bool  # whether a key may lie in a folder below the root
+    is_recursive: bool  # whether a key may be in a folder below the root
     text: str  # the part with wildcards, empty for a folder
     _named: re.Pattern[str]
     _read: re.Pattern[str]

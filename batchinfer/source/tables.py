@@ -39,7 +39,7 @@ class Tables:
                 self._found[key[:index]] = f"{kind} ({log.rstrip('/')})"
 
     def refuse(self, store: Store, keys: Iterable[str]) -> None:
-        """Raise InputError if a file that is read lies in a table: one that was seen, or the root
+        """Raise InputError if a file that is read is in a table: one that was seen, or the root
         of the store or a folder above it.
         """
         if self._found:
@@ -56,7 +56,7 @@ class Tables:
 
 def _kind_of(folder: Store) -> str | None:
     for log, ending, kind in _LOGS:
-        with suppress(ConfigError):  # who may not look above its own folder is no worse off
+        with suppress(ConfigError):  # no permission to look above the folder
             listed = folder.list(log, recursive=False, on_other=lambda key, what: None)
             if any(info.key.endswith(ending) for info in islice(listed, _MAX_LOG_KEYS)):
                 return f"{kind} ({log.rstrip('/')})"

@@ -1,4 +1,4 @@
-"""Text of Arrow columns that is no UTF-8: nobody checks what a file calls a string, and readers of
+"""Text of Arrow columns that is not UTF-8: nobody checks what a file calls a string, and readers of
 an output would refuse it whole.
 
 Must not know: what the text is for.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-_REPLACED = "replace"  # bytes that are no character become U+FFFD
+_REPLACED = "replace"  # invalid bytes become U+FFFD
 
 
 def with_valid_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
@@ -22,7 +22,7 @@ def with_valid_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
 
 
 def _mended(array: pa.Array) -> pa.Array:
-    """`array` begins at its buffers' begin: it is no slice."""
+    """`array` starts where its buffers start: it is not a slice."""
     types, kind = pa.types, array.type
     if types.is_string(kind):
         values = array.cast(pa.binary()).to_pylist()

@@ -16,10 +16,10 @@ _Rule = Callable[[pa.DataType, pa.DataType], pa.DataType | None]
 
 _EXTENSION = b"ARROW:extension:"  # in a field's metadata: a type that pyarrow does not know
 _UNITS = ("s", "ms", "us", "ns")
-#: Bits of the smallest float that has all integers of so many bits; 128: there is none.
+#: Bits of an integer -> bits of the smallest float that holds all such integers; 128: none does.
 _FLOAT_BITS = {8: 16, 16: 32, 32: 64, 64: 128}
 _FLOATS = {16: pa.float16(), 32: pa.float32(), 64: pa.float64()}
-_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}  # of an integer of so many bits
+_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}  # bits of an integer -> its most digits
 _MAX_DIGITS = 38  # of a decimal that polars and others can read
 
 

@@ -2,7 +2,7 @@
 
 Must not know: Parquet, rows, what a key means. Retries happen behind this interface and nowhere
 else. Keys are relative to the root, '/'-separated, never start with '/'. Methods may be called from
-several threads at once.
+several threads at the same time.
 
 Errors every method may raise: TransientError (75: down past the retries, disk full), ConfigError
 (2: no permission, no such bucket, wrong credentials). FileNotFoundError means just that: not there.
@@ -25,7 +25,7 @@ class FileInfo:
     version: str
 
 
-#: What a listing comes upon that is no file: its key, and `Other`.
+#: Called for what a listing finds that is not a file: its key, and `Other`.
 OnOther = Callable[[str, "Other"], None]
 
 
@@ -59,8 +59,8 @@ class Store(Protocol):
 
         Temporary files of this module are not listed. A missing folder is an empty listing.
         `recursive=False`: only files directly in the folder that `prefix` up to its last '/' names.
-        `on_other(key, kind)` is told what else is there: folders that are not entered, and on a
-        file system what is no file. Without it a link to nothing is an InputError.
+        `on_other(key, kind)` is called for anything else: folders that are not entered, and on a
+        file system whatever is not a file. Without it a broken link is an InputError.
         """
 
     def stat(self, key: str) -> FileInfo | None:

@@ -29,7 +29,7 @@ _MAX_PATH_BYTES = 4095
 _WRITE_BUFFER_BYTES = 1024 * 1024
 _MAX_FOLDER_TRIES = 20
 _MAX_CREATE_TRIES = 5
-# FAT, SMB, some FUSE mounts, and names that lie on another disk than they seem to.
+# FAT, SMB, some FUSE mounts, and names that are on another disk than they seem to be.
 _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )

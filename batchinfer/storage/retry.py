@@ -29,7 +29,7 @@ class RetryableFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to insist. `should_stop` turns true when waiting is no longer worth it.
+    """How long to retry. `should_stop` turns true when waiting is no longer worth it.
 
     A request still gets its first try after that, so that a stopping run can flush; it only never
     waits for another one.
@@ -65,7 +65,7 @@ class RetryPolicy:
             ) from None
 
     def _wait(self, wait_s: float) -> None:
-        """Sleep that a stop request ends at once."""
+        """Sleep that a stop request ends immediately."""
         deadline_s = time.monotonic() + wait_s
         while True:
             if self.should_stop():

@@ -1,8 +1,8 @@
 """Writes an object of any size: one PUT if it fits in a part, else a multipart upload.
 
 Must not know: prefixes, who publishes what. Invariant: the object appears whole or not at all. A
-lost reply to the request that completes an upload is told from somebody else's object by a random
-`publish-id` in the object's metadata.
+lost reply to the request that completes an upload: a random `publish-id` in the object's metadata
+says whether the object is ours.
 """
 
 from __future__ import annotations

@@ -45,5 +45,5 @@ def utc_text(wall_s: float) -> str:
 
 
 def utc_seconds(text: str) -> float:
-    """The inverse of `utc_text`. Raises ValueError for anything that is no ISO 8601 time."""
+    """The inverse of `utc_text`. Raises ValueError for anything but an ISO 8601 time."""
     return datetime.fromisoformat(text).timestamp()

@@ -62,8 +62,8 @@ class Counters:
         self._started_s = clock.monotonic()
         self._phase = "starting"
         self._rows_input: int | None = None  # input rows x samples, before the filter
-        self._rows_read = 0  # of these, read
-        self._rows_expected = 0  # of these, past the filter
+        self._rows_read = 0  # of those, read
+        self._rows_expected = 0  # of those, past the filter
         self._rows_done_at_start = 0
         self._rows_computed = 0
         self._rows_durable = 0
@@ -128,7 +128,7 @@ class Counters:
             self._add_sample(self._clock.monotonic())
 
     def add_step(self, num_running: int) -> None:
-        """An engine step with so many sequences."""
+        """Count an engine step and the sequences in it."""
         with self._lock:
             self._num_steps += 1
             self._num_running += num_running

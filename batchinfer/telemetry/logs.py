@@ -33,10 +33,10 @@ class Warnings(logging.Handler):
     Invariant: bounded, however many warnings come.
     """
 
-    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
-        """`tell` is given each text that is kept, at once."""
+    def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
+        """`report` is called with each text that is kept."""
         super().__init__(logging.WARNING)
-        self._tell = tell
+        self._report = report
         self._kept: dict[str, logging.LogRecord] = {}
         self._num_more = 0
 
@@ -63,7 +63,7 @@ class Warnings(logging.Handler):
             self._num_more += 1
             return
         self._kept[text] = record
-        self._tell(text)
+        self._report(text)
 
     def __enter__(self) -> Self:
         logging.getLogger(LOGGER_NAME).addHandler(self)

@@ -22,7 +22,7 @@ Display = Literal["live", "plain", "none"]
 
 LIVE_PERIOD_S = 0.25
 PLAIN_PERIOD_S = 30.0
-#: While rows are in flight and no rate has been told yet.
+#: While rows are in flight and no rate has been shown yet.
 _FIRST_PERIOD_S = 5.0
 _PHASE_POLL_S = 1.0
 _CLOSE_WAIT_S = 2.0
@@ -127,7 +127,7 @@ class _AboveLive:
         )
 
     def flush(self) -> None:
-        """Each line is printed at once."""
+        """Each line is printed immediately."""
 
 
 def live_line(snapshot: Snapshot) -> RenderableType:

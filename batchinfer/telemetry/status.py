@@ -1,4 +1,4 @@
-"""The status record that a run rewrites while it goes on, and how to tell people what it says.
+"""The status record that a run rewrites while it is at work, and its form for people.
 
 Must not know: where the record is kept, how a process is identified. A record without an exit code
 whose process is gone, or that is a minute old, belongs to a run that died.
@@ -66,7 +66,7 @@ def status_record(
 def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> str:
     """One line for people. `now_s`: seconds since the epoch.
 
-    `is_dead_here`: whether the run's process is gone, None where this machine cannot tell.
+    `is_dead_here`: whether the run's process is gone, None if this machine cannot know.
     """
     words = [f"run {record['run']}"]
     if record["slice"] != "all":

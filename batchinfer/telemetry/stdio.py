@@ -96,7 +96,7 @@ def _write_all(fd: int, content: bytes | memoryview) -> bool:
         except BlockingIOError:  # some parents hand over non-blocking pipes
             if not poll.poll(_FULL_PIPE_WAIT_MS):
                 return False
-        except OSError:  # broken pipe, terminal gone, disk full: nobody is left to tell
+        except OSError:  # broken pipe, terminal gone, disk full: there is nobody to report to
             return False
     return True
 
