@@ -328,10 +328,10 @@ class Job(Section):
         max_model_len = self.model.max_model_len
         if self.task == "score":
             context = self.score.context
-            if max_model_len is not None and context is not None and context >= max_model_len:
+            if max_model_len is not None and context is not None and context > max_model_len:
                 raise key_error(
                     "score.context",
-                    f"{context} must be less than model.max_model_len {max_model_len}",
+                    f"{context} is more than model.max_model_len {max_model_len}",
                 )
         elif max_model_len is not None and self.sampling.max_tokens >= max_model_len:
             raise key_error(

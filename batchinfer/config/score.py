@@ -23,8 +23,8 @@ class ScoreSettings(Section):
         default=None,
         ge=2,
         le=MAX_COUNT,
-        description="Most tokens of a window; longer rows are scored in several. null: as many as "
-        "fit, max_model_len - 1.",
+        description="Most tokens of a window; longer rows are scored in several. null: "
+        "max_model_len.",
     )
     stride: int | None = Field(
         default=None,

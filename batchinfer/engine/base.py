@@ -29,6 +29,7 @@ class Request:
     key: int
     token_ids: Int32Array  # [num_prompt_tokens]
     seed: int | None = None  # None: the engine's own random state (or greedy)
+    next_token: int | None = None  # the one token to be generated; None: what sampling chooses
 
 
 @dataclass(slots=True)

@@ -153,7 +153,7 @@ class Loop:
         self._row = row if row.ask is not None else None
         self._in_flight[key] = (row, ask)
         try:
-            self._engine.add(Request(key, ask.token_ids, ask.seed))
+            self._engine.add(Request(key, ask.token_ids, ask.seed, ask.next_token))
         except RowError as error:
             self._route([Completion(key, error_type=error.kind, error_message=error.message)])
 

@@ -59,12 +59,13 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request to be: what the engine needs besides a key. `start`: of a part of a row, its first
-    token's position in the row.
+    """A request to be: what the engine needs besides a key (see `Request`). `start`: of a part of a
+    row, its first token's position in the row.
     """
 
     token_ids: Int32Array
     seed: int | None = None
+    next_token: int | None = None
     start: int = 0
 
 

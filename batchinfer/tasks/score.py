@@ -69,7 +69,7 @@ class Score:
 
     @property
     def sampling(self) -> SamplingSettings:
-        return SamplingSettings(max_tokens=1, prompt_logprobs=True)
+        return SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -84,10 +84,10 @@ class Score:
         return {"task": self.name, "score": self.settings.model_dump(mode="json")}
 
     def limit(self, max_model_len: int) -> PromptLimit:
-        if self._context(max_model_len) >= max_model_len:
+        if self._context(max_model_len) > max_model_len:
             raise ConfigError(
-                f"score.context {self.settings.context} must be less than the {max_model_len} "
-                "tokens that the model takes: the engine adds one, which is dropped"
+                f"score.context {self.settings.context} is more than the {max_model_len} tokens "
+                "that the model takes"
             )
         if self._stride(max_model_len) >= self._context(max_model_len):
             raise ConfigError(
@@ -103,11 +103,12 @@ class Score:
             0 if num_given is None else int(num_given[item.index]),
             context=self._context(max_model_len),
             stride=self._stride(max_model_len),
+            max_prompt_tokens=max_model_len - 1,
         )
 
     def _context(self, max_model_len: int) -> int:
-        """Most tokens of a window; the engine needs room for one more, which is dropped."""
-        return self.settings.context or max(2, max_model_len - 1)
+        """Most tokens of a window."""
+        return self.settings.context or max_model_len
 
     def _stride(self, max_model_len: int) -> int:
         return self.settings.stride or self._context(max_model_len) // 2
@@ -151,11 +152,31 @@ class _Windows:
     earlier window has, so each token is scored once, and past the first window with at least
     context - stride tokens before it. A window that would score none is left out. The first token
     of a row has nothing before it, and no logprob.
+
+    An engine generates a token for each request and needs room for it. It is dropped, except where
+    a window fills the model: then it is made to be the window's last token.
     """
 
-    __slots__ = ("_context", "_logprobs", "_num_given", "_stride", "_times", "_token_ids")
+    __slots__ = (
+        "_context",
+        "_logprobs",
+        "_max_prompt_tokens",
+        "_num_given",
+        "_stride",
+        "_times",
+        "_token_ids",
+    )
 
-    def __init__(self, token_ids: Int32Array, num_given: int, *, context: int, stride: int) -> None:
+    def __init__(
+        self,
+        token_ids: Int32Array,
+        num_given: int,
+        *,
+        context: int,
+        stride: int,
+        max_prompt_tokens: int,
+    ) -> None:
+        self._max_prompt_tokens = max_prompt_tokens
         self._token_ids = token_ids
         self._num_given = num_given
         self._context = context
@@ -169,8 +190,14 @@ class _Windows:
         while stop < num_tokens:
             stop = min(start + self._context, num_tokens)
             if stop > self._first_scored(start):
-                yield Ask(self._token_ids[start:stop], start=start)
+                yield self._ask(start, stop)
             start += self._stride
+
+    def _ask(self, start: int, stop: int) -> Ask:
+        window = self._token_ids[start:stop]
+        if len(window) <= self._max_prompt_tokens:
+            return Ask(window, start=start)
+        return Ask(window[:-1], next_token=int(window[-1]), start=start)
 
     def _first_scored(self, start: int) -> int:
         """Position of the first token that the window from `start` on scores."""
@@ -180,7 +207,12 @@ class _Windows:
     def add(self, ask: Ask, completion: Completion) -> None:
         logprobs = completion.prompt_token_logprobs
         if logprobs is None or len(logprobs) != len(ask.token_ids):
-            raise RowError("engine_error", "the engine gave no logprob for each token")
+            raise RowError("engine_error", "the engine did not give each token a logprob")
+        if ask.next_token is not None:
+            last = completion.token_logprobs
+            if last is None or completion.token_ids.tolist() != [ask.next_token]:
+                raise RowError("engine_error", "the engine did not end with the token it was given")
+            logprobs = np.concatenate([logprobs, last])
         first = self._first_scored(ask.start)
         scored = logprobs[first - ask.start :]
         if not np.isfinite(scored).all():

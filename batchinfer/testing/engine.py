@@ -132,7 +132,11 @@ class FakeEngine:
         if is_stop:
             token_ids[-1] = EOS_TOKEN_ID
         fields: dict[str, Any] = {}
-        if self._num_logprobs is not None:
+        if request.next_token is not None:
+            token_ids = np.array([request.next_token], np.int32)
+            whole = np.concatenate([request.token_ids, token_ids])
+            fields["token_logprobs"] = prompt_logprobs(whole)[-1:]
+        elif self._num_logprobs is not None:
             fields["token_logprobs"] = (-(token_ids % 100) / 100).astype(np.float32)
         if self._num_logprobs:
             k = self._num_logprobs

@@ -50,7 +50,11 @@ def in_windows(model: Any, token_ids: list[int]) -> list[float]:
     return scores
 
 
-def test_scores_are_those_of_a_plain_forward_pass(texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_model_len", [2048, CONTEXT])
+def test_scores_are_those_of_a_plain_forward_pass(
+    max_model_len: int, texts: list[str], tmp_path: Path
+) -> None:
+    """Also where a window fills the model, and its last token is the one that is generated."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(str(MODEL), dtype="float32").eval()
@@ -63,7 +67,7 @@ def test_scores_are_those_of_a_plain_forward_pass(texts: list[str], tmp_path: Pa
         place,
         prompt={"token_ids_column": "ids"},
         score={"context": CONTEXT, "stride": STRIDE},
-        model={"path": str(MODEL), "dtype": "float32"},
+        model={"path": str(MODEL), "dtype": "float32", "max_model_len": max_model_len},
     )
     ended = run(write_job(tmp_path, settings), engine="real", timeout_s=280)
     assert ended.code == 0, ended.stderr

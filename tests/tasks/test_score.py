@@ -47,11 +47,13 @@ def run_in(
     return run_here(write_job(Path(place.root), score_job(place, **sections)), options, fake)
 
 
-def begin(num_tokens: int, num_given: int, context: int, stride: int) -> RowWork:
+def begin(
+    num_tokens: int, num_given: int, context: int, stride: int, max_model_len: int | None = None
+) -> RowWork:
     chunk = Chunk.of_prompts([np.arange(num_tokens, dtype=np.int32)])
     chunk.num_given = np.array([num_given])
     task = Score(ScoreSettings(context=context, stride=stride))
-    return task.work(WorkItem(chunk, 0, 0), max_model_len=context + 1)
+    return task.work(WorkItem(chunk, 0, 0), max_model_len or context + 1)
 
 
 def answer(ask: Ask, logprobs: npt.NDArray[np.float32] | None = None) -> Completion:
@@ -59,7 +61,9 @@ def answer(ask: Ask, logprobs: npt.NDArray[np.float32] | None = None) -> Complet
     if logprobs is None:
         logprobs = np.full(len(ask.token_ids), ask.start, np.float32)
         logprobs[0] = np.nan
-    return Completion(key=0, prompt_token_logprobs=logprobs)
+    last = np.full(1, ask.start, np.float32)
+    ids = np.array([-1 if ask.next_token is None else ask.next_token], np.int32)
+    return Completion(key=0, token_ids=ids, token_logprobs=last, prompt_token_logprobs=logprobs)
 
 
 @given(data=st.data(), num_tokens=st.integers(1, 60), context=st.integers(2, 20))
@@ -68,10 +72,12 @@ def test_each_token_is_scored_once_with_at_least_context_less_stride_tokens_befo
 ) -> None:
     stride = data.draw(st.integers(1, context - 1))
     num_given = data.draw(st.integers(0, num_tokens - 1))
-    work = begin(num_tokens, num_given, context, stride)
+    max_model_len = context + data.draw(st.integers(0, 1))
+    work = begin(num_tokens, num_given, context, stride, max_model_len)
     asks = list(work.asks())
     for ask in data.draw(st.permutations(asks)):
-        assert len(ask.token_ids) <= context
+        assert len(ask.token_ids) + (ask.next_token is not None) <= context
+        assert len(ask.token_ids) < max_model_len  # room for the token that is generated
         assert ask.token_ids[0] == ask.start  # ids are positions
         work.add(ask, answer(ask))
     done = work.completion()
@@ -83,6 +89,15 @@ def test_each_token_is_scored_once_with_at_least_context_less_stride_tokens_befo
         else:
             assert position - start >= min(position, context - stride)
     assert len(asks) == len({float(start) for start in done.token_logprobs if start == start})
+
+
+def test_an_engine_that_does_not_end_with_the_given_token_is_an_error() -> None:
+    work = begin(5, 0, 5, 2, max_model_len=5)
+    (ask,) = work.asks()
+    completion = answer(ask)
+    completion.token_ids = completion.token_ids + 1
+    with pytest.raises(RowError, match="did not end with the token"):
+        work.add(ask, completion)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
@@ -183,8 +198,8 @@ def test_another_stride_does_not_go_on_in_an_output(place: Place) -> None:
             "a long text is scored in windows",
         ),
         (
-            {"model": {"path": "x", "max_model_len": 8}},
-            "8 must be less than model.max_model_len 8",
+            {"model": {"path": "x", "max_model_len": 7}},
+            "8 is more than model.max_model_len 7",
         ),
     ],
 )
@@ -195,9 +210,9 @@ def test_settings_that_make_no_sense_are_refused(sections: Any, sentence: str) -
 
 def test_a_context_that_the_model_does_not_have_is_refused(place: Place) -> None:
     place.write_parquet("in/a.parquet", rows(3))
-    ended = run_in(place, score={"context": 2048})
-    assert (ended.code, "must be less than the 2048 tokens" in ended.message) == (2, True)
-    ended = run_in(place, score={"stride": 2047})
+    ended = run_in(place, score={"context": 2049})
+    assert (ended.code, "is more than the 2048 tokens" in ended.message) == (2, True)
+    ended = run_in(place, score={"stride": 2048})
     assert (ended.code, "must be less than the context" in ended.message) == (2, True)
 
 

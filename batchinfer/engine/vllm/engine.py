@@ -139,6 +139,9 @@ class VllmEngine:
         assert request.seed is None or self._uses_seeds, "the engine was not built for seeds"
         params = copy.copy(self._params)
         params.seed = request.seed
+        if request.next_token is not None:
+            # Its logprob is that of the raw logits: vLLM takes those before it masks any token.
+            params.allowed_token_ids = [request.next_token]
         self._add(str(request.key), request.token_ids.tolist(), params)
         self._num_in_flight += 1
 

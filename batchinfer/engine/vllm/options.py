@@ -291,6 +291,11 @@ def _broken_promises(
             f"{asker(task)} and engine.options.kv_sharing_fast_prefill do not go "
             "together: vLLM's would be wrong. Remove one of them"
         )
+    if task == "score" and is_speculative:
+        yield (
+            "task: score and speculative decoding (engine.options) do not go together: nothing is "
+            "generated. Remove the options"
+        )
     if task == "score" and options.get("logprobs_mode") in ("raw_logits", "processed_logits"):
         yield (
             f"engine.options.logprobs_mode {options['logprobs_mode']} gives no logprobs, which "
