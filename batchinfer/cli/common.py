@@ -8,24 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from batchinfer.cli.places import explained_places
-from batchinfer.config import Job, load_job
+from batchinfer.config import Job
 from batchinfer.ledger import layout, records
 from batchinfer.model import ModelFacts
 from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_schema, check_shards
-from batchinfer.runner.start import Start, open_output, open_start
+from batchinfer.runner.start import Start, open_start
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
-from batchinfer.storage import Store, open_store
+from batchinfer.storage import Store
 
 logger = logging.getLogger("batchinfer.cli")
-
-#: Somebody sits and waits for the answer.
-_LOOK_RETRY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +84,3 @@ def _carried(start: Start, footers: list[Footer]) -> pa.Schema | None:
         record = None  # of another job: it is refused or replaced, and does not bind this one
     columns = (carried_columns(start.job, footer) for footer in footers)
     return carried_schema(start.job, zip(start.shards, columns, strict=True), record)
-
-
-def open_output_location(output: str) -> Store:
-    """The store of an output: its folder or s3:// location, or the job file that names it."""
-    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
-        return open_output(load_job(output).job, never)
-    return open_store(output, retry_s=_LOOK_RETRY_S)

@@ -11,10 +11,10 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.cli.common import open_output_location
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.ledger import Holder, layout, records, survey
 from batchinfer.prompt import column_values
+from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
 from batchinfer.tasks import Describe, describer
 from batchinfer.telemetry import Clock, describe
@@ -22,7 +22,7 @@ from batchinfer.telemetry import Clock, describe
 
 def show_status(output: str, *, as_json: bool) -> None:
     """Whether it is complete, and one line for the newest run of each slice."""
-    store = open_output_location(output)
+    store = open_location(output)
     job = _read_job(store)
     success = records.read_json(store, layout.SUCCESS_KEY)
     newest = _newest_of_each_slice(store)
@@ -63,7 +63,7 @@ def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
 
 def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
     """Finished rows: first from finished files, then from parts."""
-    store = open_output_location(output)
+    store = open_location(output)
     describe = describer(_read_job(store).get("job", {}))
     num_shown = 0
     for row in _rows(store, failed=failed):

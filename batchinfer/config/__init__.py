@@ -13,7 +13,7 @@ from batchinfer.config.job import (
     PromptSettings,
     S3Settings,
 )
-from batchinfer.config.load import LoadedJob, explain, load_job
+from batchinfer.config.load import LoadedJob, explain, job_from, load_job
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
@@ -41,6 +41,7 @@ __all__ = [
     "deciding_keys",
     "deciding_values",
     "explain",
+    "job_from",
     "job_schema",
     "job_schema_text",
     "load_job",

@@ -7,6 +7,7 @@ every problem found, one a line, each with its place.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,11 +66,25 @@ def load_job(
 
     Raises ConfigError naming every problem.
     """
-    name = os.fspath(path)
-    document = _read(name)
+    document = _read(os.fspath(path))
+    return _load(document, sets, os.environ if environ is None else environ, os.fspath(path))
+
+
+def job_from(data: Mapping[str, Any], sets: Sequence[str] = ()) -> Job:
+    """The job that a mapping describes as a job file does. The environment is not looked at.
+
+    Raises ConfigError naming every problem.
+    """
+    document = Document(data=copy.deepcopy(dict(data)), lines={}, problems=())
+    return _load(document, sets, {}, "job").job
+
+
+def _load(
+    document: Document, sets: Sequence[str], environ: Mapping[str, str], name: str
+) -> LoadedJob:
     problems = list(document.problems)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
-    overrides = [*_from_environment(os.environ if environ is None else environ, problems)]
+    overrides = [*_from_environment(environ, problems)]
     overrides += _from_sets(sets, problems)
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]

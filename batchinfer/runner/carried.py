@@ -104,6 +104,11 @@ def to_text(schema: pa.Schema) -> str:
     return base64.b64encode(schema.serialize()).decode()
 
 
+def recorded_schema(record: Mapping[str, Any]) -> pa.Schema | None:
+    """The columns as job.json has them; None: it was begun without them."""
+    return _from_text(record[RECORD_KEY]) if RECORD_KEY in record else None
+
+
 def _from_text(text: str) -> pa.Schema:
     try:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from batchinfer.config import Job, S3Settings
+from batchinfer.config import Job, S3Settings, load_job
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
@@ -17,6 +18,9 @@ from batchinfer.runner.digest import Identity, identity_of
 from batchinfer.runner.options import RunOptions
 from batchinfer.source import RowFilter, Shard, list_shards
 from batchinfer.storage import S3Options, Store, open_store
+
+#: Somebody sits and waits for the answer.
+_LOOK_RETRY_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,10 @@ def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
 
 def _s3_options(settings: S3Settings) -> S3Options:
     return S3Options(**settings.model_dump())
+
+
+def open_location(output: str) -> Store:
+    """The store of an output: its folder or s3:// location, or the job file that names it."""
+    if output.endswith((".yaml", ".yml")) and Path(output).is_file():
+        return open_output(load_job(output).job, lambda: False)
+    return open_store(output, retry_s=_LOOK_RETRY_S)

@@ -16,8 +16,10 @@ from pathlib import Path
 class StartUp:
     """Made when batchinfer's own imports are over. Each thread may add spans of its own."""
 
-    def __init__(self) -> None:
-        self._origin_s = time.monotonic() - _process_age_s()
+    def __init__(self, *, process_age_s: float | None = None) -> None:
+        """`process_age_s`: how long ago the start began; None: with this process."""
+        age_s = _process_age_s() if process_age_s is None else process_age_s
+        self._origin_s = time.monotonic() - age_s
         #: name -> (begin, end), in order of their ends
         self.spans: dict[str, tuple[float, float]] = {}
         self.total_s: float | None = None  # None: no engine step yet

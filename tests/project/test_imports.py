@@ -32,6 +32,7 @@ ROOMS = (
     "telemetry",
     "runner",
     "forecast",
+    "api",
     "cli",
     "testing",
 )

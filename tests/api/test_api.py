@@ -1,0 +1,187 @@
+"""The Python door: a job is run and its results are read from a program."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import polars as pl
+import pytest
+
+import batchinfer
+from batchinfer import errors
+from batchinfer.config import load_job
+from batchinfer.engine.kinds import KINDS
+from batchinfer.prompt import encode
+from batchinfer.testing import FakePlan, LightTokenizer
+from tests.support.fake_run import fake_kinds
+from tests.support.jobs import ROOT, Place, job, results, rows, run, stable, write_job
+
+PUBLIC = ["BatchInferError", "Job", "Outcome", "__version__", "run", "scan"]
+
+
+@pytest.fixture(autouse=True)
+def fake_engine() -> Iterator[None]:
+    with (
+        mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)),
+        mock.patch.dict(KINDS, fake_kinds(FakePlan())),
+    ):
+        yield
+
+
+@pytest.fixture
+def settings(folder: Place) -> dict[str, Any]:
+    for name, first in (("b", 0), ("a", 40)):
+        folder.write_parquet(f"in/day=1/{name}[1].parquet", rows(40, start=first))
+    return job(folder, input={"path": folder.url("in")})
+
+
+def test_the_public_names_are_these() -> None:
+    assert batchinfer.__all__ == PUBLIC
+    assert all(hasattr(batchinfer, name) for name in PUBLIC)
+    assert set(PUBLIC) <= set(dir(batchinfer))
+    with pytest.raises(AttributeError):
+        _ = batchinfer.nothing  # type: ignore[attr-defined]
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    program = (
+        "import sys, batchinfer; print([m for m in sys.modules if m.startswith('batchinfer.')])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+
+@pytest.mark.parametrize("kind", ["path", "dict", "job"])
+def test_a_job_in_any_form_gives_what_the_command_gives(
+    folder: Place, tmp_path: Path, settings: dict[str, Any], kind: str
+) -> None:
+    path = write_job(tmp_path, settings)
+    given = {"path": path, "dict": settings, "job": load_job(path).job}[kind]
+    outcome = batchinfer.run(given)
+    assert (outcome.status, outcome.exit_code) == ("complete", 0)
+    have = batchinfer.scan(folder.url("out")).collect()
+    assert have["shard"].unique(maintain_order=True).to_list() == [
+        "day=1/a[1].parquet",
+        "day=1/b[1].parquet",
+    ]
+    assert have.select("shard", "row", "sample").equals(
+        have.select("shard", "row", "sample").sort("shard", "row", "sample")
+    )
+    reference = job(folder, input={"path": folder.url("in")}, output="other")
+    assert run(write_job(tmp_path, reference, "other.yaml")).code == 0
+    assert stable(have).equals(stable(batchinfer.scan(folder.url("other")).collect()))
+
+
+def test_the_options_are_those_of_the_command(folder: Place, settings: dict[str, Any]) -> None:
+    limited = batchinfer.run(settings, limit=10)
+    assert (limited.status, limited.rows_durable) == ("partial", 10)
+    first = batchinfer.run(settings, slice=(1, 2))
+    assert (first.status, first.exit_code) == ("partial", 0)
+    assert batchinfer.scan(folder.url("out")).collect().height == 40
+    whole = batchinfer.run(settings)
+    assert whole.status == "complete" and whole.totals is not None and whole.totals.rows == 80
+    with pytest.raises(errors.ConfigError, match=r"sampling.max_tokens: was 16, is 3"):
+        batchinfer.run(settings, overrides={"sampling.max_tokens": 3})
+    again = batchinfer.run(settings, overrides={"sampling.max_tokens": 3}, restart=True)
+    assert again.status == "complete"
+    assert batchinfer.scan(folder.url("out")).collect()["num_completion_tokens"].max() == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": 0}, {"slice": (3, 2)}, {"slice": (1, 2), "restart": True}]
+)
+def test_options_that_mean_nothing_are_refused(
+    settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    with pytest.raises(errors.ConfigError):
+        batchinfer.run(settings, **options)
+
+
+def test_every_problem_of_a_dict_is_named(settings: dict[str, Any]) -> None:
+    settings["sampling"]["max_tokens"] = 0
+    settings["nothing"] = 1
+    with pytest.raises(errors.ConfigError) as caught:
+        batchinfer.run(settings)
+    assert "sampling.max_tokens" in str(caught.value) and "nothing" in str(caught.value)
+
+
+def test_a_run_leaves_the_process_as_it_was(
+    folder: Place, settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    num_frozen = gc.get_freeze_count()
+    batchinfer.run(settings)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert gc.isenabled() and gc.get_freeze_count() == num_frozen
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger().handlers or logging.getLogger("batchinfer").handlers == []
+    assert "logs" not in {Path(name).parts[1] for name in folder.names("out") if "/" in name}
+
+
+def test_max_seconds_ends_a_run_and_keeps_what_is_finished(
+    folder: Place, settings: dict[str, Any]
+) -> None:
+    slow = fake_kinds(FakePlan(step_s=0.05, max_num_seqs=4))
+    with mock.patch.dict(KINDS, slow), pytest.raises(errors.Stopped, match="max_seconds"):
+        batchinfer.run(settings, overrides={"limits.max_seconds": 3})
+    assert [name for name in folder.names("out") if name.endswith(".part")]
+    assert batchinfer.run(settings).status == "complete"
+
+
+def test_an_output_that_another_run_works_on_is_refused_by_name(settings: dict[str, Any]) -> None:
+    with (
+        mock.patch("batchinfer.runner.claim.acquire_lease", side_effect=errors.LeaseHeld("held")),
+        pytest.raises(errors.LeaseHeld),
+    ):
+        batchinfer.run(settings)
+
+
+def test_an_output_has_its_columns_before_its_rows(folder: Place, settings: dict[str, Any]) -> None:
+    batchinfer.run(settings, limit=1)
+    empty = batchinfer.scan(folder.url("out")).collect()
+    assert empty.height == 0
+    batchinfer.run(settings)
+    assert batchinfer.scan(folder.url("out")).collect_schema() == empty.schema
+
+
+def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="not an output"):
+        batchinfer.scan(tmp_path)
+
+
+def test_finished_rows_are_read_from_any_store(place: Place, tmp_path: Path) -> None:
+    place.write_parquet("in/a.parquet", rows(30))
+    place.write_parquet("in/b.parquet", rows(30, start=30))
+    path = write_job(tmp_path, job(place))
+    assert run(path, place=place).code == 0
+    with mock.patch.dict("os.environ", place.environ):
+        frame = batchinfer.scan(path)
+        assert stable(frame.collect()).equals(stable(results(place)))
+        some = frame.filter(pl.col("row") >= 28).select("shard", "row").collect()
+        first = frame.select("shard", "row").head(31).collect()
+    assert some.rows() == [(s, r) for s in ("a.parquet", "b.parquet") for r in (28, 29)]
+    assert first.rows()[-1] == ("b.parquet", 0)
+
+
+def test_the_example_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("BATCHINFER__OUTPUT__PATH", str(tmp_path / "out"))
+    monkeypatch.setenv("BATCHINFER__PROMPT", '{"column": "description"}')
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("complete 1200\n")
+    assert "completion" in printed
