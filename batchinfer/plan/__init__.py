@@ -1,6 +1,6 @@
 """Which row is admitted when. Must not know: how anything is read, run or written."""
 
 from batchinfer.plan.buffer import Buffer, plan_buffer
-from batchinfer.plan.chunk import Chunk, WorkItem, seed_of
+from batchinfer.plan.chunk import Chunk, WorkItem, request_seed
 
-__all__ = ["Buffer", "Chunk", "WorkItem", "plan_buffer", "seed_of"]
+__all__ = ["Buffer", "Chunk", "WorkItem", "plan_buffer", "request_seed"]

@@ -117,7 +117,7 @@ class Chunk:
         self.token_ids = np.empty(0, np.int32)
 
 
-def seed_of(job_seed: int, shard: str, row: int, sample: int) -> int:
+def request_seed(job_seed: int, shard: str, row: int, sample: int) -> int:
     """63-bit seed of one request, from its identity and not its position, so that a resume repeats
     it.
     """

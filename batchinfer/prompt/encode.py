@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.errors import ConfigError, import_failure
-from batchinfer.prompt.token_bytes import TokenBytes, token_bytes_of
+from batchinfer.prompt.token_bytes import TokenBytes, read_token_bytes
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -44,14 +44,14 @@ class TokenEncoder:
     @cached_property
     def _token_bytes(self) -> TokenBytes | None:
         """Made when first needed: 0.2 s for a vocabulary of 150,000."""
-        return None if self._backend is None else token_bytes_of(self._backend)
+        return None if self._backend is None else read_token_bytes(self._backend)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
         """Token ids of each text. Special tokens that a text brings itself are not added again."""
-        found = self._encode(texts, add_special_tokens=add_special_tokens)
+        token_ids = self._encode(texts, add_special_tokens=add_special_tokens)
         if add_special_tokens and self._affixes != ([], []):
-            return [_once(ids, *self._affixes) for ids in found]
-        return found
+            return [_once(ids, *self._affixes) for ids in token_ids]
+        return token_ids
 
     @property
     def appended_text(self) -> str:
@@ -90,20 +90,20 @@ class TokenEncoder:
         return text
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
-        found: list[Int32Array] = []
+        token_ids: list[Int32Array] = []
         for batch in _batches([len(text) for text in texts], _BATCH_CHARS):
             if self._backend is not None:
                 encodings = self._backend.encode_batch_fast(
                     texts[batch], add_special_tokens=add_special_tokens
                 )
-                found.extend(np.array(encoding.ids, dtype=np.int32) for encoding in encodings)
+                token_ids.extend(np.array(encoding.ids, dtype=np.int32) for encoding in encodings)
             else:
                 with self._lock:
                     encoded = self.tokenizer(
                         list(texts[batch]), add_special_tokens=add_special_tokens, verbose=False
                     )
-                found.extend(np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
-        return found
+                token_ids.extend(np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
+        return token_ids
 
     def spans(self, texts: Sequence[str]) -> list[Int64Array]:
         """[num_tokens, 2] of each text: where in the text its tokens start and end, in characters.
@@ -113,13 +113,13 @@ class TokenEncoder:
         if self._backend is None:
             counts = [len(ids) for ids in self.encode(texts, add_special_tokens=False)]
             return [_even_spans(len(t), count) for t, count in zip(texts, counts, strict=True)]
-        found: list[Int64Array] = []
+        offsets: list[Int64Array] = []
         for batch in _batches([len(text) for text in texts], _BATCH_CHARS):
             encodings = self._backend.encode_batch(texts[batch], add_special_tokens=False)
-            found.extend(
+            offsets.extend(
                 np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings
             )
-        return found
+        return offsets
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
         """Text of each [offsets[i], offsets[i + 1]) without special tokens."""

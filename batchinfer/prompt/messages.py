@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchinfer.errors import RowError
-from batchinfer.prompt.numbers import reason_of
+from batchinfer.prompt.numbers import readable_reason
 from batchinfer.prompt.values import column_values, why_unreadable
 
 Messages = list[dict[str, Any]]
@@ -96,7 +96,7 @@ def _parse_message(message: Any, number: int) -> dict[str, Any]:
     content = parsed.get("content")
     if isinstance(content, list):
         parsed["content"] = "\n".join(
-            _text_of(part, f"message {number}: part {index} of the content")
+            _content_text(part, f"message {number}: part {index} of the content")
             for index, part in enumerate(content)
         )
     elif content is None and ("tool_calls" in parsed or parsed.get("function_call")):
@@ -115,7 +115,7 @@ def _parse_message(message: Any, number: int) -> dict[str, Any]:
     return parsed
 
 
-def _text_of(part: Any, name: str) -> str:
+def _content_text(part: Any, name: str) -> str:
     """The text of one part of a content."""
     if isinstance(part, str):
         return part
@@ -163,7 +163,9 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
-        raise RowError("invalid_prompt", f"{what} not valid JSON: {reason_of(error)}") from None
+        raise RowError(
+            "invalid_prompt", f"{what} not valid JSON: {readable_reason(error)}"
+        ) from None
     except RecursionError:
         raise RowError("invalid_prompt", f"{what} nested too deeply") from None
 

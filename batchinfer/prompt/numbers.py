@@ -36,7 +36,7 @@ class ExactNumber(Decimal):
         return _exact(Decimal(self).__round__(0 if ndigits is None else ndigits))
 
 
-def reason_of(error: Exception) -> str:
+def readable_reason(error: Exception) -> str:
     """What an exception says, but of digits what a person can use: Python advises programmers."""
     text = str(error)
     if "set_int_max_str_digits" in text:

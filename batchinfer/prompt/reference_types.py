@@ -20,25 +20,25 @@ _UNKNOWN = pa.null()
 def reference_problem(place: Reference, data_type: pa.DataType) -> str | None:
     """Why this place fails in every row, None if it need not. `data_type`: of its column."""
     read = f"column {place.column!r}"
-    found = stored_type(data_type)
+    kind = stored_type(data_type)
     for number, step in enumerate(place.steps, start=1):
         is_last = number == len(place.steps)
-        if found == _UNKNOWN:
+        if kind == _UNKNOWN:
             return None
-        part = _part(found, step)
-        if step.is_attribute and hasattr(_python_type(found), str(step.key)):
+        part = _part(kind, step)
+        if step.is_attribute and hasattr(_python_type(kind), str(step.key)):
             if part is None or (is_last and place.is_called):
                 return None
             as_item = Step(step.key, is_attribute=False)
             return f"{read} has a field {step.key!r}, but {step} is a method: write {as_item}"
         if part is None:
             is_allowed = is_last and place.is_guarded
-            return None if is_allowed else f"{read} has no {step}: {_instead(found, step)}"
+            return None if is_allowed else f"{read} has no {step}: {_instead(kind, step)}"
         read += str(step)
-        found = stored_type(part)
-    if reason := why_unreadable(found):
+        kind = stored_type(part)
+    if reason := why_unreadable(kind):
         return f"{read} {reason}"
-    if place.is_printed and (unreadable := first_unreadable(found)):
+    if place.is_printed and (unreadable := first_unreadable(kind)):
         where, reason = unreadable
         return f"{read} is printed with its part {where}, which {reason}"
     return None

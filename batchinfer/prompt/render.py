@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
 from batchinfer.errors import ConfigError, RowError
-from batchinfer.prompt.numbers import reason_of
+from batchinfer.prompt.numbers import readable_reason
 from batchinfer.prompt.references import Refused, find_references, operation_problem
 from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
@@ -59,7 +59,7 @@ class TextTemplate:
         except RecursionError:
             raise ConfigError(f"{key}: the template is nested too deeply") from None
         except Exception as error:  # Python's own bounds: nested loops, digits of a number
-            raise ConfigError(f"{key}: {reason_of(error)}") from None
+            raise ConfigError(f"{key}: {readable_reason(error)}") from None
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
         self._has_address = _ADDRESS.search(source) is not None  # then the template means it
@@ -107,7 +107,8 @@ def text_template(source: str, key: str) -> TextTemplate:
 def template_error(key: str, error: Exception) -> RowError:
     """The error message of a row for an exception raised in a template."""
     return RowError(
-        "template_error", f"{key}: {type(error).__name__}: {reason_of(error)}"[:_MAX_MESSAGE_CHARS]
+        "template_error",
+        f"{key}: {type(error).__name__}: {readable_reason(error)}"[:_MAX_MESSAGE_CHARS],
     )
 
 

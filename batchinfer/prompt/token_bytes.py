@@ -31,7 +31,7 @@ class TokenBytes:
         return [str(joined[start:end], "utf-8", "replace") for start, end in pairwise(ends)]
 
 
-def token_bytes_of(backend: Any) -> TokenBytes | None:
+def read_token_bytes(backend: Any) -> TokenBytes | None:
     """From a `tokenizers.Tokenizer`; None unless it spells bytes as GPT-2 did."""
     if type(backend.decoder).__name__ != "ByteLevel":
         return None

@@ -79,14 +79,14 @@ class RowFilter:
         try:
             frame = pl.from_arrow(nulls)
             assert isinstance(frame, pl.DataFrame)
-            found = frame.select(self._expression).dtypes
+            dtypes = frame.select(self._expression).dtypes
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"input.filter {self._sql!r} does not fit the input: {reason}"
             ) from None
-        if found != [pl.Boolean]:
-            kind = ", ".join(str(dtype) for dtype in found)
+        if dtypes != [pl.Boolean]:
+            kind = ", ".join(str(dtype) for dtype in dtypes)
             raise ConfigError(
                 f"input.filter {self._sql!r} gives {kind}, not true or false: "
                 "compare it with a value"

@@ -56,7 +56,7 @@ class Footer:
 def read_footer(shard: Shard) -> Footer:
     """Raises InputError if the shard is gone, changed since it was listed, torn or not Parquet."""
     with open_shard(shard) as file:
-        return footer_of(file, shard)
+        return parse_footer(file, shard)
 
 
 def open_shard(shard: Shard) -> BinaryIO:
@@ -66,7 +66,7 @@ def open_shard(shard: Shard) -> BinaryIO:
         raise InputError(f"{shard.url} vanished since the input was listed") from None
 
 
-def footer_of(file: BinaryIO, shard: Shard) -> Footer:
+def parse_footer(file: BinaryIO, shard: Shard) -> Footer:
     """The footer of an open shard."""
     footer_bytes = _footer_bytes(file, shard)
     tail = len(footer_bytes).to_bytes(4, "little") + _MAGIC

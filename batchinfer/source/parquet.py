@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.source.filters import RowFilter
-from batchinfer.source.footer import check_columns, check_partition, footer_of, open_shard
-from batchinfer.source.partitions import text_of
+from batchinfer.source.footer import check_columns, check_partition, open_shard, parse_footer
+from batchinfer.source.partitions import partition_value
 from batchinfer.source.plain import plain_column
 from batchinfer.source.shards import Shard
 
@@ -66,7 +66,7 @@ class ShardReader:
         self._needed = list(dict.fromkeys([*self._columns, *of_filter]))
         self._file = open_shard(shard)
         try:
-            self._footer = footer_of(self._file, shard)
+            self._footer = parse_footer(self._file, shard)
             self._partitions = self._footer.partitions
             check_columns(self._footer, self._needed, shard)
             self._stored = [name for name in self._needed if name in self._footer.schema.names]
@@ -218,7 +218,7 @@ class ShardReader:
         value = self._partitions[name]
         if name in self._stored:
             check_partition(name, value, plain_column(stored.column(name)), self._shard)
-        return pa.chunked_array([pa.repeat(text_of(value), stored.num_rows)])
+        return pa.chunked_array([pa.repeat(partition_value(value), stored.num_rows)])
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

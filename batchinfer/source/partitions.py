@@ -16,7 +16,7 @@ Partitions = tuple[tuple[str, str], ...]
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def partitions_of(folders: Iterable[str]) -> Partitions:
+def parse_partitions(folders: Iterable[str]) -> Partitions:
     """(name, value) of each folder `name=value`, unquoted, from the outermost in."""
     pairs = (folder.partition("=") for folder in folders)
     return tuple(
@@ -24,7 +24,7 @@ def partitions_of(folders: Iterable[str]) -> Partitions:
     )
 
 
-def text_of(value: str) -> pa.Scalar:
+def partition_value(value: str) -> pa.Scalar:
     """What the column of a folder's value holds."""
     return pa.scalar(None if value == _NULL else value, pa.string())
 
@@ -34,7 +34,7 @@ def says_other(value: str, column: pa.ChunkedArray) -> bool:
 
     Raises ValueError for a value that the type cannot have.
     """
-    text = text_of(value)
+    text = partition_value(value)
     if not text.is_valid:
         return bool(column.null_count < len(column))
     of_folder = _cast(text, column.type)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.source.left_out import LeftOut, Names, Why
-from batchinfer.source.partitions import Partitions, partitions_of
+from batchinfer.source.partitions import Partitions, parse_partitions
 from batchinfer.source.patterns import SUFFIX, Pattern, has_wildcard, parse_pattern
 from batchinfer.source.tables import Tables
 from batchinfer.storage import FileInfo, Other, Store, is_s3, join_url, split_url
@@ -107,23 +107,23 @@ class _Listing:
         if not name or name in (".", "..") or self._path.endswith("/"):
             return None
         store = self._open_store(folder)
-        found = store.stat(name)
-        if found is None:
+        info = store.stat(name)
+        if info is None:
             return None
         if not name.endswith(SUFFIX):
             raise InputError(
                 f"input.path: {store.url_of(name)} does not end in {SUFFIX}: only Parquet files "
                 "can be input"
             )
-        return _shard(store, found, partitions_of(folder.split("/")))
+        return _shard(store, info, parse_partitions(folder.split("/")))
 
     def _matched(self, pattern: Pattern) -> list[Shard]:
         store = self._open_store(pattern.root)
-        outer = partitions_of(pattern.root.split("/"))
+        outer = parse_partitions(pattern.root.split("/"))
         shards = [
-            _shard(store, found, outer)
-            for found in self._listed(store, pattern)
-            if self._is_shard(store, pattern, found.key)
+            _shard(store, info, outer)
+            for info in self._listed(store, pattern)
+            if self._is_shard(store, pattern, info.key)
         ]
         if shards:
             self._tables.refuse(store, (shard.key for shard in shards))
@@ -151,9 +151,9 @@ class _Listing:
         yield from store.list(pattern.literal_prefix, recursive=pattern.is_recursive, on_other=note)
         for folder in folders:
             is_empty = True
-            for found in store.list(f"{folder}/", on_other=note):
-                is_empty = is_empty and not pattern.is_read(found.key)
-                yield found
+            for info in store.list(f"{folder}/", on_other=note):
+                is_empty = is_empty and not pattern.is_read(info.key)
+                yield info
             if is_empty:
                 self._refuse(f"a folder without any {SUFFIX} file", store.url_of(folder))
 
@@ -209,16 +209,16 @@ class _Listing:
                 recursive=pattern.is_recursive,
                 on_other=lambda key, kind: None,
             )
-            for found in listed:
-                url = store.url_of(found.key)
-                if pattern.is_read(found.key) and url not in urls:
+            for info in listed:
+                url = store.url_of(info.key)
+                if pattern.is_read(info.key) and url not in urls:
                     self._left_out.add(Why.NOT_LITERAL, url)
 
 
-def _shard(store: Store, found: FileInfo, outer: Partitions) -> Shard:
-    key = found.key
-    partitions = partitions_of(key.split("/")[:-1])
-    return Shard(key, store, key, found.size_bytes, found.version, partitions, outer)
+def _shard(store: Store, info: FileInfo, outer: Partitions) -> Shard:
+    key = info.key
+    partitions = parse_partitions(key.split("/")[:-1])
+    return Shard(key, store, key, info.size_bytes, info.version, partitions, outer)
 
 
 def _is_text(name: str) -> bool:

@@ -49,12 +49,12 @@ class Tables:
                         raise _refusal(store.url_of(folder.rstrip("/")), kind)
         folders = [store, *store.parents()]
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="tables") as pool:
-            for above, kind_above in zip(folders, pool.map(_kind_of, folders), strict=True):
+            for above, kind_above in zip(folders, pool.map(_table_kind, folders), strict=True):
                 if kind_above is not None:
                     raise _refusal(above.url, kind_above)
 
 
-def _kind_of(folder: Store) -> str | None:
+def _table_kind(folder: Store) -> str | None:
     for log, ending, kind in _LOGS:
         with suppress(ConfigError):  # no permission to look above the folder
             listed = folder.list(log, recursive=False, on_other=lambda key, what: None)

@@ -76,7 +76,7 @@ class LocalStore:
         for key, entry in self._walk(prefix, recursive=recursive):
             if _TEMPORARY.fullmatch(entry.name):
                 continue
-            found = _stat_of(entry)
+            found = _status(entry)
             if isinstance(found, Other):
                 if on_other is not None:
                     on_other(key, found)
@@ -237,7 +237,7 @@ def _file_info(key: str, found: os.stat_result) -> FileInfo:
     return FileInfo(key, found.st_size, str(found.st_mtime_ns))
 
 
-def _stat_of(entry: os.DirEntry[str]) -> os.stat_result | Other | None:
+def _status(entry: os.DirEntry[str]) -> os.stat_result | Other | None:
     """Of a file; else what it is. None: it was deleted or renamed since the folder was read."""
     with os_errors("read", entry.path):
         try:

@@ -74,14 +74,14 @@ class S3Store:
 
     def stat(self, key: str) -> FileInfo | None:
         try:
-            found = self._client.call("head_object", "read", self.url_of(key), **self._at(key))
+            answer = self._client.call("head_object", "read", self.url_of(key), **self._at(key))
         except FileNotFoundError:
             return None
-        return self._file_info(self._prefix + key, found["ContentLength"], found["ETag"])
+        return self._file_info(self._prefix + key, answer["ContentLength"], answer["ETag"])
 
     def read(self, key: str) -> bytes:
-        found = self._client.call("get_object", "read", self.url_of(key), **self._at(key))
-        return bytes(found["Body"])
+        answer = self._client.call("get_object", "read", self.url_of(key), **self._at(key))
+        return bytes(answer["Body"])
 
     def open(self, key: str) -> BinaryIO:
         url = self.url_of(key)
@@ -91,11 +91,11 @@ class S3Store:
 
         def fetch(start: int, stop: int) -> bytes:
             byte_range = f"bytes={start}-{stop - 1}"
-            found = self._client.call("get_object", "read", url, Range=byte_range, **self._at(key))
+            answer = self._client.call("get_object", "read", url, Range=byte_range, **self._at(key))
             # Compared here and not by If-Match, which Ceph RGW refuses for the ETag that it sent.
-            if _unquoted(found["ETag"]) != opened.version:
+            if _unquoted(answer["ETag"]) != opened.version:
                 raise TransientError(f"{url} was replaced while it was read. Start again")
-            return bytes(found["Body"])
+            return bytes(answer["Body"])
 
         return cast(BinaryIO, RangeReader(opened.size_bytes, fetch))
 
@@ -176,12 +176,12 @@ class S3Store:
             else:
                 return True
             try:
-                found = self._client.once("get_object", "read", url, **self._at(key))
+                answer = self._client.once("get_object", "read", url, **self._at(key))
             except S3Refusal as refusal:
                 if refusal.status != 404:
                     raise
                 return False  # taken and deleted again: in any case not ours
-            return bool(found["Body"] == content)
+            return bool(answer["Body"] == content)
 
         return self._client.retried(attempt, "create", url)
 

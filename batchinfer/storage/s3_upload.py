@@ -105,9 +105,9 @@ class _Multipart:
 
     def _is_published(self) -> bool:
         try:
-            found = self._client.once("head_object", "read", self._url, **self._target)
+            answer = self._client.once("head_object", "read", self._url, **self._target)
         except S3Refusal as refusal:
             if refusal.status != 404:
                 raise
             return False
-        return bool(found["Metadata"].get("publish-id") == self._publish_id)
+        return bool(answer["Metadata"].get("publish-id") == self._publish_id)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Completion
-from batchinfer.plan import WorkItem, seed_of
+from batchinfer.plan import WorkItem, request_seed
 from batchinfer.prompt import PromptLimit
 from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
 from batchinfer.tasks.base import Ask, Column, Detokenize, Result, num_failed, row_values
@@ -103,7 +103,7 @@ class Generate:
         seed = None
         if self.settings.seed is not None and not self.settings.is_greedy:
             row = int(item.chunk.rows[item.index])
-            seed = seed_of(self.settings.seed, item.chunk.shard, row, item.sample)
+            seed = request_seed(self.settings.seed, item.chunk.shard, row, item.sample)
         return _OneRequest(Ask(item.chunk.prompt(item.index), seed))
 
     def num_tokens(self, completion: Completion) -> int:

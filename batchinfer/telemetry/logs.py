@@ -171,13 +171,13 @@ class JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             "run": getattr(record, "run", None),
         }
-        line |= {key: value for key, value in fields_of(record).items() if key not in line}
+        line |= {key: value for key, value in _record_fields(record).items() if key not in line}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def fields_of(record: logging.LogRecord) -> Mapping[str, object]:
+def _record_fields(record: logging.LogRecord) -> Mapping[str, object]:
     fields = getattr(record, "fields", None)
     return fields if isinstance(fields, dict) else {}
 
@@ -190,7 +190,7 @@ def _one_line(record: logging.LogRecord) -> str:
 def _human_fields(record: logging.LogRecord, *, has_mappings: bool) -> list[str]:
     return [
         f"{key}={_human_value(value)}"
-        for key, value in fields_of(record).items()
+        for key, value in _record_fields(record).items()
         if has_mappings or not isinstance(value, Mapping)
     ]
 

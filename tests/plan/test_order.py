@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.errors import RowError
-from batchinfer.plan import Chunk, plan_buffer, seed_of
+from batchinfer.plan import Chunk, plan_buffer, request_seed
 from batchinfer.plan.buffer import MAX_MIXED_CHUNKS
 from batchinfer.plan.order import PIECE_TOKENS, by_length, find_duplicates
 
@@ -234,12 +234,12 @@ def test_a_seed_is_of_the_row_and_sample_and_not_of_its_position() -> None:
         for row in range(20)
         for sample in range(3)
     ]
-    seeds = [seed_of(*identity) for identity in identities]
+    seeds = [request_seed(*identity) for identity in identities]
     assert len(set(seeds)) == len(seeds)
-    assert seeds == [seed_of(*identity) for identity in identities]
+    assert seeds == [request_seed(*identity) for identity in identities]
     assert all(0 <= seed < 1 << 63 for seed in seeds)
 
 
 def test_seeds_are_the_same_in_every_version() -> None:
     """A resume by a later version repeats what an earlier one would have made."""
-    assert seed_of(0, "a.parquet", 0, 0) == 8270517533503184748
+    assert request_seed(0, "a.parquet", 0, 0) == 8270517533503184748
