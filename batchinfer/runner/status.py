@@ -70,12 +70,10 @@ class Status:
         is_ended = exit_code is not None and not self._is_engine_dead
         is_ended |= self._process.stop.is_requested
         record = status_record(
-            self._process.counters.snapshot(),
+            self._process.counters,
             run=session.run,
             slice_name=session.options.lease_name,
             holder=asdict(session.holder),
-            started_at=session.holder.since,
-            clock=self._process.clock,
             in_flight=self._admitted.in_flight() if self._admitted and not is_ended else [],
             startup=self._process.startup.as_dict(),
             exit_code=exit_code,

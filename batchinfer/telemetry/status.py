@@ -11,8 +11,8 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from batchinfer.telemetry.clock import Clock, utc_seconds
-from batchinfer.telemetry.counters import Snapshot
+from batchinfer.telemetry.clock import utc_seconds
+from batchinfer.telemetry.counters import Counters
 
 #: A run, which rewrites its record every few seconds, is taken for dead after so long a silence.
 DEAD_AFTER_S = 60.0
@@ -31,13 +31,11 @@ MAX_IN_FLIGHT_NAMES = 2048
 
 
 def status_record(
-    snapshot: Snapshot,
+    counters: Counters,
     *,
     run: int,
     slice_name: str,
     holder: Mapping[str, Any],
-    started_at: str,
-    clock: Clock,
     in_flight: Sequence[str],
     startup: Mapping[str, Any],
     exit_code: int | None = None,
@@ -46,7 +44,7 @@ def status_record(
 
     An `exit_code` ends the run.
     """
-    counts = asdict(snapshot)
+    counts = asdict(counters.snapshot())
     for name in _ROUNDED:
         counts[name] = None if counts[name] is None else round(counts[name], 3)
     return {
@@ -55,8 +53,8 @@ def status_record(
         "run": run,
         "slice": slice_name,
         "holder": dict(holder),
-        "started_at": started_at,
-        "updated_at": clock.utc(),
+        "started_at": holder["since"],
+        "updated_at": counters.clock.utc(),
         **counts,
         "startup": dict(startup),
         "in_flight": list(in_flight[:MAX_IN_FLIGHT_NAMES]),

@@ -471,12 +471,10 @@ def test_no_display_starts_no_thread(hands: Hands, logger: logging.Logger) -> No
 
 def _record(hands: Hands, **changes: object) -> dict[str, object]:
     record = status_record(
-        _counters_at_work(hands).snapshot(),
+        _counters_at_work(hands),
         run=2,
         slice_name="all",
         holder=HOLDER,
-        started_at="2027-01-15T08:00:00.000Z",
-        clock=hands.clock,
         in_flight=[f"a.parquet:{row}" for row in range(5000)],
         startup={"total_s": 8.5, "imports": [0.0, 0.7]},
     )
