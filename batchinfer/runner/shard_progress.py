@@ -50,6 +50,20 @@ class ShardProgress:
         self.num_expected[window] = num_expected
         self.num_done += num_done
 
+    def begin_part(self) -> None:
+        """From now on not all of its results are in our hands."""
+        self.has_results = True
+
+    def begin_publishing(self) -> None:
+        self.num_publishing += 1
+
+    def end_publishing(self) -> None:
+        self.num_publishing -= 1
+
+    def begin_finishing(self) -> None:
+        """Its finished file is the last that is written of it."""
+        self.is_finishing = True
+
     def take(self) -> dict[int, list[Result]]:
         """What is buffered, by window. The buffers are empty then."""
         taken, self.buffers = self.buffers, {}

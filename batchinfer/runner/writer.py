@@ -217,7 +217,7 @@ class Writer:
 
     def _release(self, event: _Published) -> None:
         shard = self._shards[event.shard]
-        shard.num_publishing -= 1
+        shard.end_publishing()
         self._num_writing -= not event.is_fold
         with self._changed:
             self._held_bytes -= event.num_bytes
@@ -232,14 +232,14 @@ class Writer:
         if not shard.is_complete or not self._may_finish or self.error is not None:
             return
         if not shard.has_results:
-            shard.is_finishing = True
+            shard.begin_finishing()
             results = [r for buffer in self._take_buffers(shard).values() for r in buffer]
             self._submit(shard, results, lambda: self._finish_directly(shard, results))
             return
         for window, results in self._take_buffers(shard).items():
             self._submit_part(shard, window, results)
         if shard.num_publishing == 0:
-            shard.is_finishing = True
+            shard.begin_finishing()
             self._submit(shard, [], lambda: self._fold(shard), self._folds)
 
     def _flush(self) -> None:
@@ -254,7 +254,7 @@ class Writer:
         return buffers
 
     def _submit_part(self, shard: ShardProgress, window: int, results: list[Result]) -> None:
-        shard.has_results = True
+        shard.begin_part()
         self._sequence += 1
         part = PartId(window, self._tables.run, self._sequence)
 
@@ -296,7 +296,7 @@ class Writer:
                 self._post(_Published(shard.name, num_bytes, is_fold))
 
         (pool or self._pool).submit(run)  # may raise: no thread to be had
-        shard.num_publishing += 1
+        shard.begin_publishing()
         self._num_writing += not is_fold
 
     def _finish_directly(self, shard: ShardProgress, results: list[Result]) -> None:
