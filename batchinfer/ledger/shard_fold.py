@@ -103,7 +103,7 @@ class ShardFold:
     def _unreadable_finished(self, error: UnreadableSource) -> TransientError:
         return TransientError(
             f"{self._url}: the finished file cannot be read ({error}). "
-            "Remove it and start again: its rows are computed anew"
+            "Remove it and start again: its rows are computed again"
         )
 
     @property

@@ -103,7 +103,7 @@ def cached_checkpoint(model: ModelFacts) -> Path:
     except ConfigError as error:
         raise ConfigError(
             f"the checkpoint {target}, which was made earlier, is damaged ({error}): delete that "
-            "folder, the next start makes it anew"
+            "folder, the next start makes it again"
         ) from error
     return target
 

@@ -66,7 +66,7 @@ def context_length(
                 factor = rope.get("factor") or factor
         if not _is_length(factor):
             raise ConfigError(
-                f"config.json has the rope factor {factor!r}, which is no number. Copy it again"
+                f"config.json has the rope factor {factor!r}, which is not a number. Copy it again"
             )
     own: int = math.floor(min(lengths) * factor)
     if asked is not None and asked > own:

@@ -78,7 +78,9 @@ def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:
     """Of PEFT's adapters vLLM computes plain LoRA on linear layers and embeddings."""
     kind = str(config.get("peft_type", "LORA"))
     if kind.upper() != "LORA":
-        raise ConfigError(f"{file}: peft_type {kind} is no LoRA adapter, and vLLM runs no other")
+        raise ConfigError(
+            f"{file}: peft_type {kind} is not a LoRA adapter, the only kind that vLLM runs"
+        )
     start = config.get("init_lora_weights", True)
     refused = {
         "use_dora": bool(config.get("use_dora")),

@@ -20,7 +20,7 @@ from batchinfer.storage import Store
 
 
 def model_for(
-    job: Job, store: Store, *, is_restart: bool = False, is_whole: bool = True
+    job: Job, store: Store, *, is_restart: bool = False, is_whole_input: bool = True
 ) -> ModelFacts:
     """Facts of the job's model, in the dtype and quantization in which its output was begun.
 
@@ -32,7 +32,7 @@ def model_for(
     begun = None if is_restart else _begun(store)
     if begun is None or begun == Begun(best.dtype, best.quantization):
         return best
-    if is_whole and not _has_results(store):
+    if is_whole_input and not _has_results(store):
         return best
     found = model_of(job, begun)
     if (found.dtype, found.quantization) == (best.dtype, best.quantization):

@@ -162,7 +162,7 @@ class Carrier:
                 is_told, self._is_told = self._is_told, True
             if not is_told:
                 logger.warning(
-                    "column %r has text that is not UTF-8, first in %s: what is no character is "
+                    "column %r has text that is not UTF-8, first in %s: invalid bytes are "
                     "written as \N{REPLACEMENT CHARACTER} (U+FFFD)",
                     field.name,
                     where,

@@ -47,7 +47,7 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
     for shard in shards:
         if shard.url == store.url or shard.url.startswith(store.url + "/"):
             raise ConfigError(
-                f"input {shard.url} lies inside output.path {store.url}: choose another output.path"
+                f"input {shard.url} is inside output.path {store.url}: choose another output.path"
             )
         if matches(job.input.path, store.url_of(shard.name)):
             raise ConfigError(

@@ -45,7 +45,7 @@ def finalise(
     if gone := sorted(were_there - listed.finished):
         raise TransientError(
             f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
-            "finished files in all. Start again: their rows are computed anew"
+            "finished files in all. Start again: their rows are computed again"
         )
     if names - listed.finished or names & listed.with_parts:
         warn_of_cut(session.job, outcome)
@@ -103,7 +103,8 @@ def warn_of_cut(job: Job, outcome: Outcome) -> None:
         num_other = max(0, num_unparsed - num_cut)
         other = f"; {num_other} of them ended before, as by sampling.stop" if num_other else ""
         logger.warning(
-            "%d %s are no whole JSON document (finish_reason length): raise sampling.max_tokens%s",
+            "%d %s are not complete JSON documents (finish_reason length): "
+            "raise sampling.max_tokens%s",
             num_unparsed,
             of,
             other,
@@ -125,8 +126,8 @@ def warn_of_empty(outcome: Outcome) -> None:
     num_empty = outcome.counts.get("rows_empty") or 0
     if num_empty > num_done // 2:
         logger.warning(
-            "%d of %d completions of this run are empty: the model ends them at once. Look at the "
-            "prompt (a chat model wants prompt.messages)",
+            "%d of %d completions of this run are empty: the model ends them immediately. Look "
+            "at the prompt (a chat model wants prompt.messages)",
             num_empty,
             num_done,
         )

@@ -50,7 +50,7 @@ def refuse_neighbours(url: str, others: Neighbours) -> None:
     """Raise ConfigError if another output lies below OUT, or OUT would begin inside another."""
     if others.below is not None:
         raise ConfigError(
-            f"{others.below} is an output of its own and lies in output.path {url}. {_ADVICE}. "
+            f"{others.below} is an output of its own inside output.path {url}. {_ADVICE}. "
             "Nothing was deleted"
         )
     if others.behind_link is not None:
@@ -59,7 +59,7 @@ def refuse_neighbours(url: str, others: Neighbours) -> None:
             f"{folder} links into another output, {other}. {_ADVICE}. Nothing was deleted"
         )
     if others.above is not None:
-        raise ConfigError(f"output.path {url} lies in another output, {others.above}. {_ADVICE}")
+        raise ConfigError(f"output.path {url} is inside another output, {others.above}. {_ADVICE}")
 
 
 def _link_into_output(store: Store, keys: Iterable[str]) -> tuple[str, str] | None:

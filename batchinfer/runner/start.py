@@ -54,8 +54,8 @@ def open_start(
     """
     options = options or RunOptions()
     store = open_output(job, should_stop)
-    is_whole = options.slice is None
-    model = model_for(job, store, is_restart=options.restart, is_whole=is_whole)
+    is_whole_input = options.slice is None
+    model = model_for(job, store, is_restart=options.restart, is_whole_input=is_whole_input)
     shards = list_input(job, should_stop)
     check_layout(job, store, shards)
     return Start(

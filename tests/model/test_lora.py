@@ -40,7 +40,7 @@ def test_an_adapters_rank_is_its_largest_and_its_content_is_in_the_digest(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"peft_type": "IA3"}, "peft_type IA3 is no LoRA adapter"),
+        ({"peft_type": "IA3"}, "peft_type IA3 is not a LoRA adapter"),
         ({"use_dora": True}, "cannot run an adapter with use_dora True: merge it"),
         ({"bias": "all"}, "with bias 'all'"),
         ({"modules_to_save": ["lm_head"]}, "with modules_to_save"),

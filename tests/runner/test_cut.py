@@ -12,7 +12,7 @@ from tests.support.jobs import Ended, Place, job, rows, run, write_job
 
 SCHEMA = {"json_schema": {"type": "object"}}
 NOT_WHOLE = (
-    "{0} of {0} completions are no whole JSON document (finish_reason length): raise "
+    "{0} of {0} completions are not complete JSON documents (finish_reason length): raise "
     "sampling.max_tokens"
 )
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_gone_on_with_is_refused_with_why(start: Start, nothing: 
         "sampling.max_tokens: was 3, is 16": other,
         "job.json is missing": lost,
         "is not a result of this job": replace(seen, origins={"c.parquet": Origin("theirs")}),
-        "lies in another output": replace(nothing, neighbours=Neighbours(above="/above")),
+        "is inside another output": replace(nothing, neighbours=Neighbours(above="/above")),
         "is an output of its own": replace(nothing, neighbours=Neighbours(below="/out/below")),
     }
     for why, view in views.items():

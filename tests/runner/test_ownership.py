@@ -61,7 +61,7 @@ def test_an_output_does_not_begin_inside_another_and_leaves_that_as_it_was(
 ) -> None:
     ends_well(jobs(place, "out"), place)
     before = files(place, "out")
-    must_fail(run(jobs(place, "out/deep/second"), place=place), 2, "lies in another output")
+    must_fail(run(jobs(place, "out/deep/second"), place=place), 2, "is inside another output")
     assert files(place, "out") == before
     ends_well(jobs(place, "out"), place, "--restart")
     assert results(place).height == 20

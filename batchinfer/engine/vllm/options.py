@@ -245,7 +245,7 @@ def _check_name(name: str) -> None:
         hint = f"; did you mean {near[0]}?" if near else ""
         if near and near[0] in MANAGED_OPTIONS:
             hint += f" ({MANAGED_OPTIONS[near[0]]})"
-        raise ConfigError(f"engine.options.{name} is no engine argument of this vLLM{hint}")
+        raise ConfigError(f"engine.options.{name} is not an engine argument of this vLLM{hint}")
 
 
 def _broken_promises(

@@ -171,7 +171,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     max_num_seqs, max_num_batched_tokens = fit_sizes(
         settings,
         default_sizes(settings.tensor_parallel_size),
-        is_whole=needs_whole_prompts(settings, is_cpu=is_cpu),
+        has_whole_prompts=needs_whole_prompts(settings, is_cpu=is_cpu),
     )
     arguments["max_num_seqs"] = max_num_seqs
     arguments["max_num_batched_tokens"] = max_num_batched_tokens

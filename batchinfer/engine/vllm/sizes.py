@@ -42,16 +42,17 @@ def default_sizes(num_devices: int) -> tuple[int, int]:
 
 def needs_whole_prompts(settings: VllmSettings, *, is_cpu: bool) -> bool:
     """Whether a prompt is computed in one step: vLLM cannot rewind a CPU's random state."""
-    is_whole = is_cpu and settings.sampling.uses_seeds
-    return settings.options.get("enable_chunked_prefill", not is_whole) is False
+    has_whole_prompts = is_cpu and settings.sampling.uses_seeds
+    return settings.options.get("enable_chunked_prefill", not has_whole_prompts) is False
 
 
 def fit_sizes(
-    settings: VllmSettings, defaults: tuple[int, int], *, is_whole: bool
+    settings: VllmSettings, defaults: tuple[int, int], *, has_whole_prompts: bool
 ) -> tuple[int, int]:
     """max_num_seqs, max_num_batched_tokens: the job's, or what suits the device and each other.
 
-    `defaults` are the device's; `is_whole`: prompts are computed in one step. Raises ConfigError.
+    `defaults` are the device's; `has_whole_prompts`: prompts are computed in one step. Raises
+    ConfigError.
     """
     max_num_seqs, max_num_batched_tokens = defaults
     if settings.max_num_seqs is not None:
@@ -60,11 +61,11 @@ def fit_sizes(
         max_num_seqs = min(max_num_seqs, settings.max_num_batched_tokens)
     if settings.max_num_batched_tokens is None:
         max_num_batched_tokens = max(max_num_batched_tokens, max_num_seqs)
-        if is_whole:
+        if has_whole_prompts:
             max_num_batched_tokens = max(max_num_batched_tokens, settings.max_model_len)
         return max_num_seqs, max_num_batched_tokens
     max_num_batched_tokens = settings.max_num_batched_tokens
-    if is_whole and max_num_batched_tokens < settings.max_model_len:
+    if has_whole_prompts and max_num_batched_tokens < settings.max_model_len:
         raise ConfigError(
             f"engine.max_num_batched_tokens is {max_num_batched_tokens}, but prompts are read "
             f"whole (sampling.seed on a CPU, or enable_chunked_prefill: false): set it to auto, or "
@@ -77,7 +78,9 @@ def expected_sizes(settings: VllmSettings) -> tuple[int, int]:
     """`fit_sizes` on this machine, known without vLLM."""
     is_cpu = this_machine().device == "cpu"
     defaults = auto_sizes(gpus(), is_cpu=is_cpu)
-    return fit_sizes(settings, defaults, is_whole=needs_whole_prompts(settings, is_cpu=is_cpu))
+    return fit_sizes(
+        settings, defaults, has_whole_prompts=needs_whole_prompts(settings, is_cpu=is_cpu)
+    )
 
 
 def explain_sizes(

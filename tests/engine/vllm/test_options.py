@@ -108,4 +108,4 @@ def test_validate_refuses_them_without_vllm(folder: Place, tmp_path: Path) -> No
     free = write_job(tmp_path, job(folder, engine=options), "free.yaml")
     assert run(free, command=("validate",)).code == 0
     unknown = write_job(tmp_path, job(folder, engine={"options": {"no_such": 1}}), "unknown.yaml")
-    assert "no engine argument" in run(unknown, command=("validate",)).stderr
+    assert "not an engine argument" in run(unknown, command=("validate",)).stderr
