@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from batchinfer.errors import ConfigError
-from batchinfer.quantization import is_gguf, record_of
+from batchinfer.quantization import Machine, is_gguf, record_of
 from batchinfer.storage import local_path
 from batchinfer.storage.local_errors import os_errors
 
@@ -57,9 +57,10 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
 
 def refuse_gguf(file: Path) -> NoReturn:
     """Raise ConfigError: what a GGUF file is, and what to give instead."""
+    why = record_of("gguf").on(Machine(None))
     raise ConfigError(
-        f"{file} is a GGUF file: quantization gguf is {record_of('gguf').gpu}. Give the folder of "
-        "the same model in safetensors"
+        f"{file} is a GGUF file: quantization gguf is {why}. Give the folder of the same model in "
+        "safetensors"
     )
 
 

@@ -4,9 +4,11 @@
 sentence says why not here and what to write instead. Three steps keep it, and all of them come
 before a weight is read:
 
-1. `detect` says what the checkpoint's files are (a *scheme*), from the settings of its family.
-2. `TABLE` has one record for each *name*: the schemes it stands for, and for CPU and GPU what each
-   of them needs of the hardware and of packages, and vLLM's arguments.
+1. `detect` says what the checkpoint's files are (a *scheme*), as the method that knows their family
+   reads the settings (`methods`: one folder for each).
+2. `TABLE` has one record for each *name*: the schemes it stands for, and whether it also says what
+   an unquantized model becomes. How an engine runs it on a device, and what that needs of hardware
+   and packages, is in the engine's own table (`engine/NAME/support`), found by `Machine.engine`.
 3. `choose` brings both together: a name that contradicts the files is refused; a name that this
    machine cannot run is refused with the reason, or replaced by the first of
    `model.quantization_fallback` that it can.
@@ -17,9 +19,10 @@ before a weight is read:
 What really runs is counted by the engine once the model is loaded (`engine/vllm/layers`): a name
 that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
 
-Doctor, explain, the table in the docs and the errors are made from the records, so that none of
-them can say something else. Must not know: vLLM, torch, how the machine was looked at (`Machine` is
-plain values), whole model folders.
+Doctor, explain, the table in the docs and the errors are made from the records and those tables, so
+that none of them can say something else. Must not know: torch, how the machine was examined
+(`Machine` is plain values), whole model folders. Of engines it knows names, and how vLLM reads a
+checkpoint's settings.
 """
 
 from batchinfer.quantization.choose import (
@@ -48,7 +51,12 @@ from batchinfer.quantization.kv_cache import (
 )
 from batchinfer.quantization.machine import CpuLibrary, Machine
 from batchinfer.quantization.methods import METHODS, Method, Recipe, Stored, Tensor, method_of
-from batchinfer.quantization.methods.base import Device, Quantization
+from batchinfer.quantization.methods.base import (
+    ALL_DTYPES,
+    BFLOAT16_CAPABILITY,
+    Device,
+    Quantization,
+)
 from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.table import (
     RECIPES,
@@ -60,6 +68,8 @@ from batchinfer.quantization.table import (
 from batchinfer.quantization.words import markdown_table
 
 __all__ = [
+    "ALL_DTYPES",
+    "BFLOAT16_CAPABILITY",
     "KV_CACHE_TABLE",
     "METHODS",
     "OTHER_FAMILIES",

@@ -13,8 +13,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.methods.base import Device, Quantization
-from batchinfer.quantization.methods.unquantized.record import BFLOAT16_CAPABILITY
+from batchinfer.quantization.methods.base import BFLOAT16_CAPABILITY, Device, Quantization
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE, name_of, record_of
 from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
@@ -233,7 +232,7 @@ def _refuse_contradiction(
     record = record_of(name)
     if checkpoint.scheme in record.schemes:
         return
-    if checkpoint.scheme == "plain" and (record.takes_plain or not record.runs):
+    if checkpoint.scheme == "plain" and (record.takes_plain or isinstance(record.on(machine), str)):
         return
     what = f"model.quantization is {name}, but the checkpoint is {checkpoint.words}"
     if checkpoint.scheme not in SCHEMES:

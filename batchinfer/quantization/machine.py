@@ -27,6 +27,7 @@ class Machine:
     cpu_flags: frozenset[str] = frozenset()  # as in /proc/cpuinfo
     packages: frozenset[str] = frozenset()  # installed, of those that a name needs
     library: CpuLibrary | None = None  # of a CPU; None: nothing is known of it
+    engine: str = "vllm"  # whose table says what runs
 
     def lacks_kernel(self, kernel: str) -> str:
         """In words, that vLLM's library for this CPU has no such kernel; "" if it has, or may."""

@@ -5,6 +5,7 @@ Must not know: which machine this is.
 
 from __future__ import annotations
 
+from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.methods.base import Device
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 
@@ -22,8 +23,8 @@ def markdown_table() -> str:
             f"`{record.name}`",
             record.meaning,
             f"{record.bits_per_weight:g}",
-            _cell(record.cpu),
-            _cell(record.gpu),
+            _cell(record.on(Machine("cpu"))),
+            _cell(record.on(Machine("cuda"))),
             record.how_to_make,
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -12,7 +12,9 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -23,12 +25,15 @@ import pytest
 from batchinfer.cli.doctor import show_quantizations
 from batchinfer.config.model import QuantizationName
 from batchinfer.engine.vllm.machine import this_machine
+from batchinfer.engine.vllm.support import SUPPORT
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import (
+    METHODS,
     SCHEMES,
     TABLE,
     Checkpoint,
     Choice,
+    Device,
     Machine,
     check_hint,
     choose,
@@ -97,6 +102,42 @@ def test_every_scheme_has_one_name() -> None:
         for scheme in record.schemes
     ]
     assert sorted(named) == sorted(SCHEMES)
+
+
+def test_a_name_has_the_schemes_that_some_device_runs_or_refuses() -> None:
+    for record in TABLE:
+        devices = [d for d in map(record.on, (PLAIN_CPU, H200)) if isinstance(d, Device)]
+        schemes = {scheme for d in devices for scheme in (*d.schemes, *d.refused)}
+        assert not devices or schemes == set(record.schemes), record.name
+        assert record.takes_plain == any(d.online or d.made_by for d in devices), record.name
+
+
+def test_vllms_table_has_only_names_that_a_job_can_give() -> None:
+    for table in SUPPORT.values():
+        assert table.keys() <= {record.name for record in TABLE}
+
+
+def test_what_runs_is_asked_of_the_machines_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {("other", "cpu"): {"int4": "it has its own formats"}}
+    monkeypatch.setitem(sys.modules, "batchinfer.engine.other", SimpleNamespace())
+    module = SimpleNamespace(SUPPORT=table)
+    monkeypatch.setitem(sys.modules, "batchinfer.engine.other.support", module)
+    other = Machine("cpu", engine="other")
+    assert record_of("int4").on(other) == "it has its own formats"
+    assert record_of("nf4").on(other) == "not yet in this version"  # our code is for vLLM
+    assert isinstance(record_of("nf4").on(BNB_CPU), Device)
+
+
+def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:
+    folders = {
+        path.parent.name.replace("_", "-")
+        for path in (ROOT / "batchinfer" / "quantization" / "methods").glob("*/record.py")
+    }
+    assert sorted(folders) == sorted(method.name for method in METHODS)
+    for method in METHODS:
+        modules = [recipe.write for recipe in method.recipes]
+        modules += [method.vllm.module] if method.vllm else []
+        assert all(find_spec(module) for module in modules), method.name
 
 
 def test_the_documented_table_is_the_programs() -> None:

@@ -31,6 +31,6 @@ def this_machine() -> Machine:
 
 def _needed_packages() -> Iterable[str]:
     for record in TABLE:
-        for device in (record.cpu, record.gpu):
+        for device in map(record.on, (Machine("cpu"), Machine("cuda"))):
             if isinstance(device, Device):
                 yield from device.packages

@@ -9,6 +9,7 @@ which methods there are, files, engines.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "U64")
 HALF = ("bfloat16", "float16")
 ALL_DTYPES = (*HALF, "float32")
 
-NOT_YET = "not yet in this version"
+#: Below this compute capability no engine computes in bfloat16, in which most checkpoints are.
+BFLOAT16_CAPABILITY = (8, 0)
 
 
 class Tensor(NamedTuple):
@@ -83,16 +85,16 @@ class Device:
 
     schemes: tuple[str, ...]  # of checkpoints
     refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
-    online: str | None = None  # vLLM's `quantization` for a plain checkpoint; None: cannot
+    online: str | None = None  # the engine's name for it, of a plain checkpoint
     online_otherwise: str | None = None  # the same, weight-only and for experts; None: `online`
     made_by: str | None = None  # recipe of a checkpoint of a plain model; None: never
-    is_plugin: bool = False  # then vLLM knows checkpoints too by `online` alone
+    is_plugin: bool = False  # then the engine knows checkpoints too by `online` alone
     dtypes: tuple[str, ...] = HALF  # the first is taken where the checkpoint's own cannot be
     refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
     min_capability: tuple[int, int] | None = None
     native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
     cpu_flags: tuple[str, ...] = ()  # all of them
-    kernels: Mapping[str, str] = field(default_factory=dict)  # scheme -> vLLM's CPU operator
+    kernels: Mapping[str, str] = field(default_factory=dict)  # scheme -> the engine's CPU operator
     packages: tuple[str, ...] = ()
     refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
     refused_experts: str = ""  # why quantized experts do not run; "": they do
@@ -102,46 +104,35 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """One name. `cpu` and `gpu` are texts where the name does not run there: why."""
+    """One name. How an engine runs it on a device is in that engine's table (`support`)."""
 
     name: str
     meaning: str
     bits_per_weight: float  # of a quantized layer, its scales included, at the usual group size
-    cpu: Device | str
-    gpu: Device | str
+    schemes: tuple[str, ...]  # what a checkpoint of this name can be, whether it runs here or not
     how_to_make: str
-    only_schemes: tuple[str, ...] = ()  # of a name that runs nowhere yet
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """What a checkpoint of this name can be, whether it runs here or not."""
-        found: list[str] = []
-        for device in (self.cpu, self.gpu):
-            if isinstance(device, Device):
-                found += [*device.schemes, *device.refused]
-        return tuple(dict.fromkeys(found)) or self.only_schemes
+    takes_plain: bool = False  # it says what weights become; other names say what the files are
+    dtype: str | None = None  # the one that is its whole meaning: of fp32, fp16 and bf16
+    #: (engine, device) -> how the method's own code runs there; else the engine's table says it.
+    support: Mapping[tuple[str, str], Device | str] = field(default_factory=dict)
 
     def on(self, machine: Machine) -> Device | str:
-        """How it runs on the machine's kind of device; on an unknown one as on a GPU."""
-        return self.cpu if machine.device == "cpu" else self.gpu
+        """How it runs there, or why it does not; on an unknown device as on a GPU."""
+        key = (machine.engine, machine.device or "cuda")
+        if key in self.support:
+            return self.support[key]
+        return engine_support(*key).get(self.name, "not yet in this version")
 
-    @property
-    def runs(self) -> bool:
-        """Anywhere."""
-        return isinstance(self.cpu, Device) or isinstance(self.gpu, Device)
 
-    @property
-    def takes_plain(self) -> bool:
-        """Whether it says what weights become; other names say what the files are."""
-        devices = (self.cpu, self.gpu)
-        return any(isinstance(d, Device) and (d.online or d.made_by) for d in devices)
+def engine_support(engine: str, device: str) -> Mapping[str, Device | str]:
+    """The engine's table, which is kept with the engine and so imported late, by its name."""
+    module = importlib.import_module(f"batchinfer.engine.{engine}.support")
+    tables: Mapping[tuple[str, str], Mapping[str, Device | str]] = module.SUPPORT
+    return tables[engine, device]
 
-    @property
-    def dtype(self) -> str | None:
-        """The one that is its whole meaning: of fp32, fp16 and bf16."""
-        if isinstance(self.cpu, Device) and self.cpu.schemes == ("plain",):
-            return self.cpu.dtypes[0] if len(self.cpu.dtypes) == 1 else None
-        return None
+
+def quantize_command(recipe: str) -> str:
+    return f"`batchinfer quantize MODEL OUT --method {recipe}`"
 
 
 @dataclass(frozen=True, slots=True)

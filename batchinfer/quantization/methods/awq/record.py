@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Device, Method, Quantization, Settings, Stored
+from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
 from batchinfer.quantization.methods.packed_int32 import check_layout
-from batchinfer.quantization.methods.support import EXPERT_FLAGS, INT4_KERNEL
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -24,10 +23,7 @@ METHOD = Method(
             name="awq",
             meaning="a checkpoint in AWQ's own format (4 bits)",
             bits_per_weight=4.156,
-            cpu=Device(
-                schemes=("awq",), kernels={"awq": INT4_KERNEL}, expert_cpu_flags=EXPERT_FLAGS
-            ),
-            gpu=Device(schemes=("awq",), min_capability=(7, 5)),
+            schemes=("awq",),
             how_to_make="AutoAWQ (`batchinfer quantize --method awq` writes an int4 checkpoint)",
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import NOT_YET, Method, Quantization, Settings
+from batchinfer.quantization.methods.base import Method, Quantization, Settings
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -17,10 +17,8 @@ METHOD = Method(
             name="exl3",
             meaning="trellis-coded weights of ExLlamaV3",
             bits_per_weight=4.0,
-            cpu=NOT_YET,
-            gpu=NOT_YET,
             how_to_make="ExLlamaV3's convert.py",
-            only_schemes=("exl3",),
+            schemes=("exl3",),
         ),
     ),
     families=("exl3",),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Device, Method, Quantization, Settings
-from batchinfer.quantization.methods.support import COMPRESSED, quantize_command
+from batchinfer.quantization.methods.base import (
+    Method,
+    Quantization,
+    Settings,
+    quantize_command,
+)
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -18,14 +22,8 @@ METHOD = Method(
             name="fp4",
             meaning="4-bit float weights, NVFP4 or MXFP4 (compressed-tensors, ModelOpt)",
             bits_per_weight=4.5,
-            cpu="vLLM has no CPU kernel for it",
-            gpu=Device(
-                schemes=("nvfp4", "mxfp4"),
-                made_by="nvfp4",
-                min_capability=(8, 0),
-                native_capability=(10, 0),
-                packages=COMPRESSED,
-            ),
+            schemes=("nvfp4", "mxfp4"),
+            takes_plain=True,
             how_to_make=f"{quantize_command('nvfp4')} or mxfp4",
         ),
     ),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Device, Method, Quantization, Settings
-from batchinfer.quantization.methods.support import quantize_command
+from batchinfer.quantization.methods.base import (
+    Method,
+    Quantization,
+    Settings,
+    quantize_command,
+)
 
 _SCHEMES = {
     "fp8-tensor": "FP8 with a scale for each tensor",
@@ -27,29 +31,8 @@ METHOD = Method(
             name="fp8",
             meaning="8-bit float weights and activations, from a checkpoint or on the fly",
             bits_per_weight=8.0,
-            cpu=Device(
-                schemes=("fp8-block",),
-                refused={
-                    "fp8-tensor": "vLLM has no CPU kernel that quantizes activations by tensor",
-                    "fp8-channel": "vLLM computes it on a CPU with a scalar reference of 30 "
-                    "million multiplications a second",
-                    "mxfp8": "vLLM has no CPU kernel for it",
-                },
-                online="fp8_per_block",
-                dtypes=("bfloat16",),
-                cpu_flags=("amx_tile", "amx_bf16"),
-                kernels={"fp8-block": "fp8_scaled_mm_cpu", "plain": "fp8_scaled_mm_cpu"},
-            ),
-            gpu=Device(
-                schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
-                # Scales of channels and tokens are nearer to the model than one of a whole tensor,
-                # and faster on an H200; not all of vLLM's kernels for experts and older GPUs know
-                # them.
-                online="fp8_per_channel",
-                online_otherwise="fp8",
-                min_capability=(7, 5),
-                native_capability=(8, 9),
-            ),
+            schemes=("fp8-block", "fp8-tensor", "fp8-channel", "mxfp8"),
+            takes_plain=True,
             how_to_make=quantize_command("fp8"),
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import NOT_YET, Method, Quantization, Settings
+from batchinfer.quantization.methods.base import Method, Quantization, Settings
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -17,10 +17,8 @@ METHOD = Method(
             name="gguf",
             meaning="GGUF files of llama.cpp",
             bits_per_weight=4.8,
-            cpu=NOT_YET,
-            gpu=NOT_YET,
             how_to_make="llama.cpp's convert_hf_to_gguf.py and llama-quantize",
-            only_schemes=("gguf",),
+            schemes=("gguf",),
         ),
     ),
     families=("gguf",),

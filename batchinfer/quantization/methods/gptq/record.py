@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Device, Method, Quantization, Settings, Stored
+from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
 from batchinfer.quantization.methods.packed_int32 import check_layout
-from batchinfer.quantization.methods.support import EXPERT_FLAGS, INT4_KERNEL, NO_ACT_ORDER
 
 _BITS = {"gptq": 4, "gptq-8bit": 8}
 
@@ -32,14 +31,7 @@ METHOD = Method(
             name="gptq",
             meaning="a checkpoint in GPTQ's own format (4 or 8 bits)",
             bits_per_weight=4.156,
-            cpu=Device(
-                schemes=("gptq",),
-                kernels={"gptq": INT4_KERNEL},
-                refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
-                refused_act_order=NO_ACT_ORDER,
-                expert_cpu_flags=EXPERT_FLAGS,
-            ),
-            gpu=Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
+            schemes=("gptq", "gptq-8bit"),
             how_to_make="GPTQModel (`batchinfer quantize --method gptq` writes an int4 checkpoint)",
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import NOT_YET, Method, Quantization, Settings
+from batchinfer.quantization.methods.base import Method, Quantization, Settings
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -17,10 +17,8 @@ METHOD = Method(
             name="qtip",
             meaning="trellis-coded weights of 2 to 4 bits (QTIP)",
             bits_per_weight=2.0,
-            cpu=NOT_YET,
-            gpu=NOT_YET,
             how_to_make="QTIP's own tools",
-            only_schemes=("qtip",),
+            schemes=("qtip",),
         ),
     ),
     families=("qtip",),

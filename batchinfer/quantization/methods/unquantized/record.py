@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import (
-    ALL_DTYPES,
-    Device,
     Method,
     Quantization,
     Stored,
 )
 
-#: Below this compute capability vLLM refuses bfloat16, in which most checkpoints are.
-BFLOAT16_CAPABILITY = (8, 0)
-
 #: Of an unquantized model's bytes, the most that other buffers take.
 _MOST_BUFFERS = 0.05
 
 
-def _name(name: str, meaning: str, bits: float, dtypes: tuple[str, ...]) -> Quantization:
-    capability = BFLOAT16_CAPABILITY if dtypes == ("bfloat16",) else None
+def _name(name: str, meaning: str, bits: float, dtype: str | None = None) -> Quantization:
     return Quantization(
         name=name,
         meaning=meaning,
         bits_per_weight=bits,
-        cpu=Device(("plain",), dtypes=dtypes),
-        gpu=Device(("plain",), dtypes=dtypes, min_capability=capability),
+        schemes=("plain",),
+        dtype=dtype,
         how_to_make="any unquantized checkpoint",
     )
 
@@ -39,10 +33,10 @@ METHOD = Method(
     name="unquantized",
     schemes={"plain": "unquantized"},
     names=(
-        _name("none", "unquantized, in `model.dtype`", 16, ALL_DTYPES),
-        _name("fp32", "unquantized, float32", 32, ("float32",)),
-        _name("fp16", "unquantized, float16", 16, ("float16",)),
-        _name("bf16", "unquantized, bfloat16", 16, ("bfloat16",)),
+        _name("none", "unquantized, in `model.dtype`", 16),
+        _name("fp32", "unquantized, float32", 32, "float32"),
+        _name("fp16", "unquantized, float16", 16, "float16"),
+        _name("bf16", "unquantized, bfloat16", 16, "bfloat16"),
     ),
     check_stored=_check_stored,
 )

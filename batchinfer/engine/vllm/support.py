@@ -1,0 +1,115 @@
+"""What vLLM runs on which device: for each name, what it needs there, or why it does not run.
+
+Names that a method of ours brings to vLLM are in that method's record. Facts of CPUs were measured
+with vLLM 0.32 (AVX-512 with and without AMX, AVX2), those of GPUs with vLLM 0.26 on an H200; least
+compute capabilities are those that vLLM's own classes name. Must not know: vLLM's modules, which
+machine this is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from batchinfer.quantization import ALL_DTYPES, BFLOAT16_CAPABILITY, Device
+
+#: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
+EXPERT_FLAGS = ("amx_tile",)
+#: In vLLM's libraries for AVX-512, not in that for AVX2.
+INT4_KERNEL = "cpu_gemm_wna16"
+#: In vLLM 0.32; 0.26 computes it on a GPU.
+NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
+#: The package that vLLM reads such checkpoints with, and that ours are made by.
+COMPRESSED = ("compressed-tensors",)
+
+_CPU: Mapping[str, Device | str] = {
+    "none": Device(("plain",), dtypes=ALL_DTYPES),
+    "fp32": Device(("plain",), dtypes=("float32",)),
+    "fp16": Device(("plain",), dtypes=("float16",)),
+    "bf16": Device(("plain",), dtypes=("bfloat16",)),
+    "int8": Device(
+        schemes=("w8a8",),
+        refused={"w8a16": "vLLM's CPU kernels for 16-bit activations take 4-bit weights"},
+        dtypes=("bfloat16", "float32"),
+        refused_dtypes={"float16": "aborts the process in vLLM"},
+        made_by="int8",
+        packages=COMPRESSED,
+        kernels={"w8a8": "onednn_scaled_mm", "plain": "onednn_scaled_mm"},
+        refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find them",
+        expert_cpu_flags=EXPERT_FLAGS,
+    ),
+    "int4": Device(
+        schemes=("w4a16", "w4a8"),
+        made_by="int4",
+        packages=COMPRESSED,
+        kernels={"w4a16": INT4_KERNEL, "plain": INT4_KERNEL},  # w4a8 has one of torch
+        refused_act_order=NO_ACT_ORDER,
+        expert_cpu_flags=EXPERT_FLAGS,
+    ),
+    "fp8": Device(
+        schemes=("fp8-block",),
+        refused={
+            "fp8-tensor": "vLLM has no CPU kernel that quantizes activations by tensor",
+            "fp8-channel": "vLLM computes it on a CPU with a scalar reference of 30 "
+            "million multiplications a second",
+            "mxfp8": "vLLM has no CPU kernel for it",
+        },
+        online="fp8_per_block",
+        dtypes=("bfloat16",),
+        cpu_flags=("amx_tile", "amx_bf16"),
+        kernels={"fp8-block": "fp8_scaled_mm_cpu", "plain": "fp8_scaled_mm_cpu"},
+    ),
+    "fp4": "vLLM has no CPU kernel for it",
+    "awq": Device(schemes=("awq",), kernels={"awq": INT4_KERNEL}, expert_cpu_flags=EXPERT_FLAGS),
+    "gptq": Device(
+        schemes=("gptq",),
+        kernels={"gptq": INT4_KERNEL},
+        refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
+        refused_act_order=NO_ACT_ORDER,
+        expert_cpu_flags=EXPERT_FLAGS,
+    ),
+}
+
+_CUDA: Mapping[str, Device | str] = {
+    "none": Device(("plain",), dtypes=ALL_DTYPES),
+    "fp32": Device(("plain",), dtypes=("float32",)),
+    "fp16": Device(("plain",), dtypes=("float16",)),
+    "bf16": Device(("plain",), dtypes=("bfloat16",), min_capability=BFLOAT16_CAPABILITY),
+    "int8": Device(
+        schemes=("w8a8", "w8a16"),
+        made_by="int8",
+        min_capability=(7, 5),
+        packages=COMPRESSED,
+    ),
+    "int4": Device(
+        schemes=("w4a16",),
+        made_by="int4",
+        refused={"w4a8": "vLLM does not find its packed weights"},
+        min_capability=(7, 5),
+        packages=COMPRESSED,
+    ),
+    "fp8": Device(
+        schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
+        # Scales of channels and tokens are nearer to the model than one of a whole tensor,
+        # and faster on an H200; not all of vLLM's kernels for experts and older GPUs know
+        # them.
+        online="fp8_per_channel",
+        online_otherwise="fp8",
+        min_capability=(7, 5),
+        native_capability=(8, 9),
+    ),
+    "fp4": Device(
+        schemes=("nvfp4", "mxfp4"),
+        made_by="nvfp4",
+        min_capability=(8, 0),
+        native_capability=(10, 0),
+        packages=COMPRESSED,
+    ),
+    "awq": Device(schemes=("awq",), min_capability=(7, 5)),
+    "gptq": Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
+}
+
+#: (engine, device) -> name of `model.quantization` -> how it runs, or why not.
+SUPPORT: Mapping[tuple[str, str], Mapping[str, Device | str]] = {
+    ("vllm", "cpu"): _CPU,
+    ("vllm", "cuda"): _CUDA,
+}
