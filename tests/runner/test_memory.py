@@ -20,7 +20,7 @@ from tests.support.jobs import Place, job, results, rows, run, start, wait, writ
 MIB = 1 << 20
 #: What a run may hold of any input: pages of the input, chunks that are read, ready and in flight,
 #: results that wait for storage, and tables being written.
-MAX_GROWTH_BYTES = 340 * MIB
+MAX_GROWTH_BYTES = 250 * MIB
 _ALPHABET = np.frombuffer(
     b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", np.uint8
 )
