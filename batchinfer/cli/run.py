@@ -148,8 +148,10 @@ class RunProcess:
     def _report(self, outcome: Outcome) -> None:
         if outcome.exit_code:
             message = outcome.message
+            is_wanted = outcome.status == "stopped" and outcome.exit_code != 1  # 1: a bug
+            level = logging.INFO if is_wanted else logging.ERROR
             for line in [message] if self._json_lines else message.splitlines():
-                logger.error("%s", line)
+                logger.log(level, "%s", line)
         try:
             if self._run is not None:
                 self._run.end(outcome.exit_code)

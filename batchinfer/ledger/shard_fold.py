@@ -13,7 +13,7 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from batchinfer.errors import TransientError
+from batchinfer.errors import ConfigError, TransientError
 from batchinfer.ledger.fold import Cursor, UnreadableSource, batch_bytes_of, fold_window
 from batchinfer.ledger.layout import PartId, part_key
 from batchinfer.ledger.results import Results
@@ -100,10 +100,11 @@ class ShardFold:
         self.results.finished_facts(self.shard, cursor.facts)
         return cursor
 
-    def _unreadable_finished(self, error: UnreadableSource) -> TransientError:
-        return TransientError(
+    def _unreadable_finished(self, error: UnreadableSource) -> ConfigError:
+        """Unlike storage that is down, this does not heal: a repeated start would fail again."""
+        return ConfigError(
             f"{self._url}: the finished file cannot be read ({error}). "
-            "Remove it and start again: its rows are computed again"
+            "Move it away and start again: its rows are computed again"
         )
 
     @property

@@ -152,8 +152,8 @@ class _Reader:
     def _maps(self, array: pa.MapArray, path: str) -> _Read:
         edges = array.offsets.to_numpy()
         first, size = int(edges[0]), int(edges[-1] - edges[0])
-        keys = self.read(array.keys.slice(first, size), f"{path}[]")
-        items = self.read(array.items.slice(first, size), f"{path}[]")
+        keys = self.read(array.keys.slice(first, size), f"{path}[].key")
+        items = self.read(array.items.slice(first, size), f"{path}[].value")
         pairs = [list(pair) for pair in zip(keys.values, items.values, strict=True)]
         flat = _Read(pairs, keys.errors | items.errors)
         return self._with_nulls(array, path, _split(flat, edges - first))
@@ -280,8 +280,8 @@ def _leaves(data_type: pa.DataType, path: str) -> Iterator[tuple[str, str | None
         for field in data_type:
             yield from _leaves(field.type, f"{path}.{field.name}" if path else field.name)
     elif types.is_map(data_type):
-        yield from _leaves(data_type.key_type, f"{path}[]")
-        yield from _leaves(data_type.item_type, f"{path}[]")
+        yield from _leaves(data_type.key_type, f"{path}[].key")
+        yield from _leaves(data_type.item_type, f"{path}[].value")
     else:
         yield from _leaves(data_type.value_type, f"{path}[]")
 

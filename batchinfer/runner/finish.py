@@ -85,7 +85,8 @@ def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outc
             f"{totals.rows_failed} of {totals.rows} rows failed, more than "
             f"limits.max_failed_fraction = {job.limits.max_failed_fraction:g} allows: see "
             f"error_type and error_message in {outcome.output}. "
-            "--retry-failed computes only those again, which helps where the engine failed"
+            "--retry-failed computes only those again, which helps rows with engine_error; errors "
+            "that the input causes come again"
         )
     return outcome
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.config import SamplingSettings
-from batchinfer.errors import ConfigError, InputError, TransientError
+from batchinfer.errors import ConfigError, InputError
 from batchinfer.ledger import IncompleteShard, Ledger, PartId, fold, ledger, shard_fold, survey
 from batchinfer.ledger.layout import PARTS_PREFIX, UNREADABLE_PREFIX, part_key
 from batchinfer.sink import output_schema, write_table
@@ -423,7 +423,7 @@ def test_a_part_unusable_in_the_fold_is_set_aside(store: LocalStore, is_torn: bo
 def test_a_torn_finished_file_is_named_and_what_to_do(store: LocalStore) -> None:
     opened = publish(store, PARTS, {(0, 0): True})
     tear(store, SHARD)
-    with pytest.raises(TransientError, match=r"finished file cannot be read.*Remove it"):
+    with pytest.raises(ConfigError, match=r"finished file cannot be read.*Move it away"):
         finish(opened, COUNTS)
     assert opened.parts_of(SHARD) == sorted(PARTS)
 

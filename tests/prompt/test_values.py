@@ -127,6 +127,9 @@ def test_a_null_inside_a_value_is_missing_where_it_is_used() -> None:
     assert x("{{ x.tags | join }}", rows) == [in_tags, ""]
     assert x("{% for t in x.tags if t %}{{ t }}{% endfor %}", rows) == ["t", ""]
     assert x("{{ x.tags[1] }}", rows)[0] == in_tags
+    entries = pa.array([[("k", None)]], pa.map_(pa.string(), pa.string()))
+    of_entry = "missing_value: [].value of column 'x' is null"
+    assert x("{% for key, value in x %}{{ value }}{% endfor %}", entries) == [of_entry]
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.float16()])

@@ -220,3 +220,15 @@ def test_a_run_whose_reader_is_gone_goes_on(folder: Place, two_shards: Path) -> 
     process.stderr.close()
     assert process.wait(60) == 0
     assert "_SUCCESS" in folder.names("out")
+
+
+def test_a_stop_that_was_asked_for_is_logged_as_no_error(folder: Place, two_shards: Path) -> None:
+    process = start(two_shards, "--log-format", "json", fake=SLOW)
+    wait_until(lambda: has_parts(folder), what="a part")
+    kill(process, signal.SIGTERM)
+    stopped = wait(process, 20)
+    assert stopped.code == 143
+    lines = [json.loads(line) for line in stopped.stderr.splitlines() if line.startswith("{")]
+    levels = {line["level"] for line in lines if "received SIGTERM" in str(line)}
+    assert levels == {"info"}
+    assert not [text for text in stopped.result["warnings"] if "SIGTERM" in text]
