@@ -187,7 +187,8 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
         "input.id_column input.filter prompt.column prompt.template prompt.messages "
         "prompt.messages_column prompt.token_ids_column prompt.chat_template sampling.seed "
         "sampling.logprobs sampling.structured.json_schema sampling.structured.regex "
-        "sampling.structured.choice sampling.structured.grammar"
+        "sampling.structured.choice sampling.structured.grammar "
+        "score.completion_column score.context score.stride"
     )
     assert deciding_values({}) == dict.fromkeys(nones.split()) | {
         "input.keep_columns": [],
@@ -210,6 +211,7 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
         "sampling.ignore_eos": False,
         "engine.name": "vllm",
         "engine.options": {},
+        "task": "generate",
     }
 
 

@@ -85,6 +85,6 @@ def test_a_filter_over_wide_decimals_is_refused_without_a_panic(
 ) -> None:
     """A filter over decimals that polars has not is refused without its panic."""
     schema = pa.schema([("price", pa.decimal256(50, 2))])
-    with pytest.raises(ConfigError, match=r"'price': decimal256.* has no type in polars"):
+    with pytest.raises(ConfigError, match=r"'price': decimal256.* has no equivalent in polars"):
         RowFilter("price > 1").check(schema)
     assert capfd.readouterr().err == ""
