@@ -53,7 +53,7 @@ class FakeKind:
     make: Callable[[EngineSpec], Engine]
 
     def machine(self) -> Machine:
-        return Machine(None)
+        return Machine(None, engine="fake")
 
     def check(self, job: Job, sampling: SamplingSettings) -> None:
         for name in job.engine.options:

@@ -124,9 +124,14 @@ class Quantization:
         return engine_support(*key).get(self.name, "not yet in this version")
 
 
+#: Engines that are not below `batchinfer.engine` -> the module of their table.
+_ELSEWHERE = {"fake": "batchinfer.testing.support"}
+
+
 def engine_support(engine: str, device: str) -> Mapping[str, Device | str]:
     """The engine's table, which is kept with the engine and so imported late, by its name."""
-    module = importlib.import_module(f"batchinfer.engine.{engine}.support")
+    name = _ELSEWHERE.get(engine, f"batchinfer.engine.{engine}.support")
+    module = importlib.import_module(name)
     tables: Mapping[tuple[str, str], Mapping[str, Device | str]] = module.SUPPORT
     return tables[engine, device]
 

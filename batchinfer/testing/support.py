@@ -1,0 +1,21 @@
+"""What the engine for tests runs: models as they are, in any precision.
+
+Must not know: machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from batchinfer.quantization import ALL_DTYPES, Device
+
+_PLAIN: Mapping[str, Device | str] = {
+    "none": Device(("plain",), dtypes=ALL_DTYPES),
+    "fp32": Device(("plain",), dtypes=("float32",)),
+    "fp16": Device(("plain",), dtypes=("float16",)),
+    "bf16": Device(("plain",), dtypes=("bfloat16",)),
+}
+SUPPORT: Mapping[tuple[str, str], Mapping[str, Device | str]] = {
+    ("fake", "cpu"): _PLAIN,
+    ("fake", "cuda"): _PLAIN,
+}
