@@ -336,7 +336,9 @@ def test_the_visible_devices_are_looked_at(
 
 def test_plan_and_doctor_say_what_a_job_takes(folder: Place, tmp_path: Path) -> None:
     folder.write_parquet("in/a.parquet", rows(4))
-    path = write_job(tmp_path, job(folder, engine={"max_num_seqs": 8}))
+    # By name: `auto` is float32 on a CPU without bfloat16 arithmetic.
+    changes = {"model": {"dtype": "bfloat16"}, "engine": {"max_num_seqs": 8}}
+    path = write_job(tmp_path, job(folder, **changes))
     planned = run(path, command=("plan",))
     assert planned.code == 0, planned.stderr
     lines = [line for line in planned.stdout.splitlines() if line.startswith("memory")]
