@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind
 from batchinfer.engine.kinds import engine_kind
@@ -143,7 +144,7 @@ class _Computation:
             self._status.write()  # names the rows in flight before a step can kill us
         try:
             steps = loop.steps()
-            if next(steps, None) is not None:
+            for _ in islice(steps, 1):
                 _end_startup(process.startup, engine.facts)
             for _ in steps:
                 pass

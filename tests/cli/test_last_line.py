@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchinfer.telemetry import Outcome
-from tests.support.jobs import Ended, run
+from tests.support.jobs import Ended, Place, job, rows, run, write_job
 
 
 def must_say(ended: Ended, code: int, *words: str) -> None:
@@ -69,3 +69,16 @@ def test_a_damaged_installation_is_told_as_one(module: str, tmp_path: Path) -> N
     ended = run("job.yaml", engine="real", environ={"PYTHONPATH": str(tmp_path)})
     must_say(ended, 2, "installation", "libwanted.so")
     assert "Traceback" not in ended.stderr
+
+
+def test_the_first_step_ends_the_start_up(tmp_path: Path) -> None:
+    """The last line and the log say how long it took, also where one step is all there is."""
+    place = Place(str(tmp_path))
+    place.write_parquet("in/a.parquet", rows(2))
+    path = write_job(tmp_path, job(place, sampling={"max_tokens": 1}))
+    ended = run(path, "--limit", "1")
+    assert ended.result["startup_s"] > 0, ended.stderr
+    log = Path(place.url("out", "_batchinfer", "logs", "0001.log")).read_text()
+    assert log.count("started_up") == 1
+    assert run(path).result["startup_s"] > 0
+    assert run(path).result["startup_s"] is None  # nothing to compute
