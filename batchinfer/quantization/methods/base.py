@@ -183,8 +183,8 @@ class Plugin:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further ones of the engine
 
 
-def _no_scheme(family: str, settings: Settings) -> str:
-    return ""
+def _the_family(family: str, settings: Settings) -> str:
+    return family
 
 
 def _no_act_order(settings: Settings) -> bool:
@@ -209,7 +209,7 @@ class Method:
     #: `quant_method` in config.json, in lower case; patterns as in file names.
     families: tuple[str, ...] = ()
     #: (family, settings) -> a scheme of any method, or words for one that is unknown.
-    scheme_of: Callable[[str, Settings], str] = _no_scheme
+    scheme_of: Callable[[str, Settings], str] = _the_family
     has_act_order: Callable[[Settings], bool] = _no_act_order
     number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
     #: Of the schemes it names: raises ConfigError if the tensors are not what the settings say.

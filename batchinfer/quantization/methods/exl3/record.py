@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Method, Quantization, Settings
-
-
-def _scheme_of(family: str, settings: Settings) -> str:
-    return "exl3"
-
+from batchinfer.quantization.methods.base import Method, Quantization
 
 METHOD = Method(
     name="exl3",
@@ -22,7 +17,6 @@ METHOD = Method(
         ),
     ),
     families=("exl3",),
-    scheme_of=_scheme_of,
     hints={word: ("exl3",) for word in ("exl3", "4bit", "8bit")},
     format_hints=("exl3",),
 )

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Method, Quantization, Settings
-
-
-def _scheme_of(family: str, settings: Settings) -> str:
-    return "qtip"
-
+from batchinfer.quantization.methods.base import Method, Quantization
 
 METHOD = Method(
     name="qtip",
@@ -22,7 +17,6 @@ METHOD = Method(
         ),
     ),
     families=("qtip",),
-    scheme_of=_scheme_of,
     hints={word: ("qtip",) for word in ("qtip", "4bit", "8bit")},
     format_hints=("qtip",),
 )
