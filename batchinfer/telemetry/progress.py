@@ -26,6 +26,8 @@ PLAIN_PERIOD_S = 30.0
 _FIRST_PERIOD_S = 5.0
 _PHASE_POLL_S = 1.0
 _CLOSE_WAIT_S = 2.0
+#: With it, rows in flight still fit into 100 columns.
+_BAR_WIDTH = 12
 
 
 def choose_display(
@@ -140,7 +142,7 @@ def live_line(snapshot: Snapshot) -> RenderableType:
     line.add_column(no_wrap=True)
     if snapshot.rows_total:
         done = min(snapshot.rows_done, snapshot.rows_total)
-        cells.append(ProgressBar(total=snapshot.rows_total, completed=done, width=24))
+        cells.append(ProgressBar(total=snapshot.rows_total, completed=done, width=_BAR_WIDTH))
         line.add_column(no_wrap=True)
     cells.append(Text("  ".join(_facts(snapshot)), no_wrap=True, overflow="ellipsis"))
     line.add_column()  # of the columns only this one may shrink
