@@ -226,7 +226,7 @@ def test_a_model_that_cannot_run_is_refused_before_it_loads(filled: Place, tmp_p
         ({"path": str(without_tokenizer(tmp_path / "bare"))}, ("no tokenizer", "model.tokenizer")),
         ({"path": str(cut_short(tmp_path / "torn"))}, ("model.safetensors", "truncated", "again")),
         ({"max_model_len": 4096}, ("model.max_model_len 4096", "2048 tokens", "lower it")),
-        ({"quantization": "awq"}, ("model.quantization is awq", "unquantized", "or write none")),
+        ({"quantization": "awq"}, ("model.quantization is awq", "unquantized", "write none")),
         ({"quantization": "agw"}, ("model.quantization", "did you mean awq?")),
     ):
         settings = changed(job(filled), model=model)
