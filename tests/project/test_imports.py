@@ -33,6 +33,7 @@ ROOMS = (
     "runner",
     "forecast",
     "api",
+    "evaluation",
     "cli",
     "testing",
 )
