@@ -14,7 +14,15 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 from batchinfer.storage.retry import RetryPolicy
-from batchinfer.storage.s3_errors import NoS3Answer, S3Refusal, classify, no_s3_server
+from batchinfer.storage.s3_errors import (
+    LostConnection,
+    NoS3Answer,
+    S3Refusal,
+    classify,
+    no_s3_server,
+    other_scheme,
+)
+from batchinfer.storage.s3_setup import right_scheme
 
 T = TypeVar("T")
 
@@ -87,6 +95,7 @@ class S3Client:
         self._retry = retry
         self._was_accepted = False  # a request of ours, by this store, with these credentials
         self._num_foreign_answers = 0
+        self._has_asked_scheme = False
 
     def call(self, operation: str, what: str, url: str, **arguments: Any) -> dict[str, Any]:
         """The response; "Body" is bytes in both ways. Raises the errors of the Store contract."""
@@ -133,6 +142,8 @@ class S3Client:
                 raise
             if isinstance(failure, NoS3Answer):
                 failure = self._foreign(what, url, failure)
+            elif isinstance(failure, LostConnection):
+                failure = self._lost(what, url, failure)
             raise failure from error
         field = _ALWAYS_SENT.get(operation)
         if field is not None and field not in response:
@@ -145,6 +156,14 @@ class S3Client:
         if self._was_accepted or self._num_foreign_answers < _MAX_FOREIGN_ANSWERS:
             return failure
         return no_s3_server(what, url, failure)
+
+    def _lost(self, what: str, url: str, failure: LostConnection) -> Exception:
+        """A server that waits for TLS closes a connection without it, or the other way around."""
+        if self._was_accepted or self._connection is None or self._has_asked_scheme:
+            return failure
+        self._has_asked_scheme = True
+        scheme = right_scheme(self._connection.meta.endpoint_url)
+        return other_scheme(what, url, scheme) if scheme else failure
 
     async def _request(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if "Body" in arguments:

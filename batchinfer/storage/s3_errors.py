@@ -7,10 +7,12 @@ that s3fs gives an answer (a 412 is FileExistsError from one server, EINVAL from
 
 from __future__ import annotations
 
+import errno
 import ssl
 
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.storage.retry import RetryableFailure
+from batchinfer.storage.s3_setup import odd_variables, set_up_wrong
 
 # By code as well as by status: some arrive with 400 or 409, and DeleteObjects gives a code alone.
 RETRYABLE_CODES = frozenset(
@@ -40,20 +42,24 @@ _FULL_CODES = frozenset({"QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _REGION_CODES = frozenset(
     {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 )
-CREDENTIALS_HINT = (
+_CREDENTIALS_HINT = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), "
     "or s3.profile in the job"
 )
 _DENIED_HINT = (
     "check the permissions of these credentials; a requester-pays bucket needs "
     "s3.requester_pays: true, one that demands encryption s3.server_side_encryption; for other "
-    f"credentials {CREDENTIALS_HINT}"
+    "credentials "
 )
 _ENDPOINT_HINT = "check s3.endpoint_url (AWS_ENDPOINT_URL) and any proxy before it"
 
 
 class NoS3Answer(RetryableFailure):
     """An answer that is not S3's: cut off or garbled on the way, or from another kind of server."""
+
+
+class LostConnection(RetryableFailure):
+    """No answer, or not a whole one."""
 
 
 class S3Refusal(Exception):
@@ -99,7 +105,7 @@ class S3Refusal(Exception):
                     f"{cannot}{passing} since the run began ({self}). Finished rows are durable: "
                     "renew what is refused and start again"
                 )
-            return ConfigError(f"{cannot}{passing} ({self}): fix that, or {CREDENTIALS_HINT}")
+            return ConfigError(f"{cannot}{passing} ({self}): fix that, or {_credentials_hint()}")
         return ConfigError(cannot + self._advice())
 
     def _passing(self) -> str | None:
@@ -114,7 +120,7 @@ class S3Refusal(Exception):
 
     def _advice(self) -> str:
         if self.code == "AccessDenied" or (self.status == 403 and not self.has_reason):
-            return f"access denied ({self}): {_DENIED_HINT}"
+            return f"access denied ({self}): {_DENIED_HINT}{_credentials_hint()}"
         if self.code == "SecondLevelDomainForbidden":
             return (
                 f"the store requires the bucket in the host name ({self}): write `s3 =` and, "
@@ -129,8 +135,20 @@ class S3Refusal(Exception):
                 "that the URL does not name the bucket twice"
             )
         if self.status in {401, 403}:
-            return f"credentials refused ({self}). Check the permissions, or {CREDENTIALS_HINT}"
+            return f"credentials refused ({self}). Check the permissions, or {_credentials_hint()}"
         return f"the store refused ({self})"
+
+
+def _credentials_hint() -> str:
+    odd = odd_variables()
+    return f"{odd}; correct that, or {_CREDENTIALS_HINT}" if odd else _CREDENTIALS_HINT
+
+
+def other_scheme(what: str, url: str, scheme: str) -> ConfigError:
+    return ConfigError(
+        f"cannot {what} {url}: the endpoint speaks {'TLS' if scheme == 'https' else 'plain HTTP'}: "
+        f"write {scheme}:// in s3.endpoint_url (AWS_ENDPOINT_URL)"
+    )
 
 
 def no_s3_server(what: str, url: str, failure: NoS3Answer) -> ConfigError:
@@ -158,9 +176,14 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
         return ConfigError(f"cannot {what} {url}: {error}. Set AWS_CA_BUNDLE or s3.endpoint_url")
     if isinstance(error, RecursionError):  # botocore follows the store from region to region
         return S3Refusal(301, "PermanentRedirect", "redirected too many times")
-    cause = error.kwargs.get("error") if isinstance(error, boto.HTTPClientError) else error
+    is_wrapper = isinstance(error, boto.HTTPClientError | boto.ConnectionError)
+    cause = getattr(error, "kwargs", {}).get("error") if is_wrapper else error
     if isinstance(cause, ResponseParserError | ClientResponseError):  # the latter: no HTTP either
         return NoS3Answer(str(cause).splitlines()[0][:200])
+    if wrong := set_up_wrong(cause):
+        if was_accepted:  # not wrong from the start: files of credentials are written anew
+            return RetryableFailure(wrong)
+        return ConfigError(f"cannot {what} {url}: {wrong}")
     no_answer = (
         boto.HTTPClientError,
         boto.ConnectionError,
@@ -172,8 +195,27 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
         ConnectionError,
     )
     if isinstance(error, no_answer):
-        return RetryableFailure(str(error) or type(error).__name__)
-    no_credentials = (
+        return LostConnection(_in_words(error, cause))
+    if isinstance(error, _no_credentials()):
+        if was_accepted:
+            return TransientError(
+                f"cannot {what} {url}: the credentials have expired since the run began ({error}). "
+                "Finished rows are durable: renew them and start again"
+            )
+        return ConfigError(
+            f"cannot {what} {url}: credentials missing ({error}): {_credentials_hint()}"
+        )
+    if isinstance(error, boto.BotoCoreError):
+        return ConfigError(f"cannot {what} {url}: {error}")
+    if isinstance(error, OSError):  # of a file or a descriptor; never FileNotFoundError of a key
+        return RetryableFailure(f"{error}")
+    return error
+
+
+def _no_credentials() -> tuple[type[Exception], ...]:
+    from botocore import exceptions as boto
+
+    return (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
         boto.ProfileNotFound,
@@ -182,18 +224,17 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
         boto.SSOError,
         boto.RefreshWithMFAUnsupportedError,
     )
-    if isinstance(error, no_credentials):
-        if was_accepted:
-            return TransientError(
-                f"cannot {what} {url}: the credentials have expired since the run began ({error}). "
-                "Finished rows are durable: renew them and start again"
-            )
-        return ConfigError(
-            f"cannot {what} {url}: credentials missing ({error}): {CREDENTIALS_HINT}"
-        )
-    if isinstance(error, boto.BotoCoreError | ValueError):  # ValueError: a malformed endpoint URL
-        return ConfigError(f"cannot {what} {url}: {error}")
-    return error
+
+
+def _in_words(error: Exception, cause: object) -> str:
+    """Also what botocore leaves out: that a name is unknown, or that no descriptor was left."""
+    text = str(error) or type(error).__name__
+    reason = getattr(getattr(cause, "os_error", cause), "strerror", None)
+    if reason and reason not in text:
+        text += f" ({reason})"
+    if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        text += ": raise `ulimit -n`"
+    return text
 
 
 def _classify_answer(error: Exception) -> RetryableFailure | S3Refusal:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.storage import S3Options, Store, open_store, retry
+from batchinfer.storage.s3_client import S3Client
 from batchinfer.storage.s3_files import FIRST_READ_BYTES, MAX_READ_AHEAD_BYTES, part_bytes
 from tests.support.fault_proxy import Action, FaultProxy, Rule, fault_proxy
 from tests.support.s3_server import S3Server, s3_server
@@ -74,6 +83,42 @@ def store(server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) 
     opened = open_store(f"s3://{server.create_bucket()}/prefix", retry_s=5)
     yield opened
     opened.close()
+
+
+@contextmanager
+def tls_server(folder: Path) -> Iterator[str]:
+    """The address of a server that does TLS with a certificate of its own, and then nothing."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    (folder / "server.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with connection, contextlib.suppress(OSError):
+                    context.wrap_socket(connection, server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 def write_20_mib(file: BinaryIO) -> None:
@@ -504,6 +549,82 @@ def test_missing_credentials_and_profiles_are_named(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ConfigError, match=r"credentials missing .*AWS_PROFILE"):
         open_store("s3://bucket").put("k", b"")
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "test\n"}, "AWS_ACCESS_KEY_ID contains a newline"),
+        ({"AWS_SESSION_TOKEN": "a\rb"}, "AWS_SESSION_TOKEN contains a newline"),
+        ({"AWS_DEFAULT_REGION": "us-east-1\n"}, "AWS_DEFAULT_REGION contains a newline"),
+        ({"AWS_METADATA_SERVICE_TIMEOUT": "soon"}, "AWS_METADATA_SERVICE_TIMEOUT"),
+        ({"AWS_CA_BUNDLE": "/no/ca.pem"}, r"/no/ca\.pem, .* AWS_CA_BUNDLE names: No such file"),
+        ({"AWS_CA_BUNDLE": "/etc"}, "AWS_CA_BUNDLE names: Is a directory"),
+        ({"http_proxy": "a\nb"}, "HTTP_PROXY"),
+        (
+            {
+                "AWS_ACCESS_KEY_ID": "",
+                "AWS_ROLE_ARN": "arn:aws:iam::1:role/r",
+                "AWS_WEB_IDENTITY_TOKEN_FILE": "/no/token",
+            },
+            "cannot read /no/token",
+        ),
+    ],
+)
+def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
+    environ: dict[str, str], words: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    opened = open_store("s3://bucket/x", retry_s=60)
+    for call in (lambda: opened.put("k", b""), lambda: opened.read("k")):
+        with pytest.raises(ConfigError, match=words):
+            call()
+    assert not proxy.seen
+
+
+def test_refused_credentials_name_a_variable_that_ends_in_a_newline(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test\n")
+    proxy.reset(Rule("status", status=403, code="SignatureDoesNotMatch", times=None))
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY contains a newline"):
+        store.put("k", b"")
+
+
+@pytest.mark.parametrize("says", ["http", "https"])
+def test_an_endpoint_with_the_wrong_scheme_is_told_the_right_one(
+    says: str, server: S3Server, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """Also where the server, which waits for the other, only drops the connection."""
+    address = server.url.removeprefix("http://")
+    with tls_server(tmp_path) as tls_address:
+        address = address if says == "https" else tls_address
+        options = S3Options(endpoint_url=f"{says}://{address}")
+        opened = open_store("s3://bucket/x", s3=options, retry_s=60)
+        right = "http" if says == "https" else "https"
+        with pytest.raises(ConfigError, match=rf"write {right}://.*AWS_ENDPOINT_URL"):
+            opened.put("k", b"")
+        opened.close()
+
+
+def test_a_file_of_credentials_that_is_gone_for_a_moment_is_waited_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is concluded from it: to a reader, the error of a file that is not there looks like
+    a key that is not there.
+    """
+    store.put("k", b"content")
+    lost = [FileNotFoundError(2, "No such file", "/token"), OSError(24, "Too many open files")]
+    request = S3Client._request
+
+    async def failing(self: S3Client, *arguments: Any) -> dict[str, Any]:
+        if lost:
+            raise lost.pop()
+        return await request(self, *arguments)
+
+    monkeypatch.setattr(S3Client, "_request", failing)
+    assert store.read("k") == b"content" and not lost
 
 
 def test_anonymous_requests_are_sent_without_credentials(
