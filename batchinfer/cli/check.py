@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.cli.common import Looked, look_at
+from batchinfer.cli.common import Looked, look_at, seen
 from batchinfer.config import explain, load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError
@@ -21,10 +21,8 @@ from batchinfer.quantization import (
     kv_cache_why_not,
     record_of,
 )
-from batchinfer.runner.decide import accepted, decide
 from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.first_rows import check_first_rows
-from batchinfer.runner.look import look
 from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
-    accepted(decide(looked.start, look(looked.start)))
+    seen(looked.start)
     engine_kind(job.engine.name).check_fit(engine_spec(job, looked.model))
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))

@@ -17,6 +17,9 @@ from batchinfer.ledger import layout, records
 from batchinfer.model import ModelFacts
 from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_schema, check_shards
+from batchinfer.runner.decide import Complete, Resume, accepted, decide
+from batchinfer.runner.look import OutputView, look
+from batchinfer.runner.restart import read_pending, warn_of_pending
 from batchinfer.runner.start import Start, open_start
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store
@@ -80,7 +83,17 @@ def _look_at(job: Job) -> Looked:
 def _carried(start: Start, footers: list[Footer]) -> pa.Schema | None:
     """Raises InputError unless the output can hold the id and kept columns of all shards."""
     record = records.read_json(start.store, layout.JOB_KEY)
-    if record is not None and start.identity.changes_since(record):
+    is_deleted = read_pending(start.store) is not None
+    if record is not None and (is_deleted or start.identity.changes_since(record)):
         record = None  # of another job: it is refused or replaced, and does not bind this one
     columns = (carried_columns(start.job, footer) for footer in footers)
     return carried_schema(start.job, zip(start.shards, columns, strict=True), record)
+
+
+def seen(start: Start) -> tuple[OutputView, Complete | Resume]:
+    """The output as it is, and what a start would do with it. Raises what it would refuse for."""
+    view = look(start)
+    decision = accepted(decide(start, view))
+    if view.pending is not None:
+        warn_of_pending(view.url, view.pending)
+    return view, decision

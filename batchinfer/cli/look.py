@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.ledger import Holder, layout, records, survey
 from batchinfer.prompt import column_values
+from batchinfer.runner.restart import describe as describe_restart
+from batchinfer.runner.restart import read_pending
 from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
 from batchinfer.tasks import Describe, describer
@@ -23,15 +25,20 @@ from batchinfer.telemetry import Clock, describe
 def show_status(output: str, *, as_json: bool) -> None:
     """Whether it is complete, and one line for the newest run of each slice."""
     store = open_location(output)
-    job = _read_job(store)
+    restart = read_pending(store)
+    job = _read_job(store) if restart is None else {"name": restart.get("name", "restart")}
     success = records.read_json(store, layout.SUCCESS_KEY)
     newest = _newest_of_each_slice(store)
+    is_complete = success is not None and restart is None
     if as_json:
-        for record in [{"complete": success is not None, "success": success}, *newest]:
+        whole = {"complete": is_complete, "success": success, "pending_restart": restart}
+        for record in [whole, *newest]:
             click.echo(json.dumps(record))
         return
     click.echo(f"{job['name']}: {store.url}")
-    if success is not None:
+    if restart is not None:
+        click.echo(f"not complete: {describe_restart(store.url, restart)}")
+    elif success is not None:
         click.echo(
             f"complete: {success['rows']:,} rows ({success['rows_failed']:,} failed) "
             f"in {success['shards']:,} shards"

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 import click
 import numpy as np
 
-from batchinfer.cli.common import Looked, look_at
+from batchinfer.cli.common import Looked, look_at, seen
 from batchinfer.cli.measure import Rest, show_forecast
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results
-from batchinfer.runner.decide import Restart, accepted, decide
+from batchinfer.runner.decide import Restart
 from batchinfer.runner.factory import engine_spec, prompter_of
-from batchinfer.runner.look import look
 from batchinfer.tasks import task_of
 from batchinfer.telemetry import StartUp
 
@@ -146,8 +145,7 @@ def _bar(share: float) -> str:
 
 def _done(looked: Looked) -> _Done:
     """Raises what a run would refuse this output for."""
-    view = look(looked.start)
-    decision = accepted(decide(looked.start, view))
+    view, decision = seen(looked.start)
     if view.record is None or isinstance(decision, Restart):
         return _Done(0, 0, frozenset())
     results = Results(looked.store, str(view.record["digest"]))

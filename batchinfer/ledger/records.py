@@ -40,6 +40,18 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
     return record
 
 
+def is_job_record(record: Mapping[str, Any]) -> bool:
+    """Whether it says which job, as job.json does: a record may be damaged and still be JSON."""
+    ingredients = record.get("ingredients")
+    return (
+        isinstance(record.get("digest"), str)
+        and isinstance(record.get("job"), Mapping)
+        and isinstance(ingredients, Mapping)
+        and "schema_version" in ingredients
+        and isinstance(ingredients.get("model"), Mapping)
+    )
+
+
 def digest_of(ingredients: Mapping[str, Any]) -> str:
     """sha256 over canonical JSON."""
     canonical = json.dumps(ingredients, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

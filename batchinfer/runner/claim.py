@@ -43,7 +43,7 @@ from batchinfer.runner.input import look_at_input, warn_of_removed
 from batchinfer.runner.look import OutputView
 from batchinfer.runner.ownership import read_origins, refuse_foreign_files
 from batchinfer.runner.record import number_run, write_job_record
-from batchinfer.runner.restart import delete_results
+from batchinfer.runner.restart import delete_results, marker_of, warn_of_pending
 from batchinfer.runner.session import Session
 from batchinfer.runner.start import Start
 from batchinfer.sink.schema import SCHEMA_VERSION
@@ -78,7 +78,10 @@ def claim(
     warn_of_removed(decision, inputs, view.survey.finished)
     listed = view.survey
     if isinstance(decision, Restart):
-        listed = _delete_results(start.store, listed, lease, decision.digest)
+        if view.pending is not None and not start.options.restart:
+            warn_of_pending(view.url, view.pending)
+        marker = marker_of(start, holder)
+        listed = _delete_results(start.store, listed, lease, marker, decision.digest)
     _announce(start, decision)
     if decision.record is not None and decision.is_recorded:
         job_record = records.to_json(decision.record)
@@ -125,9 +128,11 @@ def _require_create(store: Store) -> None:
         )
 
 
-def _delete_results(store: Store, listed: Survey, lease: Lease, digest: str) -> Survey:
+def _delete_results(
+    store: Store, listed: Survey, lease: Lease, marker: bytes, digest: str
+) -> Survey:
     """Delete them; what is there afterwards, which can only be of somebody without the lease."""
-    delete_results(store, listed, lease)
+    delete_results(store, listed, lease, marker)
     after = survey(store)
     refuse_foreign_files(store.url, read_origins(store, after.finished), digest)
     return after

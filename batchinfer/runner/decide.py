@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.errors import BatchInferError, ConfigError, TransientError
+from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.ledger import Totals, layout
 from batchinfer.runner.carried import RECORD_KEY
 from batchinfer.runner.digest import complete_digest
@@ -20,6 +20,7 @@ from batchinfer.runner.ownership import (
     refuse_neighbours,
     refuse_strangers,
 )
+from batchinfer.runner.restart import describe, refuse_other_restart
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint
 from batchinfer.storage import join_url
@@ -91,19 +92,8 @@ def _complete(start: Start, view: OutputView) -> Totals | None:
 
 def _begin(start: Start, view: OutputView) -> Resume:
     refuse_neighbours(view.url, view.neighbours)
-    own = start.identity.digest
     if view.is_restarting:
-        digests = {own, *(run.digest for run in view.runs if run.digest is not None)}
-        if view.record is not None and "digest" in view.record:
-            digests.add(str(view.record["digest"]))
-        refuse_strangers(view.url, view.origins, digests)
-        if start.options.slice is not None:
-            raise TransientError(
-                f"a --restart of {view.url} was interrupted: start once without --slice to "
-                "finish it"
-            )
-        next_run = view.survey.last_run + 1
-        return Restart(own, start.job.packing.window_rows, next_run, {}, None, is_recorded=False)
+        return _restart(start, view)
     record = _binding_record(start, view)
     is_recorded = record is not None
     if view.record is None:
@@ -122,6 +112,24 @@ def _begin(start: Start, view: OutputView) -> Resume:
         record=record,
         is_recorded=is_recorded,
     )
+
+
+def _restart(start: Start, view: OutputView) -> Restart:
+    """Of a start that asks for it, or of the job that asked for one that was killed."""
+    own = start.identity.digest
+    if view.pending is not None and not start.options.restart:
+        has_results = view.survey.has_results
+        refuse_other_restart(view.url, view.pending, start.identity, has_results=has_results)
+        if start.options.slice is not None:
+            raise ConfigError(
+                f"{describe(view.url, view.pending)}: start once without --slice to finish it"
+            )
+    digests = {own, *(run.digest for run in view.runs if run.digest is not None)}
+    if view.record is not None and "digest" in view.record:
+        digests.add(str(view.record["digest"]))
+    refuse_strangers(view.url, view.origins, digests)
+    next_run = view.survey.last_run + 1
+    return Restart(own, start.job.packing.window_rows, next_run, {}, None, is_recorded=False)
 
 
 def _binding_record(start: Start, view: OutputView) -> Mapping[str, Any] | None:

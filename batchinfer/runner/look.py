@@ -24,6 +24,7 @@ from batchinfer.ledger import (
 )
 from batchinfer.runner.carried import to_text
 from batchinfer.runner.ownership import Neighbours, Origin, find_neighbours, read_origins
+from batchinfer.runner.restart import read_pending
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
@@ -55,6 +56,7 @@ class OutputView:
     success: Mapping[str, Any] | None  # _SUCCESS
     record: Mapping[str, Any] | None  # job.json
     is_restarting: bool  # all results are to be deleted: asked for, or begun and killed
+    pending: Mapping[str, Any] | None  # the marker of a restart that was begun and killed
     runs: tuple[RunRecord, ...]
     neighbours: Neighbours
     origins: Mapping[str, Origin]  # of the finished files that no run accounts for, by key
@@ -74,7 +76,8 @@ def look(start: Start) -> OutputView:
     store = start.store
     success = records.read_json(store, layout.SUCCESS_KEY)
     record = records.read_json(store, layout.JOB_KEY)
-    is_restarting = start.options.restart or store.stat(layout.RESTART_KEY) is not None
+    pending = read_pending(store)
+    is_restarting = start.options.restart or pending is not None
     listed = survey(store)
     names = (shard.name for shard in start.shards)
     others = find_neighbours(store, listed, names, is_begun=record is not None)
@@ -90,6 +93,7 @@ def look(start: Start) -> OutputView:
         success=success,
         record=record,
         is_restarting=is_restarting,
+        pending=pending,
         runs=runs,
         neighbours=others,
         origins=read_origins(store, listed.finished - accounted),

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 
 from batchinfer.config import Job
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError
 from batchinfer.ledger import Holder, Lease, layout
 from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
-from batchinfer.runner.decide import Complete, accepted, decide
+from batchinfer.runner.decide import Complete, Restart, accepted, decide
+from batchinfer.runner.factory import engine_spec, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.look import look
@@ -84,6 +86,8 @@ class Run:
         decision = accepted(decide(start, view))
         if isinstance(decision, Complete):
             return _nothing_to_do(start, decision)
+        if isinstance(decision, Restart):
+            _check_before_deleting(start)
         session = claim(start, decision, view, lease, holder)
         self._status.begin(session)
         process.startup.add("listing", listing_begin_s)
@@ -138,6 +142,12 @@ def _complete_already(start: Start) -> Complete | None:
         return None
     decision = decide(start, look(start))
     return decision if isinstance(decision, Complete) else None
+
+
+def _check_before_deleting(start: Start) -> None:
+    """Whatever can be known of a job without the model in memory. Raises what it is refused for."""
+    engine_kind(start.job.engine.name).check_fit(engine_spec(start.job, start.model))
+    prompter_of(start.job, start.model)
 
 
 def _nothing_to_do(start: Start, complete: Complete) -> Outcome:

@@ -44,7 +44,7 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 RESTART_STEPS: dict[str, dict[str, Any]] = {
-    "marker written": {"op": "create", "key": r"restart\.json", "when": "after"},
+    "marker written": {"op": "put", "key": r"restart\.json", "when": "after"},
     "_SUCCESS deleted": {"op": "delete", "key": "_SUCCESS", "when": "after"},
     "one finished file deleted": {"op": "delete", "key": r"\.parquet$", "when": "after"},
     "job record deleted": {"op": "delete", "key": r"job\.json", "when": "after"},
