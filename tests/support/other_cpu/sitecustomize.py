@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+_AVX2 = frozenset({"avx2", "fma"})
 #: CPU -> its instruction sets, as far as anything asks for them.
 FLAGS = {
-    "avx2": frozenset({"avx2"}),
-    "avx512": frozenset({"avx2", "avx512f"}),
-    "avx512_bf16": frozenset({"avx2", "avx512f", "avx512_bf16"}),
-    "amx": frozenset({"avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}),
+    "avx2": _AVX2,
+    "avx512": _AVX2 | {"avx512f"},
+    "avx512_bf16": _AVX2 | {"avx512f", "avx512_bf16"},
+    "amx": _AVX2 | {"avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"},
 }
 #: CPU -> how names of capabilities begin, as torch has them, that it lacks.
 _LACKS = {
