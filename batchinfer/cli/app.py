@@ -6,7 +6,6 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import signal
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import click
 
 from batchinfer import __version__
+from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
 from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
@@ -314,11 +314,11 @@ def main() -> None:
     """Run the command line; the process ends with its exit code."""
     if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error
         warnings.simplefilter("ignore")  # other packages' warnings are not errors of a run
+    check_streams()
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
-        with contextlib.suppress(OSError):
-            error.show()
+        error.show()
         _end(error.exit_code, error.format_message())
     except click.Abort:
         _end(STOP_CODES[signal.SIGINT], "received SIGINT", status="stopped")
@@ -329,18 +329,15 @@ def main() -> None:
         message = f"the installation is damaged or incomplete: {error}"
         _print_error(message)
         _end(2, message)
-    except BrokenPipeError:
-        # Whoever read our output went away (`| head`).
-        sys.stderr.close()
-        sys.exit(0)
+    except ReaderGone:  # as in `| head`
+        sys.exit(READER_GONE_CODE)
     except Exception as error:
         traceback.print_exc()
         _end(1, f"internal error: {''.join(traceback.format_exception_only(error)).strip()}")
 
 
 def _print_error(message: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it
-        click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {message}", err=True)
 
 
 def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:

@@ -23,7 +23,14 @@ from typing import NoReturn
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.watchdog import Watchdog
 from batchinfer.config import load_job
-from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, Stopped, exit_code_of
+from batchinfer.errors import (
+    BatchInferError,
+    ConfigError,
+    LeaseHeld,
+    Stopped,
+    TransientError,
+    exit_code_of,
+)
 from batchinfer.ledger import layout
 from batchinfer.runner import Process, Run, RunOptions, WholeProcess
 from batchinfer.storage import Store, is_s3
@@ -142,8 +149,14 @@ class RunProcess:
             return  # another thread is writing it
         outcome.output = outcome.output or self._output
         outcome.warnings = self._logs.warnings.texts()
-        if not (self._quiet and outcome.exit_code == 0):
-            self._stdio.write_result(json.dumps(outcome.as_dict()))
+        if self._quiet and outcome.exit_code == 0:
+            return
+        error = self._stdio.write_result(json.dumps(outcome.as_dict()))
+        if error is not None and not isinstance(error, BrokenPipeError):  # somebody waits for it
+            self._stdio.err.write(
+                f"error: cannot write the last line to stdout: {error.strerror}\n"
+            )
+            outcome.exit_code = outcome.exit_code or TransientError.exit_code
 
     def _report(self, outcome: Outcome) -> None:
         if outcome.exit_code:

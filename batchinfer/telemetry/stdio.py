@@ -41,8 +41,8 @@ class Stdio:
         finally:
             os.close(log_fd)
 
-    def write_result(self, line: str) -> bool:
-        """Write one line to the real stdout. False if nobody could take it."""
+    def write_result(self, line: str) -> OSError | None:
+        """Write one line to the real stdout; the error if it could not be taken."""
         return _write_all(self._stdout_fd, (line + "\n").encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
@@ -86,19 +86,19 @@ def _text_stream(fd: int) -> TextIO:
     )
 
 
-def _write_all(fd: int, content: bytes | memoryview) -> bool:
+def _write_all(fd: int, content: bytes | memoryview) -> OSError | None:
     view = memoryview(content)
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BlockingIOError:  # some parents hand over non-blocking pipes
+        except BlockingIOError as error:  # some parents hand over non-blocking pipes
             if not poll.poll(_FULL_PIPE_WAIT_MS):
-                return False
-        except OSError:  # broken pipe, terminal gone, disk full: there is nobody to report to
-            return False
-    return True
+                return error
+        except OSError as error:  # broken pipe, terminal gone, disk full
+            return error
+    return None
 
 
 def _open_missing_descriptors() -> None:

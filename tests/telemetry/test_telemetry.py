@@ -529,7 +529,7 @@ subprocess.run(["sh", "-c", "echo child prints; echo child errs >&2"])
 os.write(1, b"c prints\\n")
 for _ in range(3):
     print("for people", file=stdio.err)
-is_written = stdio.write_result('{"status": "done"}')
+is_written = stdio.write_result('{"status": "done"}') is None
 Path(sys.argv[1] + ".survived").write_text(str(is_written))
 """
 
