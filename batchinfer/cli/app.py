@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import click
 
 from batchinfer import __version__
+from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
 from batchinfer.quantization import RECIPES
@@ -308,6 +309,10 @@ def doctor(job: str | None, url: str | None) -> None:
     from batchinfer.cli.doctor import examine
 
     examine(job, url)
+
+
+for _command in EVALUATIONS:
+    cli.add_command(_command)
 
 
 def main() -> None:

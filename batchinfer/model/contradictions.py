@@ -19,13 +19,21 @@ _FLOATS = ("F32", "F16", "BF16")
 
 def check_shapes(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
     """Raise ConfigError if tensors cannot be of a model with these settings."""
+    # Of a packed weight, whatever it is stored as, there are pieces: `module.weight.absmax`.
+    packed = {module + ".weight" for module, dot, _ in map(_divided, tensors) if dot}
     for name, shape, keys in _expected(config):
         found = tensors.get(name)
-        if found is not None and found.dtype in _FLOATS and found.shape != shape:
+        if found is None or name in packed or found.dtype not in _FLOATS:
+            continue
+        if found.shape != shape:
             raise ConfigError(
                 f"{folder}: {name} is {list(found.shape)}, but config.json says {list(shape)} "
                 f"({keys}): they are not of one model, copy it again"
             )
+
+
+def _divided(name: str) -> tuple[str, str, str]:
+    return name.partition(".weight.")
 
 
 def _expected(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:

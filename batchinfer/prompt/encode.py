@@ -49,18 +49,25 @@ class TokenEncoder:
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
         """Token ids of each text. Special tokens that a text brings itself are not added again."""
         token_ids = self._encode(texts, add_special_tokens=add_special_tokens)
-        if add_special_tokens and self._affixes != ([], []):
-            return [_once(ids, *self._affixes) for ids in token_ids]
+        if add_special_tokens and self.affixes != ([], []):
+            return [_once(ids, *self.affixes) for ids in token_ids]
         return token_ids
 
     @property
     def appended_text(self) -> str:
         """The special tokens that are put behind each text."""
-        _, after = self._affixes
+        _, after = self.affixes
         return "".join(self.tokenizer.convert_ids_to_tokens(after)) if after else ""
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, with those that were added."""
+        if self._backend is not None:
+            return dict(self._backend.get_vocab(with_added_tokens=True))
+        return dict(self.tokenizer.get_vocab())
+
     @cached_property
-    def _affixes(self) -> tuple[list[int], list[int]]:
+    def affixes(self) -> tuple[list[int], list[int]]:
         """The special tokens that are put before and behind a text."""
         whole, bare = (
             self._encode(["a"], add_special_tokens=adds)[0].tolist() for adds in (True, False)

@@ -10,6 +10,7 @@ which methods there are, files, engines.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -195,6 +196,28 @@ def _as_stored(scheme: str, name: str, tensor: Tensor) -> int:
     return tensor.num_bytes
 
 
+#: In the names of tensors that say how others are stored, and of buffers.
+_NO_WEIGHTS = (
+    "scale", "zero", "g_idx", "absmax", "quant_map", "quant_state", "scb", "weight_format",
+    "weight_shape", "inv_freq", "masked_bias",
+)  # fmt: skip
+
+
+def count_weights(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> int:
+    """Weights of a module whose tensors are `parts`, by the rest of their names.
+
+    A number each, but two in a byte without sign: packed 4-bit floats. Integers of 32 bits say
+    nothing by themselves; methods that pack into them count for themselves.
+    """
+    return sum(_count(name.lower(), tensor) for name, tensor in parts.items())
+
+
+def _count(name: str, tensor: Tensor) -> int:
+    if any(word in name for word in _NO_WEIGHTS) or tensor.dtype in ("I64", "I32", "BOOL"):
+        return 0
+    return math.prod(tensor.shape) * (2 if tensor.dtype == "U8" else 1)
+
+
 def _nothing(scheme: str, dtype_bytes: int) -> int:
     return 0
 
@@ -219,6 +242,8 @@ class Method:
     #: (scheme, bytes of a number of the model's dtype) -> bytes that a step holds of each weight
     #: of one layer, dequantized.
     step_bytes_per_weight: Callable[[str, int], int] = _nothing
+    #: (settings, module, its tensors by the rest of their names) -> the weights that they hold.
+    count_weights: Callable[[Settings, str, Mapping[str, Tensor]], int] = count_weights
     #: Word in a folder's name -> schemes that its files can then have. Of several methods: any.
     hints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format_hints: tuple[str, ...] = ()  # those that name this very format of files

@@ -6,8 +6,17 @@ them the settings say.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from batchinfer.errors import ConfigError
-from batchinfer.quantization.methods.base import Stored, Tensor, check_packed
+from batchinfer.quantization.methods.base import (
+    Settings,
+    Stored,
+    Tensor,
+    check_packed,
+    count_weights,
+)
 
 _GEMV = "AWQ's GEMV version"
 
@@ -40,6 +49,17 @@ def check_layout(stored: Stored, wanted: str, bits: int) -> None:
                 f"{stored.words}, but {name} {list(packed.shape)} beside scales "
                 f"{list(scales.shape)} {actual}"
             )
+
+
+def count_packed(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> int:
+    """See `Method.count_weights`: as many as the settings' bits say, or the groups of inputs."""
+    weights = count_weights(settings, module, parts)
+    packed, inputs = parts.get("qweight"), parts.get("g_idx")
+    if packed is None:
+        return weights
+    if inputs is not None and len(inputs.shape) == 1 and packed.shape[0] != inputs.shape[0]:
+        return weights + inputs.shape[0] * packed.shape[1]  # GPTQ; single layers may differ in bits
+    return weights + math.prod(packed.shape) * 32 // int(settings.get("bits") or settings["w_bit"])
 
 
 def _layout(packed: Tensor, scales: Tensor) -> str | None:

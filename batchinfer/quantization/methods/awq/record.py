@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
-from batchinfer.quantization.methods.packed_int32 import check_layout
+from batchinfer.quantization.methods.packed_int32 import check_layout, count_packed
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -31,6 +31,7 @@ METHOD = Method(
     scheme_of=_scheme_of,
     number_keys=("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym"),
     check_stored=_check_stored,
+    count_weights=count_packed,
     # AWQ and GPTQ are also ways by which compressed-tensors checkpoints are made.
     hints={word: ("awq",) for word in ("awq", "int4", "4bit", "w4a16")},
 )

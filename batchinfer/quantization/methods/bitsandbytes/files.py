@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Settings, Stored, Tensor
+from collections.abc import Mapping
+
+from batchinfer.quantization.methods.base import Settings, Stored, Tensor, count_weights
 
 #: In float32 for each block of 64, as our kernels keep them.
 BITS_PER_WEIGHT = 4.5
@@ -53,3 +55,11 @@ def loaded_bytes(scheme: str, name: str, tensor: Tensor) -> int:
 def step_bytes_per_weight(scheme: str, dtype_bytes: int) -> int:
     """8-bit integers become float32 on the way to the model's dtype."""
     return dtype_bytes + (4 if scheme == "bnb-8bit" else 0)
+
+
+def count_four_bits(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> int:
+    """See `Method.count_weights`. A packed weight may be stored as any dtype."""
+    if "weight.absmax" not in parts:
+        return count_weights(settings, module, parts)
+    others = {name: tensor for name, tensor in parts.items() if not name.startswith("weight")}
+    return 2 * parts["weight"].num_bytes + count_weights(settings, module, others)

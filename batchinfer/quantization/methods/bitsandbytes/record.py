@@ -8,6 +8,7 @@ from batchinfer.quantization.methods.base import ALL_DTYPES, Device, Method, Plu
 from batchinfer.quantization.methods.bitsandbytes.files import (
     BITS_PER_WEIGHT,
     check_stored,
+    count_four_bits,
     loaded_bytes,
     scheme_of,
     step_bytes_per_weight,
@@ -47,6 +48,7 @@ METHOD = Method(
     scheme_of=scheme_of,
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
+    count_weights=count_four_bits,
     step_bytes_per_weight=step_bytes_per_weight,
     hints={
         "bnb": tuple(_SCHEMES),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from batchinfer.quantization.methods.base import MIXED, Settings
+from batchinfer.quantization.methods.base import MIXED, Settings, Tensor, count_weights
 
 #: What `_group_scheme` finds; other results are words for a scheme that is unknown.
 _KNOWN = frozenset(
@@ -62,3 +64,25 @@ def _group_scheme(group: Mapping[str, Any]) -> str:
 def _number(value: Any) -> Any:
     """As compressed-tensors reads it, to which "8" is 8."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def count_packed(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> int:
+    """See `Method.count_weights`: integers are packed into 32 bits, and rows filled up."""
+    weights = count_weights(settings, module, parts)
+    packed = parts.get("weight_packed")
+    if packed is None or packed.dtype != "I32":
+        return weights
+    return weights + math.prod(packed.shape) * 32 // _bits_of(settings, module)
+
+
+def _bits_of(settings: Settings, module: str) -> int:
+    """Of the group that names the module, or else of the first: those name kinds of layers."""
+    groups = [group for group in settings["config_groups"].values() if group.get("weights")]
+    named = [g for g in groups if any(_is_target(t, module) for t in g.get("targets") or ())]
+    return int([*named, *groups][0]["weights"]["num_bits"])
+
+
+def _is_target(target: str, module: str) -> bool:
+    if target.startswith("re:"):
+        return re.match(target[3:], module) is not None
+    return module == target or module.endswith(f".{target}")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import Method, Quantization, quantize_command
-from batchinfer.quantization.methods.compressed_tensors.files import has_act_order, scheme_of
+from batchinfer.quantization.methods.compressed_tensors.files import (
+    count_packed,
+    has_act_order,
+    scheme_of,
+)
 from batchinfer.quantization.methods.compressed_tensors.recipes import RECIPES
 
 _INT4 = ("w4a16", "w4a8")
@@ -39,6 +43,7 @@ METHOD = Method(
     families=("compressed-tensors",),
     scheme_of=scheme_of,
     has_act_order=has_act_order,
+    count_weights=count_packed,
     hints={
         "awq": (*_INT4, *_INT8),
         "gptq": (*_INT4, *_INT8),

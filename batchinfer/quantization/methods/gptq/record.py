@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
-from batchinfer.quantization.methods.packed_int32 import check_layout
+from batchinfer.quantization.methods.packed_int32 import check_layout, count_packed
 
 _BITS = {"gptq": 4, "gptq-8bit": 8}
 
@@ -40,6 +40,7 @@ METHOD = Method(
     has_act_order=_has_act_order,
     number_keys=("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym"),
     check_stored=_check_stored,
+    count_weights=count_packed,
     hints={
         "gptq": ("gptq", "gptq-8bit"),
         "int4": ("gptq",),

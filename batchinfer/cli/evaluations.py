@@ -1,0 +1,68 @@
+"""Commands that evaluate, and their options. Their work is imported when they are called.
+
+Must not know: how anything is done. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(short_help="Measure the perplexity of a model on a text.")
+@click.argument("model")
+@click.option(
+    "--data",
+    default="wikitext2",
+    show_default=True,
+    metavar="DATA",
+    help="wikitext2, a file of text, Parquet with --column, or hub:ORG/NAME/CONFIG/SPLIT.",
+)
+@click.option("--column", metavar="NAME", help="Column of Parquet with the text.")
+@click.option("--quantization", default="auto", show_default=True, metavar="NAME")
+@click.option("--dtype", default="auto", show_default=True, metavar="NAME")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    default=2048,
+    show_default=True,
+    help="Tokens of a window.",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Tokens from the start of a window to that of the next.",
+)
+@click.option("--max-rows", type=click.IntRange(min=1), help="Measure on the first N windows.")
+@click.option("--label", help="Name of the measurement. [default: the model's and quantization's]")
+@click.option("--work", type=click.Path(), help="Folder to keep the output and the record in.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the job.")
+@click.option("--layers", is_flag=True, help="Also print the stored bits of each layer on stderr.")
+@click.option("--restart", is_flag=True, help="Delete what was computed first.")
+def perplexity(
+    model: str,
+    label: str | None,
+    work: str | None,
+    sets: tuple[str, ...],
+    layers: bool,
+    restart: bool,
+    **asked: Any,
+) -> None:
+    """Measure the perplexity of MODEL, a folder or hub name, and print a record of it as JSON.
+
+    After an interruption run the same command again: it continues where it stopped.
+    """
+    from batchinfer.cli.perplexity import settings_of, show_perplexity
+    from batchinfer.evaluation.record import Request
+
+    label = label or f"{Path(model).name} {asked['quantization']}"
+    request = Request(label=label, model=model, settings=settings_of(sets), **asked)
+    show_perplexity(request, work, restart=restart, layers=layers)
+
+
+#: What `app` adds to its own.
+EVALUATIONS = (perplexity,)

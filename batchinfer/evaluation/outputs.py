@@ -1,0 +1,105 @@
+"""A finished output as an evaluation reads it: whole tables of it, and who computed them how.
+
+Must not know: what is measured. Writes nothing. Invariant: of an output that is not whole nothing
+is read, so no figure is of a part of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.errors import ConfigError, InputError
+from batchinfer.ledger import layout, read_facts, records, survey
+from batchinfer.runner.start import open_location
+from batchinfer.storage import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """`job`: the resolved one; `model`: what it became (dtype, quantization, digests of files)."""
+
+    store: Store
+    keys: Sequence[str]  # of the finished files, in order
+    job: Mapping[str, Any]
+    model: Mapping[str, Any]
+    rows_failed: int
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    @property
+    def task(self) -> str:
+        return str(self.job.get("task", "generate"))
+
+    @property
+    def engine(self) -> Mapping[str, Any]:
+        """What computed the last of its rows, as the engine said of itself."""
+        facts = read_facts(self.store, self.keys[-1]) or {}
+        return dict(facts.get("engine") or {})
+
+    def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """One for each finished file, in order; rows in order of (row, sample)."""
+        for key in self.keys:
+            with self.store.open(key) as source:
+                file = pq.ParquetFile(source, pre_buffer=False)
+                if missing := [c for c in columns if c not in file.schema_arrow.names]:
+                    raise ConfigError(
+                        f"{self.store.url_of(key)} has no column {', '.join(missing)}, only "
+                        f"{', '.join(file.schema_arrow.names)}"
+                    )
+                yield file.read(columns=list(columns))
+
+    def tokens_per_s(self) -> float | None:
+        """Result tokens of all its runs by the time in which they computed them; None: unknown."""
+        tokens, seconds = 0, 0.0
+        for info in self.store.list(layout.STATUS_PREFIX):
+            record = records.read_json(self.store, info.key)
+            if record is not None:
+                tokens += int(record.get("completion_tokens") or 0)
+                seconds += float(record.get("generation_s") or 0.0)
+        return tokens / seconds if tokens and seconds > 0 else None
+
+
+def read_output(location: str) -> Output:
+    """`location`: an output's folder or s3:// location, or the job file that names it.
+
+    Raises ConfigError if there is none, or one that is not complete.
+    """
+    store = open_location(location)
+    record = records.read_json(store, layout.JOB_KEY)
+    if record is None:
+        raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
+    success = records.read_json(store, layout.SUCCESS_KEY)
+    keys = sorted(survey(store).finished)
+    if success is None or not keys:
+        raise ConfigError(
+            f"{store.url} is not complete: run its job to the end first (`batchinfer status` says "
+            "what is missing)"
+        )
+    return Output(
+        store=store,
+        keys=keys,
+        job=record["job"],
+        model=record.get("ingredients", {}).get("model", {}),
+        rows_failed=int(success.get("rows_failed", 0)),
+    )
+
+
+def refuse_failed(output: Output) -> None:
+    """Raise InputError if a row is an error: a mean over the others would be of another text."""
+    if not output.rows_failed:
+        return
+    for table in output.tables(["row", "error_type", "error_message"]):
+        for row in table.to_pylist():
+            if row["error_type"] is not None:
+                raise InputError(
+                    f"{output.rows_failed} rows of {output.url} failed, such as row {row['row']} "
+                    f"({row['error_type']}): {row['error_message']}. No figure is given without "
+                    "them: mend the cause, then compute them again with --retry-failed"
+                )
