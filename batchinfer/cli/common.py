@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job
-from batchinfer.ledger import layout, records
+from batchinfer.ledger import Results, layout, records
 from batchinfer.model import ModelFacts
+from batchinfer.runner.beside import find_beside, warn_of_beside
 from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_schema, check_shards
-from batchinfer.runner.decide import Complete, Resume, accepted, decide
+from batchinfer.runner.decide import Complete, Restart, Resume, accepted, decide
 from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.restart import read_pending, warn_of_pending
 from batchinfer.runner.start import Start, open_start
@@ -96,4 +97,7 @@ def seen(start: Start) -> tuple[OutputView, Complete | Resume]:
     decision = accepted(decide(start, view))
     if view.pending is not None:
         warn_of_pending(view.url, view.pending)
+    if not isinstance(decision, Restart):
+        results = Results(start.store, decision.digest)
+        warn_of_beside(results, find_beside(results, view.survey, (s.name for s in start.shards)))
     return view, decision

@@ -43,12 +43,29 @@ def show_status(output: str, *, as_json: bool) -> None:
             f"complete: {success['rows']:,} rows ({success['rows_failed']:,} failed) "
             f"in {success['shards']:,} shards"
         )
+        for line in _beside(success):
+            click.echo(line)
     else:
         click.echo("not complete: no _SUCCESS")
     now_s = Clock().wall()
     for record in newest:
         holder = Holder(**record["holder"])
         click.echo(describe(record, now_s, is_dead_here=holder.is_dead_here()))
+
+
+def _beside(success: dict[str, Any]) -> Iterator[str]:
+    """What the output has of shards that had left the input when `_SUCCESS` was written."""
+    found = success.get("not_in_input", {})
+    if finished := found.get("finished"):
+        yield (
+            f"besides: {finished['rows']:,} rows of {finished['shards']:,} shards that are no "
+            "longer in the input"
+        )
+    if left := found.get("unfinished"):
+        yield (
+            f"unfinished: {left['rows']:,} durable rows of {left['shards']:,} shards that left "
+            "the input, in no result file"
+        )
 
 
 def _read_job(store: Store) -> dict[str, Any]:

@@ -21,7 +21,7 @@ LOGS_PREFIX = f"{META}/logs/"
 UNREADABLE_PREFIX = f"{META}/unreadable/"
 
 _PARTS_SUFFIX = ".parts"
-_PART_NAME = re.compile(r"w(\d{6,})-r(\d{4,})-(\d{6,})\.part")
+_PART_NAME = re.compile(r"w(\d{6,})-r(\d{4,})-(\d{6,})\.part", re.ASCII)
 
 
 class PartId(NamedTuple):
@@ -75,4 +75,4 @@ def log_key(run: int) -> str:
 def run_of_key(key: str) -> int | None:
     """The run number in a key such as `_batchinfer/runs/0012.json`, None if there is none."""
     stem = key.rsplit("/", 1)[-1].split(".", 1)[0]
-    return int(stem) if stem.isdigit() else None
+    return int(stem) if stem.isascii() and stem.isdigit() else None

@@ -56,9 +56,13 @@ def read_schema(store: Store, key: str) -> pa.Schema:
 
 
 def list_parts(store: Store, shard: str) -> list[PartId]:
-    """The shard's parts in fold order, listed afresh."""
-    parsed = (parse_part_key(info.key) for info in store.list(parts_prefix(shard)))
-    return sorted(entry[1] for entry in parsed if entry is not None)
+    """The shard's parts in fold order, listed afresh.
+
+    Its folder may have those of others below it: `a.parquet` beside `a.parquet.parts/b.parquet`.
+    """
+    listed = store.list(parts_prefix(shard), recursive=False)
+    parsed = (parse_part_key(info.key) for info in listed)
+    return sorted(part for name, part in filter(None, parsed) if name == shard)
 
 
 class Results:

@@ -6,7 +6,7 @@ Invariant: nothing here writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -68,11 +68,15 @@ def _check_names(store: Store, shards: Sequence[Shard]) -> None:
     names = {shard.name for shard in shards}
     for shard in shards:
         folders = shard.name.split("/")[:-1]
-        above = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
+        above = ["/".join(folders[:depth]) for depth in range(1, len(folders) + 1)]
         if folders and folders[0] in (layout.META, layout.SUCCESS_KEY):
             problem = f"the output has records of its own at {folders[0]}"
+        elif layout.META in folders:
+            problem = f"a folder with {layout.META} in it is an output of its own"
         elif store.is_local and (file := next(filter(names.__contains__, above), None)):
             problem = f"{file} would be a file and a folder"
+        elif store.is_local and (part := next(filter(_is_part(names), above), None)):
+            problem = f"{part} is what a part of another shard is called"
         elif why := _why_no_result(store, shard.name):
             problem = why
         else:
@@ -81,6 +85,16 @@ def _check_names(store: Store, shards: Sequence[Shard]) -> None:
             f"input {in_print(shard.url)} cannot have its results at "
             f"{in_print(store.url_of(shard.name))}: {problem}. Rename it, or narrow input.path"
         )
+
+
+def _is_part(shards: Collection[str]) -> Callable[[str], bool]:
+    """Whether below the folder of parts a folder of input would have the name of a shard's part."""
+
+    def is_part(folder: str) -> bool:
+        parsed = layout.parse_part_key(layout.PARTS_PREFIX + folder)
+        return parsed is not None and parsed[0] in shards
+
+    return is_part
 
 
 def _why_no_result(store: Store, shard: str) -> str | None:

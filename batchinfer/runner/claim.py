@@ -31,6 +31,7 @@ from batchinfer.ledger import (
     Holder,
     Lease,
     Ledger,
+    Results,
     Survey,
     Totals,
     acquire_lease,
@@ -38,8 +39,9 @@ from batchinfer.ledger import (
     records,
     survey,
 )
+from batchinfer.runner.beside import Beside, find_beside, warn_of_beside, warn_of_renamed
 from batchinfer.runner.decide import Restart, Resume
-from batchinfer.runner.input import look_at_input, warn_of_removed
+from batchinfer.runner.input import look_at_input
 from batchinfer.runner.look import OutputView
 from batchinfer.runner.ownership import read_origins, refuse_foreign_files
 from batchinfer.runner.record import number_run, write_job_record
@@ -75,13 +77,18 @@ def claim(
     # Before anything is deleted or written: a mistake in the job costs no earlier results, and
     # leaves no record that the corrected job would not match.
     inputs = look_at_input(start, decision, view.survey)
-    warn_of_removed(decision, inputs, view.survey.finished)
     listed = view.survey
+    beside = Beside()
     if isinstance(decision, Restart):
         if view.pending is not None and not start.options.restart:
             warn_of_pending(view.url, view.pending)
         marker = marker_of(start, holder)
         listed = _delete_results(start.store, listed, lease, marker, decision.digest)
+    else:
+        results = Results(start.store, decision.digest)
+        beside = find_beside(results, listed, (shard.name for shard in start.shards))
+        warn_of_beside(results, beside)
+        warn_of_renamed(decision, inputs, beside)
     _announce(start, decision)
     if decision.record is not None and decision.is_recorded:
         job_record = records.to_json(decision.record)
@@ -106,6 +113,7 @@ def claim(
         window_rows=decision.window_rows,
         first_run=decision.first_run,
         survey=listed,
+        beside=beside,
         fingerprints=inputs.fingerprints,
         carried=inputs.carried,
         ledger=ledger(run=run),

@@ -31,6 +31,7 @@ class Complete:
     """Every row of the input has its result, computed for this job."""
 
     totals: Totals
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,7 @@ Decision = Complete | Refused | Resume
 
 def decide(start: Start, view: OutputView) -> Decision:
     try:
-        totals = _complete(start, view)
-        return Complete(totals) if totals is not None else _begin(start, view)
+        return _complete(start, view) or _begin(start, view)
     except BatchInferError as error:
         return Refused(error)
 
@@ -75,8 +75,8 @@ def accepted(decision: Decision) -> Complete | Resume:
     return decision
 
 
-def _complete(start: Start, view: OutputView) -> Totals | None:
-    """Totals if the output is complete for just this job and input."""
+def _complete(start: Start, view: OutputView) -> Complete | None:
+    """None unless the output is complete for just this job and input."""
     if view.is_restarting or start.options.retry_failed or view.success is None:
         return None
     if view.record is not None and start.identity.changes_since(view.record):
@@ -87,7 +87,7 @@ def _complete(start: Start, view: OutputView) -> Totals | None:
     names = {shard.name for shard in start.shards}
     if names - view.survey.finished or names & view.survey.with_parts:
         return None
-    return Totals.from_facts(view.success)
+    return Complete(Totals.from_facts(view.success), digest)
 
 
 def _begin(start: Start, view: OutputView) -> Resume:

@@ -60,6 +60,7 @@ def finalise(
         "job": session.job.name,
         "shards": len(names),
         **totals.as_dict(),
+        **session.beside.as_dict(),
         "finished_at": clock.utc(),
     }
     session.store.put(layout.SUCCESS_KEY, records.to_json(success))

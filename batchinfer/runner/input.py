@@ -6,8 +6,7 @@ leases, engines. Invariant: nothing here writes.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,10 +18,6 @@ from batchinfer.runner.checks import check_schema, check_shards
 from batchinfer.runner.decide import Resume
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint, Shard, read_footer, same_content
-
-logger = logging.getLogger("batchinfer.runner")
-
-_MAX_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +87,3 @@ def _changed(shards: Sequence[str]) -> InputError:
         + "\nBring the old files back, use another output.path, or delete the old results with "
         "--restart"
     )
-
-
-def warn_of_removed(decision: Resume, inputs: InputView, finished: Iterable[str]) -> None:
-    """Results stay when their shard goes, also when it comes back under another name."""
-    known = decision.known
-    removed = sorted((set(finished) & known.keys()) - inputs.fingerprints.keys())
-    if removed:
-        of_them = "is no longer in the input; its results stay"
-        if len(removed) > 1:
-            of_them = "are no longer in the input; their results stay"
-        logger.warning("%s %s", _some_of(removed), of_them)
-    current = {_content(now): now.name for now in inputs.fingerprints.values()}
-    contents = {key: _content(known[key]) for key in removed}
-    renamed = [f"{key} (now {current[c]})" for key, c in contents.items() if c in current]
-    if renamed:
-        logger.warning(
-            "the output has rows twice: %s, the same input under another name. Give the file its "
-            "old name below input.path, or move one of the two results away",
-            _some_of(renamed),
-        )
-
-
-def _content(fingerprint: Fingerprint) -> tuple[int, str, int]:
-    return fingerprint.size_bytes, fingerprint.footer_sha256, fingerprint.num_rows
-
-
-def _some_of(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more

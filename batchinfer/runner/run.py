@@ -11,7 +11,8 @@ import logging
 from batchinfer.config import Job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError
-from batchinfer.ledger import Holder, Lease, layout
+from batchinfer.ledger import Holder, Lease, Results, layout
+from batchinfer.runner.beside import find_beside, warn_of_beside
 from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
@@ -19,7 +20,7 @@ from batchinfer.runner.decide import Complete, Restart, accepted, decide
 from batchinfer.runner.factory import engine_spec, prompter_of
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
-from batchinfer.runner.look import look
+from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.options import RunOptions
 from batchinfer.runner.process import Process
 from batchinfer.runner.session import Session
@@ -78,14 +79,14 @@ class Run:
         process.counters.set_phase("listing input and output")
         listing_begin_s = process.startup.now()
         start = open_start(self._job, self._options, process.stop.should_give_up)
-        if (complete := _complete_already(start)) is not None:
-            return _nothing_to_do(start, complete)
+        if (outcome := _complete_already(start)) is not None:
+            return outcome
         holder = Holder.current(since=process.clock.utc())
         lease, heartbeat = self._begin_tenure(start, holder)
         view = look(start)  # again, and now nobody else changes what is seen
         decision = accepted(decide(start, view))
         if isinstance(decision, Complete):
-            return _nothing_to_do(start, decision)
+            return _nothing_to_do(start, view, decision)
         if isinstance(decision, Restart):
             _check_before_deleting(start)
         session = claim(start, decision, view, lease, holder)
@@ -136,12 +137,13 @@ def run_job(job: Job, options: RunOptions, process: Process) -> Outcome:
     return Run(job, options, process).run()
 
 
-def _complete_already(start: Start) -> Complete | None:
+def _complete_already(start: Start) -> Outcome | None:
     """Seen without the lease, which a complete output does not need. One request if it is not."""
     if start.store.stat(layout.SUCCESS_KEY) is None:
         return None
-    decision = decide(start, look(start))
-    return decision if isinstance(decision, Complete) else None
+    view = look(start)
+    decision = decide(start, view)
+    return _nothing_to_do(start, view, decision) if isinstance(decision, Complete) else None
 
 
 def _check_before_deleting(start: Start) -> None:
@@ -150,8 +152,11 @@ def _check_before_deleting(start: Start) -> None:
     prompter_of(start.job, start.model)
 
 
-def _nothing_to_do(start: Start, complete: Complete) -> Outcome:
+def _nothing_to_do(start: Start, view: OutputView, complete: Complete) -> Outcome:
     url = start.store.url
+    results = Results(start.store, complete.digest)
+    names = (shard.name for shard in start.shards)
+    warn_of_beside(results, find_beside(results, view.survey, names))
     logger.info("nothing to do: %s is complete", url)
     token_name = task_of(start.job).counts[0]
     outcome = Outcome("complete", 0, url, totals=complete.totals, token_name=token_name)

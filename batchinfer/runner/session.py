@@ -14,6 +14,7 @@ from batchinfer.config import Job
 from batchinfer.errors import InputError
 from batchinfer.ledger import Holder, Lease, Ledger, Survey, Totals
 from batchinfer.model import ModelFacts
+from batchinfer.runner.beside import Beside
 from batchinfer.runner.options import RunOptions
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint, RowFilter, Shard
@@ -31,6 +32,7 @@ class Session:
     window_rows: int
     first_run: int  # since the last restart
     survey: Survey
+    beside: Beside  # what is there of shards that left the input
     fingerprints: Mapping[str, Fingerprint]
     carried: pa.Schema | None  # the id and kept columns; None: each shard's own types
     ledger: Ledger
