@@ -47,6 +47,7 @@ OWNERS = {
         "making/trellis/*.py",
         "quantization/methods/*/dequantize.py",
         "quantization/methods/qtip/codes.py",
+        "quantization/methods/qtip/cuda.py",
         "quantization/methods/qtip/dense.py",
         "quantization/methods/qtip/hadamard.py",
         "quantization/methods/qtip/trellis.py",
