@@ -78,8 +78,9 @@ class InstantEngine:
 
 def _build(spec: EngineSpec) -> InstantEngine:
     time.sleep(STALL_S)
+    sampling = spec.demand.sampling
     mark = Path(os.environ["BENCHMARK_MARK"])
-    return InstantEngine(spec.sampling.max_tokens, spec.sampling.logprobs, mark)
+    return InstantEngine(sampling.max_tokens, sampling.logprobs, mark)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from batchinfer.config import Job, load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.engine import VllmEngine
 from batchinfer.plan import Chunk
-from batchinfer.runner.factory import build_engine, engine_spec, model_of, prompter_of
+from batchinfer.runner.factory import build_engine, engine_spec, model_of
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
-from batchinfer.tasks import Result
+from batchinfer.tasks import Result, task_of
 from batchinfer.telemetry import Clock, Counters
 from benchmarks.common import DEMO, heading, spread
 
@@ -153,7 +153,7 @@ def measure_set(
         job = job_of(one, Path(folder), model_path, load_format)
         model = model_of(job)
         engine_kind(job.engine.name).prepare(engine_spec(job, model))
-        prompter_of(job, model)  # refuses what would not fit
+        task_of(job).prompter(job, model)  # refuses what would not fit
         engine = build_engine(job, model)
         assert isinstance(engine, VllmEngine)
         block_tokens = engine._core.vllm_config.cache_config.block_size

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Request
+from batchinfer.engine.base import Demand, Request
 from batchinfer.engine.vllm.engine import build_vllm_engine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import prepare_environment
@@ -36,7 +36,10 @@ SETTINGS = VllmSettings(
     max_model_len=2048,
     weights_bytes=13_906_376,
     kv_bytes_per_token=3072,
-    sampling=SamplingSettings(max_tokens=256, logprobs=1, stop_token_ids=tuple(STOP_TOKEN_IDS)),
+    demand=Demand(
+        "generate",
+        SamplingSettings(max_tokens=256, logprobs=1, stop_token_ids=tuple(STOP_TOKEN_IDS)),
+    ),
 )
 
 

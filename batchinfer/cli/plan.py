@@ -20,7 +20,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results
 from batchinfer.runner.decide import Restart
-from batchinfer.runner.factory import engine_spec, prompter_of
+from batchinfer.runner.factory import engine_spec
 from batchinfer.tasks import task_of
 from batchinfer.telemetry import StartUp
 
@@ -86,7 +86,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
             click.echo("left     nothing: every row has its result, so none was run")
             return
         kind.prepare(spec)
-    prompter = prompter_of(job, looked.model)
+    prompter = task_of(job).prompter(job, looked.model)
     ready_s = StartUp().now()
     sample = read_sample(
         shards,

@@ -12,7 +12,7 @@ import click
 from batchinfer.config import job_schema_text
 from batchinfer.errors import ROW_ERROR_KINDS, ConfigError
 from batchinfer.sink import output_columns
-from batchinfer.tasks import ALL_COLUMNS, Column
+from batchinfer.tasks import TASKS, Column
 
 _INPUT_PROMPT_COLUMNS = {
     "prompt.column": ("string", "the prompt, unchanged"),
@@ -72,9 +72,9 @@ def _output_schema() -> dict[str, Any]:
     return {
         "title": "Columns of finished files and parts (Arrow types), in order",
         "key": ["shard", "row", "sample"],
-        "columns": [*columns, *_described(output_columns(ALL_COLUMNS["generate"]))],
+        "columns": [*columns, *_described(output_columns(TASKS["generate"].columns))],
         "columns_of_other_tasks": {  # between `sample` and `queued_s`
-            task: _described(own) for task, own in ALL_COLUMNS.items() if task != "generate"
+            task: _described(kind.columns) for task, kind in TASKS.items() if task != "generate"
         },
         "error_type": ROW_ERROR_KINDS,
     }

@@ -12,6 +12,7 @@ from batchinfer.config.job import (
     PackingSettings,
     PromptSettings,
     S3Settings,
+    TaskName,
 )
 from batchinfer.config.load import LoadedJob, explain, job_from, load_job
 from batchinfer.config.model import ModelSettings
@@ -38,6 +39,7 @@ __all__ = [
     "SamplingSettings",
     "ScoreSettings",
     "StructuredSettings",
+    "TaskName",
     "deciding_keys",
     "deciding_values",
     "explain",

@@ -17,6 +17,7 @@ from batchinfer.config.sampling import SamplingSettings
 from batchinfer.config.score import ScoreSettings
 from batchinfer.config.section import (
     Section,
+    TaskSection,
     decides_results,
     exactly_one,
     key_error,
@@ -33,6 +34,9 @@ from batchinfer.config.values import (
     Texts,
     Tuple,
 )
+
+#: What a job may compute. Each has a section below, and its code in tasks/NAME.py.
+TaskName = Literal["generate", "score"]
 
 MAX_WINDOW_ROWS = 1 << 24
 _MAX_WINDOW_RESULTS = 1 << 28  # a byte each, in one array
@@ -272,7 +276,7 @@ class Job(Section):
     name: Slug = Field(
         description="Short name of the job: letters, digits, dots, dashes, underscores."
     )
-    task: Literal["generate", "score"] = Field(
+    task: TaskName = Field(
         default="generate",
         description="What is computed for a row. generate: completions of its prompt; score: the "
         "log-probability of each token of a text.",
@@ -310,35 +314,20 @@ class Job(Section):
     @model_validator(mode="after")
     def _check_task(self) -> Job:
         """What is set for another task would be ignored."""
-        name = "score" if self.task == "generate" else "sampling"
-        settings: Section = getattr(self, name)
-        defaults = type(settings)()
-        for key in type(settings).model_fields:
-            if getattr(settings, key) != getattr(defaults, key):
-                raise key_error(f"{name}.{key}", f"does not apply to task: {self.task}")
-        if self.task == "score" and self.prompt.on_too_long != "error":
-            raise key_error(
-                "prompt.on_too_long",
-                "does not apply to task: score: a long text is scored in windows, see score.stride",
-            )
+        sections = [(name, own) for name, own in self if isinstance(own, TaskSection)]
+        for name, own in sections:
+            for key in type(own).model_fields if own.task != self.task else ():
+                if getattr(own, key) != getattr(type(own)(), key):
+                    raise key_error(f"{name}.{key}", f"does not apply to task: {self.task}")
+        for _, own in sections:
+            if own.task == self.task:
+                own.check_beside(
+                    max_model_len=self.model.max_model_len, on_too_long=self.prompt.on_too_long
+                )
         return self
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Job:
-        max_model_len = self.model.max_model_len
-        if self.task == "score":
-            context = self.score.context
-            if max_model_len is not None and context is not None and context > max_model_len:
-                raise key_error(
-                    "score.context",
-                    f"{context} is more than model.max_model_len {max_model_len}",
-                )
-        elif max_model_len is not None and self.sampling.max_tokens >= max_model_len:
-            raise key_error(
-                "sampling.max_tokens",
-                f"{self.sampling.max_tokens} leaves no room for a prompt in model.max_model_len "
-                f"{max_model_len}",
-            )
         num_results = self.packing.window_rows * self.sampling.n
         if num_results > _MAX_WINDOW_RESULTS:
             raise key_error(

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.section import (
+    Section,
+    TaskSection,
+    exactly_one,
+    key_error,
+    require_exactly_one,
+)
 from batchinfer.config.values import (
     MAX_COUNT,
     FrozenMapping,
@@ -67,8 +73,10 @@ class StructuredSettings(Section):
         )
 
 
-class SamplingSettings(Section):
+class SamplingSettings(TaskSection):
     """How tokens are chosen. Ranges are vLLM's; the defaults do not depend on the model."""
+
+    task: ClassVar[str] = "generate"
 
     max_tokens: int = Field(
         default=256, ge=1, le=MAX_COUNT, description="Longest completion, in tokens."
@@ -154,6 +162,14 @@ class SamplingSettings(Section):
                 f"must be 0 or at least 0.01, got {self.temperature} (vLLM would raise it to 0.01)",
             )
         return self
+
+    def check_beside(self, *, max_model_len: int | None, on_too_long: str) -> None:
+        if max_model_len is not None and self.max_tokens >= max_model_len:
+            raise key_error(
+                "sampling.max_tokens",
+                f"{self.max_tokens} leaves no room for a prompt in model.max_model_len "
+                f"{max_model_len}",
+            )
 
     @property
     def is_greedy(self) -> bool:

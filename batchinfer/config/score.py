@@ -5,14 +5,18 @@ Must not know: engines, rows, files.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
-from batchinfer.config.section import Section, key_error
+from batchinfer.config.section import TaskSection, key_error
 from batchinfer.config.values import MAX_COUNT, Text
 
 
-class ScoreSettings(Section):
+class ScoreSettings(TaskSection):
     """Which tokens are scored, and with how much text before them."""
+
+    task: ClassVar[str] = "score"
 
     completion_column: Text | None = Field(
         default=None,
@@ -44,3 +48,14 @@ class ScoreSettings(Section):
                 "a window is not scored, so windows have to overlap",
             )
         return self
+
+    def check_beside(self, *, max_model_len: int | None, on_too_long: str) -> None:
+        if on_too_long != "error":
+            raise key_error(
+                "prompt.on_too_long",
+                "does not apply to task: score: a long text is scored in windows, see score.stride",
+            )
+        if max_model_len is not None and self.context is not None and self.context > max_model_len:
+            raise key_error(
+                "score.context", f"{self.context} is more than model.max_model_len {max_model_len}"
+            )

@@ -6,7 +6,7 @@ Must not know: any setting.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
@@ -21,6 +21,17 @@ class Section(BaseModel):
     """What all parts of a job share: immutable, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TaskSection(Section):
+    """The settings of one task, which do not apply to any other."""
+
+    task: ClassVar[str]  # as in the job file's `task`
+
+    def check_beside(self, *, max_model_len: int | None, on_too_long: str) -> None:
+        """Raise for what contradicts `model.max_model_len` or `prompt.on_too_long`, in a job of
+        this task.
+        """
 
 
 def decides_results(by: DecidesBy = "value") -> JsonDict:

@@ -133,12 +133,26 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """What a job's task asks of an engine, for every request."""
+
+    task: str  # its name, for messages
+    sampling: SamplingSettings  # the task's, not always the job's
+    wants: Literal["completion", "prompt_logprobs"] = "completion"  # what the task uses
+
+    @property
+    def prompt_logprobs_key(self) -> str:
+        """For messages: what in the job file asks for the logprobs of prompts."""
+        return "sampling.prompt_logprobs" if self.wants == "completion" else f"task: {self.task}"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What an engine is built from, as it is: each kind takes what it knows."""
 
     job: Job  # of which an engine reads the sections `model` and `engine`
     model: ModelFacts
-    sampling: SamplingSettings  # of every request; the task's, not always the job's
+    demand: Demand
 
 
 class EngineKind(Protocol):
@@ -150,7 +164,7 @@ class EngineKind(Protocol):
     def machine(self) -> Machine:
         """What the engine would run on here. `device` None: it is not installed, or finds none."""
 
-    def check(self, job: Job, sampling: SamplingSettings) -> None:
+    def check(self, job: Job, demand: Demand) -> None:
         """Raise ConfigError for settings that this engine refuses, before the model is looked at.
 
         Writes nothing and loads nothing; every command that reads a job asks.

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.ledger import layout
-from batchinfer.prompt import check_completion_type, check_references, check_type, prompt_columns
+from batchinfer.prompt import check_references, check_type, prompt_columns
 from batchinfer.sink import output_columns
 from batchinfer.source import (
     Footer,
@@ -108,17 +108,15 @@ def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: F
     partitions = footer.partitions
     of_prompt = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
     of_id = [job.input.id_column] if job.input.id_column else []
-    completion = job.score.completion_column
-    of_task = [completion] if completion else []
-    needed = dict.fromkeys([*of_prompt, *of_task, *job.input.keep_columns, *of_id])
+    task = task_of(job)
+    needed = dict.fromkeys([*of_prompt, *task.input_columns, *job.input.keep_columns, *of_id])
     check_columns(footer, list(needed), shard)
     fields = {name: pa.field(name, pa.string()) for name in partitions}
     fields = {field.name: field for field in footer.schema} | fields
     try:
         check_type(job.prompt, pa.schema(list(fields.values())))
         check_references(job.prompt, pa.schema(list(fields.values())))
-        if completion:
-            check_completion_type(job.prompt, completion, pa.schema(list(fields.values())))
+        task.check_input(job.prompt, pa.schema(list(fields.values())))
     except InputError as error:
         raise InputError(f"shard {shard.url}: {error}") from None
     if row_filter is not None:

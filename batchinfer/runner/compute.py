@@ -19,7 +19,7 @@ from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import EngineDied, TransientError
 from batchinfer.ledger import Totals
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
-from batchinfer.runner.factory import build_engine, engine_spec, prompter_of
+from batchinfer.runner.factory import build_engine, engine_spec
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.pipeline import Pipeline
@@ -95,7 +95,7 @@ class _Computation:
         process.counters.set_phase("loading the tokenizer")
         process.tuning.importing()
         with process.startup.span("tokenizer"):
-            prompter = prompter_of(session.job, session.model)
+            prompter = task_of(session.job).prompter(session.job, session.model)
         pipeline = Pipeline(session, prompter, process, self._heartbeat.now)
         self._heartbeat.now()
         pipeline.start()

@@ -1,4 +1,4 @@
-"""How model facts, prompter and engine come from a job.
+"""How model facts and engine come from a job.
 
 The only place that joins job, model folder and the kind of engine.
 """
@@ -12,7 +12,6 @@ from batchinfer.engine.base import Engine, EngineSpec
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
-from batchinfer.prompt import Prompter, RowPrompter, ScoredPrompter, completion_source
 from batchinfer.quantization import Begun
 from batchinfer.tasks import task_of
 
@@ -20,42 +19,15 @@ from batchinfer.tasks import task_of
 def model_of(job: Job, begun: Begun | None = None) -> ModelFacts:
     """Facts of the job's model folder. `begun`: see `read_model`. Raises ConfigError."""
     kind = engine_kind(job.engine.name)
-    kind.check(job, task_of(job).sampling)
+    kind.check(job, task_of(job).demand)
     return read_model(
         job.model, machine=kind.machine(), needs_weights=kind.needs_weights(job), begun=begun
     )
 
 
-def prompter_of(job: Job, model: ModelFacts) -> RowPrompter:
-    """The job's prompter; loads the tokenizer. Raises ConfigError."""
-    limit = task_of(job).limit(model.max_model_len)
-    is_scored = job.task == "score"
-    prompts = Prompter(
-        job.prompt,
-        model.tokenizer_path,
-        limit=limit,
-        vocab_size=model.vocab_size,
-        trust_remote_code=job.model.trust_remote_code,
-        counts_bytes=is_scored,
-    )
-    if not is_scored:
-        return prompts
-    completions = None
-    if (column := job.score.completion_column) is not None:
-        completions = Prompter(
-            completion_source(job.prompt, column),
-            prompts.encoder,
-            limit=limit,
-            vocab_size=model.vocab_size,
-            counts_bytes=True,
-            is_continuation=True,
-        )
-    return ScoredPrompter(prompts, completions)
-
-
 def engine_spec(job: Job, model: ModelFacts) -> EngineSpec:
     """What the job's engine is asked about, and built from."""
-    return EngineSpec(job, model, task_of(job).sampling)
+    return EngineSpec(job, model, task_of(job).demand)
 
 
 def build_engine(job: Job, model: ModelFacts) -> Engine:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from batchinfer.config import Job
 from batchinfer.model import ModelFacts
-from batchinfer.runner.factory import prompter_of
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.source import RowFilter, Shard, ShardReader
+from batchinfer.tasks import task_of
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -26,7 +26,7 @@ def check_first_rows(
 
     `shards`: with their numbers of rows. Raises ConfigError for what would fail in every row.
     """
-    prompter = prompter_of(job, model)
+    prompter = task_of(job).prompter(job, model)
     shard, num_rows = next(((s, n) for s, n in shards if n), (None, 0))
     if shard is None:
         return

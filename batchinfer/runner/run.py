@@ -17,7 +17,7 @@ from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.decide import Complete, Restart, accepted, decide
-from batchinfer.runner.factory import engine_spec, prompter_of
+from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.look import OutputView, look
@@ -149,7 +149,7 @@ def _complete_already(start: Start) -> Outcome | None:
 def _check_before_deleting(start: Start) -> None:
     """Whatever can be known of a job without the model in memory. Raises what it is refused for."""
     engine_kind(start.job.engine.name).check_fit(engine_spec(start.job, start.model))
-    prompter_of(start.job, start.model)
+    task_of(start.job).prompter(start.job, start.model)
 
 
 def _nothing_to_do(start: Start, view: OutputView, complete: Complete) -> Outcome:

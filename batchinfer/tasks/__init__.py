@@ -1,22 +1,22 @@
 """What a job computes for each row: its settings, what it asks of the engine, its output columns.
 
-Must not know: files, threads, when something is durable. A new task is a module here with its
-section in `config/` and one line in `task_of`.
+Must not know: files, threads, when something is durable. A new task is a module here that is named
+as in the job file and has a `KIND`, and a section in `config/` beside its name there.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from batchinfer.config import Job
-from batchinfer.tasks import generate, score
-from batchinfer.tasks.base import Ask, Column, Describe, Detokenize, Result, RowWork, Task
+from batchinfer.config import Job, TaskName
+from batchinfer.tasks.base import Ask, Column, Describe, Detokenize, Result, RowWork, Task, TaskKind
 from batchinfer.tasks.generate import Generate
 from batchinfer.tasks.score import Score
 
 __all__ = [
-    "ALL_COLUMNS",
+    "TASKS",
     "Ask",
     "Column",
     "Describe",
@@ -26,18 +26,15 @@ __all__ = [
     "RowWork",
     "Score",
     "Task",
+    "TaskKind",
     "counts_in",
     "describer",
     "task_of",
 ]
 
-
-#: Task -> what it counts.
-_COUNTS = {"generate": generate.COUNTS, "score": score.COUNTS}
-#: Task -> every column of its own that it can have.
-ALL_COLUMNS: Mapping[str, Mapping[str, Column]] = {
-    "generate": generate.COLUMNS,
-    "score": score.COLUMNS,
+#: By the name that a job gives.
+TASKS: Mapping[str, TaskKind] = {
+    name: importlib.import_module(f"{__name__}.{name}").KIND for name in get_args(TaskName)
 }
 
 
@@ -45,14 +42,15 @@ def counts_in(facts: Mapping[str, Any]) -> Sequence[str]:
     """Names of what is counted in a footer or `_SUCCESS`; without the name of a task it is of
     generation.
     """
-    return _COUNTS.get(facts.get("task", "generate"), ())
+    kind = TASKS.get(facts.get("task", "generate"))
+    return kind.counts if kind is not None else ()
 
 
 def describer(job: Mapping[str, Any]) -> Describe:
     """How rows of a job's results are described; `job` as job.json has it."""
-    return score.describe if job.get("task") == "score" else generate.describe
+    return TASKS.get(job.get("task", "generate"), TASKS["generate"]).describe
 
 
 def task_of(job: Job) -> Task:
     """The job's task, with its settings."""
-    return Score(job.score) if job.task == "score" else Generate(job.sampling)
+    return TASKS[job.task].of(job)

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Completion, Int32Array
+from batchinfer.config import Job, PromptSettings
+from batchinfer.engine.base import Completion, Demand, Int32Array
+from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
-from batchinfer.prompt import PromptLimit
+from batchinfer.prompt import RowPrompter
 
 #: token ids (flat), offsets [n + 1] -> n texts
 Detokenize = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int64]], list[str]]
@@ -102,8 +103,8 @@ class Task(Protocol):
         """Most tokens of a result, None if only the row decides; see `num_tokens`."""
 
     @property
-    def sampling(self) -> SamplingSettings:
-        """What the engine does with every request."""
+    def demand(self) -> Demand:
+        """What it asks of the engine for every request."""
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -119,8 +120,17 @@ class Task(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """Its name, unless it is `generate`, and its settings, as footers have them."""
 
-    def limit(self, max_model_len: int) -> PromptLimit:
-        """How many tokens a prompt may have. Raises ConfigError if the settings do not fit."""
+    @property
+    def input_columns(self) -> Sequence[str]:
+        """Input columns that it needs besides those of the prompt."""
+
+    def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
+        """Raise InputError if `input_columns` have types that no row could use."""
+
+    def prompter(self, job: Job, model: ModelFacts) -> RowPrompter:
+        """What makes rows into tokens; loads the tokenizer. Raises ConfigError for settings that do
+        not fit the model.
+        """
 
     def work(self, item: WorkItem, max_model_len: int) -> RowWork:
         """Begin a (row, sample) on an engine that takes `max_model_len` tokens a request."""
@@ -133,6 +143,16 @@ class Task(Protocol):
 
     def count(self, table: pa.Table) -> Mapping[str, int]:
         """`counts` of a table with all columns of an output, and what else a run warns of."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKind:
+    """What is known of a task without a job: `KIND` of its module."""
+
+    of: Callable[[Job], Task]
+    columns: Mapping[str, Column]  # all that it can have, in order
+    counts: Sequence[str]  # see `Task.counts`
+    describe: Describe  # of a row of its output
 
 
 def num_failed(table: pa.Table) -> int:

@@ -16,12 +16,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Completion
+from batchinfer.config import Job, PromptSettings, SamplingSettings
+from batchinfer.engine.base import Completion, Demand
+from batchinfer.model import ModelFacts
 from batchinfer.plan import WorkItem, request_seed
-from batchinfer.prompt import PromptLimit
+from batchinfer.prompt import Prompter, PromptLimit
 from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
-from batchinfer.tasks.base import Ask, Column, Detokenize, Result, num_failed, row_values
+from batchinfer.tasks.base import (
+    Ask,
+    Column,
+    Detokenize,
+    Result,
+    TaskKind,
+    num_failed,
+    row_values,
+)
 
 #: Every column that a job of generation can have, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -74,8 +83,8 @@ class Generate:
         return self.settings.max_tokens
 
     @property
-    def sampling(self) -> SamplingSettings:
-        return self.settings
+    def demand(self) -> Demand:
+        return Demand(self.name, self.settings)
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -94,9 +103,22 @@ class Generate:
     def facts(self) -> Mapping[str, Any]:
         return {"sampling": self.settings.model_dump(mode="json")}
 
-    def limit(self, max_model_len: int) -> PromptLimit:
-        return PromptLimit.of_generation(
-            max_model_len=max_model_len, max_tokens=self.settings.max_tokens
+    @property
+    def input_columns(self) -> Sequence[str]:
+        return ()
+
+    def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
+        pass
+
+    def prompter(self, job: Job, model: ModelFacts) -> Prompter:
+        return Prompter(
+            job.prompt,
+            model.tokenizer_path,
+            limit=PromptLimit.of_generation(
+                max_model_len=model.max_model_len, max_tokens=self.settings.max_tokens
+            ),
+            vocab_size=model.vocab_size,
+            trust_remote_code=job.model.trust_remote_code,
         )
 
     def work(self, item: WorkItem, max_model_len: int) -> _OneRequest:
@@ -228,3 +250,6 @@ def _top_lists(done: list[Completion]) -> tuple[pa.ListArray, pa.ListArray]:
         nested([c.top_token_ids for c in done], np.int32),
         nested([c.top_logprobs for c in done], np.float32),
     )
+
+
+KIND = TaskKind(lambda job: Generate(job.sampling), COLUMNS, COUNTS, describe)

@@ -15,13 +15,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.config import SamplingSettings, ScoreSettings
-from batchinfer.engine.base import Completion, Int32Array, Timing
+from batchinfer.config import Job, PromptSettings, SamplingSettings, ScoreSettings
+from batchinfer.engine.base import Completion, Demand, Int32Array, Timing
 from batchinfer.errors import ConfigError, RowError
+from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
-from batchinfer.prompt import PromptLimit
+from batchinfer.prompt import (
+    Prompter,
+    PromptLimit,
+    ScoredPrompter,
+    check_completion_type,
+    completion_source,
+)
 from batchinfer.tasks.arrays import ints, list_sums, lists
-from batchinfer.tasks.base import Ask, Column, Detokenize, Result, row_values
+from batchinfer.tasks.base import Ask, Column, Detokenize, Result, TaskKind, row_values
 
 #: Every column of its own, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -68,8 +75,9 @@ class Score:
         return None
 
     @property
-    def sampling(self) -> SamplingSettings:
-        return SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+    def demand(self) -> Demand:
+        sampling = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+        return Demand(self.name, sampling, wants="prompt_logprobs")
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -83,7 +91,38 @@ class Score:
     def facts(self) -> Mapping[str, Any]:
         return {"task": self.name, "score": self.settings.model_dump(mode="json")}
 
-    def limit(self, max_model_len: int) -> PromptLimit:
+    @property
+    def input_columns(self) -> Sequence[str]:
+        column = self.settings.completion_column
+        return () if column is None else (column,)
+
+    def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
+        for column in self.input_columns:
+            check_completion_type(prompt, column, schema)
+
+    def prompter(self, job: Job, model: ModelFacts) -> ScoredPrompter:
+        limit = self._limit(model.max_model_len)
+        prompts = Prompter(
+            job.prompt,
+            model.tokenizer_path,
+            limit=limit,
+            vocab_size=model.vocab_size,
+            trust_remote_code=job.model.trust_remote_code,
+            counts_bytes=True,
+        )
+        completions = None
+        if (column := self.settings.completion_column) is not None:
+            completions = Prompter(
+                completion_source(job.prompt, column),
+                prompts.encoder,
+                limit=limit,
+                vocab_size=model.vocab_size,
+                counts_bytes=True,
+                is_continuation=True,
+            )
+        return ScoredPrompter(prompts, completions)
+
+    def _limit(self, max_model_len: int) -> PromptLimit:
         if self._context(max_model_len) > max_model_len:
             raise ConfigError(
                 f"score.context {self.settings.context} is more than the {max_model_len} tokens "
@@ -251,3 +290,6 @@ def _text_bytes(chunk: Chunk) -> npt.NDArray[np.int64]:
     if chunk.num_text_bytes is None:
         return np.full(len(chunk.rows), -1, np.int64)
     return chunk.num_text_bytes
+
+
+KIND = TaskKind(lambda job: Score(job.score), COLUMNS, COUNTS, describe)

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.config import ENGINES, Job, SamplingSettings
-from batchinfer.engine.base import Engine, EngineKind, EngineSpec, Finding
+from batchinfer.config import ENGINES, Job
+from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.kinds import KINDS
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine
@@ -37,10 +37,10 @@ def fake_kind(plan: FakePlan | None = None) -> FakeKind:
             raise ConfigError(plan.fail_build)
         return FakeEngine(
             plan,
-            max_tokens=spec.sampling.max_tokens,
-            num_logprobs=spec.sampling.logprobs,
+            max_tokens=spec.demand.sampling.max_tokens,
+            num_logprobs=spec.demand.sampling.logprobs,
             max_model_len=spec.model.max_model_len,
-            has_prompt_logprobs=spec.sampling.prompt_logprobs,
+            has_prompt_logprobs=spec.demand.sampling.prompt_logprobs,
         )
 
     return FakeKind(build)
@@ -55,7 +55,7 @@ class FakeKind:
     def machine(self) -> Machine:
         return Machine(None, engine="fake")
 
-    def check(self, job: Job, sampling: SamplingSettings) -> None:
+    def check(self, job: Job, demand: Demand) -> None:
         for name in job.engine.options:
             raise ConfigError(f"engine.options.{name}: the engine {job.engine.name} has no options")
 

@@ -23,7 +23,8 @@ from batchinfer.cli.common import look_at
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.settings import vllm_settings
-from batchinfer.runner.factory import engine_spec, prompter_of
+from batchinfer.runner.factory import engine_spec
+from batchinfer.tasks import task_of
 from benchmarks.peers.events import tell
 from benchmarks.peers.work import read_input
 
@@ -34,8 +35,10 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
     model = look_at(job, str(path)).model
     engine_kind(job.engine.name).prepare(engine_spec(job, model))
     rows = read_input(folder)
-    prepared = prompter_of(job, model).prepare(
-        pa.table({"text": pa.array([text for _, text in rows], pa.string())})
+    prepared = (
+        task_of(job)
+        .prompter(job, model)
+        .prepare(pa.table({"text": pa.array([text for _, text in rows], pa.string())}))
     )
     assert not prepared.errors
     prompts = [
@@ -62,7 +65,7 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
 
 def _generator(settings: Any) -> Callable[[list[Any]], list[Any]]:
     """Prompts -> completions."""
-    from batchinfer.engine.vllm.engine import shared_params
+    from batchinfer.engine.vllm.generation import shared_params
     from batchinfer.engine.vllm.setup import engine_arguments, prepare_platform
 
     prepare_platform(settings)

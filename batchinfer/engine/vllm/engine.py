@@ -1,26 +1,24 @@
 """vLLM as an Engine: its `LLMEngine`, driven a step at a time in our process.
 
-Must not know: files, checkpoints, what a key means. All requests share one set of sampling
-parameters; only the seed differs. What vLLM refuses for one request is that row's error; what it
-would refuse for every request is found when the engine is built, and is the job's error.
+Must not know: files, checkpoints, what a key means, what a request asks for (`generation`). What
+vLLM refuses for one request is that row's error; what it would refuse for every request is found
+when the engine is built, and is the job's error.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Completion, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
 from batchinfer.engine.vllm.fit import device_memory
+from batchinfer.engine.vllm.generation import Generation
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
-from batchinfer.engine.vllm.output import completion_of
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
     check_library,
@@ -37,13 +35,6 @@ log = logging.getLogger(__name__)
 #: Engines in this process, closed. vLLM collects garbage three times over when it shuts down, for
 #: 1.3 s; the kernel takes the memory back when the process ends, and mostly that is next.
 _closed: list[Any] = []
-
-_STRUCTURED_FIELDS = {
-    "json_schema": "json",
-    "regex": "regex",
-    "choice": "choice",
-    "grammar": "grammar",
-}
 
 
 def import_engine() -> None:
@@ -75,7 +66,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     check_library()
 
     arguments = engine_arguments(settings)
-    params = shared_params(settings.sampling)
+    requests = Generation(settings.sampling)
     look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
@@ -86,7 +77,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
         raise construction_error(error, arguments, settings, memory) from error
     core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
     watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
-    engine = VllmEngine(core, params, settings)
+    engine = VllmEngine(core, requests, settings)
     facts = engine.facts
     facts.extra["warm_up_s"] = warm_up.seconds
     facts.extra["sizes"] = explain_sizes(
@@ -98,7 +89,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
         engine.facts.extra["layers"] = layers
         check_moved(layers, settings.cpu_offload_gib)
         engine.load_adapter()
-        engine.check_sampling(settings.sampling)
+        engine.check_requests()
     except BaseException:
         engine.close()
         raise
@@ -108,13 +99,11 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
 class VllmEngine:
     """A loaded vLLM engine. See `Engine` for the contract; one thread calls it."""
 
-    def __init__(self, core: Any, params: Any, settings: VllmSettings) -> None:
+    def __init__(self, core: Any, requests: Generation, settings: VllmSettings) -> None:
         self._core = core
-        self._params = params
+        self._requests = requests
         self._settings = settings
         self._oom_kills = oom_kills()
-        self._has_text = bool(settings.sampling.stop)
-        self._uses_seeds = settings.sampling.uses_seeds
         self._lora_request = _lora_request(settings)
         self._num_in_flight = 0
         self._num_running = 0
@@ -136,18 +125,13 @@ class VllmEngine:
         return sum(state.stats.num_generation_tokens for state in states)
 
     def add(self, request: Request) -> None:
-        assert request.seed is None or self._uses_seeds, "the engine was not built for seeds"
-        params = copy.copy(self._params)
-        params.seed = request.seed
-        if request.next_token is not None:
-            # Its logprob is that of the raw logits: vLLM takes those before it masks any token.
-            params.allowed_token_ids = [request.next_token]
+        params = self._requests.params(request)
         self._add(str(request.key), request.token_ids.tolist(), params)
         self._num_in_flight += 1
 
     def step(self) -> list[Completion]:
         outputs = self._step()
-        completions = [completion_of(o, has_text=self._has_text) for o in outputs if o.finished]
+        completions = [self._requests.completion(o) for o in outputs if o.finished]
         if self._scheduler is not None:  # what is finished no longer runs
             self._num_running = self._scheduler.get_request_counts()[0] + len(completions)
         else:
@@ -185,27 +169,22 @@ class VllmEngine:
                 f"{first_line(error)}"
             ) from error
 
-    def check_sampling(self, sampling: SamplingSettings) -> None:
+    def check_requests(self) -> None:
         """Send one request as every row will be sent; ConfigError if vLLM refuses it.
 
         A grammar is compiled after its request was accepted, so that request has to run.
         """
-        params = copy.copy(self._params)
-        params.max_tokens = 1
         try:
-            self._add("check", [0], params)
+            self._add("check", [0], self._requests.trial())
         except RowError as error:
             raise ConfigError(f"vLLM refuses the sampling settings: {error.message}") from error
-        if sampling.structured is None:
+        if not self._requests.has_to_run:
             self._core.abort_request(["check"])
             return
-        kind, value = sampling.structured.constraint
-        finish_reason = None
-        while finish_reason is None:
-            for output in self._step():
-                finish_reason = output.outputs[0].finish_reason
-        if finish_reason not in ("stop", "length"):
-            raise ConfigError(f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}")
+        finished: list[Any] = []
+        while not finished:
+            finished = [output for output in self._step() if output.finished]
+        self._requests.check_trial(finished[0])
 
     def _add(self, request_id: str, token_ids: list[int], params: Any) -> None:
         if self._core is None:
@@ -274,39 +253,6 @@ def _free_closed() -> None:
             _closed.pop().engine_core.shutdown()
         gc.unfreeze()
         gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
-
-
-def shared_params(sampling: SamplingSettings) -> Any:
-    """The parameters all requests share. ConfigError for a value that vLLM does not accept."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    try:
-        structured = None
-        if sampling.structured is not None:
-            kind, value = sampling.structured.constraint
-            structured = StructuredOutputsParams(**{_STRUCTURED_FIELDS[kind]: value})
-        return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
-            repetition_penalty=sampling.repetition_penalty,
-            stop=list(sampling.stop),
-            stop_token_ids=list(sampling.stop_token_ids),
-            logprobs=sampling.logprobs,
-            prompt_logprobs=0 if sampling.prompt_logprobs else None,
-            flat_logprobs=True,
-            ignore_eos=sampling.ignore_eos,
-            structured_outputs=structured,
-            detokenize=bool(sampling.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
-        )
-    except rejections() as error:
-        raise ConfigError(f"vLLM refuses the sampling settings: {first_line(error)}") from error
 
 
 def _facts(core: Any, settings: VllmSettings) -> EngineFacts:

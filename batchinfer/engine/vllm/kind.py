@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from batchinfer.config import Job, SamplingSettings
-from batchinfer.engine.base import Engine, EngineSpec, Finding
+from batchinfer.config import Job
+from batchinfer.engine.base import Demand, Engine, EngineSpec, Finding
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.engine.vllm.fit import check_offload
@@ -29,8 +29,8 @@ class VllmKind:
     def machine(self) -> Machine:
         return this_machine()
 
-    def check(self, job: Job, sampling: SamplingSettings) -> None:
-        check_options(job.engine.options, sampling, job.task)
+    def check(self, job: Job, demand: Demand) -> None:
+        check_options(job.engine.options, demand)
         check_compiler(job.engine.options, this_machine())
         check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
 

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Demand
 from batchinfer.errors import ConfigError
 
 #: When which token of which sequence is computed. A sequence's own tokens do not depend on it.
@@ -200,15 +200,13 @@ _SAMPLING_KEYS = frozenset(
 )
 
 
-def check_options(
-    options: Mapping[str, Any], sampling: SamplingSettings, task: str = "generate"
-) -> None:
+def check_options(options: Mapping[str, Any], demand: Demand) -> None:
     """Raise ConfigError for names that are no engine argument, those that the job sets elsewhere,
-    and those with which vLLM would not keep what `sampling` promises.
+    and those with which vLLM would not keep what the task asks of it.
     """
     for name in options:
         _check_name(name)
-    for problem in _broken_promises(options, sampling, task):
+    for problem in _broken_promises(options, demand):
         raise ConfigError(problem)
 
 
@@ -248,9 +246,8 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"engine.options.{name} is not an engine argument of this vLLM{hint}")
 
 
-def _broken_promises(
-    options: Mapping[str, Any], sampling: SamplingSettings, task: str
-) -> Iterator[str]:
+def _broken_promises(options: Mapping[str, Any], demand: Demand) -> Iterator[str]:
+    sampling = demand.sampling
     structured = options.get("structured_outputs_config")
     structured = structured if isinstance(structured, Mapping) else {}
     parser = next(
@@ -288,18 +285,19 @@ def _broken_promises(
         )
     if options.get("kv_sharing_fast_prefill") and sampling.prompt_logprobs:
         yield (
-            f"{asker(task)} and engine.options.kv_sharing_fast_prefill do not go "
+            f"{demand.prompt_logprobs_key} and engine.options.kv_sharing_fast_prefill do not go "
             "together: vLLM's would be wrong. Remove one of them"
         )
-    if task == "score" and is_speculative:
+    if demand.wants != "completion" and is_speculative:
         yield (
-            "task: score and speculative decoding (engine.options) do not go together: nothing is "
-            "generated. Remove the options"
+            f"task: {demand.task} and speculative decoding (engine.options) do not go together: "
+            "nothing is generated. Remove the options"
         )
-    if task == "score" and options.get("logprobs_mode") in ("raw_logits", "processed_logits"):
+    mode = options.get("logprobs_mode")
+    if demand.wants == "prompt_logprobs" and mode in ("raw_logits", "processed_logits"):
         yield (
-            f"engine.options.logprobs_mode {options['logprobs_mode']} gives no logprobs, which "
-            "task: score is for. Remove it"
+            f"engine.options.logprobs_mode {mode} gives no logprobs, which "
+            f"task: {demand.task} is for. Remove it"
         )
     overridden = options.get("override_generation_config")
     if isinstance(overridden, Mapping) and (keys := sorted(_SAMPLING_KEYS & overridden.keys())):
@@ -307,11 +305,6 @@ def _broken_promises(
             f"engine.options.override_generation_config.{keys[0]} has no effect: set "
             f"sampling.{keys[0]}"
         )
-
-
-def asker(task: str) -> str:
-    """Which setting asks for the logprobs of prompts."""
-    return "task: score" if task == "score" else "sampling.prompt_logprobs"
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:

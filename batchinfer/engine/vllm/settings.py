@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.config import SamplingSettings, thaw
-from batchinfer.engine.base import EngineSpec
+from batchinfer.engine.base import Demand, EngineSpec
 from batchinfer.model import Lora, Needs
 
 
@@ -23,8 +23,7 @@ class VllmSettings:
     max_model_len: int
     weights_bytes: int
     kv_bytes_per_token: int
-    sampling: SamplingSettings
-    task: str = "generate"  # for messages, and for what only some need
+    demand: Demand
     tensor_parallel_size: int = 1
     trust_remote_code: bool = False
     quantization: str | None = None  # vLLM's name for it; None: as the checkpoint says
@@ -40,6 +39,11 @@ class VllmSettings:
     needs: Needs | None = None  # the estimate that advice is made of
     options: dict[str, Any] = field(default_factory=dict)  # vLLM's engine arguments by name
 
+    @property
+    def sampling(self) -> SamplingSettings:
+        """Of every request."""
+        return self.demand.sampling
+
 
 def vllm_settings(spec: EngineSpec) -> VllmSettings:
     """The plain settings that vLLM is sized and built by."""
@@ -51,8 +55,7 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
         max_model_len=model.max_model_len,
         weights_bytes=model.weights_bytes,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        sampling=spec.sampling,
-        task=job.task,
+        demand=spec.demand,
         tensor_parallel_size=job.model.tensor_parallel_size,
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,

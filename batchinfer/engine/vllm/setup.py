@@ -16,7 +16,7 @@ from batchinfer.engine.hardware import GIB, available_memory_bytes
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
 from batchinfer.engine.vllm.machine import this_machine
-from batchinfer.engine.vllm.options import argument_names, asker, check_options
+from batchinfer.engine.vllm.options import argument_names, check_options
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import (
     cpu_kv_cache_bytes,
@@ -134,7 +134,7 @@ def check_library() -> str | None:
 def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
-    check_options(settings.options, settings.sampling, settings.task)
+    check_options(settings.options, settings.demand)
     is_cpu = bool(platform.is_cpu())
     arguments: dict[str, Any] = {
         "model": settings.model_path,
@@ -191,8 +191,8 @@ def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
     """
     if settings.sampling.prompt_logprobs and "lm_head" in lora.modules:
         raise ConfigError(
-            f"vLLM cannot compute {asker(settings.task)} with an adapter of lm_head, such as "
-            f"{lora.path} (model.lora): remove one of them"
+            f"vLLM cannot compute {settings.demand.prompt_logprobs_key} with an adapter of "
+            f"lm_head, such as {lora.path} (model.lora): remove one of them"
         )
     arguments: dict[str, Any] = {
         "enable_lora": True,

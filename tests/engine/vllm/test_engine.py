@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from batchinfer.config import SamplingSettings, StructuredSettings
-from batchinfer.engine.base import Completion, Request
+from batchinfer.engine.base import Completion, Demand, Request
 from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes
 from batchinfer.engine.vllm import plugin as vllm_plugin
 from batchinfer.engine.vllm.errors import construction_error
@@ -55,7 +55,7 @@ SETTINGS = VllmSettings(
     max_model_len=256,
     weights_bytes=13_906_376,
     kv_bytes_per_token=6 * 2 * 2 * 64 * 4,
-    sampling=SCORED,
+    demand=Demand("generate", SCORED),
 )
 
 
@@ -70,7 +70,9 @@ def _environment() -> Iterator[None]:
 
 def with_sampling(**changes: Any) -> VllmSettings:
     """Not validated, as what vLLM refuses by itself is tested too."""
-    return dataclasses.replace(SETTINGS, sampling=SamplingSettings().model_copy(update=changes))
+    return dataclasses.replace(
+        SETTINGS, demand=Demand("generate", SamplingSettings().model_copy(update=changes))
+    )
 
 
 def structured(**constraint: Any) -> dict[str, Any]:
@@ -460,7 +462,9 @@ def core() -> Iterator[Any]:
     from batchinfer.engine.vllm.engine import build_vllm_engine
 
     engine = build_vllm_engine(
-        dataclasses.replace(SETTINGS, sampling=SamplingSettings(seed=0, temperature=1.0))
+        dataclasses.replace(
+            SETTINGS, demand=Demand("generate", SamplingSettings(seed=0, temperature=1.0))
+        )
     )
     yield engine._core
     engine.close()
@@ -468,9 +472,10 @@ def core() -> Iterator[Any]:
 
 
 def engine_on(core: Any, settings: VllmSettings) -> Any:
-    from batchinfer.engine.vllm.engine import VllmEngine, shared_params
+    from batchinfer.engine.vllm.engine import VllmEngine
+    from batchinfer.engine.vllm.generation import Generation
 
-    return VllmEngine(core, shared_params(settings.sampling), settings)
+    return VllmEngine(core, Generation(settings.sampling), settings)
 
 
 def test_greedy_completions_read_sensibly_and_end_before_eos(core: Any) -> None:
@@ -509,7 +514,7 @@ def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: An
 
 
 def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
-    from batchinfer.engine.vllm.engine import shared_params
+    from batchinfer.engine.vllm.generation import shared_params
     from batchinfer.engine.vllm.output import completion_of
 
     core.add_request("7", {"prompt_token_ids": PROMPTS[1].tolist()}, shared_params(SCORED))
@@ -573,7 +578,7 @@ def test_a_stop_token_is_named_and_is_not_text(core: Any) -> None:
 def test_a_choice_is_one_of_the_choices(core: Any) -> None:
     settings = with_sampling(max_tokens=12, **structured(choice=("library", "program")))
     engine = engine_on(core, settings)
-    engine.check_sampling(settings.sampling)
+    engine.check_requests()
     done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
     assert {text_of(c) for c in done.values()} <= {"library", "program"}
 
@@ -594,7 +599,7 @@ def test_sampling_that_every_row_would_fail_with_fails_the_job(
 ) -> None:
     settings = with_sampling(max_tokens=8, **changes)
     with pytest.raises(ConfigError, match="vLLM refuses the sampling settings"):
-        engine_on(core, settings).check_sampling(settings.sampling)
+        engine_on(core, settings).check_requests()
     assert not core.has_unfinished_requests()
 
 

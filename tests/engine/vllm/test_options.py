@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config import SamplingSettings, StructuredSettings
+from batchinfer.config import SamplingSettings, ScoreSettings, StructuredSettings
+from batchinfer.engine.base import Demand
 from batchinfer.engine.vllm.options import argument_names, check_options
 from batchinfer.errors import ConfigError
+from batchinfer.tasks import Score
 from tests.support.jobs import Place, job, rows, run, write_job
 
 FREE = SamplingSettings(max_tokens=16)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 WITH_SCHEMA = SamplingSettings(structured=StructuredSettings(json_schema=SCHEMA))
+
+
+def generating(sampling: SamplingSettings) -> Demand:
+    return Demand("generate", sampling)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,7 @@ def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
     name: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        check_options({name: 1}, FREE)
+        check_options({name: 1}, generating(FREE))
 
 
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
@@ -47,6 +53,19 @@ def test_the_names_read_in_vllms_source_are_those_it_has() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"speculative_config": {"method": "ngram"}}, "nothing is generated"),
+        ({"logprobs_mode": "raw_logits"}, "gives no logprobs, which task: score is for"),
+        ({"kv_sharing_fast_prefill": True}, "task: score and engine.options.kv_sharing"),
+    ],
+)
+def test_what_scoring_cannot_use_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_options(options, Score(ScoreSettings()).demand)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"reasoning_parser": "qwen3"},
@@ -55,15 +74,15 @@ def test_the_names_read_in_vllms_source_are_those_it_has() -> None:
 )
 def test_a_schema_that_would_not_bind_the_answer_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_options(options, WITH_SCHEMA)
+        check_options(options, generating(WITH_SCHEMA))
     assert "reasoning_parser and sampling.structured.json_schema" in str(caught.value)
-    check_options(options, FREE)
+    check_options(options, generating(FREE))
 
 
 def test_a_schema_that_binds_the_thinking_too_is_taken() -> None:
     inside = {"enable_in_reasoning": True, "reasoning_parser": "qwen3"}
-    check_options({"structured_outputs_config": inside}, WITH_SCHEMA)
-    check_options({"structured_outputs_config": {"backend": "guidance"}}, WITH_SCHEMA)
+    check_options({"structured_outputs_config": inside}, generating(WITH_SCHEMA))
+    check_options({"structured_outputs_config": {"backend": "guidance"}}, generating(WITH_SCHEMA))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +107,10 @@ def test_an_option_that_breaks_a_promise_of_the_job_is_refused(
 ) -> None:
     settings = FREE.model_copy(update=sampling)
     if words is None:
-        check_options(options, settings)
+        check_options(options, generating(settings))
         return
     with pytest.raises(ConfigError, match=words):
-        check_options(options, settings)
+        check_options(options, generating(settings))
 
 
 def test_validate_refuses_them_without_vllm(folder: Place, tmp_path: Path) -> None:
