@@ -51,7 +51,7 @@ class ModelFacts:
     digest: Mapping[str, str]  # file -> sha256
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    engine_quantization: str | None = None  # vLLM's argument; None: as the checkpoint says
+    engine_quantization: str | None = None  # the engine's argument; None: as the checkpoint says
     made_by: str | None = None  # method by which a quantized checkpoint has to be made of it first
     lora: Lora | None = None
     needs: Needs | None = None  # of memory; None where the weights are unknown

@@ -13,16 +13,15 @@ before a weight is read:
    machine cannot run is refused with the reason, or replaced by the first of
    `model.quantization_fallback` that it can.
 
-`model.kv_cache_dtype` is kept by a table of its own (`kv_cache`), in the same way; what
-`model.dtype: auto` means on a machine is in `dtypes`.
+`model.kv_cache_dtype` is kept in the same way, by a table of names (`kv_cache`) and the engine's;
+what `model.dtype: auto` means on a machine is in `dtypes`.
 
 What really runs is counted by the engine once the model is loaded (`engine/vllm/layers`): a name
-that quantized nothing ends the run, as several of vLLM's own names load and silently do nothing.
+that quantized nothing ends the run, as several names of engines load and silently do nothing.
 
 Doctor, explain, the table in the docs and the errors are made from the records and those tables, so
 that none of them can say something else. Must not know: torch, how the machine was examined
-(`Machine` is plain values), whole model folders. Of engines it knows names, and how vLLM reads a
-checkpoint's settings.
+(`Machine` is plain values), whole model folders. Of engines it knows their names.
 """
 
 from batchinfer.quantization.choose import (
@@ -51,13 +50,16 @@ from batchinfer.quantization.kv_cache import (
 )
 from batchinfer.quantization.machine import CpuLibrary, Machine
 from batchinfer.quantization.methods import METHODS, Method, Recipe, Stored, Tensor, method_of
-from batchinfer.quantization.methods.base import (
+from batchinfer.quantization.methods.base import Quantization
+from batchinfer.quantization.methods.gguf.files import is_gguf
+from batchinfer.quantization.support import (
     ALL_DTYPES,
     BFLOAT16_CAPABILITY,
     Device,
-    Quantization,
+    KvDevice,
+    Support,
+    support_of,
 )
-from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.table import (
     RECIPES,
     SCHEMES,
@@ -81,11 +83,13 @@ __all__ = [
     "Choice",
     "CpuLibrary",
     "Device",
+    "KvDevice",
     "Machine",
     "Method",
     "Quantization",
     "Recipe",
     "Stored",
+    "Support",
     "Tensor",
     "auto_dtype",
     "can_run",
@@ -106,5 +110,6 @@ __all__ = [
     "method_by_name",
     "method_of",
     "record_of",
+    "support_of",
     "why_not",
 ]

@@ -13,7 +13,8 @@ from batchinfer.errors import ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.methods.base import BFLOAT16_CAPABILITY, Device, Quantization
+from batchinfer.quantization.methods.base import Quantization
+from batchinfer.quantization.support import BFLOAT16_CAPABILITY, Device, support_of
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE, name_of, record_of
 from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
@@ -24,8 +25,8 @@ _DEVICE_NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 class Choice:
     """What will run."""
 
-    name: str  # of the table; of the family, if only vLLM knows it; "none" for fp32, fp16, bf16
-    engine_quantization: str | None  # vLLM's argument; None: as the checkpoint says
+    name: str  # of the table, or a family that only the engine knows; "none" for fp32 and such
+    engine_quantization: str | None  # the engine's argument; None: as the checkpoint says
     dtype: str
     made_by: str | None = None  # the method by which the checkpoint has to be made first
     notes: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ def choose(
     if begun is not None and is_dtype_asked and dtype != begun.dtype:
         begun = None
     if asked == "auto" and checkpoint.scheme not in SCHEMES:
-        note = f"the checkpoint is {checkpoint.words}, which is left to vLLM"
+        note = f"the checkpoint is {checkpoint.words}, which is left to {support_of(machine).title}"
         if begun is not None and begun.quantization == checkpoint.scheme:
             dtype = begun.dtype
         return Choice(checkpoint.scheme, None, dtype, notes=(note,))
@@ -136,7 +137,8 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
         return False, lacks
     ways = []
     if device.online:
-        ways.append(f'any model, on the fly (vLLM\'s "{device.online}")')
+        engine = support_of(machine).title
+        ways.append(f'any model, on the fly ({engine}\'s "{device.online}")')
     if device.made_by:
         ways.append(made_once(device.made_by))
     if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
@@ -255,7 +257,7 @@ def _lacks(device: Device, machine: Machine, scheme: str) -> str:
         return ""
     if flags := [flag for flag in device.cpu_flags if flag not in machine.cpu_flags]:
         return f"needs a CPU with {' and '.join(flags)}, which this one lacks"
-    if lacks := machine.lacks_kernel(device.kernels.get(scheme, "")):
+    if lacks := _lacks_kernel(device.kernels.get(scheme, ""), machine):
         return lacks
     capability = machine.compute_capability
     if device.min_capability and capability and capability < device.min_capability:
@@ -266,6 +268,17 @@ def _lacks(device: Device, machine: Machine, scheme: str) -> str:
     if missing := [package for package in device.packages if package not in machine.packages]:
         return f"needs the package {missing[0]}, which is not installed"
     return ""
+
+
+def _lacks_kernel(kernel: str, machine: Machine) -> str:
+    """In words, that the engine's library for this CPU has no such kernel; "" if it has, or may."""
+    library = machine.library
+    if library is None or library.kernels is None or not kernel or kernel in library.kernels:
+        return ""
+    return (
+        f"needs the kernel {kernel}, which {support_of(machine).title}'s library for this CPU "
+        f"lacks ({library.file}, for {library.instructions})"
+    )
 
 
 def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
@@ -279,7 +292,8 @@ def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
 def _refused_experts(device: Device, machine: Machine) -> str:
     lacks = [flag for flag in device.expert_cpu_flags if flag not in machine.cpu_flags]
     if lacks:
-        return f"vLLM's CPU kernels for them need {' and '.join(lacks)}, which this CPU lacks"
+        engine = support_of(machine).title
+        return f"{engine}'s CPU kernels for them need {' and '.join(lacks)}, which this CPU lacks"
     return device.refused_experts
 
 

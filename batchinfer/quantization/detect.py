@@ -16,7 +16,7 @@ from batchinfer.quantization.methods import METHODS, Method
 from batchinfer.quantization.methods.base import MIXED
 from batchinfer.quantization.table import RECIPES, SCHEMES, name_of
 
-#: Families that vLLM reads and that have no name here: `auto` leaves them to vLLM.
+#: Families that engines read and that have no name here: `auto` leaves them to the engine.
 OTHER_FAMILIES = frozenset(
     {
         "auto-round",
@@ -37,7 +37,7 @@ OTHER_FAMILIES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`scheme` is a key of SCHEMES, or the name of a family that only vLLM knows."""
+    """`scheme` is a key of SCHEMES, or the name of a family that only the engine knows."""
 
     scheme: str
     family: str  # quant_method as the checkpoint writes it; "" if it is unquantized
@@ -99,11 +99,11 @@ def _method_of_family(family: str) -> Method | None:
 
 
 def _refuse_texts(method: Method, settings: Mapping[str, Any], source: str) -> None:
-    """Raise ConfigError for numbers in quotation marks, with which vLLM computes as they are."""
+    """Raise ConfigError for numbers in quotation marks, with which engines compute as they are."""
     for key in method.number_keys:
         if isinstance(value := settings.get(key), str):
             raise ConfigError(
-                f"{source}: {key} is the text {value!r}, which vLLM does not take for a number or "
+                f"{source}: {key} is the text {value!r}, which engines do not take for a number or "
                 "a truth: write it there without quotation marks"
             )
 

@@ -19,7 +19,7 @@ for _method in METHODS:
         _HINTS.setdefault(_word, set()).update(_schemes)
 
 #: Those that name a format of files. Others say how weights were rounded, and to what, which
-#: families that only vLLM knows do as well (there are torchao checkpoints called AWQ-INT4).
+#: families that only an engine knows do as well (there are torchao checkpoints called AWQ-INT4).
 _FORMAT_HINTS = frozenset(word for method in METHODS for word in method.format_hints)
 
 #: What unquantized weights are called. Beside another hint it says what was quantized, or computes.

@@ -1,7 +1,6 @@
 """The names of `model.kv_cache_dtype`: what keys and values of past tokens are stored in.
 
-Facts of CPUs were measured with vLLM 0.32, those of GPUs with vLLM 0.26 on an H200; least compute
-capabilities are those of vLLM's kernels. Must not know: weights, whole model folders.
+Must not know: weights, whole model folders, what an engine can (`support`).
 """
 
 from __future__ import annotations
@@ -12,59 +11,26 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.support import KvDevice, support_of
 from batchinfer.quantization.words import dotted
-
-#: The CPU attention's instruction set, and the numbers of a head that it converts at once.
-_CPU_FLAG = "avx512f"
-_CPU_HEAD_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class KvCacheDtype:
-    """One name. `cpu_refused` and `gpu_refused` say why it does not run there; "" if it does."""
+    """One name. How an engine keeps it on a device is in that engine's table (`support`)."""
 
-    name: str  # also vLLM's
+    name: str
     meaning: str
     bits: int  # of a stored number
     scale_bytes: int = 0  # of each key and each value of a head of a token
-    cpu_refused: str = ""
-    gpu_refused: str = ""
-    min_capability: tuple[int, int] = (7, 5)
 
-
-#: Measured: one wrong result for all three names, and no error.
-_NO_CPU_SCALES = "vLLM has no CPU kernel for it, takes the name and computes something else"
 
 KV_CACHE_TABLE: tuple[KvCacheDtype, ...] = (
-    KvCacheDtype("fp8", "8-bit float, E4M3, scaled by tensor", 8, min_capability=(8, 9)),
-    KvCacheDtype(
-        "fp8_e5m2",
-        "8-bit float, E5M2: more range, fewer digits",
-        8,
-        gpu_refused="vLLM's attention on a GPU fails with it; fp8 (E4M3) takes the same memory",
-    ),
-    KvCacheDtype(
-        "fp8_per_token_head",
-        "8-bit float, a scale for each token and head",
-        8,
-        scale_bytes=4,
-        cpu_refused=_NO_CPU_SCALES,
-        min_capability=(8, 9),
-    ),
-    KvCacheDtype(
-        "int8_per_token_head",
-        "8-bit integer, a scale for each token and head",
-        8,
-        scale_bytes=4,
-        cpu_refused=_NO_CPU_SCALES,
-    ),
-    KvCacheDtype(
-        "int4_per_token_head",
-        "4-bit integer, a scale for each token and head",
-        4,
-        scale_bytes=4,
-        cpu_refused=_NO_CPU_SCALES,
-    ),
+    KvCacheDtype("fp8", "8-bit float, E4M3, scaled by tensor", 8),
+    KvCacheDtype("fp8_e5m2", "8-bit float, E5M2: more range, fewer digits", 8),
+    KvCacheDtype("fp8_per_token_head", "8-bit float, a scale for each token and head", 8, 4),
+    KvCacheDtype("int8_per_token_head", "8-bit integer, a scale for each token and head", 8, 4),
+    KvCacheDtype("int4_per_token_head", "4-bit integer, a scale for each token and head", 4, 4),
 )
 
 
@@ -76,7 +42,7 @@ def kv_cache_record(name: str) -> KvCacheDtype:
 def choose_kv_cache(
     asked: str, settings: Mapping[str, Any] | None, machine: Machine, head_size: int
 ) -> str:
-    """The name that vLLM keeps the cache in: the one asked for, or under auto the checkpoint's.
+    """The name that the cache is kept in: the one asked for, or under auto the checkpoint's.
 
     `settings` of the checkpoint's quantization. Raises ConfigError if this machine cannot keep the
     cache of heads of this size so.
@@ -103,34 +69,36 @@ def choose_kv_cache(
 
 def kv_cache_why_not(record: KvCacheDtype, machine: Machine, head_size: int | None) -> str:
     """What keeps this machine from it, in words; "" if nothing does, or nothing is known of it."""
-    match machine.device:
-        case "cpu":
-            if record.cpu_refused:
-                return record.cpu_refused
-            if _CPU_FLAG not in machine.cpu_flags:
-                return f"it needs a CPU with {_CPU_FLAG}, which this one lacks"
-            if head_size is not None and head_size % _CPU_HEAD_MULTIPLE:
-                return (
-                    f"on a CPU it needs heads of a multiple of {_CPU_HEAD_MULTIPLE} numbers, the "
-                    f"model's have {head_size}"
-                )
-        case "cuda":
-            if record.gpu_refused:
-                return record.gpu_refused
-            capability = machine.compute_capability
-            if capability and capability < record.min_capability:
-                return (
-                    f"it needs a GPU of compute capability {dotted(record.min_capability)}, this "
-                    f"one has {dotted(capability)}"
-                )
+    if machine.device is None:
+        return ""
+    device = _on(record, machine)
+    if isinstance(device, str):
+        return device
+    if device.cpu_flag and device.cpu_flag not in machine.cpu_flags:
+        return f"it needs a CPU with {device.cpu_flag}, which this one lacks"
+    if head_size is not None and head_size % device.head_multiple:
+        return (
+            f"on a {machine.device.upper()} it needs heads of a multiple of {device.head_multiple} "
+            f"numbers, the model's have {head_size}"
+        )
+    capability = machine.compute_capability
+    if device.min_capability and capability and capability < device.min_capability:
+        return (
+            f"it needs a GPU of compute capability {dotted(device.min_capability)}, this one has "
+            f"{dotted(capability)}"
+        )
     return ""
 
 
-def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
-    """What vLLM takes under auto for a checkpoint with these settings of its quantization.
+def _on(record: KvCacheDtype, machine: Machine) -> KvDevice | str:
+    return support_of(machine).kv_cache.get(record.name, "not yet in this version")
 
-    As vLLM 0.26 to 0.32 read them: of compressed-tensors, and of ModelOpt where weights are
-    quantized too. What other families say of the cache is not looked at.
+
+def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
+    """What auto is for a checkpoint with these settings of its quantization.
+
+    Engines read those of compressed-tensors, and of ModelOpt where weights are quantized too. What
+    other families say of the cache is not looked at.
     """
     settings = settings or {}
     inner = settings.get("quantization")
@@ -159,14 +127,23 @@ def kv_cache_markdown() -> str:
         "| `auto` | `model.dtype`, or as the checkpoint says | 16 | yes | yes |",
     ]
     for record in KV_CACHE_TABLE:
-        cpu = f"needs {_CPU_FLAG} and heads of a multiple of {_CPU_HEAD_MULTIPLE} numbers"
-        gpu = f"needs compute capability {dotted(record.min_capability)}"
         cells = (
             f"`{record.name}`",
             record.meaning,
             str(record.bits),
-            f"no: {record.cpu_refused}" if record.cpu_refused else cpu,
-            f"no: {record.gpu_refused}" if record.gpu_refused else gpu,
+            _cell(_on(record, Machine("cpu"))),
+            _cell(_on(record, Machine("cuda"))),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(device: KvDevice | str) -> str:
+    if isinstance(device, str):
+        return f"no: {device}"
+    needs = [device.cpu_flag] if device.cpu_flag else []
+    if device.min_capability:
+        needs.append(f"compute capability {dotted(device.min_capability)}")
+    if device.head_multiple > 1:
+        needs.append(f"heads of a multiple of {device.head_multiple} numbers")
+    return f"needs {' and '.join(needs)}" if needs else "yes"

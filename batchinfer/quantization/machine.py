@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class CpuLibrary:
-    """vLLM's kernels for the CPU at hand."""
+    """The engine's kernels for the CPU at hand."""
 
     file: str
     instructions: str  # that it was built for, in words
@@ -20,22 +20,12 @@ class CpuLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`device` is None where vLLM or its device is not there: then nothing is said about it."""
+    """`device` is None where the engine or its device is not there: then nothing is said of it."""
 
     device: Literal["cpu", "cuda"] | None
     compute_capability: tuple[int, int] | None = None  # of CUDA devices, the lowest
     cpu_flags: frozenset[str] = frozenset()  # as in /proc/cpuinfo
     packages: frozenset[str] = frozenset()  # installed, of those that a name needs
     library: CpuLibrary | None = None  # of a CPU; None: nothing is known of it
-    engine: str = "vllm"  # whose table says what runs
-
-    def lacks_kernel(self, kernel: str) -> str:
-        """In words, that vLLM's library for this CPU has no such kernel; "" if it has, or may."""
-        if self.library is None or self.library.kernels is None:
-            return ""
-        if not kernel or kernel in self.library.kernels:
-            return ""
-        return (
-            f"needs the kernel {kernel}, which vLLM's library for this CPU lacks "
-            f"({self.library.file}, for {self.library.instructions})"
-        )
+    #: A folder of batchinfer/engine, or another package by its dotted name: whose table it is.
+    engine: str = "vllm"

@@ -6,7 +6,7 @@ Must not know: which machine this is.
 from __future__ import annotations
 
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.methods.base import Device
+from batchinfer.quantization.support import Device, support_of
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
@@ -23,26 +23,25 @@ def markdown_table() -> str:
             f"`{record.name}`",
             record.meaning,
             f"{record.bits_per_weight:g}",
-            _cell(record.on(Machine("cpu"))),
-            _cell(record.on(Machine("cuda"))),
+            *(_cell(record.on(m), support_of(m).title) for m in (Machine("cpu"), Machine("cuda"))),
             record.how_to_make,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(device: Device | str) -> str:
+def _cell(device: Device | str, engine: str) -> str:
     if isinstance(device, str):
         return f"no: {device}"
     parts = []
     checkpoints = [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]
     if device.online:
-        parts.append(f'on the fly (vLLM\'s "{device.online}")')
+        parts.append(f'on the fly ({engine}\'s "{device.online}")')
     if device.made_by:
         parts.append(made_once(device.made_by))
     if checkpoints:
         parts.append(f"checkpoints: {', '.join(checkpoints)}")
-    if needs := needs_of(device):
+    if needs := _needs(device, engine):
         parts.append(f"needs {needs}")
     if device.native_capability:
         parts.append(f"below {dotted(device.native_capability)} {WEIGHT_ONLY}")
@@ -56,7 +55,7 @@ def made_once(method: str) -> str:
     return f"any unquantized model, rounded to nearest once ({RECIPES[method].result}) and kept"
 
 
-def needs_of(device: Device) -> str:
+def _needs(device: Device, engine: str) -> str:
     """What has to be there, in words; "" if nothing has to."""
     needs = []
     if device.min_capability:
@@ -64,7 +63,7 @@ def needs_of(device: Device) -> str:
     if device.cpu_flags:
         needs.append(f"a CPU with {' and '.join(device.cpu_flags)}")
     if device.kernels:
-        needs.append(f"vLLM's kernel {' and '.join(sorted(set(device.kernels.values())))}")
+        needs.append(f"{engine}'s kernel {' and '.join(sorted(set(device.kernels.values())))}")
     return ", ".join(needs)
 
 

@@ -53,7 +53,7 @@ class FakeKind:
     make: Callable[[EngineSpec], Engine]
 
     def machine(self) -> Machine:
-        return Machine(None, engine="fake")
+        return Machine(None, engine="batchinfer.testing")
 
     def check(self, job: Job, demand: Demand) -> None:
         for name in job.engine.options:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchinfer.quantization import ALL_DTYPES, Device
+from batchinfer.quantization import ALL_DTYPES, Device, Support
 
 _PLAIN: Mapping[str, Device | str] = {
     "none": Device(("plain",), dtypes=ALL_DTYPES),
@@ -15,7 +15,7 @@ _PLAIN: Mapping[str, Device | str] = {
     "fp16": Device(("plain",), dtypes=("float16",)),
     "bf16": Device(("plain",), dtypes=("bfloat16",)),
 }
-SUPPORT: Mapping[tuple[str, str], Mapping[str, Device | str]] = {
-    ("fake", "cpu"): _PLAIN,
-    ("fake", "cuda"): _PLAIN,
+SUPPORT: Mapping[str, Support] = {
+    "cpu": Support("the engine for tests", _PLAIN),
+    "cuda": Support("the engine for tests", _PLAIN),
 }

@@ -35,6 +35,7 @@ from batchinfer.quantization import (
     Choice,
     Device,
     Machine,
+    Support,
     check_hint,
     choose,
     detect,
@@ -113,12 +114,12 @@ def test_a_name_has_the_schemes_that_some_device_runs_or_refuses() -> None:
 
 
 def test_vllms_table_has_only_names_that_a_job_can_give() -> None:
-    for table in SUPPORT.values():
-        assert table.keys() <= {record.name for record in TABLE}
+    for support in SUPPORT.values():
+        assert support.names.keys() <= {record.name for record in TABLE}
 
 
 def test_what_runs_is_asked_of_the_machines_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {("other", "cpu"): {"int4": "it has its own formats"}}
+    table = {"cpu": Support("Other", {"int4": "it has its own formats"})}
     monkeypatch.setitem(sys.modules, "batchinfer.engine.other", SimpleNamespace())
     module = SimpleNamespace(SUPPORT=table)
     monkeypatch.setitem(sys.modules, "batchinfer.engine.other.support", module)

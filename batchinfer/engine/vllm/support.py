@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchinfer.quantization import ALL_DTYPES, BFLOAT16_CAPABILITY, Device
+from batchinfer.quantization import ALL_DTYPES, BFLOAT16_CAPABILITY, Device, KvDevice, Support
 
 #: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
 EXPERT_FLAGS = ("amx_tile",)
@@ -108,8 +108,28 @@ _CUDA: Mapping[str, Device | str] = {
     "gptq": Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
 }
 
-#: (engine, device) -> name of `model.quantization` -> how it runs, or why not.
-SUPPORT: Mapping[tuple[str, str], Mapping[str, Device | str]] = {
-    ("vllm", "cpu"): _CPU,
-    ("vllm", "cuda"): _CUDA,
+#: The CPU attention's instruction set, and the numbers of a head that it converts at once.
+_CPU_ATTENTION = KvDevice(cpu_flag="avx512f", head_multiple=32)
+#: Measured: one wrong result for all three names, and no error.
+_NO_CPU_SCALES = "vLLM has no CPU kernel for it, takes the name and computes something else"
+
+_KV_CPU: Mapping[str, KvDevice | str] = {
+    "fp8": _CPU_ATTENTION,
+    "fp8_e5m2": _CPU_ATTENTION,
+    "fp8_per_token_head": _NO_CPU_SCALES,
+    "int8_per_token_head": _NO_CPU_SCALES,
+    "int4_per_token_head": _NO_CPU_SCALES,
+}
+
+_KV_CUDA: Mapping[str, KvDevice | str] = {
+    "fp8": KvDevice((8, 9)),
+    "fp8_e5m2": "vLLM's attention on a GPU fails with it; fp8 (E4M3) takes the same memory",
+    "fp8_per_token_head": KvDevice((8, 9)),
+    "int8_per_token_head": KvDevice((7, 5)),
+    "int4_per_token_head": KvDevice((7, 5)),
+}
+
+SUPPORT: Mapping[str, Support] = {
+    "cpu": Support("vLLM", _CPU, _KV_CPU),
+    "cuda": Support("vLLM", _CUDA, _KV_CUDA),
 }

@@ -9,7 +9,6 @@ which methods there are, files, engines.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,9 @@ from typing import Any, NamedTuple
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.support import ALL_DTYPES as ALL_DTYPES  # for records
+from batchinfer.quantization.support import Device as Device
+from batchinfer.quantization.support import support_of
 
 #: config.json's `quantization_config`, or its like.
 Settings = Mapping[str, Any]
@@ -26,12 +28,6 @@ MIXED = "mixed"
 
 #: What unquantized weights and their buffers are stored as.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "U64")
-
-HALF = ("bfloat16", "float16")
-ALL_DTYPES = (*HALF, "float32")
-
-#: Below this compute capability no engine computes in bfloat16, in which most checkpoints are.
-BFLOAT16_CAPABILITY = (8, 0)
 
 
 class Tensor(NamedTuple):
@@ -81,29 +77,6 @@ def check_packed(stored: Stored) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """How a name runs on one kind of device, and what it needs there."""
-
-    schemes: tuple[str, ...]  # of checkpoints
-    refused: Mapping[str, str] = field(default_factory=dict)  # scheme -> why it does not run
-    online: str | None = None  # the engine's name for it, of a plain checkpoint
-    online_otherwise: str | None = None  # the same, weight-only and for experts; None: `online`
-    made_by: str | None = None  # recipe of a checkpoint of a plain model; None: never
-    is_plugin: bool = False  # then the engine knows checkpoints too by `online` alone
-    dtypes: tuple[str, ...] = HALF  # the first is taken where the checkpoint's own cannot be
-    refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
-    min_capability: tuple[int, int] | None = None
-    native_capability: tuple[int, int] | None = None  # below: weight-only, through Marlin
-    cpu_flags: tuple[str, ...] = ()  # all of them
-    kernels: Mapping[str, str] = field(default_factory=dict)  # scheme -> the engine's CPU operator
-    packages: tuple[str, ...] = ()
-    refused_adapters: str = ""  # why LoRA adapters do not run beside it; "": they do
-    refused_experts: str = ""  # why quantized experts do not run; "": they do
-    refused_act_order: str = ""  # why GPTQ's groups out of order do not run; "": they do
-    expert_cpu_flags: tuple[str, ...] = ()  # what they need, all of them
-
-
-@dataclass(frozen=True, slots=True)
 class Quantization:
     """One name. How an engine runs it on a device is in that engine's table (`support`)."""
 
@@ -122,19 +95,7 @@ class Quantization:
         key = (machine.engine, machine.device or "cuda")
         if key in self.support:
             return self.support[key]
-        return engine_support(*key).get(self.name, "not yet in this version")
-
-
-#: Engines that are not below `batchinfer.engine` -> the module of their table.
-_ELSEWHERE = {"fake": "batchinfer.testing.support"}
-
-
-def engine_support(engine: str, device: str) -> Mapping[str, Device | str]:
-    """The engine's table, which is kept with the engine and so imported late, by its name."""
-    name = _ELSEWHERE.get(engine, f"batchinfer.engine.{engine}.support")
-    module = importlib.import_module(name)
-    tables: Mapping[tuple[str, str], Mapping[str, Device | str]] = module.SUPPORT
-    return tables[engine, device]
+        return support_of(machine).names.get(self.name, "not yet in this version")
 
 
 def quantize_command(recipe: str) -> str:
