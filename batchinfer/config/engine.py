@@ -14,7 +14,7 @@ from batchinfer.config.model import ModelSettings
 from batchinfer.config.section import Section, decides_results, key_error
 from batchinfer.config.values import FrozenMapping, PositiveOrAuto, ShareOrAuto
 
-#: The engines that a job may name. How each is imported is in engine/kinds.py; a test compares.
+#: The engines that a job may name, each a folder of engine/ with its kind; a test compares.
 ENGINES = ["vllm"]
 DEFAULT_ENGINE = "vllm"
 

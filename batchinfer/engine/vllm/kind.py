@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Demand, Engine, EngineSpec, Finding
+from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.engine.vllm.fit import check_offload
@@ -73,3 +73,6 @@ class VllmKind:
         from batchinfer.engine.vllm.engine import build_vllm_engine
 
         return build_vllm_engine(vllm_settings(spec))
+
+
+KIND: EngineKind = VllmKind()
