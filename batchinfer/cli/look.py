@@ -121,8 +121,6 @@ def _print_row(row: dict[str, Any], describe: Describe) -> None:
     text, facts = describe(row)
     if text is not None:
         click.echo(f"  {text}")
-    if row["cumulative_logprob"] is not None:
-        facts.append(f"logprob {row['cumulative_logprob']:.2f}")
     if row["total_s"] is not None:
         facts.append(f"{row['total_s']:.2f} s")
     click.secho("  " + ", ".join(facts), dim=True)

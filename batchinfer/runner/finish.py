@@ -33,9 +33,9 @@ def finalise(
     `finished`: totals of shards whose footers need not be read again. `outcome`: of what the run
     did; it is completed and returned.
     """
-    warn_of_empty(outcome)
+    _warn_of_run(session.job, outcome)
     if is_limited:
-        warn_of_cut(session.job, outcome)
+        _warn(session.job, outcome)
         return outcome
     session.lease.check()
     names = {s.name for s in session.shards}
@@ -48,7 +48,7 @@ def finalise(
             "finished files in all. Start again: their rows are computed again"
         )
     if names - listed.finished or names & listed.with_parts:
-        warn_of_cut(session.job, outcome)
+        _warn(session.job, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
@@ -79,7 +79,7 @@ def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outc
     if job.input.filter is not None and totals.rows == 0 and num_input_rows != 0:
         of = "the input's" if num_input_rows is None else f"{num_input_rows:,}"
         logger.warning("input.filter %r keeps none of %s rows", job.input.filter, of)
-    warn_of_cut(job, outcome)
+    _warn(job, outcome)
     if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
         outcome.exit_code = TooManyFailedRows.exit_code
         outcome.message = (
@@ -92,47 +92,24 @@ def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outc
     return outcome
 
 
-def warn_of_cut(job: Job, outcome: Outcome) -> None:
-    """Completions that were to have a form and were cut before they had it: of the whole output if
-    it is complete, else of this run. They are no errors, and can hardly be used.
+def _warn(job: Job, outcome: Outcome) -> None:
+    """What the task says of its results: of the whole output if it is complete, else of this run.
+
+    They are no errors, and can hardly be used.
     """
-    structured, told = job.sampling.structured, outcome.as_dict()
-    num_cut, num_unparsed = told["rows_cut"], told["rows_unparsed"]
-    of = f"of {told['rows'] - told['rows_failed']} completions"
-    if structured is None or num_cut is None or num_unparsed is None:
-        return
-    if structured.json_schema is not None and num_unparsed:
-        num_other = max(0, num_unparsed - num_cut)
-        other = f"; {num_other} of them ended before, as by sampling.stop" if num_other else ""
-        logger.warning(
-            "%d %s are not complete JSON documents (finish_reason length): "
-            "raise sampling.max_tokens%s",
-            num_unparsed,
-            of,
-            other,
-        )
-    elif structured.json_schema is None and num_cut:
-        (kind,) = structured.model_dump(exclude_none=True)
-        logger.warning(
-            "%d %s ended at sampling.max_tokens (finish_reason length) and may not be whole for "
-            "sampling.structured.%s: raise it",
-            num_cut,
-            of,
-            kind,
-        )
+    stands = outcome.as_dict()
+    task = task_of(job)
+    counts = {name: outcome.count(name) for name in task.counts}
+    for remark in task.remarks(stands["rows"] - stands["rows_failed"], counts):
+        logger.warning("%s", remark)
 
 
-def warn_of_empty(outcome: Outcome) -> None:
-    """Where most of this run's completions have no text, prompt and model hardly fit."""
-    num_done = outcome.rows_durable - outcome.rows_failed
-    num_empty = outcome.counts.get("rows_empty") or 0
-    if num_empty > num_done // 2:
-        logger.warning(
-            "%d of %d completions of this run are empty: the model ends them immediately. Look "
-            "at the prompt (a chat model wants prompt.messages)",
-            num_empty,
-            num_done,
-        )
+def _warn_of_run(job: Job, outcome: Outcome) -> None:
+    """The same of what the task counts of a run alone."""
+    task = task_of(job)
+    counts = {name: n for name, n in outcome.counts.items() if name not in task.counts}
+    for remark in task.remarks(outcome.rows_durable - outcome.rows_failed, counts):
+        logger.warning("%s", remark)
 
 
 def count_input(session: Session, counters: Counters) -> None:

@@ -8,7 +8,7 @@ to the sink. Must not know: files, threads, how an engine works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol
@@ -144,6 +144,11 @@ class Task(Protocol):
     def count(self, table: pa.Table) -> Mapping[str, int]:
         """`counts` of a table with all columns of an output, and what else a run warns of."""
 
+    def remarks(self, num_done: int, counts: Mapping[str, int | None]) -> Iterable[str]:
+        """Warnings about `num_done` results without errors, of which so many are as `count` counts;
+        None: some of them were not counted. Not all that is counted need be in `counts`.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
@@ -153,6 +158,12 @@ class TaskKind:
     columns: Mapping[str, Column]  # all that it can have, in order
     counts: Sequence[str]  # see `Task.counts`
     describe: Describe  # of a row of its output
+
+
+def logprob_words(row: Mapping[str, Any]) -> list[str]:
+    """For people: what the tokens of a row of output have together; nothing where none has one."""
+    logprob = row["cumulative_logprob"]
+    return [] if logprob is None else [f"logprob {logprob:.2f}"]
 
 
 def num_failed(table: pa.Table) -> int:

@@ -28,6 +28,7 @@ from batchinfer.tasks.base import (
     Detokenize,
     Result,
     TaskKind,
+    logprob_words,
     num_failed,
     row_values,
 )
@@ -169,6 +170,30 @@ class Generate:
             "rows_empty": pc.sum(pc.equal(table.column("completion"), "")).as_py() or 0,
         }
 
+    def remarks(self, num_done: int, counts: Mapping[str, int | None]) -> Iterator[str]:
+        num_empty = counts.get("rows_empty") or 0
+        if num_empty > num_done // 2:
+            yield (
+                f"{num_empty} of {num_done} completions of this run are empty: the model ends them "
+                "immediately. Look at the prompt (a chat model wants prompt.messages)"
+            )
+        num_cut, num_unparsed = counts.get("rows_cut"), counts.get("rows_unparsed")
+        if self.settings.structured is None or num_cut is None or num_unparsed is None:
+            return
+        if self._has_json_schema and num_unparsed:
+            num_other = max(0, num_unparsed - num_cut)
+            other = f"; {num_other} of them ended before, as by sampling.stop" if num_other else ""
+            yield (
+                f"{num_unparsed} of {num_done} completions are not complete JSON documents "
+                f"(finish_reason length): raise sampling.max_tokens{other}"
+            )
+        elif not self._has_json_schema and num_cut:
+            kind, _ = self.settings.structured.constraint
+            yield (
+                f"{num_cut} of {num_done} completions ended at sampling.max_tokens (finish_reason "
+                f"length) and may not be whole for sampling.structured.{kind}: raise it"
+            )
+
     @property
     def _has_json_schema(self) -> bool:
         structured = self.settings.structured
@@ -196,7 +221,7 @@ class _OneRequest:
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """See `Describe`."""
     tokens = f"{row['num_prompt_tokens']} + {row['num_completion_tokens']} tokens"
-    return row["completion"], [tokens, row["finish_reason"]]
+    return row["completion"], [tokens, row["finish_reason"], *logprob_words(row)]
 
 
 def _texts(

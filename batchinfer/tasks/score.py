@@ -28,7 +28,15 @@ from batchinfer.prompt import (
     completion_source,
 )
 from batchinfer.tasks.arrays import ints, list_sums, lists
-from batchinfer.tasks.base import Ask, Column, Detokenize, Result, TaskKind, row_values
+from batchinfer.tasks.base import (
+    Ask,
+    Column,
+    Detokenize,
+    Result,
+    TaskKind,
+    logprob_words,
+    row_values,
+)
 
 #: Every column of its own, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -183,6 +191,9 @@ class Score:
     def count(self, table: pa.Table) -> Mapping[str, int]:
         return {"scored_tokens": pc.sum(table.column("num_scored_tokens")).as_py() or 0}
 
+    def remarks(self, num_done: int, counts: Mapping[str, int | None]) -> tuple[()]:
+        return ()
+
 
 class _Windows:
     """A row of n tokens, of which the first `num_given` are not scored.
@@ -276,7 +287,7 @@ class _Windows:
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """See `Describe`."""
-    return None, [f"{row['num_scored_tokens']} tokens scored"]
+    return None, [f"{row['num_scored_tokens']} tokens scored", *logprob_words(row)]
 
 
 def _num_scored(completion: Completion) -> int:
