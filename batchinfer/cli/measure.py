@@ -24,6 +24,7 @@ from batchinfer.forecast.forecast import Forecast, Interval, Left, forecast
 from batchinfer.forecast.measure import Measurement, measure
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import Stop, WholeProcess
+from batchinfer.tasks import task_of
 from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.
@@ -66,11 +67,12 @@ def show_forecast(
         )
     with held_warnings(), _quiet_engine() as stop:
         measurement = measure(job, looked.model, sample.prompts, stop, WholeProcess())
-    num_rows = -(-rest.num_results // job.sampling.n)
+    task = task_of(job)
+    num_rows = -(-rest.num_results // task.num_samples)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
     left = Left(
         num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
-        num_samples=job.sampling.n,
+        num_samples=task.num_samples,
         prompt_tokens=sample.lengths,
         is_longest_first=job.packing.order == "length",
         chunk_rows=max(
@@ -84,7 +86,7 @@ def show_forecast(
     start_s = rest.ready_s + max(measurement.load_s, first_chunk_s) + measurement.build_s
     generation_s = found.generation_s.at_least(row_s * num_rows)
     _show_measurement(measurement, len(sample.prompts), left)
-    if sample.num_duplicates and job.packing.deduplicate and job.sampling.is_greedy:
+    if sample.num_duplicates and job.packing.deduplicate and task.is_repeatable:
         click.echo(
             f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read also "
             "occur in other rows: a window computes them once, the forecast counts each"

@@ -52,9 +52,13 @@ class _Done:
 
 def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     looked = look_at(load_job(path, sets).job, path)
-    job = looked.job
-    if options.num_measured is not None and job.task != "generate":
-        raise ConfigError(f"--measure forecasts generation, not task: {job.task}")
+    job, task = looked.job, task_of(looked.job)
+    if options.num_measured is not None and task.demand.wants != "completion":
+        raise ConfigError(
+            f"plan --measure forecasts how long completions become, and task: {job.task} generates "
+            f"none: run some rows with --limit, which count, and read {task.counts[0]}_per_s in "
+            "the last line"
+        )
     shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
     num_rows = sum(footer.num_rows for footer in looked.footers)
     window_rows = job.packing.window_rows
@@ -62,12 +66,12 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     done = _done(looked)
     # How many rows of a shard pass the filter is known once its file is finished.
     num_left = sum(size for shard, size in shards if shard.name not in done.finished)
-    num_results = num_left * job.sampling.n + done.num_finished
+    num_results = num_left * task.num_samples + done.num_finished
     note = " before the filter" if looked.row_filter else ""
     click.echo(
         f"input    {len(looked.shards):,} shards, {num_rows:,} rows{note}, {num_windows:,} windows"
     )
-    click.echo(f"results  {num_results:,} to compute in all ({job.sampling.n} a row)")
+    click.echo(f"results  {num_results:,} to compute in all ({task.num_samples} a row)")
     share = done.num_results / num_results if num_results else 1.0
     click.echo(
         f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
@@ -82,11 +86,11 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     if options.num_measured is not None:
         shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
         num_rows = sum(size for _, size in shards)
-        if num_rows * job.sampling.n <= done.num_in_parts:
+        if num_rows * task.num_samples <= done.num_in_parts:
             click.echo("left     nothing: every row has its result, so none was run")
             return
         kind.prepare(spec)
-    prompter = task_of(job).prompter(job, looked.model)
+    prompter = task.prompter(job, looked.model)
     ready_s = StartUp().now()
     sample = read_sample(
         shards,
@@ -97,7 +101,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     )
     _show_lengths(looked, sample, num_rows)
     if options.num_measured is not None:
-        num_expected = round(num_rows * sample.passing_share) * job.sampling.n
+        num_expected = round(num_rows * sample.passing_share) * task.num_samples
         rest = Rest(
             num_results=num_expected - done.num_in_parts,
             chunk_rows=min(window_rows, -(-num_rows // len(shards))),
@@ -120,10 +124,11 @@ def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
     prompt_tokens = float(lengths.mean()) * expected_rows
     tokens = f"tokens   about {prompt_tokens:,.0f} of prompts"
     limits = f"max_model_len {looked.model.max_model_len}"
-    if task_of(job).max_tokens is not None:
-        max_completion = job.sampling.max_tokens * expected_rows * job.sampling.n
+    task = task_of(job)
+    if task.max_tokens is not None:
+        max_completion = task.max_tokens * expected_rows * task.num_samples
         tokens += f", at most {max_completion:,.0f} of completions"
-        limits += f", max_tokens {job.sampling.max_tokens}"
+        limits += f", max_tokens {task.max_tokens}"
     click.echo(tokens)
     click.echo(
         f"batches  about {num_batches:,} of {job.packing.batch_rows} rows, "

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.jobs import Place, job, results, rows, run, start, wait, write_job
+from tests.support.scoring import job_of_task
 
 MIB = 1 << 20
 #: What a run may hold of any input: pages of the input, chunks that are read, ready and in flight,
@@ -100,14 +101,17 @@ def test_a_shard_larger_than_the_memory_allowance_is_read_kept_and_folded_in_bou
     assert growth < MAX_GROWTH_BYTES
 
 
-def test_memory_does_not_grow_with_the_number_of_rows(folder: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "many"), [("generate", 50_000), ("score", 25_000)])
+def test_memory_does_not_grow_with_the_number_of_rows(
+    folder: Place, tmp_path: Path, task: str, many: int
+) -> None:
     peaks = []
-    for name, num_rows in (("few", 5_000), ("many", 50_000)):
+    for name, num_rows in (("few", 5_000), ("many", many)):
         place = Place(folder.url(name))
         place.write_parquet("in/s0.parquet", rows(num_rows))
-        settings = job(
-            place, packing={"window_rows": 1024}, checkpoint={"every_rows": 512, "every_s": 5}
-        )
+        settings = job_of_task(task, place)
+        settings["packing"] = {"window_rows": 1024}
+        settings["checkpoint"] = {"every_rows": 512, "every_s": 5}
         peaks.append(peak_bytes(write_job(tmp_path, settings, f"{name}.yaml")))
         assert results(place).height == num_rows
     assert peaks[1] - peaks[0] < 40 * MIB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,30 @@ def test_a_row_of_which_one_window_is_refused_fails_and_is_retried(place: Place)
     assert again.code == 0
     columns = ["id", "token_ids", "token_logprobs", "cumulative_logprob"]
     assert have.select(columns).equals(results(place, "whole").select(columns))
+
+
+def test_slices_score_what_a_whole_run_scores(place: Place) -> None:
+    for shard in range(3):
+        place.write_parquet(f"in/{shard}.parquet", rows(30).slice(10 * shard, 10))
+    assert run_in(place, RunOptions(slice=(1, 2))).code == 0
+    assert {"0.parquet", "2.parquet"} <= set(place.names("out"))
+    assert not {"1.parquet", "_SUCCESS"} & set(place.names("out"))
+    assert run_in(place, RunOptions(slice=(2, 2))).code == 0
+    success = json.loads(Path(place.url("out/_SUCCESS")).read_text())
+    assert (success["rows"], success["rows_failed"]) == (30, 0)
+    assert success["scored_tokens"] > 0
+    assert run_in(place, output="whole").code == 0
+    whole = results(place, "whole")
+    columns = ["id", "token_ids", "token_logprobs", "cumulative_logprob", "num_text_bytes"]
+    assert results(place).select(columns).equals(whole.select(columns))
+
+
+def test_a_run_of_scoring_is_not_forecast(place: Place) -> None:
+    place.write_parquet("in/a.parquet", rows(3))
+    path = write_job(Path(place.root), score_job(place))
+    ended = run(path, "--measure", "2", command=("plan",))
+    assert ended.code == 2
+    assert "read scored_tokens_per_s in the last line" in ended.stderr
 
 
 def test_another_stride_does_not_go_on_in_an_output(place: Place) -> None:
