@@ -775,6 +775,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.timeout(600)  # two engines with processes of their own, each of which imports vLLM
 def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_path: Path) -> None:
     entry_point = tmp_path / "worker_plugin-0.dist-info"  # as the installed package has it
     entry_point.mkdir()
@@ -799,7 +800,7 @@ def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_pat
         for backend, has_core_process in (("mp", "0"), ("uni", "1"))
     ]
     for run_ in runs:
-        stdout, stderr = run_.communicate(timeout=110)
+        stdout, stderr = run_.communicate(timeout=280)
         [line] = [x for x in stdout.splitlines() if x.startswith("DIED")] or [stderr[-3000:]]
         assert "the vLLM engine died" in line
         assert float(line.split()[1]) < 15
