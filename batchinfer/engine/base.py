@@ -71,6 +71,20 @@ class Completion:
     error_type: str | None = None  # a key of errors.ROW_ERROR_KINDS
     error_message: str | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its arrays."""
+        num_bytes = self.token_ids.nbytes
+        for array in (
+            self.token_logprobs,
+            self.top_token_ids,
+            self.top_logprobs,
+            self.prompt_token_logprobs,
+        ):
+            if array is not None:
+                num_bytes += array.nbytes
+        return num_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:

@@ -45,17 +45,7 @@ class Result:
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        completion = self.completion
-        self.size_bytes = 600 + self.chunk.carried_row_bytes
-        for array in (
-            completion.token_ids,
-            completion.token_logprobs,
-            completion.top_token_ids,
-            completion.top_logprobs,
-            completion.prompt_token_logprobs,
-        ):
-            if array is not None:
-                self.size_bytes += array.nbytes
+        self.size_bytes = 600 + self.chunk.carried_row_bytes + self.completion.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +98,9 @@ class Task(Protocol):
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """Its own output columns, in order; they depend on the settings alone."""
+        """Its own output columns, in order; they depend on the settings alone. One of them is
+        `num_prompt_tokens`, which every task's totals have.
+        """
 
     @property
     def counts(self) -> Sequence[str]:
