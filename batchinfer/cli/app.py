@@ -7,25 +7,25 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 from __future__ import annotations
 
 import json
-import math
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import click
 
 from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
+from batchinfer.cli.options import finite, job_argument, run_options
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
 from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from batchinfer.runner.options import RunOptions
 
 #: Commands that handle signals themselves; for the others `cli` restores the default action.
 _OWN_SIGNALS = ("run", "quantize")
@@ -77,46 +77,9 @@ def cli(context: click.Context) -> None:
         context.obj = context.with_resource(PrintedWarnings(context.invoked_subcommand))
 
 
-def job_argument(command: _F) -> _F:
-    command = click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
-    )(command)
-    return click.argument("job", type=click.Path(dir_okay=False))(command)
-
-
-def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    index, separator, count = value.partition("/")
-    if not (separator and len(value) < 20 and index.isdigit() and count.isdigit()):
-        raise click.BadParameter(f"{value[:40]!r} is not i/n with 1 <= i <= n, such as 1/4")
-    if not 1 <= int(index) <= int(count):
-        raise click.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
-    return int(index), int(count)
-
-
-def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a price")
-    return value
-
-
 @cli.command()
 @job_argument
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then stop.")
-@click.option(
-    "--slice",
-    "slice_",
-    callback=_slice,
-    metavar="I/N",
-    help="Process only every N-th input file, starting at the I-th: one process per GPU or task.",
-)
-@click.option("--restart", is_flag=True, help="Delete the output's earlier results first.")
-@click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again.")
+@run_options
 @click.option(
     "--if-running",
     type=click.Choice(["fail", "skip"]),
@@ -135,10 +98,7 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
 def run(
     job: str,
     sets: tuple[str, ...],
-    limit: int | None,
-    slice_: tuple[int, int] | None,
-    restart: bool,
-    retry_failed: bool,
+    options: RunOptions,
     if_running: str,
     quiet: bool,
     log_format: str,
@@ -148,12 +108,8 @@ def run(
     After an interruption run the same command again: it continues where it stopped. The last line
     on stdout is one JSON object that says how the run ended.
     """
-    if restart and slice_ is not None:
-        raise click.UsageError("--restart concerns the whole output: use it without --slice")
     from batchinfer.cli.run import RunProcess
-    from batchinfer.runner.options import RunOptions
 
-    options = RunOptions(limit=limit, slice=slice_, restart=restart, retry_failed=retry_failed)
     RunProcess(
         job,
         sets,
@@ -204,7 +160,7 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
 @click.option(
     "--price-per-hour",
     type=click.FloatRange(min=0),
-    callback=_finite,
+    callback=finite,
     metavar="PRICE",
     help="With --measure: also predict the cost, at this price for the machine.",
 )

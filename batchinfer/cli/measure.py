@@ -51,14 +51,8 @@ def show_forecast(
     Raises Stopped, ConfigError, InputError, EngineDied.
     """
     job = looked.job
-    if rest.num_results <= 0 < sample.passing_share:
-        click.echo("left     nothing: every row has its result, so none was run")
-        return
-    if not sample.passing_share:
-        click.echo(
-            f"left     nothing: none of {sample.num_read:,} rows read passes the filter, no "
-            "row was run"
-        )
+    if nothing := _why_nothing_is_left(sample, rest):
+        click.echo(f"left     nothing: {nothing}")
         return
     if not sample.prompts:
         raise InputError(
@@ -100,6 +94,12 @@ def show_forecast(
     if price_per_hour is not None:
         cost = total_s.times(price_per_hour / 3600)
         click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")
+
+
+def _why_nothing_is_left(sample: Sample, rest: Rest) -> str:
+    if not sample.passing_share:
+        return f"none of {sample.num_read:,} rows read passes the filter, no row was run"
+    return "every row has its result, so none was run" if rest.num_results <= 0 else ""
 
 
 def _show_measurement(measurement: Measurement, num_rows: int, left: Left) -> None:

@@ -142,9 +142,8 @@ def _needs(
     return needs_of(
         folder.weights.tensors,
         folder.shape,
-        name=choice.name,
-        checkpoint=folder.checkpoint,
-        dtype=choice.dtype,
+        folder.checkpoint,
+        choice,
         asked_dtype=_asked_dtype(model),
         kv_per_token=kv_per_token,
         machine=machine,

@@ -15,6 +15,7 @@ from batchinfer.model.shape import DTYPE_BYTES, Shape
 from batchinfer.quantization import (
     TABLE,
     Checkpoint,
+    Choice,
     Machine,
     Tensor,
     can_run,
@@ -51,16 +52,15 @@ class Needs:
 def needs_of(
     tensors: Mapping[str, Tensor],
     shape: Shape,
-    *,
-    name: str,
     checkpoint: Checkpoint,
-    dtype: str,
+    choice: Choice,
+    *,
     asked_dtype: str | None,
     kv_per_token: int,
     machine: Machine,
 ) -> Needs:
-    """`name` and `dtype`: what runs. `asked_dtype`: None if it may be chosen."""
-    scheme = checkpoint.scheme
+    """`choice`: what runs. `asked_dtype`: None if it may be chosen."""
+    scheme, name, dtype = checkpoint.scheme, choice.name, choice.dtype
     linear, other, packed = _weights(tensors, shape, scheme, DTYPE_BYTES[dtype])
     is_online = scheme == "plain" and name != "none"
     bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]

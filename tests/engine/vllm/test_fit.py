@@ -24,7 +24,7 @@ from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs
 from batchinfer.model.needs import needs_of
 from batchinfer.model.shape import shape_of
-from batchinfer.quantization import Checkpoint, Machine
+from batchinfer.quantization import Checkpoint, Choice, Machine
 from batchinfer.runner.factory import engine_spec
 from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
@@ -92,9 +92,8 @@ def test_a_step_holds_the_widest_layer_dequantized_where_weights_are_computed_so
     of_8_bits = needs_of(
         {},
         shape,
-        name="nf4",
-        checkpoint=Checkpoint("bnb-8bit", "bitsandbytes"),
-        dtype="bfloat16",
+        Checkpoint("bnb-8bit", "bitsandbytes"),
+        Choice("nf4", None, "bfloat16"),
         asked_dtype=None,
         kv_per_token=1,
         machine=bnb,

@@ -1,0 +1,84 @@
+"""Options that several commands have, or that become one object.
+
+Must not know: what a command does with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def job_argument(command: _F) -> _F:
+    command = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
+    )(command)
+    return click.argument("job", type=click.Path(dir_okay=False))(command)
+
+
+def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    index, separator, count = value.partition("/")
+    if not (separator and len(value) < 20 and index.isdigit() and count.isdigit()):
+        raise click.BadParameter(f"{value[:40]!r} is not i/n with 1 <= i <= n, such as 1/4")
+    if not 1 <= int(index) <= int(count):
+        raise click.BadParameter(f"{value!r} is not i/n with 1 <= i <= n, such as 1/4")
+    return int(index), int(count)
+
+
+def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a price")
+    return value
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `run` adds to the job, as the one argument `options`: a `RunOptions`."""
+
+    @wraps(command)
+    def collected(
+        *,
+        limit: int | None,
+        slice_: tuple[int, int] | None,
+        restart: bool,
+        retry_failed: bool,
+        **others: Any,
+    ) -> None:
+        if restart and slice_ is not None:
+            raise click.UsageError("--restart concerns the whole output: use it without --slice")
+        from batchinfer.runner.options import RunOptions
+
+        options = RunOptions(limit, slice_, restart, retry_failed)
+        command(options=options, **others)
+
+    for option in reversed(_RUN_OPTIONS):
+        collected = option(collected)
+    return collected
+
+
+_RUN_OPTIONS: tuple[Callable[[_F], _F], ...] = (
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="Compute N rows, then stop."
+    ),
+    click.option(
+        "--slice",
+        "slice_",
+        callback=_slice,
+        metavar="I/N",
+        help="Process only every N-th input file, starting at the I-th: one process per GPU or "
+        "task.",
+    ),
+    click.option("--restart", is_flag=True, help="Delete the output's earlier results first."),
+    click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again."),
+)
