@@ -37,6 +37,7 @@ from batchinfer.tasks.base import (
     logprob_words,
     row_values,
 )
+from batchinfer.tasks.top_lists import top_lists
 
 #: Every column of its own, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -49,6 +50,11 @@ COLUMNS: Mapping[str, Column] = {
         "natural-log probability of each of them; null for a first token with nothing before it",
     ),
     "cumulative_logprob": (pa.float64(), "sum of token_logprobs, in double precision"),
+    "top_token_ids": (
+        pa.list_(pa.list_(pa.int32())),
+        "with score.top_logprobs: the k likeliest tokens at each position, best first",
+    ),
+    "top_logprobs": (pa.list_(pa.list_(pa.float32())), "their natural-log probabilities"),
 }
 #: What it counts.
 COUNTS = ("scored_tokens",)
@@ -57,6 +63,7 @@ COUNTS = ("scored_tokens",)
 #: 200 bytes for each token while it works).
 MAX_ROW_TOKENS = 1 << 22
 
+_TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 _TIMES = ("queued_s", "prefill_s", "decode_s", "total_s")
 
 
@@ -84,12 +91,15 @@ class Score:
 
     @property
     def demand(self) -> Demand:
-        sampling = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+        plain = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+        # Past the most that a job may ask for in `sampling`.
+        sampling = plain.model_copy(update={"logprobs": self._num_top})
         return Demand(self.name, sampling, wants="prompt_logprobs")
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        return COLUMNS
+        without = () if self._num_top else _TOP_COLUMNS
+        return {name: column for name, column in COLUMNS.items() if name not in without}
 
     @property
     def counts(self) -> Sequence[str]:
@@ -141,7 +151,8 @@ class Score:
                 f"score.stride {self.settings.stride} must be less than the context, here "
                 f"{self._context(max_model_len)} tokens"
             )
-        return PromptLimit(MAX_ROW_TOKENS, f"exceed the {MAX_ROW_TOKENS} that a row may have")
+        most = MAX_ROW_TOKENS // (1 + self._num_top)
+        return PromptLimit(most, f"exceed the {most} that a row may have")
 
     def work(self, item: WorkItem, max_model_len: int) -> _Windows:
         num_given = item.chunk.num_given
@@ -151,7 +162,12 @@ class Score:
             context=self._context(max_model_len),
             stride=self._stride(max_model_len),
             max_prompt_tokens=max_model_len - 1,
+            num_top=self._num_top,
         )
+
+    @property
+    def _num_top(self) -> int:
+        return self.settings.top_logprobs or 0
 
     def _context(self, max_model_len: int) -> int:
         """Most tokens of a window."""
@@ -171,6 +187,7 @@ class Score:
         is_null = logprobs.is_null()
         num_prompt_tokens = row_values(results, self._prompt_tokens)
         num_bytes = row_values(results, _text_bytes)
+        tops = dict(zip(_TOP_COLUMNS, top_lists(done), strict=True)) if self._num_top else {}
         return {
             "num_prompt_tokens": pa.array(num_prompt_tokens, mask=num_prompt_tokens == 0),
             "num_scored_tokens": ints([_num_scored(c) for c in done], is_error),
@@ -180,6 +197,7 @@ class Score:
             "cumulative_logprob": list_sums(
                 pa.ListArray.from_arrays(logprobs.offsets, known.fill_null(0.0), mask=is_null)
             ),
+            **tops,
         }
 
     def _prompt_tokens(self, chunk: Chunk) -> npt.NDArray[np.int32]:
@@ -215,6 +233,8 @@ class _Windows:
         "_stride",
         "_times",
         "_token_ids",
+        "_top_logprobs",
+        "_top_token_ids",
     )
 
     def __init__(
@@ -225,6 +245,7 @@ class _Windows:
         context: int,
         stride: int,
         max_prompt_tokens: int,
+        num_top: int = 0,
     ) -> None:
         self._max_prompt_tokens = max_prompt_tokens
         self._token_ids = token_ids
@@ -232,6 +253,8 @@ class _Windows:
         self._context = context
         self._stride = stride
         self._logprobs = np.full(len(token_ids), np.nan, np.float32)
+        self._top_token_ids = np.full((len(token_ids), num_top), -1, np.int32)
+        self._top_logprobs = np.full((len(token_ids), num_top), np.nan, np.float32)
         self._times: dict[str, float] = {}
 
     def asks(self) -> Iterator[Ask]:
@@ -271,18 +294,58 @@ class _Windows:
                 "engine_error", f"the logprob of token {first + bad} of the row is {scored[bad]}"
             )
         self._logprobs[first : first + len(scored)] = scored
+        self._add_top(ask, completion, first)
         for name in _TIMES:
             if (seconds := getattr(completion.timing, name)) is not None:
                 self._times[name] = self._times.get(name, 0.0) + seconds
 
+    def _add_top(self, ask: Ask, completion: Completion, first: int) -> None:
+        num_top = self._top_token_ids.shape[1]
+        if not num_top:
+            return
+        self._top_token_ids[first : ask.start + len(ask.token_ids)] = _rows(
+            completion.prompt_top_token_ids, ask, first
+        )
+        self._top_logprobs[first : ask.start + len(ask.token_ids)] = _rows(
+            completion.prompt_top_logprobs, ask, first
+        )
+        if ask.next_token is not None:
+            last = ask.start + len(ask.token_ids)
+            self._top_token_ids[last] = _of_last(completion.top_token_ids, num_top)
+            self._top_logprobs[last] = _of_last(completion.top_logprobs, num_top)
+
     def completion(self) -> Completion:
         """Its tokens are those of the scored text; a logprob is NaN where there is none."""
-        return Completion(
+        completion = Completion(
             key=-1,
             token_ids=self._token_ids[self._num_given :],
             token_logprobs=self._logprobs[self._num_given :],
             timing=Timing(**self._times),
         )
+        if self._top_token_ids.shape[1]:
+            token_ids = self._top_token_ids[self._num_given :]
+            is_entry = token_ids >= 0
+            completion.top_offsets = np.zeros(len(token_ids) + 1, np.int32)
+            np.cumsum(is_entry.sum(axis=1), out=completion.top_offsets[1:])
+            completion.top_token_ids = token_ids[is_entry]
+            completion.top_logprobs = self._top_logprobs[self._num_given :][is_entry]
+        return completion
+
+
+def _rows(values: npt.NDArray[Any] | None, ask: Ask, first: int) -> npt.NDArray[Any]:
+    """Of the window's tokens from position `first` of the row on. [n, k]"""
+    if values is None:
+        if first - ask.start < len(ask.token_ids):
+            raise RowError("engine_error", "the engine did not give the likeliest tokens")
+        return np.empty((0, 1))
+    return values[first - ask.start :]
+
+
+def _of_last(values: npt.NDArray[Any] | None, num_top: int) -> npt.NDArray[Any]:
+    """Of a completion of one token. [k]"""
+    if values is None or len(values) != num_top:
+        raise RowError("engine_error", "the engine did not give the likeliest tokens")
+    return values
 
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
