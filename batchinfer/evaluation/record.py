@@ -15,13 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MEASURED = ("dtype", "context", "stride", "windows", "tokens", "nll", "perplexity", "data_digest")
 
 
-class Frozen(BaseModel):
-    """Immutable, without unknown fields, and no number is NaN or infinite."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Request(Frozen):
+class Request(_Frozen):
     """One model in one quantization, on one text. A relative path starts at the current directory.
 
     `settings`: further settings of the score job by dotted key, such as
@@ -44,7 +42,7 @@ class Request(Frozen):
     reference: str | None = None  # a finished output of the same windows, with top_k
 
 
-class Record(Frozen):
+class Record(_Frozen):
     """What was measured. Of a request that failed: its label, family, model and `error`."""
 
     label: str

@@ -16,6 +16,7 @@ from batchinfer.quantization import (
     TABLE,
     Checkpoint,
     Choice,
+    Loading,
     Machine,
     Tensor,
     can_run,
@@ -61,7 +62,8 @@ def needs_of(
 ) -> Needs:
     """`choice`: what runs. `asked_dtype`: None if it may be chosen."""
     scheme, name, dtype = checkpoint.scheme, choice.name, choice.dtype
-    linear, other, packed = _weights(tensors, shape, scheme, DTYPE_BYTES[dtype])
+    loading = Loading(scheme, machine.device, DTYPE_BYTES[dtype])
+    linear, other, packed = _weights(tensors, shape, loading)
     is_online = scheme == "plain" and name != "none"
     bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]
     smaller = {}
@@ -86,18 +88,16 @@ def needs_of(
     )
 
 
-def _weights(
-    tensors: Mapping[str, Tensor], shape: Shape, scheme: str, dtype_bytes: int
-) -> tuple[int, int, int]:
+def _weights(tensors: Mapping[str, Tensor], shape: Shape, loading: Loading) -> tuple[int, int, int]:
     """(numbers of unquantized linear layers, bytes of what stays so, bytes of packed layers)"""
     linear = other = packed = 0
     packed_modules = set()
-    method = method_of(scheme)
-    if scheme != "plain":  # whose integers are buffers
+    method = method_of(loading.scheme)
+    if loading.scheme != "plain":  # whose integers are buffers
         packed_modules = {_module(n) for n, t in tensors.items() if t.dtype not in _FLOATS}
     for name, tensor in tensors.items():
         if _module(name) in packed_modules:
-            packed += method.loaded_bytes(scheme, name, tensor) if method else tensor.num_bytes
+            packed += method.loaded_bytes(loading, name, tensor) if method else tensor.num_bytes
             continue
         if name.startswith("lm_head.") and shape.is_tied:
             continue
@@ -108,7 +108,7 @@ def _weights(
         if is_linear and not any(word in name for word in _NOT_LINEAR):
             linear += size
         else:
-            other += size * dtype_bytes
+            other += size * loading.dtype_bytes
     return linear, other, packed
 
 

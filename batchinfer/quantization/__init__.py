@@ -50,7 +50,7 @@ from batchinfer.quantization.kv_cache import (
 )
 from batchinfer.quantization.machine import CpuLibrary, Machine
 from batchinfer.quantization.methods import METHODS, Method, Recipe, Stored, Tensor, method_of
-from batchinfer.quantization.methods.base import Quantization
+from batchinfer.quantization.methods.base import Loading, Quantization
 from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.support import (
     ALL_DTYPES,
@@ -84,6 +84,7 @@ __all__ = [
     "CpuLibrary",
     "Device",
     "KvDevice",
+    "Loading",
     "Machine",
     "Method",
     "Quantization",

@@ -220,7 +220,7 @@ def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> 
         online = device.online_otherwise
     return Choice(
         name="none" if record_of(name).dtype else name,
-        engine_quantization=online if becomes_another or device.is_plugin else None,
+        engine_quantization=online if becomes_another else device.checkpoints_as,
         dtype=dtype,
         made_by=made_by,
         notes=tuple(notes),

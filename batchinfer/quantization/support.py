@@ -28,7 +28,7 @@ class Device:
     online: str | None = None  # the engine's name for it, of a plain checkpoint
     online_otherwise: str | None = None  # the same, weight-only and for experts; None: `online`
     made_by: str | None = None  # recipe of a checkpoint of a plain model; None: never
-    is_plugin: bool = False  # then the engine knows checkpoints too by `online` alone
+    checkpoints_as: str | None = None  # the engine's name for checkpoints that a plugin reads
     dtypes: tuple[str, ...] = HALF  # the first is taken where the checkpoint's own cannot be
     refused_dtypes: Mapping[str, str] = field(default_factory=dict)  # dtype -> what it does
     min_capability: tuple[int, int] | None = None

@@ -105,8 +105,6 @@ def claim(
     if pending:
         run, run_record = number_run(start, decision, holder, inputs.new, listed.last_run)
         written[layout.run_key(run)] = run_record
-    for_run = ledger(run=run)
-    for_run.note_inputs(inputs.fingerprints)
     return Session(
         start=start,
         holder=holder,
@@ -118,7 +116,7 @@ def claim(
         beside=beside,
         fingerprints=inputs.fingerprints,
         carried=inputs.carried,
-        ledger=for_run,
+        ledger=ledger(run=run),
         pending=pending,
         finished=finished,
         run=run,

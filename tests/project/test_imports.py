@@ -50,6 +50,8 @@ OWNERS = {
         "quantization/methods/qtip/cuda.py",
         "quantization/methods/qtip/dense.py",
         "quantization/methods/qtip/hadamard.py",
+        "quantization/methods/qtip/linear.py",
+        "quantization/methods/qtip/loading.py",
         "quantization/methods/qtip/trellis.py",
         "quantization/methods/*/vllm.py",
         "quantization/methods/*/write.py",

@@ -345,7 +345,11 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("nf4", "plain", PLAIN_CPU, "float32", "package bitsandbytes"),
         ("nf4", "bnb-4bit", BNB_CPU, "float32", None),
         ("nf4", "bnb-8bit", BNB_CPU, None, None),
-        ("qtip", "qtip", H200, None, "not yet in this version"),
+        ("qtip", "qtip", H200, None, None),
+        ("qtip", "qtip-full", PLAIN_CPU, "float32", None),
+        ("exl3", "exl3", PLAIN_CPU, None, None),
+        ("exl3", "plain", PLAIN_CPU, None, "it needs a checkpoint (ExLlamaV3's"),
+        ("gguf", "gguf", H200, None, "not yet in this version"),
         ("fp8", "fp8-block", UNKNOWN, None, None),
     ],
 )
@@ -533,14 +537,25 @@ def test_what_is_advised_is_accepted_whatever_is_asked_of_whatever_on_whichever_
 
 
 def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:
-    for name in ("qtip", "exl3", "gguf"):
-        with pytest.raises(
-            ConfigError, match=f"{name} cannot run here: not yet .* can run as none"
-        ):
-            choice(name, "plain", H200)
-        assert choice(name, "plain", H200, fallback=("fp8",)).name == "fp8"
-        with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):
-            choice(name, "awq", H200, fallback=("fp8",))
+    with pytest.raises(ConfigError, match=r"gguf cannot run here: not yet .* can run as none"):
+        choice("gguf", "plain", H200)
+    assert choice("gguf", "plain", H200, fallback=("fp8",)).name == "fp8"
+    with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):
+        choice("gguf", "awq", H200, fallback=("fp8",))
+
+
+def test_a_trellis_checkpoint_is_told_to_vllm_by_its_own_name() -> None:
+    """Which is what finds our plugin; nothing else becomes one on the way."""
+    for scheme, name in (("qtip", "qtip"), ("qtip-full", "qtip"), ("exl3", "exl3")):
+        for machine in (PLAIN_CPU, H200):
+            found = choice("auto", scheme, machine)
+            assert (found.name, found.engine_quantization, found.dtype) == (name, name, "bfloat16")
+    with pytest.raises(ConfigError, match=r"unquantized .* give a checkpoint .* --method qtip"):
+        choice("qtip", "plain", PLAIN_CPU)
+    with pytest.raises(ConfigError, match=r"exl3, but the checkpoint is QTIP .* write qtip or"):
+        choice("exl3", "qtip", H200)
+    with pytest.raises(ConfigError, match=r"has experts, and trellises code linear layers alone"):
+        choice("auto", "exl3", H200, has_experts=True)
 
 
 def test_experts_run_only_where_there_are_kernels_for_them() -> None:
@@ -590,10 +605,10 @@ def test_a_fallback_is_warned_of_in_the_log(filled: Place, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("machine", "works"),
     [
-        (PLAIN_CPU, "none fp32 fp16 bf16 int8 int4 awq gptq"),
-        (AMX, "none fp32 fp16 bf16 int8 int4 fp8 awq gptq"),
-        (T4, "none fp32 fp16 int8 int4 fp8 awq gptq"),
-        (H200, "none fp32 fp16 bf16 int8 int4 fp8 fp4 awq gptq"),
+        (PLAIN_CPU, "none fp32 fp16 bf16 int8 int4 awq gptq qtip exl3"),
+        (AMX, "none fp32 fp16 bf16 int8 int4 fp8 awq gptq qtip exl3"),
+        (T4, "none fp32 fp16 int8 int4 fp8 awq gptq qtip exl3"),
+        (H200, "none fp32 fp16 bf16 int8 int4 fp8 fp4 awq gptq qtip exl3"),
     ],
 )
 def test_doctor_has_a_line_for_each_name_and_says_which_work(

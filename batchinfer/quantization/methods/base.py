@@ -45,6 +45,14 @@ class Tensor(NamedTuple):
         return self.dtype not in _PLAIN_DTYPES and not is_mask
 
 
+class Loading(NamedTuple):
+    """What decides how much memory a checkpoint's tensors take once they are loaded."""
+
+    scheme: str
+    device: str | None  # as in `Machine`
+    dtype_bytes: int  # of a number of the dtype that the model is computed in
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """A checkpoint's tensors beside what its settings say of them."""
@@ -153,7 +161,7 @@ def _no_act_order(settings: Settings) -> bool:
     return False
 
 
-def _as_stored(scheme: str, name: str, tensor: Tensor) -> int:
+def _as_stored(loading: Loading, name: str, tensor: Tensor) -> int:
     return tensor.num_bytes
 
 
@@ -198,8 +206,8 @@ class Method:
     number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
     #: Of the schemes it names: raises ConfigError if the tensors are not what the settings say.
     check_stored: Callable[[Stored], None] = check_packed
-    #: (scheme, tensor's name, tensor of a packed layer) -> its bytes once loaded.
-    loaded_bytes: Callable[[str, str, Tensor], int] = _as_stored
+    #: (what is loaded, tensor's name, tensor of a packed layer) -> its bytes once loaded.
+    loaded_bytes: Callable[[Loading, str, Tensor], int] = _as_stored
     #: (scheme, bytes of a number of the model's dtype) -> bytes that a step holds of each weight
     #: of one layer, dequantized.
     step_bytes_per_weight: Callable[[str, int], int] = _nothing

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchinfer.quantization.methods.base import Settings, Stored, Tensor, count_weights
+from batchinfer.quantization.methods.base import (
+    Loading,
+    Settings,
+    Stored,
+    Tensor,
+    count_weights,
+)
 
 #: In float32 for each block of 64, as our kernels keep them.
 BITS_PER_WEIGHT = 4.5
@@ -45,9 +51,9 @@ def check_stored(stored: Stored) -> None:
         raise stored.not_as_said()
 
 
-def loaded_bytes(scheme: str, name: str, tensor: Tensor) -> int:
+def loaded_bytes(loading: Loading, name: str, tensor: Tensor) -> int:
     """With the scales that our plugin keeps in float32, in place of the checkpoint's own."""
-    if scheme != "bnb-4bit":
+    if loading.scheme != "bnb-4bit":
         return tensor.num_bytes
     return round(tensor.num_bytes * BITS_PER_WEIGHT / 4) if name.endswith(".weight") else 0
 

@@ -1,1 +1,1 @@
-"""EXL3 of ExLlamaV3: recognised, and refused by name."""
+"""EXL3 checkpoints of ExLlamaV3, run by the code of `qtip`."""

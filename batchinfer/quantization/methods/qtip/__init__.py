@@ -1,1 +1,1 @@
-"""QTIP: recognised, and refused by name."""
+"""QTIP: trellis-coded weights; the codec, checkpoints, and the method for vLLM."""

@@ -72,7 +72,7 @@ def gaussian_tlut(num_bits: int = TLUT_BITS) -> Tensor:
     second or two. Its last bits may differ among machines: checkpoints bring their table along.
     """
     generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(1 << 15, 2, generator=generator)
+    samples = torch.randn(1 << 15, 2, dtype=torch.float32, generator=generator)
     samples[:, 0].abs_()
     centres = samples[: 1 << num_bits].clone()
     for _ in range(20):

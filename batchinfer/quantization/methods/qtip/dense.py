@@ -6,7 +6,7 @@ every kernel's results are held against, and what a CPU computes with. Must not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -36,22 +36,47 @@ class Coded(NamedTuple):
     full_in: Tensor | None = None
     full_out: Tensor | None = None
 
+    def to(self, device: torch.device) -> Coded:
+        fields = self._asdict().items()
+        moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in fields}
+        return Coded(**moved)
+
 
 def dense(layer: Coded, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight, `dtype` [out, in], computed in float32 and rounded once. y = x W'."""
+    num_in, num_out = sizes(layer)
+    weight = torch.empty(num_out, num_in, dtype=dtype, device=layer.trellis.device)
+    first = 0
+    for rows in dense_rows(layer, dtype):
+        weight[first : first + len(rows)] = rows
+        first += len(rows)
+    return weight
+
+
+def dense_rows(layer: Coded, dtype: torch.dtype) -> Iterator[Tensor]:
+    """`dense` in pieces, `dtype` [some outputs, in], in order."""
     values = table(layer.code, layer.tlut).to(layer.trellis.device)
-    num_in, num_out = (TILE * size for size in layer.trellis.shape[:2])
+    _, num_out = sizes(layer)
     along_in, along_out = _transform(layer.full_in), _transform(layer.full_out)
     suh, svh = layer.suh.float(), layer.svh.float()
-    weight = torch.empty(num_out, num_in, dtype=dtype, device=layer.trellis.device)
     at_once = num_out if layer.full_out is not None else _OUTPUTS_AT_ONCE
     for first in range(0, num_out, at_once):
         end = min(first + at_once, num_out)
         tiles = layer.trellis[:, first // TILE : end // TILE]
         coded = decode_tiles(tiles, values, layer.lane_order)  # [in, outputs]
         rows = along_in(along_out(coded).T)  # [outputs, in]
-        weight[first:end] = (rows * suh * svh[first:end, None]).to(dtype)
-    return weight
+        yield (rows * suh * svh[first:end, None]).to(dtype)
+
+
+def sizes(layer: Coded) -> tuple[int, int]:
+    """(in, out), both multiples of 128."""
+    return TILE * layer.trellis.shape[0], TILE * layer.trellis.shape[1]
+
+
+def signs_of_bits(bits: Tensor) -> Tensor:
+    """Signs from a field of bits, the lowest first, 1 for minus: int16 [n / 16] -> float16 [n]."""
+    shifts = torch.arange(16, device=bits.device)
+    return (1 - 2 * ((bits.to(torch.int32)[:, None] >> shifts) & 1)).flatten().half()
 
 
 def _transform(full: Tensor | None) -> _Transform:

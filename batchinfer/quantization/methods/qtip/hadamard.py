@@ -28,8 +28,9 @@ def block_hadamard(values: Tensor) -> Tensor:
 
 def sylvester(size: int, device: torch.device | str = "cpu") -> Tensor:
     """Sylvester's matrix of 1 and -1 in natural order: float32 [size, size], a power of two."""
-    matrix = torch.ones(1, 1, device=device)
-    pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], device=device)
+    # Engines set other default dtypes while they load a model.
+    matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
+    pair = torch.tensor([[1, 1], [1, -1]], dtype=torch.float32, device=device)
     while len(matrix) < size:
         matrix = torch.kron(matrix, pair)
     return matrix

@@ -1,22 +1,63 @@
-"""QTIP: its checkpoints are recognised, so that a job is refused by name and not by a crash."""
+"""QTIP: weights of 1 to 8 bits as walks through a trellis, in EXL3's tensors."""
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Method, Quantization
+from batchinfer.quantization.methods.base import (
+    ALL_DTYPES,
+    Device,
+    Method,
+    Plugin,
+    Quantization,
+    Settings,
+)
+from batchinfer.quantization.methods.qtip.files import (
+    FULL_SCHEME,
+    check_stored,
+    count_weights,
+    loaded_bytes,
+    unknown_format,
+)
+
+#: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
+VLLM_NAME = "qtip"
+MODULE = "batchinfer.quantization.methods.qtip.vllm"
+NO_EXPERTS = "trellises code linear layers alone"
+
+_SCHEMES = {"qtip": "QTIP", FULL_SCHEME: "QTIP with Hadamards of whole sides"}
+_DEVICE = Device(
+    schemes=tuple(_SCHEMES),
+    checkpoints_as=VLLM_NAME,
+    dtypes=ALL_DTYPES,
+    refused_experts=NO_EXPERTS,
+)
+
+
+def _scheme_of(family: str, settings: Settings) -> str:
+    if unknown := unknown_format(settings):
+        return unknown
+    is_full = "full" in (settings.get("had_in"), settings.get("had_out"))
+    return FULL_SCHEME if is_full else "qtip"
+
 
 METHOD = Method(
     name="qtip",
-    schemes={"qtip": "QTIP"},
+    schemes=_SCHEMES,
     names=(
         Quantization(
             name="qtip",
-            meaning="trellis-coded weights of 2 to 4 bits (QTIP)",
+            meaning="trellis-coded weights of 1 to 8 bits (QTIP); weight-only",
             bits_per_weight=2.0,
-            how_to_make="QTIP's own tools",
-            schemes=("qtip",),
+            how_to_make="`batchinfer quantize MODEL OUT --method qtip`",
+            schemes=tuple(_SCHEMES),
+            support={("vllm", "cpu"): _DEVICE, ("vllm", "cuda"): _DEVICE},
         ),
     ),
     families=("qtip",),
-    hints={word: ("qtip",) for word in ("qtip", "4bit", "8bit")},
+    scheme_of=_scheme_of,
+    check_stored=check_stored,
+    loaded_bytes=loaded_bytes,
+    count_weights=count_weights,
+    hints={word: tuple(_SCHEMES) for word in ("qtip", "4bit", "8bit")},
     format_hints=("qtip",),
+    vllm=Plugin(name=VLLM_NAME, module=MODULE),
 )
