@@ -38,6 +38,13 @@ import click
     help="Tokens from the start of a window to that of the next.",
 )
 @click.option("--max-rows", type=click.IntRange(min=1), help="Measure on the first N windows.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1, max=256),
+    metavar="K",
+    help="Keep the K likeliest tokens at each position: for a reference, or to compare with one.",
+)
+@click.option("--reference", metavar="OUTPUT", help="Also KL divergence from a reference's output.")
 @click.option("--label", help="Name of the measurement. [default: the model's and quantization's]")
 @click.option("--work", type=click.Path(), help="Folder to keep the output and the record in.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the job.")
@@ -64,5 +71,39 @@ def perplexity(
     show_perplexity(request, work, restart=restart, layers=layers)
 
 
+@click.command(short_help="Compare two finished outputs over the same rows.")
+@click.argument("one")
+@click.argument("other")
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(min=0),
+    metavar="PRICE",
+    help="Price of the machine: also print what a million tokens cost.",
+)
+def pair(one: str, other: str, price_per_hour: float | None) -> None:
+    """Compare the finished outputs ONE and OTHER over the same rows, and print JSON.
+
+    Scored rows: the difference in negative log-likelihood with its interval, KL divergence where
+    both have likeliest tokens. Generated rows: how many are the same.
+    """
+    from batchinfer.evaluation.pair import pair as compared
+
+    click.echo(compared(one, other, price_per_hour=price_per_hour).model_dump_json(indent=2))
+
+
+@click.command(short_help="Score a finished output against a reference column.")
+@click.argument("output", metavar="OUTPUT|JOB")
+@click.option("--reference", metavar="COLUMN", help="Kept column with the right completions.")
+@click.option("--rouge", is_flag=True, help="Also ROUGE-L; needs batchinfer[grade].")
+def grade(output: str, reference: str | None, rouge: bool) -> None:
+    """Score a finished OUTPUT, and print JSON.
+
+    Completions: how many are the same as those of --reference. Of task: score: perplexity.
+    """
+    from batchinfer.evaluation.grade import grade as graded
+
+    click.echo(graded(output, reference, rouge=rouge).model_dump_json(indent=2))
+
+
 #: What `app` adds to its own.
-EVALUATIONS = (perplexity,)
+EVALUATIONS = (perplexity, pair, grade)

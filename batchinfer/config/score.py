@@ -39,6 +39,14 @@ class ScoreSettings(TaskSection):
         "the context.",
     )
 
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Number of most likely tokens to report at each position, besides the scored "
+        "one; null: none.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ScoreSettings:
         if self.context is not None and self.stride is not None and self.stride >= self.context:

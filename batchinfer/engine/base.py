@@ -67,6 +67,9 @@ class Completion:
     top_token_ids: Int32Array | None = None  # [top_offsets[-1]]
     top_logprobs: Float32Array | None = None  # [top_offsets[-1]]
     prompt_token_logprobs: Float32Array | None = None  # [num_prompt_tokens], NaN for the first
+    # Of task: score, the likeliest k tokens at each position, best first; NaN for the first.
+    prompt_top_token_ids: Int32Array | None = None  # [num_prompt_tokens, k]
+    prompt_top_logprobs: Float32Array | None = None  # [num_prompt_tokens, k]
     timing: Timing = field(default_factory=Timing)
     error_type: str | None = None  # a key of errors.ROW_ERROR_KINDS
     error_message: str | None = None

@@ -24,6 +24,12 @@ from batchinfer.evaluation.bits import StoredBits, stored_bits
 from batchinfer.evaluation.intervals import Float64Array, ratio_interval
 from batchinfer.evaluation.outputs import Output, read_output, refuse_failed
 from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.reference import (
+    Closeness,
+    check_reference,
+    closeness,
+    open_reference,
+)
 from batchinfer.evaluation.texts import text_of
 from batchinfer.evaluation.windows import (
     GIVEN,
@@ -53,7 +59,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     the process ends. Raises what `batchinfer.run` raises: ConfigError and InputError for what
     cannot be measured.
     """
-    model = model_of(_job(request, work / "windows", work, max_model_len=None))
+    model = model_of(_job(request, work / "windows", work))
     check_windows(request, model.max_model_len)
     encoder = TokenEncoder(
         model.tokenizer_path,
@@ -61,13 +67,24 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     )
     windows = _windows(request, work, encoder)
     check_vocabulary(windows, model)
+    reference = None
+    if request.reference is not None:
+        reference = open_reference(request.reference)
+        check_reference(reference, windows.path, model)
     # One more than a window: the engine generates a token for each, which is dropped.
     max_model_len = min(request.context + 1, model.max_model_len)
-    job = _job(request, windows.path, work, max_model_len=max_model_len)
+    top_k = request.top_k or (reference.job["score"]["top_logprobs"] if reference else None)
+    job = _job(request, windows.path, work, max_model_len=max_model_len, top_k=top_k)
     _write(work / "job.yaml", json.dumps(job.model_dump(mode="json", exclude_defaults=True)))
     run(job, restart=restart, retry_failed=True)
     output = read_output(job.output.path)
-    found = Found(windows, output, stored_bits(model, output), vocabulary_digest(encoder))
+    found = Found(
+        windows=windows,
+        output=output,
+        bits=stored_bits(model, output),
+        tokenizer_digest=vocabulary_digest(encoder),
+        closeness=closeness(reference, output) if reference else None,
+    )
     record = _record(request, found)
     _write(work / "record.json", record.model_dump_json(indent=2) + "\n")
     return record
@@ -112,14 +129,21 @@ def _windows(request: Request, work: Path, encoder: TokenEncoder) -> Windows:
     return write_windows(stream, request.context, request.stride, work / "windows")
 
 
-def _job(request: Request, windows: Path, work: Path, *, max_model_len: int | None) -> Job:
+def _job(
+    request: Request,
+    windows: Path,
+    work: Path,
+    *,
+    max_model_len: int | None = None,
+    top_k: int | None = None,
+) -> Job:
     settings: dict[str, Any] = {
         "version": 1,
         "name": _slug(request.label),
         "task": "score",
         "input": {"path": str(windows), "id_column": ID, "keep_columns": [NUM_BYTES]},
         "prompt": {"token_ids_column": GIVEN},
-        "score": {"completion_column": SCORED},
+        "score": {"completion_column": SCORED, "top_logprobs": top_k},
         "model": {
             "path": request.model,
             "quantization": request.quantization,
@@ -181,10 +205,11 @@ class Found:
     output: Output
     bits: StoredBits
     tokenizer_digest: str
+    closeness: Closeness | None  # to the reference
 
 
 def _record(request: Request, found: Found) -> Record:
-    windows, output = found.windows, found.output
+    windows, output, near = found.windows, found.output, found.closeness
     totals = totals_of(output, NUM_BYTES)
     nll = mean_nll(totals, request.label)
     interval = ratio_interval(totals.nll, totals.num_tokens)
@@ -210,11 +235,14 @@ def _record(request: Request, found: Found) -> Record:
         perplexity=math.exp(nll),
         perplexity_low=low,
         perplexity_high=high,
-        bits_per_byte=_bits_per_byte(totals),
+        bits_per_byte=bits_per_byte(totals),
         layer_bits_per_weight=found.bits.layers,
         head_bits_per_weight=found.bits.head,
         model_bytes=found.bits.num_bytes,
         tokens_per_s=output.tokens_per_s(),
+        kl=near.kl if near else None,
+        kl_top_k=near.top_k if near else None,
+        top1_agreement=near.top1_agreement if near else None,
         reference=request.reference,
         tokenizer_digest=found.tokenizer_digest,
         data_digest=windows.digest,
@@ -228,7 +256,8 @@ def _family(request: Request, quantization: str, dtype: str) -> str:
     return dtype if quantization == "none" else quantization
 
 
-def _bits_per_byte(totals: Totals) -> float | None:
+def bits_per_byte(totals: Totals) -> float | None:
+    """Of the scored text; None where its bytes are unknown."""
     num_bytes = totals.num_bytes.sum()
     return float(math.fsum(totals.nll) / math.log(2) / num_bytes) if num_bytes else None
 

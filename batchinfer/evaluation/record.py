@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MEASURED = ("dtype", "context", "stride", "windows", "tokens", "nll", "perplexity", "data_digest")
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Immutable, without unknown fields, and no number is NaN or infinite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Request(_Frozen):
+class Request(Frozen):
     """One model in one quantization, on one text. A relative path starts at the current directory.
 
     `settings`: further settings of the score job by dotted key, such as
@@ -42,7 +44,7 @@ class Request(_Frozen):
     reference: str | None = None  # a finished output of the same windows, with top_k
 
 
-class Record(_Frozen):
+class Record(Frozen):
     """What was measured. Of a request that failed: its label, family, model and `error`."""
 
     label: str

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchinfer.errors import LeaseHeld
+from batchinfer.errors import LeaseHeld, LeaseLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,13 @@ def refusal(where: str, holder: Holder | None) -> LeaseHeld:
     who = holder.describe() if holder else "its holder has not said who it is yet"
     return LeaseHeld(
         f"another run works on {where} ({who}). Wait for it or stop it; this start changed nothing"
+    )
+
+
+def lost(where: str) -> LeaseLost:
+    return LeaseLost(
+        f"{where} was deleted, moved or replaced while this run worked on it, so nothing more is "
+        "written there. Start again: what is missing there is computed"
     )
 
 

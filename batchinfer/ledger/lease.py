@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from batchinfer.errors import LeaseHeld
-from batchinfer.ledger.holder import Holder, refusal
+from batchinfer.ledger.holder import Holder, lost, refusal
 from batchinfer.ledger.layout import LEASES_PREFIX
 from batchinfer.ledger.lease_local import acquire_local, count_of
 from batchinfer.storage import Store
@@ -27,6 +27,7 @@ WHOLE = "all"
 #: How long another host's holder is watched for a sign of life before its lease is taken over.
 WATCH_S = 30.0
 _POLL_S = 2.0
+_CHECK_S = 1.0
 _OBJECT_NAME = re.compile(r"(all|\d+-of-\d+)-(\d{6,})\.json")
 
 
@@ -35,7 +36,10 @@ class Lease(Protocol):
         """Show life; call every 10 s. Raises LeaseHeld if somebody else took over, LeaseLost."""
 
     def check(self) -> None:
-        """Raise LeaseLost if it can be seen without a request that the lease is gone."""
+        """Raise LeaseLost if the lease is gone, LeaseHeld if somebody else took over.
+
+        Cheap enough for each write of a result: a request a second at most.
+        """
 
     def release(self) -> None:
         """Give the lease back. Idempotent."""
@@ -70,6 +74,8 @@ class _ObjectLease:
         self._holder = holder
         self._counter = 0
         self._is_released = False
+        self._is_lost = False
+        self._seen_s = time.monotonic()  # when our object was last seen or written
         self._lock = threading.Lock()  # a beat in flight must not overwrite the release
 
     @property
@@ -87,20 +93,36 @@ class _ObjectLease:
     def beat(self) -> None:
         if self._is_released:
             return
-        if _newest(self._store).get(self._name, self._number) > self._number:
-            other = _read_object(self._store, self._name, self._number + 1)
-            raise refusal(self._store.url, other[0] if other else None)
+        self._refuse_newer()
+        self._look()  # written again it would be all that is at the place of a deleted output
         with self._lock:
             if not self._is_released:
                 self._counter += 1
                 self._store.put(self.key, self.record())
 
     def check(self) -> None:
-        """Nothing to see without a request."""
+        """Look whether the object is still there and ours, unless that was seen a moment ago."""
+        if not self._is_released and time.monotonic() - self._seen_s >= _CHECK_S:
+            self._look()
+
+    def _look(self) -> None:
+        found = _read_object(self._store, self._name, self._number)
+        if found is None or found[0] is None or found[0].token != self._holder.token:
+            self._is_lost = True
+            self._refuse_newer()  # who took over deletes older objects
+            raise lost(self._store.url)
+        self._seen_s = time.monotonic()
+
+    def _refuse_newer(self) -> None:
+        newest = _newest(self._store).get(self._name, 0)
+        if newest > self._number:
+            self._is_lost = True
+            other = _read_object(self._store, self._name, newest)
+            raise refusal(self._store.url, other[0] if other else None)
 
     def release(self) -> None:
         with self._lock:
-            if not self._is_released:
+            if not self._is_released and not self._is_lost:
                 self._is_released = True
                 self._store.put(self.key, self.record())
 
@@ -123,11 +145,15 @@ def _newest(store: Store) -> dict[str, int]:
 
 
 def _read_object(store: Store, name: str, number: int) -> tuple[Holder | None, int, bool] | None:
-    """(holder, counter, released); None if the object is gone."""
+    """(holder, counter, released); None if the object is gone, no holder if it is damaged."""
     try:
         record = json.loads(store.read(_object_key(name, number)))
     except FileNotFoundError:
         return None
+    except ValueError:
+        record = {}
+    if not isinstance(record, dict):
+        record = {}
     counter, is_released = record.pop("counter", 0), record.pop("released", False)
     return Holder.from_record(record), counter, is_released
 

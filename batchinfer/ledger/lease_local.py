@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from batchinfer.errors import ConfigError, LeaseLost, TransientError
-from batchinfer.ledger.holder import Holder, refusal
+from batchinfer.errors import ConfigError, TransientError
+from batchinfer.ledger.holder import Holder, lost, refusal
 from batchinfer.storage.flock import FileLock, NoFileLocks, NoLockService
 
 #: How long a start that finds the lock taken waits for its holder to say who it is, or to end.
@@ -34,10 +34,7 @@ class LocalLease:
     def check(self) -> None:
         """Raise LeaseLost if another run could take the lease, because its files are gone."""
         if not self._is_released and not all(lock.is_held() for lock in self._locks):
-            raise LeaseLost(
-                f"{self._output} was deleted, moved or replaced while this run worked on it, so "
-                "nothing more is written there. Start again: what is missing there is computed"
-            )
+            raise lost(str(self._output))
 
     def release(self) -> None:
         self._is_released = True

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.errors import TransientError
+from batchinfer.errors import LeaseLost, TransientError
 from batchinfer.ledger.layout import PartId, part_key
-from batchinfer.ledger.records import Totals
+from batchinfer.ledger.records import Totals, fingerprint_record
 from batchinfer.ledger.results import Results, read_facts, read_schema
 from batchinfer.ledger.shard_fold import IncompleteShard, ShardFold, UnreadablePart
 from batchinfer.sink import FACTS_KEY, part_writer, write_table
-from batchinfer.source import cast_table
+from batchinfer.source import Fingerprint, cast_table
 from batchinfer.storage import Store
 from batchinfer.tasks import Task
 from batchinfer.tasks.base import num_failed
@@ -67,22 +67,33 @@ class Ledger(Results):
         self._run = run
         self._check = check
         self._num_merged = 0
+        self._inputs: Mapping[str, Fingerprint] = {}
 
     def add_facts(self, **facts: Any) -> None:
         """Facts known only later (the engine's). Call before the first part is published."""
         self._facts.update(facts)
 
+    def note_inputs(self, inputs: Mapping[str, Fingerprint]) -> None:
+        """What each shard is, by name: their parts say so, should all records be lost."""
+        self._inputs = inputs
+
     def publish_part(self, shard: str, part: PartId, table: pa.Table) -> None:
         """Make finished rows of one window durable. `table` is sorted by (row, sample)."""
-        facts = {**self._facts, "shard": shard, "window": part.window, "run": part.run}
+        facts = self._facts_of(shard, part)
         key = part_key(shard, part)
         self._check()
         self._store.publish(key, lambda sink: write_table(sink, table, facts))
         try:
             self._check()
-        except TransientError:
+        except LeaseLost:
             self._store.delete([key])
             raise
+
+    def _facts_of(self, shard: str, part: PartId) -> dict[str, Any]:
+        known = self._inputs.get(shard)
+        of_input = {} if known is None else {"input": fingerprint_record(known)}
+        own = {"shard": shard, "window": part.window, "run": part.run}
+        return {**self._facts, **own, **of_input}
 
     def finish_directly(
         self,
@@ -195,7 +206,7 @@ class Ledger(Results):
     def _merge(
         self, fold: ShardFold, schema: pa.Schema, sources: Sequence[PartId], merged: PartId
     ) -> None:
-        facts = {**self._facts, "shard": fold.shard, "window": merged.window, "run": merged.run}
+        facts = self._facts_of(fold.shard, merged)
 
         def write(sink: BinaryIO) -> None:
             with part_writer(sink, schema) as writer:

@@ -108,6 +108,12 @@ def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else one + other
 
 
+def fingerprint_from(record: Any) -> Fingerprint | None:
+    """Of its compact form; None if it is none."""
+    is_whole = isinstance(record, list) and len(record) == 5
+    return Fingerprint(*record) if is_whole else None
+
+
 def fingerprint_record(fingerprint: Fingerprint) -> list[Any]:
     """Compact form in runs/NNNN.json: [name, size, version, rows, footer hash]."""
     return [

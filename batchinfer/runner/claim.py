@@ -105,6 +105,8 @@ def claim(
     if pending:
         run, run_record = number_run(start, decision, holder, inputs.new, listed.last_run)
         written[layout.run_key(run)] = run_record
+    for_run = ledger(run=run)
+    for_run.note_inputs(inputs.fingerprints)
     return Session(
         start=start,
         holder=holder,
@@ -116,7 +118,7 @@ def claim(
         beside=beside,
         fingerprints=inputs.fingerprints,
         carried=inputs.carried,
-        ledger=ledger(run=run),
+        ledger=for_run,
         pending=pending,
         finished=finished,
         run=run,

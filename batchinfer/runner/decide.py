@@ -51,6 +51,7 @@ class Resume:
     known: Mapping[str, Fingerprint]  # shards as they were when their rows were computed
     record: Mapping[str, Any] | None  # job.json, or what it said if it was lost; None: begun anew
     is_recorded: bool  # job.json is there and stays as it is
+    unrecorded: frozenset[str] = frozenset()  # those of `known` that only their parts say
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +105,16 @@ def _begin(start: Start, view: OutputView) -> Resume:
         next_run = view.survey.last_run + 1
         return Resume(digest, start.job.packing.window_rows, next_run, {}, None, is_recorded=False)
     first_run = int(record["first_run"])
+    known = view.recorded_since(first_run)
+    of_parts = {f.name: f for f in view.remains.inputs} if view.remains is not None else {}
     return Resume(
         digest=digest,
         window_rows=int(record["window_rows"]),
         first_run=first_run,
-        known=view.recorded_since(first_run),
+        known=of_parts | known,
         record=record,
         is_recorded=is_recorded,
+        unrecorded=frozenset(of_parts.keys() - known.keys()),
     )
 
 
@@ -171,11 +175,13 @@ def _record_of_remains(start: Start, view: OutputView) -> dict[str, Any] | None:
     if not parts_of:
         window_rows.add(start.job.packing.window_rows)
     known = {s.name for run in view.runs if run.digest == own for s in run.shards}
+    known |= {shard.name for shard in view.remains.inputs}
     if len(window_rows) != 1 or 0 in window_rows or not parts_of <= known:
         raise ConfigError(
-            f"{join_url(view.url, layout.JOB_KEY)} is missing, but there are parts of a run: they "
-            "cannot be understood without it. Put it back, start with --restart, or choose another "
-            "output.path"
+            f"{join_url(view.url, layout.JOB_KEY)} is missing, and the parts of results that are "
+            f"left below {join_url(view.url, layout.PARTS_PREFIX)} are another job's, or do not "
+            "say of which input. Put it back, or choose another output.path; if nobody needs the "
+            "parts, --restart deletes them"
         )
     record = {"digest": own, "window_rows": window_rows.pop(), "first_run": 1}
     schemas = list(view.remains.schemas)

@@ -25,7 +25,7 @@ class InputView:
     """The shards, compared with their records."""
 
     fingerprints: Mapping[str, Fingerprint]  # of every shard, by name
-    new: Sequence[Fingerprint]  # those that no record has as they are now
+    new: Sequence[Fingerprint]  # those that no run's record has as they are now
     carried: pa.Schema | None  # the id and kept columns; None: each shard's own types
 
 
@@ -46,6 +46,8 @@ def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
             unread.append(shard)
         elif (old.size_bytes, old.version) == (shard.size_bytes, shard.version):
             fingerprints[shard.name] = old
+            if shard.name in decision.unrecorded:
+                new.append(old)
         elif same_content(old, shard):
             now = _fingerprint(shard, old.num_rows, old.footer_sha256)
             fingerprints[shard.name] = now

@@ -7,7 +7,7 @@ what follows from what is seen (`decide`). Invariant: nothing here writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class Remains:
 
     jobs: frozenset[tuple[str | None, int]]  # (digest, window_rows) in the parts' footers
     schemas: frozenset[str]  # of the id and kept columns, as job.json has it
+    inputs: frozenset[Fingerprint] = frozenset()  # of shards, where all parts of one say the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +107,34 @@ def _runs(store: Store) -> Iterator[RunRecord]:
         number = layout.run_of_key(info.key)
         record = records.read_json(store, info.key) if number is not None else None
         if number is not None and record is not None:
-            shards = tuple(Fingerprint(*entry) for entry in record.get("input", []))
-            yield RunRecord(number, record.get("digest"), shards)
+            shards = (records.fingerprint_from(entry) for entry in record.get("input", []))
+            known = tuple(shard for shard in shards if shard is not None)
+            yield RunRecord(number, record.get("digest"), known)
 
 
 def _remains(start: Start, listed: Survey) -> Remains:
     store = start.store
     jobs: set[tuple[str | None, int]] = set()
     schemas = {_carried(start, key) for key in listed.finished}
+    inputs = set()
     for shard in listed.with_parts:
+        said = []
         for part in list_parts(store, shard):
             key = layout.part_key(shard, part)
             facts = read_facts(store, key) or {}
             jobs.add((facts.get("digest"), int(facts.get("window_rows", 0))))
             schemas.add(_carried(start, key))
-    return Remains(frozenset(jobs), frozenset(schemas))
+            said.append(records.fingerprint_from(facts.get("input")))
+        one = _one_input(said)
+        if one is not None and one.name == shard:
+            inputs.add(one)
+    return Remains(frozenset(jobs), frozenset(schemas), frozenset(inputs))
+
+
+def _one_input(said: Sequence[Fingerprint | None]) -> Fingerprint | None:
+    """The last, if all are of one content: a file that was copied has another time."""
+    contents = {f and (f.size_bytes, f.footer_sha256, f.num_rows) for f in said}
+    return said[-1] if len(contents) == 1 else None
 
 
 def _carried(start: Start, key: str) -> str:

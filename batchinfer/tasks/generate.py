@@ -21,7 +21,7 @@ from batchinfer.engine.base import Completion, Demand
 from batchinfer.model import ModelFacts
 from batchinfer.plan import WorkItem, request_seed
 from batchinfer.prompt import Prompter, PromptLimit
-from batchinfer.tasks.arrays import flat_values, ints, list_offsets, list_sums, lists
+from batchinfer.tasks.arrays import ints, list_sums, lists
 from batchinfer.tasks.base import (
     Ask,
     Column,
@@ -32,6 +32,7 @@ from batchinfer.tasks.base import (
     num_failed,
     row_values,
 )
+from batchinfer.tasks.top_lists import top_lists
 
 #: Every column that a job of generation can have, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -152,7 +153,7 @@ class Generate:
             "cumulative_logprob": list_sums(token_logprobs),
         }
         if self.settings.logprobs:
-            columns["top_token_ids"], columns["top_logprobs"] = _top_lists(done)
+            columns["top_token_ids"], columns["top_logprobs"] = top_lists(done)
         if self.settings.prompt_logprobs:
             columns["prompt_token_logprobs"] = lists(
                 [c.prompt_token_logprobs for c in done], np.float32
@@ -250,31 +251,6 @@ def _valid_json(text: str | None) -> str | None:
     except ValueError:
         return None
     return text
-
-
-def _top_lists(done: list[Completion]) -> tuple[pa.ListArray, pa.ListArray]:
-    """list<list> of token ids and of logprobs: for each row, for each token, the k entries that
-    `top_offsets` delimits.
-    """
-    is_null = pa.array([c.top_offsets is None for c in done], pa.bool_())
-    present = [c.top_offsets for c in done if c.top_offsets is not None]
-    num_bounds = np.array([len(offsets) for offsets in present], np.int64)
-    bounds = np.concatenate([np.empty(0, np.int32), *present])
-    is_token = np.ones(len(bounds), np.bool_)
-    is_token[np.cumsum(num_bounds) - 1] = False  # the last bound of a row begins no token
-    inner_offsets = list_offsets(np.diff(bounds, append=0)[is_token])
-    outer_offsets = list_offsets(
-        [0 if c.top_offsets is None else len(c.top_offsets) - 1 for c in done]
-    )
-
-    def nested(values: Sequence[npt.NDArray[Any] | None], dtype: type[np.generic]) -> pa.ListArray:
-        inner = pa.ListArray.from_arrays(inner_offsets, flat_values(values, dtype))
-        return pa.ListArray.from_arrays(outer_offsets, inner, mask=is_null)
-
-    return (
-        nested([c.top_token_ids for c in done], np.int32),
-        nested([c.top_logprobs for c in done], np.float32),
-    )
 
 
 KIND = TaskKind(lambda job: Generate(job.sampling), COLUMNS, COUNTS, describe)

@@ -1,12 +1,12 @@
 """Scoring: the log-probability of each token of a text, given the tokens before it.
 
-A row longer than the context goes through the engine in windows that overlap; see `_Windows` for
+A row longer than the context goes through the engine in windows that overlap; see `Windows` for
 which window scores which token. Must not know: files, how an engine works.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import Job, PromptSettings, SamplingSettings, ScoreSettings
-from batchinfer.engine.base import Completion, Demand, Int32Array, Timing
-from batchinfer.errors import ConfigError, RowError
+from batchinfer.engine.base import Completion, Demand
+from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.prompt import (
@@ -29,7 +29,6 @@ from batchinfer.prompt import (
 )
 from batchinfer.tasks.arrays import ints, list_sums, lists
 from batchinfer.tasks.base import (
-    Ask,
     Column,
     Detokenize,
     Result,
@@ -37,6 +36,8 @@ from batchinfer.tasks.base import (
     logprob_words,
     row_values,
 )
+from batchinfer.tasks.scoring_windows import Windows
+from batchinfer.tasks.top_lists import top_lists
 
 #: Every column of its own, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -49,6 +50,11 @@ COLUMNS: Mapping[str, Column] = {
         "natural-log probability of each of them; null for a first token with nothing before it",
     ),
     "cumulative_logprob": (pa.float64(), "sum of token_logprobs, in double precision"),
+    "top_token_ids": (
+        pa.list_(pa.list_(pa.int32())),
+        "with score.top_logprobs: the k likeliest tokens at each position, best first",
+    ),
+    "top_logprobs": (pa.list_(pa.list_(pa.float32())), "their natural-log probabilities"),
 }
 #: What it counts.
 COUNTS = ("scored_tokens",)
@@ -57,7 +63,7 @@ COUNTS = ("scored_tokens",)
 #: 200 bytes for each token while it works).
 MAX_ROW_TOKENS = 1 << 22
 
-_TIMES = ("queued_s", "prefill_s", "decode_s", "total_s")
+_TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,15 @@ class Score:
 
     @property
     def demand(self) -> Demand:
-        sampling = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+        plain = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
+        # Past the most that a job may ask for in `sampling`.
+        sampling = plain.model_copy(update={"logprobs": self._num_top})
         return Demand(self.name, sampling, wants="prompt_logprobs")
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        return COLUMNS
+        without = () if self._num_top else _TOP_COLUMNS
+        return {name: column for name, column in COLUMNS.items() if name not in without}
 
     @property
     def counts(self) -> Sequence[str]:
@@ -141,17 +150,23 @@ class Score:
                 f"score.stride {self.settings.stride} must be less than the context, here "
                 f"{self._context(max_model_len)} tokens"
             )
-        return PromptLimit(MAX_ROW_TOKENS, f"exceed the {MAX_ROW_TOKENS} that a row may have")
+        most = MAX_ROW_TOKENS // (1 + self._num_top)
+        return PromptLimit(most, f"exceed the {most} that a row may have")
 
-    def work(self, item: WorkItem, max_model_len: int) -> _Windows:
+    def work(self, item: WorkItem, max_model_len: int) -> Windows:
         num_given = item.chunk.num_given
-        return _Windows(
+        return Windows(
             item.chunk.prompt(item.index).copy(),  # not a view that holds the whole chunk
             0 if num_given is None else int(num_given[item.index]),
             context=self._context(max_model_len),
             stride=self._stride(max_model_len),
             max_prompt_tokens=max_model_len - 1,
+            num_top=self._num_top,
         )
+
+    @property
+    def _num_top(self) -> int:
+        return self.settings.top_logprobs or 0
 
     def _context(self, max_model_len: int) -> int:
         """Most tokens of a window."""
@@ -171,6 +186,7 @@ class Score:
         is_null = logprobs.is_null()
         num_prompt_tokens = row_values(results, self._prompt_tokens)
         num_bytes = row_values(results, _text_bytes)
+        tops = dict(zip(_TOP_COLUMNS, top_lists(done), strict=True)) if self._num_top else {}
         return {
             "num_prompt_tokens": pa.array(num_prompt_tokens, mask=num_prompt_tokens == 0),
             "num_scored_tokens": ints([_num_scored(c) for c in done], is_error),
@@ -180,6 +196,7 @@ class Score:
             "cumulative_logprob": list_sums(
                 pa.ListArray.from_arrays(logprobs.offsets, known.fill_null(0.0), mask=is_null)
             ),
+            **tops,
         }
 
     def _prompt_tokens(self, chunk: Chunk) -> npt.NDArray[np.int32]:
@@ -193,96 +210,6 @@ class Score:
 
     def remarks(self, num_done: int, counts: Mapping[str, int | None]) -> tuple[()]:
         return ()
-
-
-class _Windows:
-    """A row of n tokens, of which the first `num_given` are not scored.
-
-    Window k is the tokens from k * stride on, at most `context` of them. It scores those that no
-    earlier window has, so each token is scored once, and past the first window with at least
-    context - stride tokens before it. A window that would score none is left out. The first token
-    of a row has nothing before it, and no logprob.
-
-    An engine generates a token for each request and needs room for it. It is dropped, except where
-    a window fills the model: then it is made to be the window's last token.
-    """
-
-    __slots__ = (
-        "_context",
-        "_logprobs",
-        "_max_prompt_tokens",
-        "_num_given",
-        "_stride",
-        "_times",
-        "_token_ids",
-    )
-
-    def __init__(
-        self,
-        token_ids: Int32Array,
-        num_given: int,
-        *,
-        context: int,
-        stride: int,
-        max_prompt_tokens: int,
-    ) -> None:
-        self._max_prompt_tokens = max_prompt_tokens
-        self._token_ids = token_ids
-        self._num_given = num_given
-        self._context = context
-        self._stride = stride
-        self._logprobs = np.full(len(token_ids), np.nan, np.float32)
-        self._times: dict[str, float] = {}
-
-    def asks(self) -> Iterator[Ask]:
-        num_tokens = len(self._token_ids)
-        start, stop = 0, 0
-        while stop < num_tokens:
-            stop = min(start + self._context, num_tokens)
-            if stop > self._first_scored(start):
-                yield self._ask(start, stop)
-            start += self._stride
-
-    def _ask(self, start: int, stop: int) -> Ask:
-        window = self._token_ids[start:stop]
-        if len(window) <= self._max_prompt_tokens:
-            return Ask(window, start=start)
-        return Ask(window[:-1], next_token=int(window[-1]), start=start)
-
-    def _first_scored(self, start: int) -> int:
-        """Position of the first token that the window from `start` on scores."""
-        before = start - self._stride + self._context if start else 0
-        return max(before, self._num_given, 1)
-
-    def add(self, ask: Ask, completion: Completion) -> None:
-        logprobs = completion.prompt_token_logprobs
-        if logprobs is None or len(logprobs) != len(ask.token_ids):
-            raise RowError("engine_error", "the engine did not give each token a logprob")
-        if ask.next_token is not None:
-            last = completion.token_logprobs
-            if last is None or completion.token_ids.tolist() != [ask.next_token]:
-                raise RowError("engine_error", "the engine did not end with the token it was given")
-            logprobs = np.concatenate([logprobs, last])
-        first = self._first_scored(ask.start)
-        scored = logprobs[first - ask.start :]
-        if not np.isfinite(scored).all():
-            bad = int(np.flatnonzero(~np.isfinite(scored))[0])
-            raise RowError(
-                "engine_error", f"the logprob of token {first + bad} of the row is {scored[bad]}"
-            )
-        self._logprobs[first : first + len(scored)] = scored
-        for name in _TIMES:
-            if (seconds := getattr(completion.timing, name)) is not None:
-                self._times[name] = self._times.get(name, 0.0) + seconds
-
-    def completion(self) -> Completion:
-        """Its tokens are those of the scored text; a logprob is NaN where there is none."""
-        return Completion(
-            key=-1,
-            token_ids=self._token_ids[self._num_given :],
-            token_logprobs=self._logprobs[self._num_given :],
-            timing=Timing(**self._times),
-        )
 
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:

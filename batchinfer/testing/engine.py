@@ -145,6 +145,9 @@ class FakeEngine:
             fields["top_logprobs"] = np.repeat(fields["token_logprobs"], k)
         if self._has_prompt_logprobs:
             fields["prompt_token_logprobs"] = prompt_logprobs(request.token_ids)
+            if self._num_logprobs:
+                tops = prompt_tops(request.token_ids, self._num_logprobs)
+                fields["prompt_top_token_ids"], fields["prompt_top_logprobs"] = tops
         return Completion(
             key=request.key,
             token_ids=token_ids,
@@ -163,6 +166,17 @@ def prompt_logprobs(token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]
         crc = zlib.crc32(token_id.to_bytes(4, "little"), crc)
         values.append(-(crc % 4096) / 512)
     return np.array([np.nan, *values[1:]], np.float32)
+
+
+def prompt_tops(
+    token_ids: npt.NDArray[np.int32], k: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Of each token k made-up likeliest ones, which depend on it, of 1/2, 1/4, ... [n, k]"""
+    ids = (token_ids[:, None] + np.arange(k, dtype=np.int32)) % VOCAB_SIZE
+    ids[0] = -1
+    logprobs = np.tile(-np.log(2) * np.arange(1, k + 1), (len(token_ids), 1)).astype(np.float32)
+    logprobs[0] = np.nan
+    return ids.astype(np.int32), logprobs
 
 
 def _hash(request: Request) -> int:

@@ -80,6 +80,8 @@ __global__ void __launch_bounds__(256) output_kernel(const OutputArgs args) {
     const int blocks = args.outputs / kBlock;
     const int64_t tasks = int64_t(args.tokens) * blocks;
     const int64_t warps = int64_t(gridDim.x) * (blockDim.x / 32);
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     for (int64_t task = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; task < tasks;
          task += warps) {
         const int64_t token = task / blocks;

@@ -20,6 +20,7 @@ import pytest
 
 from batchinfer.errors import ConfigError, LeaseHeld, LeaseLost, TransientError
 from batchinfer.ledger import Holder, Lease, acquire_lease
+from batchinfer.ledger import lease as lease_module
 from batchinfer.ledger.holder import process_start
 from batchinfer.ledger.layout import LEASES_PREFIX
 from batchinfer.storage import Store, open_store
@@ -198,6 +199,39 @@ def test_whoever_watches_others_with_its_own_lease_out_shows_life_itself(bucket:
     assert clock.slept_s == WATCH_S
     assert counters == sorted(set(counters))
     assert len(counters) > 2
+
+
+@s3
+@pytest.mark.parametrize("how", ["check", "beat"])
+@pytest.mark.parametrize("what", ["deleted", "replaced", "damaged", "taken over"])
+def test_a_lease_whose_object_is_gone_is_lost_and_is_not_written_again(
+    bucket: Store, monkeypatch: pytest.MonkeyPatch, what: str, how: str
+) -> None:
+    monkeypatch.setattr(lease_module, "_CHECK_S", 0.0)
+    lease = acquire(bucket, "all", here())
+    key, newer = (f"{LEASES_PREFIX}all-{number:06d}.json" for number in (1, 2))
+    bucket.delete([key])
+    if what == "replaced":  # another output is there now
+        acquire(bucket, "all", elsewhere())
+    elif what == "damaged":
+        bucket.put(key, b"\xff")
+    elif what == "taken over":
+        bucket.put(newer, json.dumps(asdict(elsewhere())).encode())
+    left = {info.key: info.version for info in bucket.list()}
+    error, words = (LeaseHeld, "far-away") if what == "taken over" else (LeaseLost, "was deleted")
+    with pytest.raises(error, match=words):
+        getattr(lease, how)()
+    lease.release()
+    assert {info.key: info.version for info in bucket.list()} == left
+
+
+@s3
+def test_a_damaged_lease_is_taken_over_after_the_watch(bucket: Store) -> None:
+    for number, content in ((9, b""), (19, b"[]"), (29, b'{"host": 1}')):
+        bucket.put(f"{LEASES_PREFIX}all-{number:06d}.json", content)
+        clock = Clock(lambda: None)
+        acquire(bucket, "all", here(), clock.sleep).release()
+        assert clock.slept_s == WATCH_S
 
 
 @s3

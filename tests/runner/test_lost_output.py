@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from batchinfer.sink import file_facts, write_table
 from tests.support.endings import must_fail
 from tests.support.jobs import (
     Place,
@@ -99,13 +101,39 @@ def test_a_deleted_job_record_is_rewritten(folder: Place, path: Path) -> None:
     assert run(path).result["rows_computed"] == 0
 
 
-def test_parts_whose_input_nobody_recorded_are_not_guessed_at(folder: Place, path: Path) -> None:
+def test_parts_say_enough_to_go_on_without_any_record(folder: Place, path: Path) -> None:
+    """As when somebody deletes an output while a run works on it, and a part comes after that."""
     process = started(folder, path)
     process.kill()
     process.communicate()
     Path(folder.url("out", "_batchinfer", "job.json")).unlink()
     shutil.rmtree(folder.url("out", "_batchinfer", "runs"))
-    must_fail(run(path), 2, "job.json is missing", "--restart")
+    assert run(path, "--limit", "1").code == 0
+    changed = folder.read_parquet("in/a.parquet")
+    folder.write_parquet("in/a.parquet", changed.head(299))
+    must_fail(run(path), 2, "in/a.parquet", "changed since their rows were computed")
+    folder.write_parquet("in/a.parquet", changed)
+    ended = run(path)
+    assert ended.code == 0, ended.stderr
+    assert ended.result["rows_computed"] < 320
+    must_be_whole(folder)
+
+
+def test_parts_that_do_not_say_of_which_input_are_not_guessed_at(folder: Place, path: Path) -> None:
+    """Those of version 0.1.0."""
+    process = started(folder, path)
+    process.kill()
+    process.communicate()
+    for name in parts(folder):
+        part = Path(folder.url("out", name))
+        table, facts = pq.read_table(part), file_facts(pq.read_metadata(part))
+        assert facts is not None
+        del facts["input"]
+        with part.open("wb") as sink:
+            write_table(sink, table, facts)
+    Path(folder.url("out", "_batchinfer", "job.json")).unlink()
+    shutil.rmtree(folder.url("out", "_batchinfer", "runs"))
+    must_fail(run(path), 2, "job.json is missing", "do not say of which input")
     assert parts(folder)
 
 
@@ -160,6 +188,30 @@ def test_a_record_that_a_lifecycle_rule_deletes_is_written_again(
     ended = wait(process)
     assert ended.code == 0, ended.stderr
     assert "_batchinfer/job.json" in place.names("out")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("is_one_left", [False, True], ids=["all", "all but a part"])
+def test_a_run_ends_if_its_prefix_is_emptied(
+    server: S3Server, tmp_path: Path, is_one_left: bool
+) -> None:
+    """And the next start finishes, whatever a deletion that overtook a write has left."""
+    place = Place(f"s3://{server.create_bucket()}", server.environment())
+    place.write_parquet("in/a.parquet", rows(300))
+    place.write_parquet("in/b.parquet", rows(20))
+    path = write_job(tmp_path, job(place))
+    process = start(path, place=place, fake={"step_s": 0.2, "max_num_seqs": 8})
+    wait_until(lambda: len(parts(place)) >= 3 or process.poll() is not None, what="three parts")
+    doomed = place.names("out")
+    kept = parts(place)[:1] if is_one_left else []
+    place.fs.rm([place.url("out", name) for name in doomed if name not in kept])
+    ended = wait(process)
+    must_fail(ended, 75, "was deleted, moved or replaced", "Start again")
+    assert ended.result["rows_computed"] < 200, "it went on for nothing"
+    assert not [n for n in place.names("out") if "/leases/" in n or "/status/" in n]
+    ended = run(path, place=place)
+    assert ended.code == 0, ended.stderr
+    assert results(place)["row"].to_list() == [*range(300), *range(20)]
 
 
 def test_few_open_files_make_more_merges_and_no_failure(folder: Place, tmp_path: Path) -> None:

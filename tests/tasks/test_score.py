@@ -20,7 +20,7 @@ from batchinfer.plan import Chunk, WorkItem
 from batchinfer.runner import RunOptions
 from batchinfer.tasks import Score
 from batchinfer.tasks.base import Ask, RowWork
-from batchinfer.testing.engine import prompt_logprobs
+from batchinfer.testing.engine import prompt_logprobs, prompt_tops
 from tests.support.in_process import EndedHere, run_here
 from tests.support.jobs import Place, results, rows, run, write_job
 from tests.support.scoring import score_job
@@ -272,3 +272,34 @@ def test_the_commands_know_outputs_of_scoring(place: Place, tmp_path: Path) -> N
     assert run(place.url("out"), command=("status",)).code == 0
     measured = run(path, "--measure", "4", command=("plan",))
     assert (measured.code, "task: score" in measured.stderr) == (2, True)
+
+
+def test_the_likeliest_tokens_are_those_of_each_token_of_its_window(place: Place) -> None:
+    """Also of a window's last token where it fills the model; the first has none."""
+    have = score(place, rows(20), score={"context": 8, "stride": 3, "top_logprobs": 2})
+    for row in have.iter_rows(named=True):
+        ids = np.array(row["token_ids"], np.int32)
+        wanted_ids, wanted = prompt_tops(ids, 2)
+        assert row["top_token_ids"] == [[], *wanted_ids[1:].tolist()]
+        assert row["top_logprobs"] == [[], *wanted[1:].tolist()]
+    plain = score(place, rows(20), "plain")
+    assert "top_logprobs" not in plain.columns
+    assert plain["token_logprobs"].equals(have["token_logprobs"])
+
+
+def test_the_likeliest_tokens_of_a_window_that_fills_the_model_are_all_there(place: Place) -> None:
+    model = {"max_model_len": 8}
+    tops = {"context": 8, "stride": 3, "top_logprobs": 2}
+    have = score(place, rows(20), model=model, score=tops)
+    for ids, tops in zip(have["token_ids"], have["top_token_ids"], strict=True):
+        assert [len(top) for top in tops] == [0, *[2] * (len(ids) - 1)]
+    assert have["error_type"].null_count() == 20
+
+
+def test_an_engine_without_likeliest_tokens_is_an_error() -> None:
+    chunk = Chunk.of_prompts([np.arange(5, dtype=np.int32)])
+    task = Score(ScoreSettings(top_logprobs=2))
+    work = task.work(WorkItem(chunk, 0, 0), 8)
+    (ask,) = work.asks()
+    with pytest.raises(RowError, match="did not give the likeliest tokens"):
+        work.add(ask, answer(ask))

@@ -66,7 +66,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     check_library()
 
     arguments = engine_arguments(settings)
-    requests = Generation(settings.sampling)
+    requests = Generation(settings.sampling, wants=settings.demand.wants)
     look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()

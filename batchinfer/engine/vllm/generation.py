@@ -26,9 +26,10 @@ _STRUCTURED_FIELDS = {
 class Generation:
     """Requests of one job. Raises ConfigError for a value that vLLM does not accept."""
 
-    def __init__(self, sampling: SamplingSettings) -> None:
+    def __init__(self, sampling: SamplingSettings, wants: str = "completion") -> None:
+        """`wants`: as in `Demand`."""
         self._sampling = sampling
-        self._params = shared_params(sampling)
+        self._params = shared_params(sampling, wants)
         self._has_text = bool(sampling.stop)
 
     def params(self, request: Request) -> Any:
@@ -64,8 +65,12 @@ class Generation:
             raise ConfigError(f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}")
 
 
-def shared_params(sampling: SamplingSettings) -> Any:
-    """The parameters all requests share. ConfigError for a value that vLLM does not accept."""
+def shared_params(sampling: SamplingSettings, wants: str = "completion") -> Any:
+    """The parameters all requests share. ConfigError for a value that vLLM does not accept.
+
+    Where prompts' logprobs are what is wanted, `sampling.logprobs` is of their tokens too.
+    """
+    num_of_prompt = sampling.logprobs or 0 if wants == "prompt_logprobs" else 0
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     try:
@@ -85,7 +90,7 @@ def shared_params(sampling: SamplingSettings) -> Any:
             stop=list(sampling.stop),
             stop_token_ids=list(sampling.stop_token_ids),
             logprobs=sampling.logprobs,
-            prompt_logprobs=0 if sampling.prompt_logprobs else None,
+            prompt_logprobs=num_of_prompt if sampling.prompt_logprobs else None,
             flat_logprobs=True,
             ignore_eos=sampling.ignore_eos,
             structured_outputs=structured,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from batchinfer.engine.base import Completion, Float32Array, Timing
+from batchinfer.engine.base import Completion, Timing
 
 
 def completion_of(output: Any, *, has_text: bool) -> Completion:
@@ -38,7 +38,7 @@ def completion_of(output: Any, *, has_text: bool) -> Completion:
     if sequence.logprobs is not None:
         _set_logprobs(completion, sequence.logprobs)
     if output.prompt_logprobs is not None:
-        completion.prompt_token_logprobs = _prompt_token_logprobs(output.prompt_logprobs)
+        _set_prompt_logprobs(completion, output.prompt_logprobs)
     return completion
 
 
@@ -62,13 +62,26 @@ def _set_logprobs(completion: Completion, flat: Any) -> None:
     completion.top_logprobs = logprobs[is_top]
 
 
-def _prompt_token_logprobs(flat: Any) -> Float32Array:
-    """The logprob of each prompt token; the first one has none, since nothing precedes it."""
+def _set_prompt_logprobs(completion: Completion, flat: Any) -> None:
+    """Split as above. The first token has no logprob, since nothing precedes it, and no entry."""
     starts = np.asarray(flat.start_indices, np.int32)
-    has_logprob = np.asarray(flat.end_indices, np.int32) > starts
-    prompt_logprobs = np.full(len(starts), np.nan, np.float32)
-    prompt_logprobs[has_logprob] = np.asarray(flat.logprobs, np.float32)[starts[has_logprob]]
-    return prompt_logprobs
+    num_entries = np.asarray(flat.end_indices, np.int32) - starts
+    logprobs = np.asarray(flat.logprobs, np.float32)
+    has_logprob = num_entries > 0
+    own = np.full(len(starts), np.nan, np.float32)
+    own[has_logprob] = logprobs[starts[has_logprob]]
+    completion.prompt_token_logprobs = own
+    k = int(num_entries.max(initial=1)) - 1
+    if not k:
+        return
+    top_token_ids = np.full((len(starts), k), -1, np.int32)
+    top_logprobs = np.full((len(starts), k), np.nan, np.float32)
+    # Fewer than k where the vocabulary is smaller: those stay empty.
+    places = starts[:, None] + np.arange(1, k + 1)
+    is_entry = np.arange(1, k + 1) < num_entries[:, None]
+    top_token_ids[is_entry] = np.asarray(flat.token_ids, np.int32)[places[is_entry]]
+    top_logprobs[is_entry] = logprobs[places[is_entry]]
+    completion.prompt_top_token_ids, completion.prompt_top_logprobs = top_token_ids, top_logprobs
 
 
 def _timing(stats: Any) -> Timing:

@@ -1,0 +1,150 @@
+"""Scores of a finished output: its completions against a reference column, or its own perplexity.
+
+Must not know: how it was computed, terminals. A failed row counts as wrong, so that an output does
+not get better by failing; a row without a reference is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from batchinfer.errors import ConfigError, InputError
+from batchinfer.evaluation.intervals import ratio_interval
+from batchinfer.evaluation.outputs import Output, read_output
+from batchinfer.evaluation.perplexity import bits_per_byte, mean_nll, totals_of
+from batchinfer.evaluation.record import Frozen
+
+#: Of a text for ROUGE-L: letters and digits in lower case, as Google's rouge-score takes them, but
+#: of any script.
+_WORDS = re.compile(r"[^\W_]+")
+
+
+class Score(Frozen):
+    """A mean over rows, 0 to 1, and its 95 % interval over rows."""
+
+    mean: float
+    low: float | None  # None: one row
+    high: float | None
+
+
+class Grade(Frozen):
+    """`rows` are those with a reference; `rows_failed` of them are errors, and count 0."""
+
+    output: str
+    reference: str
+    rows: int
+    rows_failed: int
+    rows_without_reference: int
+    exact_match: Score  # the same text, but for white space around it
+    rouge_l: Score | None = None  # F1 of the longest common subsequence of words
+
+
+class ScoreGrade(Frozen):
+    """Of a score output: over the scored tokens of all rows, which may not have failed."""
+
+    output: str
+    rows: int
+    tokens: int
+    nll: float  # nats a token
+    perplexity: float
+    perplexity_low: float | None  # 95 % interval over rows; None: one row
+    perplexity_high: float | None
+    bits_per_byte: float | None
+
+
+def grade(location: str, reference: str | None, *, rouge: bool = False) -> Grade | ScoreGrade:
+    """`reference`: a column of the output (`input.keep_columns`); None for a score output.
+
+    Raises ConfigError, InputError.
+    """
+    output = read_output(location)
+    if output.task == "score":
+        if reference is not None:
+            raise ConfigError(
+                f"{output.url} is of task score, and has no completions: leave the reference out"
+            )
+        return _of_scores(output)
+    if reference is None:
+        raise ConfigError(
+            f"{output.url} has completions: name the column of the output to compare them with"
+        )
+    return _of_texts(output, reference, rouge_l if rouge else None)
+
+
+def _of_scores(output: Output) -> ScoreGrade:
+    totals = totals_of(output, "num_text_bytes")
+    nll = mean_nll(totals, output.url)
+    bounds = ratio_interval(totals.nll, totals.num_tokens)
+    low, high = (None, None) if bounds is None else (math.exp(bound) for bound in bounds)
+    return ScoreGrade(
+        output=output.url,
+        rows=len(totals.nll),
+        tokens=int(totals.num_tokens.sum()),
+        nll=nll,
+        perplexity=math.exp(nll),
+        perplexity_low=low,
+        perplexity_high=high,
+        bits_per_byte=bits_per_byte(totals),
+    )
+
+
+def _of_texts(output: Output, reference: str, rouge: Callable[[str, str], float] | None) -> Grade:
+    exact: list[float] = []
+    near: list[float] = []
+    failed = without = 0
+    for table in output.tables(["completion", "error_type", reference]):
+        if str(table.schema.field(reference).type) not in ("string", "large_string"):
+            kind = table.schema.field(reference).type
+            raise ConfigError(f"column {reference!r} of {output.url} is {kind}, not text")
+        rows = zip(
+            table["completion"].to_pylist(),
+            table["error_type"].to_pylist(),
+            table[reference].to_pylist(),
+            strict=True,
+        )
+        for completion, error_type, wanted in rows:
+            if wanted is None:
+                without += 1
+                continue
+            failed += error_type is not None
+            given = completion or ""
+            exact.append(float(error_type is None and given.strip() == wanted.strip()))
+            if rouge is not None:
+                near.append(rouge(given, wanted) if error_type is None else 0.0)
+    if not exact:
+        raise InputError(f"no row of {output.url} has a value in column {reference!r}")
+    return Grade(
+        output=output.url,
+        reference=reference,
+        rows=len(exact),
+        rows_failed=failed,
+        rows_without_reference=without,
+        exact_match=_score(exact),
+        rouge_l=_score(near) if near else None,
+    )
+
+
+def _score(values: Sequence[float]) -> Score:
+    numbers = np.array(values)
+    low, high = ratio_interval(numbers, np.ones(len(numbers))) or (None, None)
+    return Score(mean=math.fsum(values) / len(values), low=low, high=high)
+
+
+def rouge_l(given: str, wanted: str) -> float:
+    """F1 of precision and recall of the longest common subsequence of words (Lin 2004), 0 to 1.
+
+    Two texts without words agree. Raises ConfigError if rapidfuzz is not installed.
+    """
+    try:
+        from rapidfuzz.distance import LCSseq
+    except ImportError:
+        raise ConfigError(
+            "ROUGE-L needs the package rapidfuzz: pip install 'batchinfer[grade]'"
+        ) from None
+    words = [_WORDS.findall(text.lower()) for text in (given, wanted)]
+    num_words = len(words[0]) + len(words[1])
+    return 2 * LCSseq.similarity(*words) / num_words if num_words else 1.0

@@ -1,0 +1,93 @@
+"""A measurement beside the finished output of a reference model on the same tokens.
+
+Must not know: how either was computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.errors import ConfigError
+from batchinfer.evaluation.divergence import kl_divergence, top1_agrees
+from batchinfer.evaluation.outputs import Output, read_output, refuse_failed
+from batchinfer.evaluation.pairs import (
+    TOPS,
+    check_same_tokens,
+    joined,
+    require_tops,
+    same_lists,
+    scored_token_ids,
+    tops_of,
+)
+from batchinfer.evaluation.windows import SCORED
+from batchinfer.ledger import layout
+from batchinfer.model import ModelFacts
+from batchinfer.storage import is_s3
+
+COLUMNS = ("token_ids", "token_logprobs", *TOPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """Means over all scored tokens."""
+
+    kl: float  # nats
+    top_k: int  # likeliest tokens that it was computed from
+    top1_agreement: float  # share, 0 to 1
+    num_tokens: int
+
+
+def open_reference(location: str) -> Output:
+    """`location`: an output, or the work folder of a measurement. Raises ConfigError."""
+    inside = Path(location) / "output"
+    if not is_s3(location) and (inside / layout.JOB_KEY).is_file():
+        location = str(inside)
+    output = read_output(location)
+    require_tops(output)
+    refuse_failed(output)
+    return output
+
+
+def check_reference(reference: Output, windows: Path, model: ModelFacts) -> None:
+    """Raise ConfigError unless the reference scored these windows, with the model's vocabulary.
+
+    Before anything is computed.
+    """
+    ours = pq.read_table(windows, columns=[SCORED]).column(0)
+    theirs = pa.concat_tables(reference.tables(["token_ids", "top_token_ids"]))
+    if not same_lists(theirs["token_ids"], ours):
+        digest = model.digest.get("tokenizer.json", model.digest.get("tokenizer/tokenizer.json"))
+        content = reference.model.get("content", {})
+        other = content.get("tokenizer.json", content.get("tokenizer/tokenizer.json"))
+        why = "it is of another text, context, stride or number of windows"
+        if digest != other:
+            why = "its tokenizer is another one, so the perplexities would not compare"
+        raise ConfigError(f"the reference {reference.url} has other tokens: {why}")
+    top_token_ids = theirs["top_token_ids"].combine_chunks().flatten().flatten()
+    largest = int(top_token_ids.to_numpy().max(initial=0))
+    if largest >= model.vocab_size:
+        raise ConfigError(
+            f"the reference {reference.url} gives token {largest}, and {model.path} has a "
+            f"vocabulary of {model.vocab_size}: distributions over different vocabularies do not "
+            "compare"
+        )
+
+
+def closeness(reference: Output, output: Output) -> Closeness:
+    """How near `output` is to the reference, over all tokens. Raises ConfigError, InputError."""
+    kl: list[float] = []
+    agreeing = num_tokens = 0
+    top_k = 0
+    for left, right in joined(reference, output, COLUMNS):
+        check_same_tokens(reference, output, left["token_ids"], right["token_ids"])
+        one, other = tops_of(reference, left), tops_of(output, right)
+        kl.append(math.fsum(kl_divergence(scored_token_ids(left), one, other)))
+        agreeing += int(top1_agrees(one, other).sum())
+        num_tokens += len(one.token_logprobs)
+        top_k = min(one.k, other.k)
+    return Closeness(math.fsum(kl) / num_tokens, top_k, agreeing / num_tokens, num_tokens)
