@@ -14,7 +14,7 @@ from batchinfer.config.job import (
     S3Settings,
     TaskName,
 )
-from batchinfer.config.load import LoadedJob, explain, job_from, load_job
+from batchinfer.config.load import LoadedJob, explain, job_from, load_job, load_section
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
@@ -47,6 +47,7 @@ __all__ = [
     "job_schema",
     "job_schema_text",
     "load_job",
+    "load_section",
     "thaw",
     "without_defaults",
 ]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +27,8 @@ from batchinfer.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "BATCHINFER__"
 MAX_JOB_BYTES = 4 << 20
+_LEADING_TABS = re.compile(r"^[ \t]*\t[ \t]*", re.MULTILINE)
+_S = TypeVar("_S", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,27 @@ def _load(
     return LoadedJob(job, MappingProxyType(leaves), name)
 
 
+def load_section(path: str | os.PathLike[str], model: type[_S], what: str) -> _S:
+    """A file other than a job, as strictly as a job file. `what` it is, such as "spec".
+
+    Neither the environment nor options override it. JSON may be indented with tabs, as YAML may
+    not. Raises ConfigError naming every problem with its line.
+    """
+    name = os.fspath(path)
+    document = _read(name, what)
+    origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
+    problems = list(document.problems)
+    try:
+        section = model.model_validate(document.data)
+    except ValidationError as error:
+        found = translate(error, model)
+        problems += (_placed(key, sentence, origins, name) for key, sentence in found)
+        section = None
+    if section is None or problems:
+        raise ConfigError("\n".join(problems))
+    return section
+
+
 def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     """(dotted key, value as one line of JSON, origin) for every setting, in the models' order."""
     return [
@@ -114,26 +138,28 @@ def relative_to() -> str:
     return f"relative paths start at the current directory, {Path.cwd()}"
 
 
-def _read(name: str) -> Document:
+def _read(name: str, what: str = "job file") -> Document:
     try:
         with Path(name).open("rb") as file:
             content = file.read(MAX_JOB_BYTES + 1)
         if len(content) > MAX_JOB_BYTES:
             raise ConfigError(
-                f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, the limit for a job file"
+                f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, the limit for a {what}"
             )
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
         where = "" if Path(name).is_absolute() else f" ({relative_to()})"
-        raise ConfigError(f"{name}: no such job file{where}") from None
+        raise ConfigError(f"{name}: no such {what}{where}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{name}: cannot read the job file: {reason}") from None
+        raise ConfigError(f"{name}: cannot read the {what}: {reason}") from None
+    if name.endswith(".json"):  # where a line cannot begin inside of a text
+        text = _LEADING_TABS.sub(lambda tabs: "  " * len(tabs[0]), text)
     document = load_yaml(text, name)
     if document.data is None and not document.problems:
-        raise ConfigError(f"{name}: the job file is empty")
+        raise ConfigError(f"{name}: the {what} is empty")
     if not isinstance(document.data, dict):
         problem = f"{name}: must be a mapping (keys with values) at the top"
         raise ConfigError("\n".join([*document.problems, problem]))

@@ -49,9 +49,11 @@ def settings(model: type[BaseModel] = Job, prefix: str = "") -> Iterator[str]:
             yield from settings(inner, f"{prefix}{name}.")
 
 
-def nearest_keys(model: type[BaseModel], parent: str, name: str) -> list[str]:
+def nearest_keys(
+    model: type[BaseModel], parent: str, name: str, root: type[BaseModel] = Job
+) -> list[str]:
     """The dotted keys that `name` may mean, a key that `model` (at dotted key `parent`) lacks."""
-    elsewhere = list(settings())
+    elsewhere = list(settings(root))
     same_name = [key for key in elsewhere if key.rpartition(".")[2] == name.lower()]
     if same_name:
         return same_name
@@ -71,34 +73,39 @@ def unknown_key(model: type[BaseModel], meant: Sequence[str]) -> str:
     return f"unknown key; the keys here are {', '.join(model.model_fields)}"
 
 
-def translate(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """(dotted key, sentence) for each problem, in the order of the models."""
+def translate(error: ValidationError, root: type[BaseModel] = Job) -> Iterator[tuple[str, str]]:
+    """(dotted key, sentence) for each problem of a `root`, in the order of the models."""
     all_details = error.errors(include_url=False)
     for details in all_details:
         loc = [str(part) for part in details["loc"]]
         context = details.get("ctx", {})
         kind = details["type"]
+        depth = len(loc)
         if kind == "too_short" and any(
-            other["loc"][:-1] == details["loc"] for other in all_details
+            other["loc"][:depth] == details["loc"] and len(other["loc"]) > depth
+            for other in all_details
         ):
             continue  # pydantic does not count the entries that are wrong themselves
         if kind == "key_error":
             loc += context["key"].split(".")
-        yield ".".join(loc), _sentence(kind, loc, details["input"], context, details["msg"])
+        if kind == "extra_forbidden":
+            yield ".".join(loc), _unknown(loc, root)
+            continue
+        yield ".".join(loc), _sentence(kind, details["input"], context, details["msg"])
 
 
-def _sentence(
-    kind: str, loc: list[str], value: object, context: Mapping[str, Any], message: str
-) -> str:
+def _unknown(loc: list[str], root: type[BaseModel]) -> str:
+    model = _model_at(loc[:-1], root)
+    return unknown_key(model, nearest_keys(model, ".".join(loc[:-1]), loc[-1], root))
+
+
+def _sentence(kind: str, value: object, context: Mapping[str, Any], message: str) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "key_error":
         return str(context["sentence"])
     if kind == "value_error":
         return str(context["error"])
-    if kind == "extra_forbidden":
-        model = _model_at(loc[:-1])
-        return unknown_key(model, nearest_keys(model, ".".join(loc[:-1]), loc[-1]))
     if kind == "literal_error":
         return _not_a_choice(str(context["expected"]), value)
     if kind == "too_short":
@@ -122,8 +129,8 @@ def _not_a_choice(expected: str, value: object) -> str:
     return f"{sentence}; did you mean {close[0]}?" if close else sentence
 
 
-def _model_at(loc: list[str]) -> type[BaseModel]:
-    model: type[BaseModel] = Job
+def _model_at(loc: list[str], root: type[BaseModel]) -> type[BaseModel]:
+    model = root
     for part in loc:
         if part in model.model_fields:
             model = submodel(model.model_fields[part].annotation, in_lists=True) or model

@@ -55,7 +55,7 @@ class _TooLarge(yaml.MarkedYAMLError):
         what = f"more than {MAX_VALUES:,} values, counting those that aliases stand for"
         if depth > MAX_DEPTH:
             what = f"values in values more than {MAX_DEPTH} deep"
-        super().__init__(problem=f"too large for a job file: {what}", problem_mark=mark)
+        super().__init__(problem=f"too large: {what}", problem_mark=mark)
 
 
 _CoreLoader.yaml_implicit_resolvers = {}  # its own, else the 1.1 resolvers are inherited

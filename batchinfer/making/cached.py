@@ -108,6 +108,15 @@ def cached_checkpoint(model: ModelFacts) -> Path:
     return target
 
 
+def model_hashes(source: Path) -> dict[str, str]:
+    """File -> sha256, for every file of a model folder that decides what the model computes.
+
+    A file is read once and its hash noted below the cache, for as long as nobody touches it. Raises
+    ConfigError for a folder without weights.
+    """
+    return _hashes(source, user_cache() / "models")
+
+
 class _Progress:
     """A line in the log now and then."""
 
@@ -127,13 +136,18 @@ def _key(source: Path, recipe: Recipe, folder: Path) -> str:
     models of one base would be equal. And it knows what the checkpoint has no part of: adapters,
     tokenizers of other folders.
     """
+    lines = _hashes(source, folder) | {"made by": recipe.identity}
+    text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _hashes(source: Path, folder: Path) -> dict[str, str]:
+    """File -> sha256 of its content, for every file of a model that decides what it computes."""
     files = weight_files(source)
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
         hashes = list(pool.map(lambda file: _sha256(file, folder / ".hashes"), files))
-    lines = content_digest(source, source) | {"made by": recipe.identity}
-    lines |= {file.name: digest for file, digest in zip(files, hashes, strict=True)}
-    text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines.items()))
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
+    lines = content_digest(source, source)
+    return lines | {file.name: digest for file, digest in zip(files, hashes, strict=True)}
 
 
 def _sha256(file: Path, notes: Path) -> str:
