@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from batchinfer.cli.compare import compare
+
 
 @click.command(short_help="Measure the perplexity of a model on a text.")
 @click.argument("model")
@@ -106,4 +108,4 @@ def grade(output: str, reference: str | None, rouge: bool) -> None:
 
 
 #: What `app` adds to its own.
-EVALUATIONS = (perplexity, pair, grade)
+EVALUATIONS = (perplexity, compare, pair, grade)

@@ -64,7 +64,7 @@ OWNERS = {
     "fsspec": ("storage/*.py",),
     "botocore": ("storage/*.py",),
     "click": ("cli/*.py",),
-    "matplotlib": (),
+    "matplotlib": ("evaluation/comparison/plot.py",),
     "ray": (),
 }
 

@@ -131,5 +131,10 @@ if __name__ == "__main__":
     plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
     KINDS.update(fake_kinds(plan))
     register("fake", fake_kind(plan))
+    if sys.argv[1] == "compare":
+        from batchinfer.cli import comparison
+        from tests.support.fake_child import PROGRAM
+
+        comparison.compare = partial(comparison.compare, program=PROGRAM)
     sys.argv[0] = "batchinfer"
     main()

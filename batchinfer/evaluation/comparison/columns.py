@@ -1,0 +1,66 @@
+"""The columns of a comparison's table, for terminals and pages alike.
+
+Must not know: how a table is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from batchinfer.evaluation.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`text`: a record's cell, "" where the figure is unknown. `note`: what it means, one line."""
+
+    title: str
+    text: Callable[[Record], str]
+    note: str = ""
+    is_number: bool = True
+
+
+def columns_of(records: Sequence[Record]) -> list[Column]:
+    """Those in which any record has something."""
+    return [column for column in _ALL if any(column.text(record) for record in records)]
+
+
+def size_text(num_bytes: int | None) -> str:
+    """Decimal, as disks and downloads count: 14.0 MB."""
+    if num_bytes is None:
+        return ""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _number(name: str, digits: int) -> Callable[[Record], str]:
+    def text(record: Record) -> str:
+        value = getattr(record, name)
+        return "" if value is None else f"{value:,.{digits}f}"
+
+    return text
+
+
+def _interval(record: Record) -> str:
+    if record.perplexity_low is None or record.perplexity_high is None:
+        return ""
+    return f"{record.perplexity_low:,.3f} to {record.perplexity_high:,.3f}"
+
+
+def _share(record: Record) -> str:
+    return "" if record.top1_agreement is None else f"{100 * record.top1_agreement:.2f} %"
+
+
+_ALL = (
+    Column("entry", lambda r: r.label, is_number=False),
+    Column("perplexity", _number("perplexity", 4), "exp of the mean NLL of a token"),
+    Column("95 % interval", _interval, "of the perplexity, over windows of this text"),
+    Column("bits/byte", _number("bits_per_byte", 4), "compares also across tokenizers"),
+    Column("KL", _number("kl", 5), "divergence from the reference, nats per token"),
+    Column("top-1", _share, "tokens for which both find the same token likeliest"),
+    Column("bits/weight", _number("layer_bits_per_weight", 3), "of the decoder layers, as stored"),
+    Column("head", _number("head_bits_per_weight", 3), "bits per weight of the head, as stored"),
+    Column("size", lambda r: size_text(r.model_bytes), "of all weights, as stored"),
+    Column("peak memory", lambda r: size_text(r.peak_memory_bytes), "of the device"),
+    Column("tokens/s", _number("tokens_per_s", 0), "scored tokens, start-up left out"),
+)

@@ -1,0 +1,188 @@
+"""A comparison from its requests to its records, references first.
+
+Must not know: specs' syntax, terminals, how anything is measured or drawn. Invariant: each entry
+comes to exactly one record, with figures or with its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+
+from batchinfer import __version__
+from batchinfer.errors import BatchInferError, ConfigError, TransientError, exit_code_of
+from batchinfer.evaluation.comparison.cache import Cache, Slot, key_of, text_digest
+from batchinfer.evaluation.comparison.children import CHILD, Failure, measure_in_child
+from batchinfer.evaluation.comparison.spec import Planned
+from batchinfer.evaluation.record import Record
+from batchinfer.model.folder import resolve_folder
+
+_PARTIAL = 3
+
+
+class Report(Protocol):
+    """Who is told what happens."""
+
+    def begins(self, label: str, log: Path) -> None: ...
+
+    def ends(self, record: Record, *, is_cached: bool) -> None: ...
+
+    def warns(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of it. `exit_code`: 0; 75 if another start may do better; 3 if it would not."""
+
+    records: tuple[Record, ...]
+    exit_code: int
+    message: str = ""
+
+
+def choose(planned: Sequence[Planned], patterns: Sequence[str]) -> list[Planned]:
+    """Those whose label matches one of the globs; all without any. Raises ConfigError if none."""
+    if not patterns:
+        return list(planned)
+    chosen = [
+        plan for plan in planned if any(fnmatchcase(plan.label, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        labels = ", ".join(repr(plan.label) for plan in planned)
+        raise ConfigError(f"--filter {' '.join(patterns)} matches no label; there are {labels}")
+    return chosen
+
+
+def needed(planned: Sequence[Planned], shown: Sequence[Planned]) -> list[Planned]:
+    """What is shown and what that refers to, references first."""
+    wanted = {plan.reference for plan in shown}
+    found = [plan for plan in planned if plan in shown or plan.label in wanted]
+    return sorted(found, key=lambda plan: plan.label not in wanted)
+
+
+def check_inputs(planned: Sequence[Planned], spec_path: str) -> None:
+    """Raise ConfigError for a text or models that are not there, before anything is computed."""
+    problems = []
+    try:
+        text_digest(planned[0].request.data, planned[0].request.column)
+    except ConfigError as error:
+        problems.append(f"{spec_path}: data: {error}")
+    for plan in {plan.key: plan for plan in planned}.values():
+        revision = plan.request.settings.get("model.revision")
+        try:
+            resolve_folder(plan.request.model, f"{plan.key}.model", revision)
+        except ConfigError as error:
+            problems.append(f"{spec_path}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def compare(
+    planned: Sequence[Planned],
+    shown: Sequence[Planned],
+    cache: Cache,
+    report: Report,
+    *,
+    is_cleared: bool = False,
+    program: Sequence[str] = CHILD,
+) -> Comparison:
+    """Measure `planned`, what is `needed`. `is_cleared`: forget what is kept of it first."""
+    run = _Run(cache, report, program)
+    run.find_keys(planned)
+    if is_cleared:
+        cache.clear(set(run.keys.values()))
+    for plan in planned:
+        run.measure(plan)
+    records = tuple(run.records[plan.label] for plan in shown)
+    _warn_of_other_tokens(records, report)
+    failed = [plan.label for plan in planned if run.records[plan.label].error is not None]
+    if not failed:
+        return Comparison(records, 0)
+    is_passing = any(run.codes[label] == TransientError.exit_code for label in failed)
+    advice = "start again: finished windows are kept" if is_passing else "see the table"
+    return Comparison(
+        records,
+        TransientError.exit_code if is_passing else _PARTIAL,
+        f"{len(failed)} of {len(planned)} entries failed: {', '.join(failed)} ({advice})",
+    )
+
+
+@dataclass
+class _Run:
+    cache: Cache
+    report: Report
+    program: Sequence[str]
+    keys: dict[str, str] = field(default_factory=dict)  # label -> slot
+    records: dict[str, Record] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)  # of those that failed
+
+    def find_keys(self, planned: Sequence[Planned]) -> None:
+        for plan in planned:
+            try:
+                self.keys[plan.label] = key_of(plan.request)
+            except BatchInferError as error:
+                self._fail(plan, Failure(str(error), exit_code_of(error)))
+
+    def measure(self, plan: Planned) -> None:
+        if plan.label in self.records:
+            return  # failed above
+        slot = self.cache.slot(self.keys[plan.label])
+        reference = self._reference(plan)
+        reference_key = self.keys[plan.reference] if plan.reference and reference else None
+        record = slot.read(plan.request, reference_key)
+        is_cached = record is not None
+        if record is None:
+            self.report.begins(plan.label, slot.log)
+            outcome = self._compute(plan, slot, reference)
+            if isinstance(outcome, Failure):
+                self._fail(plan, outcome)
+                return
+            record = outcome.model_copy(update={"reference": plan.reference if reference else None})
+            slot.write(record, reference_key)
+        self.records[plan.label] = record
+        self.report.ends(record, is_cached=is_cached)
+
+    def _reference(self, plan: Planned) -> Path | None:
+        """The finished output of the entry's reference."""
+        if plan.reference is None:
+            return None
+        if self.records[plan.reference].error is not None:
+            self.report.warns(
+                f"{plan.label}: no KL divergence, as its reference {plan.reference} failed"
+            )
+            return None
+        return self.cache.slot(self.keys[plan.reference]).output
+
+    def _compute(self, plan: Planned, slot: Slot, reference: Path | None) -> Record | Failure:
+        request = plan.request.model_copy(
+            update={"reference": str(reference) if reference else None}
+        )
+        return measure_in_child(request, slot.work, slot.log, self.program)
+
+    def _fail(self, plan: Planned, failure: Failure) -> None:
+        record = Record(
+            label=plan.label,
+            family=plan.request.family,
+            model=plan.request.model,
+            error=failure.message,
+            batchinfer_version=__version__,
+        )
+        self.records[plan.label] = record
+        self.codes[plan.label] = failure.exit_code
+        self.report.ends(record, is_cached=False)
+
+
+def _warn_of_other_tokens(records: Sequence[Record], report: Report) -> None:
+    """Perplexities of other tokenizers are of other tokens."""
+    by_digest: dict[str, str] = {}
+    for record in records:
+        if record.data_digest is not None:
+            by_digest.setdefault(record.data_digest, record.label)
+    if len(by_digest) > 1:
+        labels = " and ".join(by_digest.values())
+        report.warns(
+            f"{labels} have other tokenizers, so their perplexities do not compare: look at bits "
+            "per byte"
+        )

@@ -1,0 +1,294 @@
+"""`batchinfer compare` on the fake engine: processes, resume, cache, failures, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from tests.support.jobs import MODEL, Ended, kill, start, wait, wait_until
+
+pytestmark = pytest.mark.slow
+
+#: Settings with which a window becomes durable soon after it is computed.
+OFTEN = {"checkpoint.every_rows": 2, "checkpoint.every_s": 0.1, "packing.deduplicate": False}
+
+
+@dataclass
+class Bench:
+    """A spec over a small text, and the log of what the fake engine was asked."""
+
+    folder: Path
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def write(self, **changes: Any) -> Path:
+        text = self.folder / "text.txt"
+        text.write_text("".join(f"line {n} of a text, {n * n} words\n" for n in range(60)))
+        spec = {
+            "data": str(text),
+            "context": 32,
+            "stride": 8,
+            "settings": OFTEN,
+            "entries": [{"model": str(MODEL), "family": "demo", "formats": ["fp32", "bf16"]}],
+        }
+        path = self.folder / "spec.yaml"
+        path.write_text(yaml.safe_dump(spec | changes))
+        return path
+
+    def begin(self, path: Path, *arguments: str, **fake: Any) -> Any:
+        plan = {"log_file": str(self.folder / "asked"), "max_num_seqs": 2} | fake
+        return start(path, "--out", str(self.out), *arguments, command=("compare",), fake=plan)
+
+    def compare(self, path: Path, *arguments: str, **fake: Any) -> Ended:
+        return wait(self.begin(path, *arguments, **fake), 280)
+
+    def asked(self) -> list[str]:
+        """A line for each window that the engine was asked for, since the last call of this."""
+        log = self.folder / "asked"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def records(self) -> list[dict[str, Any]]:
+        return json.loads((self.out / "results.json").read_text())["records"]
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """What two runs have to agree on."""
+        return [{**record, "tokens_per_s": None} for record in self.records()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_each_entry_is_a_row(bench: Bench) -> None:
+    ended = bench.compare(bench.write(title="Demo"))
+    assert ended.code == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert [line[:9] for line in lines] == ["entry    ", "demo fp32", "demo bf16"]
+    fp32, bf16 = bench.records()
+    assert fp32["perplexity"] == bf16["perplexity"] > 1  # the fake has no precision
+    assert (fp32["family"], fp32["context"], fp32["stride"]) == ("demo", 32, 8)
+    table = pl.read_parquet(bench.out / "results.parquet")
+    assert table["label"].to_list() == ["demo fp32", "demo bf16"]
+    page = (bench.out / "comparison.html").read_text()
+    assert "<title>Demo</title>" in page and "demo bf16" in page
+
+
+def test_what_is_finished_is_kept(bench: Bench) -> None:
+    """A second run computes nothing; --clear-cache computes all, to the same numbers."""
+    path = bench.write()
+    bench.compare(path)
+    first, asked = bench.records(), bench.asked()
+    assert len(asked) == 2 * first[0]["windows"]
+    again = bench.compare(path)
+    assert again.code == 0
+    assert "kept from before" in again.stderr
+    assert (bench.records(), bench.asked()) == (first, [])
+    numbers = bench.numbers()
+    bench.compare(path, "--clear-cache")
+    assert bench.numbers() == numbers
+    assert sorted(bench.asked()) == sorted(asked)
+
+
+def test_a_name_is_no_content(bench: Bench) -> None:
+    """Another label and family find what was computed; another text and other settings do not."""
+    entry = {"model": str(MODEL), "quantization": "fp32"}
+    bench.compare(bench.write(entries=[entry | {"label": "a"}]))
+    assert bench.asked()
+    bench.compare(bench.write(entries=[entry | {"label": "b", "family": "f"}]))
+    assert not bench.asked()
+    assert (bench.records()[0]["label"], bench.records()[0]["family"]) == ("b", "f")
+    bench.compare(bench.write(entries=[entry], stride=16))
+    assert bench.asked()
+
+
+def test_a_model_that_was_made_again_is_measured_again(bench: Bench) -> None:
+    """Also where its files look the same: only the weights' numbers are others."""
+    model = bench.folder / "model"
+    shutil.copytree(MODEL, model)
+    path = bench.write(entries=[{"model": str(model), "quantization": "fp32"}])
+    bench.compare(path)
+    assert bench.asked()
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    bench.compare(path)
+    assert bench.asked()
+
+
+def ids(work: Path) -> set[int]:
+    """Of the windows whose result is in a file, while a run may be folding its parts."""
+    while True:
+        try:
+            files = [*work.glob("output/*.parquet"), *work.rglob("*.part")]
+            return {n for file in files for n in pl.read_parquet(file)["id"].to_list()}
+        except FileNotFoundError:
+            continue
+
+
+def durable(out: Path) -> list[int]:
+    """A number for each window whose result is in a file, as the engine logs what it is asked."""
+    found = []
+    for work in out.glob("entries/*/work"):
+        if not (done := ids(work)):
+            continue
+        windows = pl.concat(map(pl.read_parquet, work.glob("windows/*.parquet")))
+        for row in windows.filter(pl.col("window").is_in(done)).iter_rows(named=True):
+            prompt = row["given_token_ids"] + row["scored_token_ids"]
+            found.append(zlib.crc32(np.array(prompt, np.int32).tobytes()))
+    return found
+
+
+@pytest.mark.parametrize("whom", ["the command alone", "its whole process group"])
+def test_killed_and_started_again_no_finished_window_is_computed_twice(
+    bench: Bench, whom: str
+) -> None:
+    """Killed in the first entry and in the second, with SIGKILL, in the middle of its windows."""
+    path = bench.write()
+    bench.compare(path)
+    numbers = bench.numbers()
+    windows = bench.records()[0]["windows"]
+    shutil.rmtree(bench.out)
+    bench.asked()
+    for at_least in (windows // 3, windows + windows // 3):
+        process = bench.begin(path, step_s=0.05)
+        wait_until(lambda n=at_least: len(durable(bench.out)) >= n, 120, "half of the windows")
+        if whom == "the command alone":
+            os.kill(process.pid, signal.SIGKILL)
+            wait(process)
+            wait_until(lambda: not children(bench.out), 60, "the end of the entry's process")
+        else:
+            kill(process)
+            wait(process)
+        finished = Counter(durable(bench.out))
+        bench.asked()
+    ended = bench.compare(path)
+    assert ended.code == 0, ended.stderr
+    assert bench.numbers() == numbers
+    computed = Counter(map(int, bench.asked()))
+    assert finished.total() + computed.total() == 2 * windows
+    assert finished + computed == Counter({crc: 2 * n for crc, n in one_of_each(bench).items()})
+
+
+def one_of_each(bench: Bench) -> Counter[int]:
+    both = Counter(durable(bench.out))
+    return Counter({crc: n // 2 for crc, n in both.items()})
+
+
+def children(out: Path) -> list[str]:
+    """The processes of entries of this output."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(out).encode() in (folder / "cmdline").read_bytes():
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_model_that_fails_is_a_row_and_the_others_are_measured(bench: Bench) -> None:
+    damaged = bench.folder / "damaged"
+    shutil.copytree(MODEL, damaged)
+    (damaged / "config.json").write_text("{")
+    entries = [{"model": str(damaged)}, {"model": str(MODEL), "quantization": "fp32"}]
+    ended = bench.compare(bench.write(entries=entries))
+    assert ended.code == 3
+    assert "1 of 2 entries failed: damaged" in ended.stderr
+    broken, whole = bench.records()
+    assert "config.json is not valid JSON" in broken["error"]
+    assert broken["perplexity"] is None
+    assert whole["error"] is None and whole["perplexity"] > 1
+    assert any(
+        line.startswith("damaged") and "failed: " in line for line in ended.stdout.split("\n")
+    )
+
+
+def test_a_quantization_that_does_not_run_here_is_a_row(bench: Bench) -> None:
+    entry = {"model": str(MODEL), "family": "demo", "formats": ["awq", "fp32"]}
+    ended = bench.compare(bench.write(entries=[entry]))
+    assert ended.code == 3
+    assert "awq" in bench.records()[0]["error"]
+    assert bench.records()[1]["error"] is None
+
+
+def test_a_process_that_dies_of_a_signal_is_a_row_and_worth_another_start(bench: Bench) -> None:
+    """As the kernel ends it when memory runs out. The next start goes on where it died."""
+    path = bench.write()
+    ended = bench.compare(path, kill_at_step=30, step_s=0.05)
+    assert ended.code == 75
+    assert "2 of 2 entries failed: demo fp32, demo bf16 (start again" in ended.stderr
+    assert {record["error"].partition(",")[0] for record in bench.records()} == {
+        "its process was ended by SIGKILL"
+    }
+    bench.asked()
+    assert bench.compare(path).code == 0
+    assert len(bench.asked()) < 2 * bench.records()[0]["windows"]
+
+
+def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench) -> None:
+    path = bench.write(entries=[{"model": str(MODEL), "quantization": "fp32"}])
+    ended = bench.compare(path, max_num_seqs="a bug")
+    assert ended.code == 3
+    assert "its process ended with exit code 1" in bench.records()[0]["error"]
+    assert "TypeError" in bench.records()[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        (
+            {"entries": [{"model": "nowhere"}, {"model": str(MODEL)}, {"model": "nor/here/x"}]},
+            (),
+            "entries.0.model: there is no folder",
+        ),
+        ({}, ("--filter", "*int8"), "--filter *int8 matches no label"),
+        ({"data": "no-such.txt"}, (), "no-such.txt: there is no such file"),
+        ({"data": "x", "reference": "demo fp8"}, (), "no entry is called 'demo fp8'"),
+        ({}, ("--out", "s3://bucket/x"), "give one"),
+    ],
+)
+def test_a_mistake_in_the_spec_ends_at_once(
+    bench: Bench, changes: dict[str, Any], arguments: tuple[str, ...], message: str
+) -> None:
+    ended = bench.compare(bench.write(**changes), *arguments)
+    assert ended.code == 2
+    assert message in ended.stderr
+    assert not bench.asked()
+    assert not (bench.out / "results.json").exists()
+
+
+def test_a_filter_shows_some_entries(bench: Bench) -> None:
+    path = bench.write()
+    ended = bench.compare(path, "--filter", "*bf16")
+    assert ended.code == 0
+    assert [record["label"] for record in bench.records()] == ["demo bf16"]
+    assert len(bench.asked()) == bench.records()[0]["windows"]
+
+
+def test_a_plot_is_drawn_on_request(bench: Bench) -> None:
+    ended = bench.compare(bench.write(), "-p", "-v", "--dark", "-t", "A title", "--filter", "*")
+    assert ended.code == 0, ended.stderr
+    assert {path.name for path in bench.out.glob("perplexity-*")} == {
+        "perplexity-memory-dark.svg",
+        "perplexity-memory-dark.png",
+    }
+    assert "<title>A title</title>" in (bench.out / "comparison.html").read_text()
