@@ -52,6 +52,7 @@ OWNERS = {
         "quantization/methods/qtip/hadamard.py",
         "quantization/methods/qtip/linear.py",
         "quantization/methods/qtip/loading.py",
+        "quantization/methods/qtip/relaxml.py",
         "quantization/methods/qtip/trellis.py",
         "quantization/methods/*/vllm.py",
         "quantization/methods/*/write.py",

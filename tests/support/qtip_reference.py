@@ -86,3 +86,84 @@ def place(lane_order: str, position: int) -> tuple[int, int]:
 def hadamard(size: int) -> list[list[int]]:
     """Sylvester's, without its 1 / sqrt(size)."""
     return [[(-1) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
+
+
+def coded_matrix(
+    tiles: dict[tuple[int, int], list[int]],
+    code: str,
+    lane_order: str,
+    tlut: Sequence[Sequence[float]] | None = None,
+) -> list[list[float]]:
+    """[in][out] of states by the tile's place, (in / 16, out / 16)."""
+    num_in = 16 * (1 + max(i for i, _ in tiles))
+    num_out = 16 * (1 + max(j for _, j in tiles))
+    matrix = [[0.0] * num_out for _ in range(num_in)]
+    for (i, j), states in tiles.items():
+        values = [value for s in states for value in state_values(code, s, tlut)]
+        for position, value in enumerate(values):
+            of_in, of_out = place(lane_order, position)
+            matrix[16 * i + of_in][16 * j + of_out] = value
+    return matrix
+
+
+def times_hadamard(row: Sequence[float], odd: Sequence[Sequence[int]] | None) -> list[float]:
+    """U row. Without `odd` in blocks of 128, else U = (odd x Sylvester) / sqrt(n)."""
+    if odd is None:
+        blocks = [row[i : i + 128] for i in range(0, len(row), 128)]
+        return [value for block in blocks for value in times_hadamard(block, [[1]])]
+    width = len(row) // len(odd)
+    parts = [walsh(row[i : i + width]) for i in range(0, len(row), width)]
+    found = []
+    for signs in odd:
+        for column in range(width):
+            found.append(sum(sign * part[column] for sign, part in zip(signs, parts, strict=True)))
+    return [value / len(row) ** 0.5 for value in found]
+
+
+def walsh(row: Sequence[float]) -> list[float]:
+    """Sylvester's matrix times a row: two halves, their sum and their difference."""
+    if len(row) == 1:
+        return list(row)
+    half = len(row) // 2
+    first, second = walsh(row[:half]), walsh(row[half:])
+    return [a + b for a, b in zip(first, second, strict=True)] + [
+        a - b for a, b in zip(first, second, strict=True)
+    ]
+
+
+def weight(
+    coded: list[list[float]],
+    suh: Sequence[float],
+    svh: Sequence[float],
+    odd_in: Sequence[Sequence[int]] | None = None,
+    odd_out: Sequence[Sequence[int]] | None = None,
+) -> list[list[float]]:
+    """[out][in] in the basis of the activations."""
+    by_in = [times_hadamard(row, odd_out) for row in coded]  # [in][out]
+    rows = [times_hadamard(row, odd_in) for row in zip(*by_in, strict=True)]  # [out][in]
+    return [
+        [value * a * b for value, a in zip(row, suh, strict=True)]
+        for row, b in zip(rows, svh, strict=True)
+    ]
+
+
+def swizzled_bytes(
+    stored: bytes, num_out: int, num_in: int, num_bits: int
+) -> dict[tuple[int, int], list[int]]:
+    """Streams of tiles (out / 16, in / 16) of QTIP's layout for its fast kernel.
+
+    Byte q of lane l is the q-th lowest of the integer of the lane's 8 K bits.
+    """
+    streams = {}
+    for mi in range(num_out // 16):
+        for ni in range(num_in // 16):
+            bits = []
+            for lane in range(32):
+                integer = 0
+                for q in range(num_bits):
+                    block = ((mi // 2) * (num_in // 32) + ni // 2) * 32 + lane
+                    offset = (block * 4 + (ni % 2) * 2 + mi % 2) * num_bits + q
+                    integer |= stored[offset] << 8 * q
+                bits += [integer >> (8 * num_bits - 1 - b) & 1 for b in range(8 * num_bits)]
+            streams[mi, ni] = bits
+    return streams

@@ -94,6 +94,12 @@ class Pieces:
             problems = [*wrong_shape(list(parts["trellis"].shape)), *self._wrong_sizes(index)]
         if problems:
             raise ValueError(f"{self.name}: {problems[0]}: copy the checkpoint again")
+        cut = not all(span.is_whole for span in (self.inputs, self.outputs[index]))
+        if cut and (layer.has_full_in or layer.has_full_out):
+            raise ValueError(
+                f"{self.name} has a Hadamard over a whole side, which cannot be cut between "
+                "devices: set model.tensor_parallel_size (vLLM's tensor_parallel_size) to 1"
+            )
         return Coded(
             trellis=parts["trellis"].contiguous(),
             suh=parts["suh"] if "suh" in parts else signs_of_bits(parts["su"]),
