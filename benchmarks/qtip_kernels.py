@@ -1,6 +1,6 @@
 """The trellis kernels on one GPU: whether they are right, and how fast beside others.
 
-    python -m benchmarks.qtip_kernels build LIBRARIES           # needs nvcc, no GPU; minutes
+    python -m benchmarks.qtip_kernels build LIBRARIES           # needs nvcc, no GPU
     python -m benchmarks.qtip_kernels run LIBRARIES OUT.jsonl   # needs torch and a GPU, no compiler
 
 Every section is a process of its own with a time limit, so that one that fails leaves the others.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ CODES = ("mcg", "mul1", "hyb")
 #: (bits, code, lane order) that are checked and not timed.
 ALSO_CHECKED = [
     *((bits, code, "exl3") for bits in (1, 5, 6, 7, 8) for code in ("3inst", "mul1", "hyb")),
+    *((bits, "1mad", "exl3") for bits in (1, 2, 4)),
     (2, "hyb", "qtip"),
     (3, "mcg", "qtip"),
 ]
@@ -44,26 +46,14 @@ ALU_ROOF = {"mcg": 3.7e12, "3inst": 3.7e12, "mul1": 7.4e12, "hyb": 9.9e12}
 
 
 def build(folder: Path, chosen: list[tuple[int, str, str]]) -> None:
-    from batchinfer.quantization.methods.qtip.cuda import KINDS, ORDERS, file_name
+    from batchinfer.quantization.methods.qtip.cuda_backend import SOURCE, flags_for
+    from batchinfer.quantization.native import CUDA, compiled
 
-    folder.mkdir(parents=True, exist_ok=True)
-    source = ROOT / "kernels" / "cuda" / "qtip.cu"
-    newest = max(file.stat().st_mtime for file in source.parent.iterdir())
-    wanted = {file_name(*combination): combination for combination in chosen}
+    def one(combination: tuple[int, str, str]) -> None:
+        print(compiled(SOURCE, flags_for(*combination), folder, CUDA), flush=True)  # noqa: T201
 
-    def one(item: tuple[str, tuple[int, str, str]]) -> None:
-        name, (bits, code, order) = item
-        to = folder / f"{name}.so"
-        if to.exists() and to.stat().st_mtime > newest:
-            return
-        flags = [f"-DQTIP_BITS={bits}", f"-DQTIP_CODE={KINDS[code][0]}"]
-        flags.append(f"-DQTIP_ORDER={ORDERS[order]}")
-        command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_90a", "-Xcompiler", "-fPIC", "-shared"]
-        subprocess.run([*command, *flags, str(source), "-o", str(to)], check=True)
-        print(to, flush=True)  # noqa: T201
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, wanted.items()))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(one, dict.fromkeys(chosen)))
 
 
 # ---------------------------------------------------------------- sections, each in a process
@@ -263,8 +253,10 @@ def machine(lines: Lines) -> None:
 
 
 def section(libraries: Path, out: Path, name: str) -> None:
-    from batchinfer.quantization.methods.qtip.cuda import file_name, library
+    from batchinfer.quantization.methods.qtip.cuda_backend import library
+    from batchinfer.quantization.native import PREBUILT
 
+    os.environ[PREBUILT] = str(libraries)
     lines = Lines(out, name)
     kind, *rest = name.split(":")
     started = time.monotonic()
@@ -275,7 +267,7 @@ def section(libraries: Path, out: Path, name: str) -> None:
             speed_bf16(lines)
         else:
             bits, code, order = int(rest[0]), rest[1], rest[2]
-            lib = library(libraries / f"{file_name(bits, code, order)}.so")
+            lib = library(bits, code, order)
             if kind == "check":
                 check(lines, lib, bits, code, order)
             elif kind == "speed":

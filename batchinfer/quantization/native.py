@@ -1,8 +1,8 @@
-"""Our C++, compiled when it is first used: no import and no installation needs a compiler.
+"""Our C++ and CUDA, compiled when first used: no import and no installation needs a compiler.
 
 The sources are in `kernels/` beside the package; an installed package has them as `kernels_src`. A
-library is named after its source, the flags and the compiler, so that another of any of these makes
-another one. Must not know: what is compiled, where libraries are kept.
+library is named after its sources and the flags, so that other ones make another library, and one
+that was compiled elsewhere is taken where there is no compiler. Must not know: what is compiled.
 """
 
 from __future__ import annotations
@@ -14,10 +14,32 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _SOURCES = Path(__file__).parents[1] / "kernels_src"
-_COMPILERS = ("g++", "c++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+
+#: Environment variable: a folder with libraries that were compiled elsewhere.
+PREBUILT = "BATCHINFER_KERNELS"
+
+
+class Tools(NamedTuple):
+    """What compiles a language."""
+
+    language: str
+    variable: str  # of the environment: a program that is taken instead
+    programs: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+CPP = Tools(
+    "C++", "CXX", ("g++", "c++", "clang++"), ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+)
+CUDA = Tools(
+    "CUDA",
+    "NVCC",
+    ("nvcc", "/usr/local/cuda/bin/nvcc"),
+    ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared"),
+)
 
 
 class NotCompiled(Exception):
@@ -31,30 +53,59 @@ def instruction_flags(cpu_flags: frozenset[str]) -> tuple[str, ...]:
     return ("-mavx2", "-mfma") if {"avx2", "fma"} <= cpu_flags else ()
 
 
-def compiled(source: str, flags: Sequence[str], folder: Path) -> Path:
+def user_folder() -> Path:
+    """Where libraries are kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "batchinfer" / "kernels"
+
+
+def compiled(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP) -> Path:
     """The shared library of a source, such as cpu/viterbi.cpp, in `folder`. Seconds, once.
 
     Raises NotCompiled.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, _COMPILERS), None)
+    found = already_compiled(source, flags, folder, tools)
+    if found is not None:
+        return found
+    compiler = os.environ.get(tools.variable) or next(filter(shutil.which, tools.programs), None)
     if compiler is None:
-        raise NotCompiled(f"there is no C++ compiler ({', '.join(_COMPILERS)}, or CXX)")
-    file = _SOURCES / source
-    command = [compiler, *_FLAGS, *flags]
-    key = hashlib.sha256(file.read_bytes())
-    key.update("\0".join([*command, _call([compiler, "--version"])]).encode())
-    library = folder / f"{file.stem}-{key.hexdigest()[:20]}.so"
-    if not library.exists():
-        temporary = folder / f".{library.name}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _call([*command, str(file), "-o", str(temporary)])
-            temporary.replace(library)
-        except OSError as error:
-            raise NotCompiled(f"{folder} cannot be written: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        raise NotCompiled(
+            f"there is no {tools.language} compiler ({', '.join(tools.programs)}, or "
+            f"{tools.variable}), and no library of this version in {PREBUILT}"
+        )
+    library = folder / _name(source, flags, tools)
+    temporary = folder / f".{library.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [compiler, *tools.flags, *flags, str(_SOURCES / source), "-o", str(temporary)]
+        _call(command)
+        temporary.replace(library)
+    except OSError as error:
+        raise NotCompiled(f"{folder} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return library
+
+
+def already_compiled(
+    source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP
+) -> Path | None:
+    """The same if nothing is left to do."""
+    prebuilt = os.environ.get(PREBUILT)
+    folders = [Path(prebuilt), folder] if prebuilt else [folder]
+    files = [found / _name(source, flags, tools) for found in folders]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _name(source: str, flags: Sequence[str], tools: Tools) -> str:
+    """After all sources of its folder, as they include each other."""
+    file = _SOURCES / source
+    key = hashlib.sha256()
+    for part in sorted(file.parent.iterdir()):
+        if part.is_file():
+            key.update(f"{part.name}\0{part.stat().st_size}\0".encode() + part.read_bytes())
+    key.update("\0".join([*tools.flags, *flags]).encode())
+    return f"{file.stem}-{key.hexdigest()[:20]}.so"
 
 
 def _call(command: Sequence[str]) -> str:

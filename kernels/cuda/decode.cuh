@@ -99,15 +99,18 @@ QTIP_INLINE uint32_t two_terms(uint32_t state, uint32_t multiplier, uint32_t add
 #endif
 }
 
-// MUL1: the float16 number 1024 + (sum of the four bytes), as bits.
-QTIP_INLINE uint32_t byte_sum(uint32_t state, uint32_t multiplier) {
-    const uint32_t x = state * multiplier;
+// MUL1, 1MAD: the float16 number 1024 + (sum of the four bytes), as bits.
+QTIP_INLINE uint32_t byte_sum(uint32_t state, uint32_t multiplier, uint32_t addend) {
+    const uint32_t x = state * multiplier + addend;
 #ifdef __CUDA_ARCH__
     return __dp4a(x, 0x01010101u, 0x6400u);
 #else
     return 0x6400u + (x & 0xff) + (x >> 8 & 0xff) + (x >> 16 & 0xff) + (x >> 24);
 #endif
 }
+
+// 1MAD: (sum - 510) times this, in float32, rounded to float16 (equal to the quotient for all sums).
+constexpr float kMadScale = 1.0f / 147.800537109375f;
 
 // HYB: index into the table of 2^10 pairs, whose upper half has the first number negated.
 QTIP_INLINE uint32_t table_index(uint32_t state) {

@@ -9,7 +9,7 @@
 
 namespace qtip {
 
-enum Code { kTwoTerms = 0, kByteSum = 1, kTable = 2 };
+enum Code { kTwoTerms = 0, kByteSum = 1, kTable = 2, kByteMean = 3 };
 
 constexpr int kBits = QTIP_BITS;
 constexpr int kCode = QTIP_CODE;
@@ -93,13 +93,16 @@ struct Group {
                 found = *reinterpret_cast<const uint32_t *>(
                     reinterpret_cast<const uint8_t *>(table) + at);
             } else if constexpr (kCode == kByteSum) {
-                const uint32_t low = byte_sum(state_of<true>(tile, 2 * pair), code.multiplier);
-                const uint32_t high = byte_sum(state_of<true>(tile, 2 * pair + 1), code.multiplier);
-                const uint32_t both = high * 65536u + low;
+                const uint32_t both = sums(tile, pair, code.multiplier, 0);
                 const __half2 value = __hfma2(reinterpret_cast<const __half2 &>(both),
-                                              __half2(__ushort_as_half(0x1eee), __ushort_as_half(0x1eee)),
-                                              __half2(__ushort_as_half(0xc931), __ushort_as_half(0xc931)));
+                                              __half2half2(__ushort_as_half(0x1eee)),
+                                              __half2half2(__ushort_as_half(0xc931)));
                 found = reinterpret_cast<const uint32_t &>(value);
+            } else if constexpr (kCode == kByteMean) {
+                const uint32_t both = sums(tile, pair, code.multiplier, code.addend);
+                const float2 from_1024 = __half22float2(reinterpret_cast<const __half2 &>(both));
+                found = half_pair((from_1024.x - 1534.0f) * kMadScale,
+                                  (from_1024.y - 1534.0f) * kMadScale);
             } else {
                 const uint32_t low = terms(tile, 2 * pair, code);
                 const uint32_t high = terms(tile, 2 * pair + 1, code);
@@ -110,6 +113,14 @@ struct Group {
                 found = reinterpret_cast<const uint32_t &>(value);
             }
         }
+    }
+
+    // Byte sums of two states, as float16 numbers above 1024.
+    __device__ __forceinline__ uint32_t sums(int tile, int pair, uint32_t multiplier,
+                                             uint32_t addend) const {
+        const uint32_t low = byte_sum(state_of<true>(tile, 2 * pair), multiplier, addend);
+        const uint32_t high = byte_sum(state_of<true>(tile, 2 * pair + 1), multiplier, addend);
+        return high * 65536u + low;
     }
 
     __device__ __forceinline__ uint32_t terms(int tile, int t, const CodeArgs &code) const {

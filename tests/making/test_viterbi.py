@@ -212,6 +212,18 @@ def test_a_library_is_compiled_once_for_each_set_of_flags(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_library_that_was_compiled_elsewhere_needs_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = compiled("cpu/viterbi.cpp", ("-O0",), tmp_path / "elsewhere")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("BATCHINFER_KERNELS", str(tmp_path / "elsewhere"))
+    assert compiled("cpu/viterbi.cpp", ("-O0",), tmp_path / "here") == library
+    assert not (tmp_path / "here").exists()
+    with pytest.raises(NotCompiled):
+        compiled("cpu/viterbi.cpp", ("-O1",), tmp_path / "here")
+
+
 def test_the_instruction_set_is_the_best_that_the_cpu_has() -> None:
     assert instruction_flags(BUILDS["avx512"]) == ("-mavx512f",)
     assert instruction_flags(BUILDS["avx2"]) == ("-mavx2", "-mfma")

@@ -48,6 +48,7 @@ OWNERS = {
         "quantization/methods/*/dequantize.py",
         "quantization/methods/qtip/codes.py",
         "quantization/methods/qtip/cuda.py",
+        "quantization/methods/qtip/cuda_backend.py",
         "quantization/methods/qtip/dense.py",
         "quantization/methods/qtip/hadamard.py",
         "quantization/methods/qtip/linear.py",

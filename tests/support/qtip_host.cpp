@@ -27,8 +27,9 @@ uint32_t weight(uint32_t state, int kind, uint32_t multiplier, uint32_t addend) 
         const uint32_t both = qtip::two_terms(state, multiplier, addend);
         return bits_of(value_of(both & 0xffff) + value_of(both >> 16));
     }
-    return bits_of(value_of(qtip::byte_sum(state, multiplier)) * value_of(0x1eee)
-                   + value_of(0xc931));
+    const double sum = value_of(qtip::byte_sum(state, multiplier, addend));
+    if (kind == 3) return bits_of(static_cast<float>(sum - 1534) * qtip::kMadScale);
+    return bits_of(sum * value_of(0x1eee) + value_of(0xc931));
 }
 
 template <int K, int Order>

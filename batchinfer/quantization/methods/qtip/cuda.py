@@ -9,8 +9,6 @@ Must not know: vLLM, files of checkpoints.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +23,7 @@ KINDS = {
     "mcg": (0, 0xCBAC1FED, 0),
     "mul1": (1, 0x83DCD12D, 0),
     "hyb": (2, 0, 0),
+    "1mad": (3, 34038481, 76625530),
 }
 ORDERS = {"exl3": 0, "qtip": 1}
 
@@ -208,11 +207,6 @@ class Library:
             raise RuntimeError(f"the qtip kernels: {message} (CUDA error {error})")
 
 
-@cache
-def library(file: Path) -> Library:
-    return Library(file)
-
-
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -225,11 +219,7 @@ def _stream(tensor: Tensor) -> Any:
     return ctypes.c_void_p(torch.cuda.current_stream(tensor.device).cuda_stream)
 
 
-def file_name(bits: int, code: str, lane_order: str) -> str:
-    return f"qtip-{bits}-{KINDS[code][0]}-{ORDERS[lane_order]}"
-
-
-def check_sizes(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        if layer.sizes[1] % _BLOCK:
-            raise ValueError(f"{layer.sizes[1]} outputs are not a multiple of {_BLOCK}")
+def defines(bits: int, code: str, lane_order: str) -> tuple[str, ...]:
+    """For the compiler: what a library decodes."""
+    chosen = {"BITS": bits, "CODE": KINDS[code][0], "ORDER": ORDERS[lane_order]}
+    return tuple(f"-DQTIP_{name}={value}" for name, value in chosen.items())

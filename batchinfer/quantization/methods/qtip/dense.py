@@ -53,9 +53,10 @@ def dense(layer: Coded, dtype: torch.dtype = torch.float32) -> Tensor:
     return weight
 
 
-def dense_rows(layer: Coded, dtype: torch.dtype) -> Iterator[Tensor]:
-    """`dense` in pieces, `dtype` [some outputs, in], in order."""
-    values = table(layer.code, layer.tlut).to(layer.trellis.device)
+def dense_rows(layer: Coded, dtype: torch.dtype, values: Tensor | None = None) -> Iterator[Tensor]:
+    """`dense` in pieces, `dtype` [some outputs, in], in order. `values`: the code's `table`."""
+    if values is None:
+        values = table(layer.code, layer.tlut).to(layer.trellis.device)
     _, num_out = sizes(layer)
     along_in, along_out = _transform(layer.full_in), _transform(layer.full_out)
     suh, svh = layer.suh.float(), layer.svh.float()

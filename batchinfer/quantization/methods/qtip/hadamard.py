@@ -8,6 +8,7 @@ side. Must not know: codes, files.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -26,8 +27,12 @@ def block_hadamard(values: Tensor) -> Tensor:
     return (values.float().unflatten(-1, (-1, BLOCK)) @ matrix).flatten(-2)
 
 
+@cache
 def sylvester(size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Sylvester's matrix of 1 and -1 in natural order: float32 [size, size], a power of two."""
+    """Sylvester's matrix of 1 and -1 in natural order: float32 [size, size], a power of two.
+
+    Kept: a CUDA graph cannot take it from the CPU in each call.
+    """
     # Engines set other default dtypes while they load a model.
     matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
     pair = torch.tensor([[1, 1], [1, -1]], dtype=torch.float32, device=device)

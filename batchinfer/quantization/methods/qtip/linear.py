@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from batchinfer.quantization.methods.qtip.codes import table
 from batchinfer.quantization.methods.qtip.dense import Coded, dense_rows, sizes
 
 log = logging.getLogger(__name__)
@@ -55,13 +56,24 @@ def backend_for(device_type: str) -> Backend:
     found = _kernels(device_type)
     if not isinstance(found, str):
         return found
-    log.warning("trellis-coded layers are decoded in every step by torch, which is slow: %s", found)
+    say_slow(found)
     return TorchBackend()
+
+
+@cache
+def say_slow(reason: str) -> None:
+    """Once for each reason."""
+    message = "trellis-coded layers are decoded in every step by torch, which is slow: %s"
+    log.warning(message, reason)
 
 
 def _kernels(device_type: str) -> Backend | str:
     """The kernels of a device, or why it has none."""
-    return f"there are no kernels for {device_type} in this version"
+    if device_type != "cuda":
+        return f"there are no kernels for {device_type}"
+    from batchinfer.quantization.methods.qtip.cuda_backend import CudaBackend, why_none
+
+    return why_none() or CudaBackend()
 
 
 class TorchBackend:
@@ -75,7 +87,9 @@ class TorchBackend:
         for shard in shards:
             fields = shard._asdict()
             named = {name: t for name, t in fields.items() if isinstance(t, Tensor)}
-            tensors += named.values()
+            # A CUDA graph cannot take it from the CPU in each call.
+            values = table(shard.code, shard.tlut).to(shard.trellis.device)
+            tensors += [*named.values(), values]
             others = {name: fields[name] for name in ("code", "lane_order")}
             plan.append({"tensors": list(named), **others})
         return Packed(tensors, json.dumps(plan), sum(sizes(shard)[1] for shard in shards))
@@ -86,8 +100,8 @@ class TorchBackend:
         for fields in _parsed(packed.plan):
             others = {name: value for name, value in fields.items() if name != "tensors"}
             named = {name: next(remaining) for name in fields["tensors"]}
-            shard = Coded(**named, **others)
-            outputs += [functional.linear(x, rows) for rows in dense_rows(shard, x.dtype)]
+            shard, values = Coded(**named, **others), next(remaining)
+            outputs += [functional.linear(x, rows) for rows in dense_rows(shard, x.dtype, values)]
         return torch.cat(outputs, -1)
 
 

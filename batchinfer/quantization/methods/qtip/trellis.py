@@ -113,6 +113,12 @@ def tile_order(lane_order: str) -> Tensor:
     return (8 * lane + number).flatten()
 
 
+@cache
+def _order_on(device: torch.device, lane_order: str) -> Tensor:
+    """Kept: a CUDA graph cannot take it from the CPU in each call."""
+    return tile_order(lane_order).to(device)
+
+
 def to_sequences(weights: Tensor, lane_order: str) -> Tensor:
     """A matrix [in, out] as sequences of its tiles: [in / 16, out / 16, 256]."""
     tiles = weights.unflatten(0, (-1, TILE)).unflatten(2, (-1, TILE)).transpose(1, 2)
@@ -122,7 +128,7 @@ def to_sequences(weights: Tensor, lane_order: str) -> Tensor:
 
 def from_sequences(sequences: Tensor, lane_order: str) -> Tensor:
     """The matrix [in, out] of sequences [in / 16, out / 16, 256]; `to_sequences` undone."""
-    tiles = sequences[..., tile_order(lane_order).to(sequences.device)]
+    tiles = sequences[..., _order_on(sequences.device, lane_order)]
     return tiles.unflatten(2, (TILE, TILE)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
