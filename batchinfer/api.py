@@ -108,7 +108,7 @@ def scan(output: str | PathLike[str]) -> pl.LazyFrame:
     import polars as pl
 
     store = open_location(fspath(output))
-    record = records.read_json(store, layout.JOB_KEY)
+    record = records.read_job(store)
     if record is None:
         raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
     keys = sorted(survey(store).finished)

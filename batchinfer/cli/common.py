@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job
-from batchinfer.ledger import Results, layout, records
+from batchinfer.ledger import Results, records
 from batchinfer.model import ModelFacts
 from batchinfer.runner.beside import find_beside, warn_of_beside
 from batchinfer.runner.carried import carried_columns, carried_schema
@@ -83,7 +83,7 @@ def _look_at(job: Job) -> Looked:
 
 def _carried(start: Start, footers: list[Footer]) -> pa.Schema | None:
     """Raises InputError unless the output can hold the id and kept columns of all shards."""
-    record = records.read_json(start.store, layout.JOB_KEY)
+    record = records.read_job(start.store)
     is_deleted = read_pending(start.store) is not None
     if record is not None and (is_deleted or start.identity.changes_since(record)):
         record = None  # of another job: it is refused or replaced, and does not bind this one

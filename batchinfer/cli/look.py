@@ -27,7 +27,7 @@ def show_status(output: str, *, as_json: bool) -> None:
     store = open_location(output)
     restart = read_pending(store)
     job = _read_job(store) if restart is None else {"name": restart.get("name", "restart")}
-    success = records.read_json(store, layout.SUCCESS_KEY)
+    success = records.read_success(store)
     newest = _newest_of_each_slice(store)
     is_complete = success is not None and restart is None
     if as_json:
@@ -35,7 +35,7 @@ def show_status(output: str, *, as_json: bool) -> None:
         for record in [whole, *newest]:
             click.echo(json.dumps(record))
         return
-    click.echo(f"{job['name']}: {store.url}")
+    click.echo(f"{job.get('name')}: {store.url}")
     if restart is not None:
         click.echo(f"not complete: {describe_restart(store.url, restart)}")
     elif success is not None:
@@ -49,8 +49,9 @@ def show_status(output: str, *, as_json: bool) -> None:
         click.echo("not complete: no _SUCCESS")
     now_s = Clock().wall()
     for record in newest:
-        holder = Holder(**record["holder"])
-        click.echo(describe(record, now_s, is_dead_here=holder.is_dead_here()))
+        holder = Holder.from_record(record["holder"])
+        is_dead_here = holder.is_dead_here() if holder is not None else None
+        click.echo(describe(record, now_s, is_dead_here=is_dead_here))
 
 
 def _beside(success: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +80,7 @@ def _read_job(store: Store) -> dict[str, Any]:
 def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
     newest: dict[str, dict[str, Any]] = {}
     for info in store.list(layout.STATUS_PREFIX):  # by run number
-        record = records.read_json(store, info.key)
+        record = records.read_status(store, info.key)
         if record is not None:
             newest[record["slice"]] = record
     return sorted(newest.values(), key=lambda record: int(record["run"]))

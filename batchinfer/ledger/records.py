@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.errors import ConfigError
+from batchinfer.ledger.layout import JOB_KEY, SUCCESS_KEY
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
 from batchinfer.tasks import counts_in
@@ -22,8 +23,45 @@ def to_json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_json(store: Store, key: str) -> dict[str, Any] | None:
-    """A record, None if it is not there. Raises ConfigError if it is not JSON of ours."""
+#: What each kind of record has at least, with its type: whoever reads one may rely on that.
+_JOB = {"digest": str, "window_rows": int, "first_run": int, "job": dict, "ingredients": dict}
+_SUCCESS = dict.fromkeys(["rows", "rows_failed", "prompt_tokens", "shards"], int) | {"digest": str}
+_RUN = {"input": list, "options": dict}
+_STATUS = dict.fromkeys(["state", "slice", "phase", "updated_at"], str) | {
+    "run": int,
+    "holder": dict,
+    "rows_done_at_start": int,
+    "rows_durable": int,
+}
+
+
+def read_job(store: Store) -> dict[str, Any] | None:
+    """job.json, None if it is not there. Raises ConfigError for a damaged one."""
+    record = read_json(store, JOB_KEY, _JOB)
+    if record is not None and not is_job_record(record):
+        raise _damaged(store, JOB_KEY)
+    return record
+
+
+def read_success(store: Store) -> dict[str, Any] | None:
+    """As `read_job`, of `_SUCCESS`."""
+    return read_json(store, SUCCESS_KEY, _SUCCESS)
+
+
+def read_run(store: Store, key: str) -> dict[str, Any] | None:
+    """As `read_job`, of a run."""
+    return read_json(store, key, _RUN)
+
+
+def read_status(store: Store, key: str) -> dict[str, Any] | None:
+    """As `read_job`, of a run's status."""
+    return read_json(store, key, _STATUS)
+
+
+def read_json(
+    store: Store, key: str, fields: Mapping[str, type] | None = None
+) -> dict[str, Any] | None:
+    """A record, None if it is not there. Raises ConfigError if it is not JSON with the fields."""
     try:
         raw = store.read(key)
     except FileNotFoundError:
@@ -33,11 +71,17 @@ def read_json(store: Store, key: str) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise ConfigError(
-            f"{store.url_of(key)}: not a record of batchinfer (no JSON object). If the file "
-            "was damaged, remove it and start with --restart, or choose another output.path"
-        )
+        raise _damaged(store, key)
+    if not all(isinstance(record.get(name), kind) for name, kind in (fields or {}).items()):
+        raise _damaged(store, key)
     return record
+
+
+def _damaged(store: Store, key: str) -> ConfigError:
+    return ConfigError(
+        f"{store.url_of(key)} is damaged: it is not what batchinfer writes there. Remove it and "
+        "start again: results are kept, and what it said is found out from them"
+    )
 
 
 def is_job_record(record: Mapping[str, Any]) -> bool:

@@ -184,7 +184,7 @@ def _as_begun(
     if reason := why_not(allowed, checkpoint, machine, begun.dtype):
         raise ConfigError(
             f"the output was begun in {begun}, which cannot run here: {reason}. Go on where it "
-            "can, take another output.path, or delete its results with --restart"
+            "can, or take another output.path; --restart deletes its results"
         )
     found = _choice(allowed, checkpoint, machine, begun.dtype)
     if allowed == name:

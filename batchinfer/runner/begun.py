@@ -51,10 +51,10 @@ def differs_by_machine(changes: Sequence[str]) -> bool:
 
 def _begun(store: Store) -> Begun | None:
     """From job.json; None without one, and where it is about to be deleted."""
-    record = records.read_json(store, layout.JOB_KEY)
+    record = records.read_job(store)
     if record is None or store.stat(layout.RESTART_KEY) is not None:
         return None
-    model = record.get("ingredients", {}).get("model", {})
+    model = record["ingredients"]["model"]
     return Begun(str(model.get("dtype")), str(model.get("quantization")))
 
 

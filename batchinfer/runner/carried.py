@@ -114,8 +114,8 @@ def _from_text(text: str) -> pa.Schema:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
     except (pa.ArrowException, OSError, binascii.Error) as error:
         raise ConfigError(
-            f"job.json of the output: {RECORD_KEY} cannot be read ({error}). Put the record back, "
-            "or start with --restart"
+            f"job.json of the output is damaged: {RECORD_KEY} cannot be read ({error}). Remove it "
+            "and start again: results are kept, and what it said is found out from them"
         ) from error
 
 

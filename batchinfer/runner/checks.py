@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from batchinfer.source import (
     in_print,
     matches,
 )
-from batchinfer.storage import Store
+from batchinfer.storage import Store, why_no_folder
 from batchinfer.tasks import task_of
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
         )
     if store.url == "/":
         raise ConfigError("output.path is /, the whole file system: choose a folder of its own")
+    if store.is_local and (problem := why_no_folder(Path(store.url))):
+        raise ConfigError(f"output.path: {problem}")
     for shard in shards:
         if shard.url == store.url or shard.url.startswith(store.url + "/"):
             raise ConfigError(
@@ -69,7 +72,9 @@ def _check_names(store: Store, shards: Sequence[Shard]) -> None:
     for shard in shards:
         folders = shard.name.split("/")[:-1]
         above = ["/".join(folders[:depth]) for depth in range(1, len(folders) + 1)]
-        if folders and folders[0] in (layout.META, layout.SUCCESS_KEY):
+        if {"", ".", ".."}.intersection(folders):
+            problem = "a part of that path is no name"
+        elif folders and folders[0] in (layout.META, layout.SUCCESS_KEY):
             problem = f"the output has records of its own at {folders[0]}"
         elif layout.META in folders:
             problem = f"a folder with {layout.META} in it is an output of its own"

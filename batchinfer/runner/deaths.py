@@ -24,10 +24,10 @@ def refuse_repeated_death(session: Session) -> bool:
     """
     deaths: list[list[str]] = []
     for number in range(session.run - 1, session.first_run - 1, -1):
-        run = records.read_json(session.store, layout.run_key(number))
+        run = records.read_run(session.store, layout.run_key(number))
         if run is None or _lease_name(run) != session.options.lease_name:
             continue
-        status = records.read_json(session.store, layout.status_key(number)) or {}
+        status = records.read_status(session.store, layout.status_key(number)) or {}
         in_flight = status.get("in_flight")
         if not in_flight or status.get("rows_durable") or _has_parts(session, number):
             break
@@ -47,7 +47,7 @@ def refuse_repeated_death(session: Session) -> bool:
 
 
 def _lease_name(run: dict[str, Any]) -> str:
-    of_slice = run["options"]["slice"]
+    of_slice = run["options"].get("slice")
     return RunOptions(slice=tuple(of_slice) if of_slice else None).lease_name
 
 

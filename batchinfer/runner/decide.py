@@ -158,7 +158,8 @@ def other_settings(url: str, changes: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"the results in {url} were computed with other settings:\n  "
         + "\n  ".join(changes)
-        + "\nUse another output.path, set it back, or delete the old results with --restart"
+        + "\nSet it back or use another output.path; if nobody needs the old results, --restart "
+        "deletes them"
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchinfer.errors import InputError
-from batchinfer.ledger import Survey
+from batchinfer.ledger import Survey, layout
 from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_schema, check_shards
 from batchinfer.runner.decide import Resume
@@ -59,7 +59,7 @@ def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
         else:
             unread.append(shard)
     if changed:
-        raise _changed(changed)
+        raise _changed(start, changed)
     checked = _read(start, unread)
     schemas = zip(unread, (schema for _, schema in checked), strict=True)
     carried = carried_schema(start.job, schemas, decision.record)
@@ -81,11 +81,12 @@ def _fingerprint(shard: Shard, num_rows: int, footer_sha256: str) -> Fingerprint
     return Fingerprint(shard.name, shard.size_bytes, shard.version, num_rows, footer_sha256)
 
 
-def _changed(shards: Sequence[str]) -> InputError:
+def _changed(start: Start, shards: Sequence[str]) -> InputError:
     return InputError(
         "these shards changed since their rows were computed:\n  "
         + "\n  ".join(shards[:20])
         + ("\n  …" if len(shards) > 20 else "")
-        + "\nBring the old files back, use another output.path, or delete the old results with "
-        "--restart"
+        + "\nBring the old files back or use another output.path. To compute them anew, and only "
+        f"them, delete the files of these names below {start.store.url} and their folders below "
+        f"{start.store.url_of(layout.PARTS_PREFIX)}, and start again"
     )

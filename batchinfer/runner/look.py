@@ -75,8 +75,8 @@ def look(start: Start) -> OutputView:
     Raises ConfigError for records that are not JSON of ours, TransientError.
     """
     store = start.store
-    success = records.read_json(store, layout.SUCCESS_KEY)
-    record = records.read_json(store, layout.JOB_KEY)
+    success = records.read_success(store)
+    record = records.read_job(store)
     pending = read_pending(store)
     is_restarting = start.options.restart or pending is not None
     listed = survey(store)
@@ -105,9 +105,9 @@ def look(start: Start) -> OutputView:
 def _runs(store: Store) -> Iterator[RunRecord]:
     for info in store.list(layout.RUNS_PREFIX):
         number = layout.run_of_key(info.key)
-        record = records.read_json(store, info.key) if number is not None else None
+        record = records.read_run(store, info.key) if number is not None else None
         if number is not None and record is not None:
-            shards = (records.fingerprint_from(entry) for entry in record.get("input", []))
+            shards = (records.fingerprint_from(entry) for entry in record["input"])
             known = tuple(shard for shard in shards if shard is not None)
             yield RunRecord(number, record.get("digest"), known)
 

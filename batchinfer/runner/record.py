@@ -43,7 +43,7 @@ def write_job_record(start: Start, decision: Resume, inputs: InputView, created_
     content = records.to_json(created)
     if store.create(layout.JOB_KEY, content):
         return content
-    earlier = records.read_json(store, layout.JOB_KEY)
+    earlier = records.read_job(store)
     if earlier is not None and start.options.slice is None:
         store.delete([layout.JOB_KEY])  # it binds nobody: it has no result, see decide
         store.create(layout.JOB_KEY, content)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchinfer.config import Job
 from batchinfer.errors import InputError
-from batchinfer.ledger import Holder, Lease, Ledger, Survey, Totals
+from batchinfer.ledger import Holder, Lease, Ledger, Survey, Totals, layout
 from batchinfer.model import ModelFacts
 from batchinfer.runner.beside import Beside
 from batchinfer.runner.options import RunOptions
@@ -81,9 +81,9 @@ class Session:
         if footer_sha256 != self.fingerprints[shard.name].footer_sha256:
             raise InputError(
                 f"{shard.url} is not the file that this output was begun with: its size and time "
-                "of change are the same, its footer is another. Bring the old file back, use "
-                "another output.path, or delete the old results with --restart (if none of its "
-                "rows are computed yet, `touch` it)"
+                "of change are the same, its footer is another. Bring the old file back or use "
+                "another output.path. To compute it anew, `touch` it, delete "
+                f"{self._results(shard)} and start again"
             )
 
     def recheck(self, shard: Shard) -> None:
@@ -94,5 +94,11 @@ class Session:
             raise InputError(
                 f"{shard.url} {what} while it was computed, so its finished file is not written; "
                 "its rows that were durable stay in parts, other shards are not touched. Bring the "
-                "old file back and start again, or delete all results with --restart"
+                f"old file back and start again. To compute it anew, delete {self._results(shard)} "
+                "and start again"
             )
+
+    def _results(self, shard: Shard) -> str:
+        """All that there can be of a shard's results."""
+        url_of = self.store.url_of
+        return f"{url_of(shard.name)} and {url_of(layout.parts_prefix(shard.name))}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from batchinfer.storage.base import FileInfo, Other, Store
 from batchinfer.storage.local import LocalStore
+from batchinfer.storage.local_errors import why_no_folder
 from batchinfer.storage.retry import RetryPolicy
 from batchinfer.storage.s3 import S3Store
 from batchinfer.storage.s3_client import S3Client, S3Options
@@ -21,6 +22,7 @@ __all__ = [
     "local_path",
     "open_store",
     "split_url",
+    "why_no_folder",
 ]
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchinfer.errors import ConfigError, TransientError
@@ -51,6 +52,20 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
             raise ConfigError(f"{reason}. {_FORBIDDEN[number]}") from error
         advice = _PASSING.get(number, "Start again when that has passed")
         raise TransientError(f"{reason}. {advice}") from error
+
+
+def why_no_folder(path: Path) -> str | None:
+    """What stands in the way of a folder at `path`: a link to nothing, there or above."""
+    for folder in (path, *path.parents):
+        with os_errors("read", folder):
+            if folder.is_dir():
+                return None
+            if folder.is_symlink() and not folder.exists():
+                return (
+                    f"{folder} is a link to nothing ({folder.readlink()}): create the folder that "
+                    "it leads to, or remove the link"
+                )
+    return None
 
 
 class CheckedFile(FileIO):

@@ -153,7 +153,7 @@ class S3Store:
         self._client.close()
 
     def _at(self, key: str) -> dict[str, str]:
-        assert key and not key.startswith("/"), key
+        assert key
         return {"Bucket": self._bucket, "Key": self._prefix + key}
 
     def _file_info(self, name: str, size_bytes: int, etag: str) -> FileInfo:

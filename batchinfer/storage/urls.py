@@ -33,6 +33,13 @@ def check_url(url: str) -> None:
         )
     if not bucket:
         raise ConfigError(f"{url} names no bucket: write s3://bucket/prefix")
+    for part in rest.rstrip("/").split("/"):
+        if part in ("", ".", ".."):
+            what = f"`{part}` as a part of it is" if part else "`//` in it is"
+            raise ConfigError(
+                f"{url}: {what} taken literally by S3, and no other program would find what is "
+                "there. Write the path that you mean"
+            )
 
 
 def local_path(path: str) -> Path:

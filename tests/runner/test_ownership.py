@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from tests.support.endings import must_fail
+from tests.support.in_process import run_here
 from tests.support.jobs import Place, job, results, rows, run, write_job
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
@@ -174,3 +176,27 @@ def test_a_copy_of_another_shards_results_is_refused_and_its_rows_come_back(
     copied.unlink()
     ends_well(two_shards, folder)
     assert results(folder)["id"].to_list() == [f"row-{n}" for n in range(40)]
+
+
+def test_an_output_that_is_a_link_to_nothing_is_named(folder: Place, jobs: Any) -> None:
+    Path(folder.url("out")).symlink_to(folder.url("nowhere"))
+    refused = run_here(jobs(folder, "out"))
+    assert refused.code == 2 and f"{folder.url('out')} is a link to nothing" in refused.message
+    Path(folder.url("nowhere")).mkdir()
+    assert run_here(jobs(folder, "out")).code == 0
+
+
+@pytest.mark.s3
+def test_a_key_with_an_empty_part_is_a_strange_file(server: S3Server, jobs: Any) -> None:
+    place = Place(f"s3://{server.create_bucket()}", server.environment())
+    place.write_parquet("in/a.parquet", rows(20))
+    place.write_parquet("out//a.parquet", rows(3))
+    must_fail(run(jobs(place, "out"), place=place), 2, "out//a.parquet is not a result of this job")
+
+
+@pytest.mark.s3
+def test_an_input_key_that_no_file_can_have_is_refused(server: S3Server, jobs: Any) -> None:
+    place = Place(f"s3://{server.create_bucket()}", server.environment())
+    place.write_parquet("in/../a.parquet", rows(20))
+    path = jobs(place, "out", input={"path": place.url("in", ".*", "*.parquet")})
+    must_fail(run(path, place=place), 2, "../a.parquet", "no name")

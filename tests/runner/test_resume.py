@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.support.in_process import run_here
 from tests.support.jobs import (
     Place,
     job,
@@ -119,6 +120,22 @@ def test_a_renamed_input_file_is_computed_again(folder: Place, tmp_path: Path) -
         assert gone.startswith("c.parquet, s/a.parquet, s/b.parquet are no longer in the input")
         assert "s/a.parquet (now a.parquet), s/b.parquet (now b.parquet)" in twice
         Path(folder.url("out", "_SUCCESS")).unlink()
+
+
+def test_of_a_changed_file_alone_the_results_can_be_deleted(
+    folder: Place, two_shards: Path
+) -> None:
+    """As the refusal says."""
+    assert run_here(two_shards).code == 0
+    folder.write_parquet("in/a.parquet", rows(7, start=500))
+    refused = run_here(two_shards)
+    assert refused.code == 2 and "delete the files of these names" in refused.message
+    Path(folder.url("out", "a.parquet")).unlink()
+    assert run_here(two_shards).code == 0
+    have = results(folder)
+    ids = have.filter(have["shard"] == "a.parquet")["id"].to_list()
+    assert ids == [f"row-{number}" for number in range(500, 507)]
+    assert have.filter(have["shard"] == "b.parquet")["attempt"].unique().to_list() == [1]
 
 
 @pytest.mark.parametrize("has_results", [True, False])

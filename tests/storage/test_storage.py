@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.errors import ConfigError, InputError, TransientError
-from batchinfer.storage import Store, is_s3, join_url, local, open_store, split_url
+from batchinfer.storage import Store, is_s3, join_url, local, open_store, split_url, why_no_folder
 from batchinfer.storage.local_errors import CheckedFile
+from batchinfer.storage.urls import check_url
 from tests.support.fault_proxy import fault_proxy
 from tests.support.s3_server import s3_server
 
@@ -362,3 +363,21 @@ def test_a_url_that_no_store_serves_is_refused_without_its_secret(url: str) -> N
     with pytest.raises(ConfigError) as refused:
         open_store(url)
     assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["x/../o", "x//o", "/o", "./o", "..", "o/."])
+def test_a_part_of_an_s3_path_that_is_no_name_is_refused(key: str) -> None:
+    """The store would take it literally: a folder `..` that other programs cannot name."""
+    with pytest.raises(ConfigError, match="literally"):
+        open_store(f"s3://bucket/{key}")
+    check_url("s3://bucket/..x/.o/")
+
+
+@pytest.mark.parametrize("above", ["", "below"])
+def test_a_link_to_nothing_is_said_to_be_in_the_way_of_a_folder(tmp_path: Path, above: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("nowhere")
+    assert "link is a link to nothing (nowhere)" in str(why_no_folder(link / above))
+    (tmp_path / "nowhere").mkdir()
+    assert why_no_folder(link / above) is None
+    assert why_no_folder(tmp_path / "new" / "folder") is None
