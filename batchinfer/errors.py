@@ -21,6 +21,8 @@ from __future__ import annotations
 import traceback
 from typing import ClassVar
 
+from batchinfer.limits import Shortage, limit_met
+
 
 class BatchInferError(Exception):
     """Base of every error raised on purpose. The message says what, where and what to do."""
@@ -115,11 +117,19 @@ def import_failure(package: str, error: BaseException) -> ConfigError:
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not isinstance(error, ImportError) and (frames := traceback.extract_tb(error.__traceback__)):
         reason += f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
+    if limit := limit_met():
+        return ConfigError(f"{package} cannot be imported: {reason}. {limit}")
     return ConfigError(
         f"{package} cannot be imported: {reason}. The installation or the "
         "environment is at fault, not the job or the model: reinstall the named package "
         "(`make setup` installs compatible versions)"
     )
+
+
+def short_of(what: str, shortage: Shortage) -> ConfigError | TransientError:
+    """The error for limits of this process that do not suffice for `what`, a noun."""
+    kind = TransientError if shortage.may_pass else ConfigError
+    return kind(f"{what} needs {shortage.text}")
 
 
 def exit_code_of(error: BaseException) -> int:

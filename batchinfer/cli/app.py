@@ -20,7 +20,8 @@ from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.options import finite, job_argument, run_options
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
-from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
+from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, short_of
+from batchinfer.limits import limit_met, raise_open_files, shortage
 from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
 
@@ -69,6 +70,9 @@ def cli(context: click.Context) -> None:
         Path.cwd()
     except OSError as error:  # deleted meanwhile, or its file system is gone
         raise ConfigError(f"the current directory cannot be used: {error.strerror}") from error
+    raise_open_files()
+    if (short := shortage()) is not None:  # numpy, told too little, asks for memory for ever
+        raise short_of("batchinfer", short)
     if context.invoked_subcommand not in _OWN_SIGNALS:
         release_signals()
     if context.invoked_subcommand != "run":  # which puts its warnings into log and last line
@@ -288,13 +292,30 @@ def main() -> None:
         _end(exit_code_of(error), str(error))
     except ImportError as error:
         message = f"the installation is damaged or incomplete: {error}"
+        if limit := limit_met():
+            message = f"cannot import what is needed: {error}. {limit}"
         _print_error(message)
         _end(2, message)
     except ReaderGone:  # as in `| head`
         sys.exit(READER_GONE_CODE)
     except Exception as error:
+        if (short := _as_shortage(error)) is not None:
+            _print_error(str(short))
+            _end(exit_code_of(short), str(short))
         traceback.print_exc()
         _end(1, f"internal error: {''.join(traceback.format_exception_only(error)).strip()}")
+
+
+def _as_shortage(error: Exception) -> BatchInferError | None:
+    from batchinfer.runner.shortage import shortages
+
+    try:
+        with shortages():
+            raise error
+    except BatchInferError as short:
+        return short
+    except Exception:
+        return None
 
 
 def _print_error(message: str) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchinfer.limits import memory_bytes_left
+
 GIB = 1 << 30
 
 _Capability = tuple[int, int]
@@ -86,7 +88,13 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory this process may still take: the machine's, or what its control group leaves."""
+    """Memory this process may still take: the machine's, or what its group or limits leave."""
+    left = memory_bytes_left()
+    available = _available_to_group_bytes()
+    return available if left is None else min(available, left)
+
+
+def _available_to_group_bytes() -> int:
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchinfer.errors import RowError
 from batchinfer.prompt.numbers import readable_reason
-from batchinfer.prompt.values import column_values, why_unreadable
+from batchinfer.prompt.values import column_values
 
 Messages = list[dict[str, Any]]
 
@@ -46,12 +46,7 @@ def type_problem(data_type: pa.DataType) -> str | None:
         return f"has messages with the keys {_names(message)}; they need role and content"
     if not types.is_string(role := message.field("role").type):
         return f"has messages whose role is {role}, not text"
-    for field in message:
-        if field.name != "content" and (reason := why_unreadable(field.type)):
-            return (
-                f"has messages whose {field.name!r} {reason}. The chat template is given all keys "
-                "of a message: leave this one out of the column if the prompt does not need it"
-            )
+    # Bytes in another key are errors of the rows that have some: often no row has.
     if "content" not in names:
         return None
     return _content_problem(message.field("content").type)

@@ -23,6 +23,7 @@ from batchinfer.source import (
     RowFilter,
     Shard,
     check_columns,
+    column_problem,
     in_print,
     matches,
 )
@@ -108,25 +109,50 @@ def _why_no_result(store: Store, shard: str) -> str | None:
     return store.why_no_file(shard) or store.why_no_file(part)
 
 
+class _ShardProblem(InputError):
+    """What is wrong with a shard, without its name: many shards may have the same."""
+
+
 def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: Footer) -> None:
-    """Raise ConfigError unless the shard has every column that the job reads, of a usable type."""
+    """Raise ConfigError unless the shard has every column that the job reads, of a usable type.
+
+    For `check_shards`, which names the shard.
+    """
     partitions = footer.partitions
-    of_prompt = prompt_columns(job.prompt, [*footer.schema.names, *partitions])
-    of_id = [job.input.id_column] if job.input.id_column else []
     task = task_of(job)
-    needed = dict.fromkeys([*of_prompt, *task.input_columns, *job.input.keep_columns, *of_id])
+    needed = _needed_columns(job, [*footer.schema.names, *partitions])
+    for name in row_filter.columns if row_filter else ():
+        needed.setdefault(name, "input.filter")
+    for name, setting in needed.items():
+        if problem := column_problem(footer, name):
+            raise _ShardProblem(f"{setting}: {problem}")
     check_columns(footer, list(needed), shard)
     fields = {name: pa.field(name, pa.string()) for name in partitions}
     fields = {field.name: field for field in footer.schema} | fields
+    schema = pa.schema(list(fields.values()))
     try:
-        check_type(job.prompt, pa.schema(list(fields.values())))
-        check_references(job.prompt, pa.schema(list(fields.values())))
-        task.check_input(job.prompt, pa.schema(list(fields.values())))
+        check_type(job.prompt, schema)
+        check_references(job.prompt, schema)
+        task.check_input(job.prompt, schema)
     except InputError as error:
-        raise InputError(f"shard {shard.url}: {error}") from None
+        raise _ShardProblem(str(error)) from None
     if row_filter is not None:
         row_filter.check(footer.schema, partitions)
-        check_columns(footer, row_filter.columns, shard)
+
+
+def _needed_columns(job: Job, available: Sequence[str]) -> dict[str, str]:
+    """The columns that the job reads, each with the setting that names it (the first of them)."""
+    prompt = job.prompt
+    keys = ("column", "template", "messages", "messages_column", "token_ids_column")
+    setting = next(f"prompt.{key}" for key in keys if getattr(prompt, key) is not None)
+    needed = dict.fromkeys(prompt_columns(prompt, available), setting)
+    for name, key in task_of(job).input_columns.items():
+        needed.setdefault(name, key)
+    for name in job.input.keep_columns:
+        needed.setdefault(name, "input.keep_columns")
+    if job.input.id_column:
+        needed.setdefault(job.input.id_column, "input.id_column")
+    return needed
 
 
 def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T]:
@@ -146,20 +172,24 @@ def check_shards(shards: Sequence[Shard], check: Callable[[Shard], T]) -> list[T
     found = zip(shards, answers, strict=True)
     errors = [(shard, answer) for shard, answer in found if isinstance(answer, ConfigError)]
     if errors:
-        problems: dict[str, list[Shard]] = {}  # a problem of the job comes once a shard
+        problems: dict[tuple[str, bool], list[Shard]] = {}  # one of the job comes once a shard
         for shard, error in errors:
-            problems.setdefault(str(error), []).append(shard)
-        named = [_placed(text, places, shards) for text, places in problems.items()]
+            key = (str(error), isinstance(error, _ShardProblem))
+            problems.setdefault(key, []).append(shard)
+        named = [
+            text if not is_of_shard and len(places) == len(shards) else _placed(text, places)
+            for (text, is_of_shard), places in problems.items()
+        ]
         if (num_more := len(named) - _MAX_NAMED_SHARDS) > 0:
             named[_MAX_NAMED_SHARDS:] = [f"and {num_more} more"]
         raise InputError("\n".join(named)) from errors[0][1]
     return [answer for answer in answers if not isinstance(answer, ConfigError)]
 
 
-def _placed(problem: str, places: Sequence[Shard], shards: Sequence[Shard]) -> str:
-    """A problem of the job that only some shards have, with the first of them."""
+def _placed(problem: str, places: Sequence[Shard]) -> str:
+    """A problem that some shards have, with the first of them."""
     first = places[0].url
-    if first in problem or len(places) == len(shards):
+    if first in problem:
         return problem
-    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    more = f" and {len(places) - 1:,} more" if len(places) > 1 else ""
     return f"shard {first}{more}: {problem}"

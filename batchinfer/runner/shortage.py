@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchinfer.errors import TransientError
+from batchinfer.limits import limit_met, thread_limit
 from batchinfer.storage.local_errors import os_errors
 
 
@@ -17,16 +18,16 @@ def shortages() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
+        more = limit_met() or "Give the process more"
         raise TransientError(
-            f"out of memory ({error or 'no more is given'}). Finished rows are durable: give the "
-            "process more, or lower packing.buffer_tokens and packing.window_rows, and start again"
+            f"out of memory ({error or 'no more is given'}). Finished rows are durable. {more}, or "
+            "lower packing.buffer_tokens and packing.window_rows, and start again"
         ) from error
     except RuntimeError as error:
         if "can't start new thread" not in str(error):  # CPython's words; it has no class for it
             raise
         raise TransientError(
-            "no more threads can be started: raise `ulimit -u` or the container's limit of "
-            "processes, and start again"
+            f"no more threads can be started: {thread_limit()}, and start again"
         ) from error
     except OSError as error:
         with os_errors("use", str(error.filename or "a file")):

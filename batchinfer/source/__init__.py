@@ -3,7 +3,7 @@
 from batchinfer.source.casts import cast_column, cast_table
 from batchinfer.source.filters import RowFilter, type_for_polars
 from batchinfer.source.fingerprints import Fingerprint, same_content
-from batchinfer.source.footer import Footer, RowGroup, check_columns, read_footer
+from batchinfer.source.footer import Footer, RowGroup, check_columns, column_problem, read_footer
 from batchinfer.source.left_out import in_print
 from batchinfer.source.parquet import Block, ShardReader
 from batchinfer.source.patterns import matches
@@ -23,6 +23,7 @@ __all__ = [
     "cast_column",
     "cast_table",
     "check_columns",
+    "column_problem",
     "common_field",
     "has_uuids",
     "in_print",

@@ -24,6 +24,7 @@ _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
 _SIGNATURE_BYTES = 28  # nonce and tag that follow a plain footer where columns are encrypted
 _TAIL_BYTES = 64 * 1024  # holds most footers, so that one request is enough
+_MAX_NAMED_COLUMNS = 40
 _NUM_END_BYTES = 8  # length of the footer, magic
 
 
@@ -104,18 +105,11 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
     """Raise InputError unless the shard (or its folders) has each needed column exactly once, and
     can be read.
     """
-    names = footer.schema.names
-    available = list(dict.fromkeys([*names, *footer.partitions]))
     for name in needed:
-        if name not in available:
-            raise InputError(
-                f"shard {shard.url} has no column {name!r}{_did_you_mean(name, available)}. "
-                f"Its columns are {', '.join(available) or 'none'}"
-            )
-        if names.count(name) > 1:
-            raise InputError(
-                f"shard {shard.url} has {names.count(name)} columns named {name!r}: rename them"
-            )
+        if problem := column_problem(footer, name):
+            raise InputError(f"shard {shard.url}: {problem}")
+    names = footer.schema.names
+    for name in needed:
         values = {value for key, value in shard.partitions if key == name}
         if len(values) > 1:
             raise InputError(
@@ -126,6 +120,22 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
     stored = [name for name in needed if name in names] if footer.has_encrypted_columns else of_both
     if stored:
         _check_first_row(footer, stored, shard)
+
+
+def column_problem(footer: Footer, name: str) -> str | None:
+    """Why the shard (or its folders) does not have this column exactly once; None if it does."""
+    names = footer.schema.names
+    available = list(dict.fromkeys([*names, *footer.partitions]))
+    if name not in available:
+        close = difflib.get_close_matches(name, available, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        shown = ", ".join(available[:_MAX_NAMED_COLUMNS]) or "none"
+        if (num_more := len(available) - _MAX_NAMED_COLUMNS) > 0:
+            shown += f" and {num_more:,} more"
+        return f"there is no column {name!r}{hint}; the columns are {shown}"
+    if names.count(name) > 1:
+        return f"there are {names.count(name)} columns named {name!r}: rename them"
+    return None
 
 
 def check_partition(name: str, value: str, column: pa.ChunkedArray, shard: Shard) -> None:
@@ -166,11 +176,6 @@ def _check_first_row(footer: Footer, names: Sequence[str], shard: Shard) -> None
             f"shard {shard.url} has encrypted columns: {', '.join(encrypted)} cannot be read. "
             "Rewrite the file without encryption, or leave them out of the job"
         )
-
-
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchinfer.errors import ConfigError, TransientError
+from batchinfer.limits import file_limit, memory_limit, sentence, size_limit
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -28,12 +29,20 @@ _FORBIDDEN = {  # what to do about what stays refused until somebody does someth
         [errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK],
         "This file system cannot do that: use a path on another",
     ),
-    errno.EFBIG: "Raise `ulimit -f`, or use a file system that takes larger files",
+    errno.EFBIG: "",  # the limit is named
 }
-_PASSING = {
-    **dict.fromkeys([errno.EMFILE, errno.ENFILE], "Raise `ulimit -n` and start again"),
-    errno.ENOMEM: "Free memory and start again",
-}
+
+
+def _advice(number: int) -> str:
+    """Of what is no lasting refusal. Limits are read when they are met."""
+    if number == errno.EMFILE:
+        return f"{sentence(file_limit())}, and start again"
+    if number == errno.ENFILE:
+        return "The whole machine has too many open files: end others and start again"
+    if number == errno.ENOMEM:
+        limit = memory_limit()
+        return f"{sentence(limit)}, and start again" if limit else "Free memory and start again"
+    return "Start again when that has passed"
 
 
 @contextmanager
@@ -49,9 +58,9 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
             full = f"disk full while writing {path}: free space and start again"
             raise TransientError(full) from error
         if number in _FORBIDDEN:
-            raise ConfigError(f"{reason}. {_FORBIDDEN[number]}") from error
-        advice = _PASSING.get(number, "Start again when that has passed")
-        raise TransientError(f"{reason}. {advice}") from error
+            advice = sentence(size_limit()) if number == errno.EFBIG else _FORBIDDEN[number]
+            raise ConfigError(f"{reason}. {advice}") from error
+        raise TransientError(f"{reason}. {_advice(number)}") from error
 
 
 def why_no_folder(path: Path) -> str | None:

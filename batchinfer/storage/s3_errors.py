@@ -11,6 +11,7 @@ import errno
 import ssl
 
 from batchinfer.errors import ConfigError, TransientError
+from batchinfer.limits import file_limit
 from batchinfer.storage.retry import RetryableFailure
 from batchinfer.storage.s3_setup import odd_variables, set_up_wrong
 
@@ -233,7 +234,7 @@ def _in_words(error: Exception, cause: object) -> str:
     if reason and reason not in text:
         text += f" ({reason})"
     if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
-        text += ": raise `ulimit -n`"
+        text += f": {file_limit()}"
     return text
 
 

@@ -113,8 +113,8 @@ class Task(Protocol):
         """Its name, unless it is `generate`, and its settings, as footers have them."""
 
     @property
-    def input_columns(self) -> Sequence[str]:
-        """Input columns that it needs besides those of the prompt."""
+    def input_columns(self) -> Mapping[str, str]:
+        """Input columns that it needs besides those of the prompt, each with its setting."""
 
     def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
         """Raise InputError if `input_columns` have types that no row could use."""

@@ -106,8 +106,8 @@ class Generate:
         return {"sampling": self.settings.model_dump(mode="json")}
 
     @property
-    def input_columns(self) -> Sequence[str]:
-        return ()
+    def input_columns(self) -> Mapping[str, str]:
+        return {}
 
     def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
         pass

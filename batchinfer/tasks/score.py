@@ -109,9 +109,9 @@ class Score:
         return {"task": self.name, "score": self.settings.model_dump(mode="json")}
 
     @property
-    def input_columns(self) -> Sequence[str]:
+    def input_columns(self) -> Mapping[str, str]:
         column = self.settings.completion_column
-        return () if column is None else (column,)
+        return {} if column is None else {column: "score.completion_column"}
 
     def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
         for column in self.input_columns:

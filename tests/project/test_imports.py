@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "batchinfer"
 
 #: docs/architecture.md: a room may import itself and what stands before it.
 ROOMS = (
+    "limits",
     "errors",
     "signals",
     "quantization",

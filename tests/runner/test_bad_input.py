@@ -16,6 +16,7 @@ import pytest
 
 from batchinfer.errors import ROW_ERROR_KINDS
 from tests.support.endings import changed, must_be_untouched, must_fail, read_bytes, write_bytes
+from tests.support.in_process import run_here
 from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, write_job
 
 
@@ -88,12 +89,31 @@ def test_all_shards_that_cannot_be_read_are_named_in_one_go(place: Place, tmp_pa
         f"{place.url('in/text.parquet')} is not a Parquet file",
         f"{place.url('in/torn.parquet')} is truncated",
         f"{place.url('in/damaged.parquet')}: the Parquet footer is damaged",
-        f"shard {place.url('in/other.parquet')} has no column 'text' (did you mean 'txt'?)",
+        f"shard {place.url('in/other.parquet')}: prompt.column: there is no column 'text' (did "
+        "you mean 'txt'?)",
     )
     must_be_untouched(place)
     validated = run(path, place=place, command=("validate",))
     assert validated.code == 2
     assert "torn.parquet is truncated" in validated.stderr and "did you mean" in validated.stderr
+
+
+def test_a_missing_column_is_told_once_with_the_setting_that_names_it(
+    folder: Place, tmp_path: Path
+) -> None:
+    for name in "abc":
+        folder.write_parquet(f"in/{name}.parquet", rows(2))
+    for changes, words in (
+        ({"input": {"id_column": "idx"}}, "input.id_column: there is no column 'idx'"),
+        ({"input": {"keep_columns": ["texts"]}}, "input.keep_columns: there is no column 'texts'"),
+        ({"input": {"filter": "n > 1"}}, "input.filter: there is no column 'n'"),
+        ({"prompt": {"column": "txt"}}, "prompt.column: there is no column 'txt'"),
+        ({"prompt": {"messages_column": "m"}}, "prompt.messages_column: there is no column 'm'"),
+    ):
+        ended = run_here(write_job(tmp_path, job(folder, **changes)))
+        assert ended.code == 2
+        (line,) = ended.message.splitlines()
+        assert f"{folder.url('in/a.parquet')} and 2 more: {words}" in line
 
 
 def test_an_input_that_matches_nothing_says_where_it_looked(filled: Place, tmp_path: Path) -> None:

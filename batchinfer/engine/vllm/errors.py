@@ -19,6 +19,14 @@ from batchinfer.engine.vllm.blame import devices_of, is_too_large, lack_of_memor
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied, MemoryHeld, TransientError
+from batchinfer.limits import (
+    file_limit,
+    is_short_of_memory,
+    limit_met,
+    memory_limit,
+    sentence,
+    thread_limit,
+)
 
 #: Wherever they stand: in errors of vLLM 0.26 to 0.33 when it profiles or sizes the KV cache, of
 #: torch, CUDA, its libraries and NCCL; compilers and worker processes repeat them in their own.
@@ -33,6 +41,9 @@ _NO_HANDLE = re.compile(r"\bCU[A-Z]+_STATUS_NOT_INITIALIZED")
 _LACK_OF_HOST_MEMORY = re.compile(
     r"bad_alloc|DefaultCPUAllocator|Cannot allocate memory|MemoryError"
 )
+_TOO_MANY_FILES = os.strerror(errno.EMFILE)
+#: CPython's words, and the C library's as others repeat them.
+_NO_THREAD = re.compile(r"can't start new thread|Resource temporarily unavailable")
 #: Of vLLM's profiler, when somebody else gave memory back while it measured.
 _CHANGED_MEMORY = "Error in memory profiling"
 
@@ -97,6 +108,10 @@ def construction_error(
         return ConfigError(f"vLLM cannot run {model} with these settings: {missing}")
     if missing := _missing_package(error):
         return ConfigError(f"vLLM cannot run {model} with these settings here: {missing}")
+    if limit := _limit_of(error):
+        return ConfigError(
+            f"the vLLM engine did not start: {first_line(error)}{_at(phase)}. {limit}"
+        )
     if _may_pass(error):
         return EngineDied(
             f"the vLLM engine did not start: {first_line(error)}{_at(phase)}; the run's log has "
@@ -187,6 +202,8 @@ def _lack(
         # Of a worker's error, with several devices, vLLM tells no more than that there was one.
         is_short = settings.tensor_parallel_size > 1
         is_short = is_short and _is_likely_short(settings, sizes, memory, crowds)
+    if is_host and not is_short and is_short_of_memory():
+        return ConfigError(f"{what} {said}. {sentence(memory_limit() or '')}")
     if not (is_short or is_host):
         return None
     return lack_of_memory(settings, sizes, crowds, memory, what, said)
@@ -234,6 +251,16 @@ def _missing_package(error: BaseException) -> str:
                 "them. Install it, or leave out the engine option that asks for it"
             )
     return ""
+
+
+def _limit_of(error: BaseException) -> str | None:
+    """The limit of this process that an error comes of, in words."""
+    causes = [*_chain(error)]
+    if any(_TOO_MANY_FILES in str(c) or getattr(c, "errno", None) == errno.EMFILE for c in causes):
+        return sentence(file_limit())
+    if any(_NO_THREAD.search(str(cause)) for cause in causes):
+        return sentence(thread_limit())
+    return limit_met()
 
 
 def _missing_kernel(error: BaseException) -> str:

@@ -19,7 +19,8 @@ from batchinfer.engine.hardware import (
     total_memory_bytes,
 )
 from batchinfer.engine.vllm.settings import VllmSettings
-from batchinfer.errors import ConfigError, MemoryHeld
+from batchinfer.errors import ConfigError, MemoryHeld, short_of
+from batchinfer.limits import shortage
 from batchinfer.model import Needs
 from batchinfer.quantization import Machine
 
@@ -33,6 +34,11 @@ RESERVED_BYTES = GIB
 _LARGE_GPU_BYTES = 70 * GIB
 #: A block of vLLM's KV cache on a CPU; 16 on a GPU. One block is never a sequence's.
 BLOCK_TOKENS = 128
+#: What vLLM takes on two cores of a CPU beside the model, from its import on; measured with the
+#: least limits under which the demo ran.
+_IMPORTED_BYTES = int(1.1 * GIB)
+_NUM_FILES = 52
+_NUM_THREADS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,19 @@ def check_offload(has_save_mode: bool, cpu_offload_gib: float, machine: Machine)
                 f"model.{key} cannot run here: it moves data between a GPU's memory and the host's,"
                 " and vLLM runs on the CPU here. Leave it out"
             )
+
+
+def check_limits(settings: VllmSettings, sizes: tuple[int, int], machine: Machine) -> None:
+    """Raise for limits of this process (`ulimit`) that are certainly too low, before vLLM is
+    imported: where they are met later, its libraries end the process themselves.
+    """
+    num_bytes = _IMPORTED_BYTES
+    if machine.device == "cpu" and settings.needs is not None:
+        found = estimate_of(settings, settings.needs, sizes)
+        num_bytes += found.weights + found.step + found.cache_bytes(settings.max_model_len)
+    short = shortage(num_files=_NUM_FILES, num_bytes=num_bytes, num_threads=_NUM_THREADS)
+    if short is not None:
+        raise short_of(f"vLLM with {settings.model_path}", short)
 
 
 def estimate(

@@ -13,7 +13,7 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
-from batchinfer.engine.vllm.fit import check_offload
+from batchinfer.engine.vllm.fit import check_limits, check_offload
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.options import check_options, deciding_options
 from batchinfer.engine.vllm.phases import reported_phases
@@ -59,7 +59,9 @@ class VllmKind:
         check_variables()
         prepare_environment(weights_bytes=spec.model.weights_bytes, is_local_model=True)
         settings = vllm_settings(spec)
-        look_at_devices(settings, expected_sizes(settings))
+        sizes = expected_sizes(settings)
+        check_limits(settings, sizes, this_machine())
+        look_at_devices(settings, sizes)
 
     def load(self) -> None:
         from batchinfer.engine.vllm.engine import import_engine
