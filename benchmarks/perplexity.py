@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow.parquet as pq
 
 DATA = Path(__file__).parents[1] / "batchinfer/evaluation/data/wikitext-2-test.parquet"
 TOLERANCE = 1e-4
@@ -35,10 +35,12 @@ def negative_log_likelihoods(
         if stop <= scored or len(windows) == max_rows:
             break
         with torch.inference_mode():
-            logits = model(torch.tensor([ids[start:stop]])).logits[0].float()
+            window = torch.tensor([ids[start:stop]], device=model.device)
+            logits = model(window).logits[0].float()
         logprobs = torch.log_softmax(logits, dim=-1)
-        rows = torch.arange(scored - start - 1, stop - start - 1)
-        chosen = logprobs[rows, torch.tensor(ids[scored:stop])]
+        rows = slice(scored - start - 1, stop - start - 1)
+        new = torch.tensor(ids[scored:stop], device=model.device)
+        chosen = logprobs[rows].gather(1, new[:, None])[:, 0]
         windows.append((stop - scored, -math.fsum(chosen.double().tolist())))
         scored = stop
     return windows
@@ -52,11 +54,14 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=512)
     parser.add_argument("--max-rows", type=int)
     parser.add_argument("--record", type=Path)
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(asked.model, dtype="float32").eval()
-    text = "\n".join(pl.read_parquet(DATA).sort("line")["text"])
+    model: Any = (
+        AutoModelForCausalLM.from_pretrained(asked.model, dtype="float32").to(asked.device).eval()
+    )
+    text = "\n".join(pq.read_table(DATA).sort_by("line")["text"].to_pylist())
     ids = AutoTokenizer.from_pretrained(asked.model)(text)["input_ids"]
     windows = negative_log_likelihoods(model, ids, asked.context, asked.stride, asked.max_rows)
     num_tokens = sum(tokens for tokens, _ in windows)

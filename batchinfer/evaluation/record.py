@@ -71,7 +71,7 @@ class Record(Frozen):
     layer_bits_per_weight: float | None = None  # of the checkpoint's decoder layers
     head_bits_per_weight: float | None = None
     model_bytes: int | None = None  # of the weights, as stored
-    peak_memory_bytes: int | None = None  # of the device; None: unknown
+    peak_memory_bytes: int | None = None  # of the device, without KV cache; None: unknown
     tokens_per_s: float | None = None  # scored tokens; None: unknown
 
     kl: float | None = None  # mean KL divergence of a token from the reference, nats

@@ -48,7 +48,21 @@ class LayerReport:
             "weights_bytes": weights_bytes(model),
             # As measured by vLLM while loading, on a GPU: less where weights stay with the host.
             "device_bytes": getattr(self.model_runner, "model_memory_usage", None),
+            "peak_bytes": peak_bytes(self),
         }
+
+
+def peak_bytes(worker: Any) -> int | None:
+    """What vLLM measured on a GPU before it made the KV cache: weights, what the driver and its
+    libraries hold, and the activations of the largest step. None on a CPU, where it measures none.
+    """
+    activations = getattr(worker, "peak_activation_memory", None)
+    if activations is None:
+        return None
+    held = getattr(worker, "total_consumed", None)
+    if held is None:  # before vLLM 0.32
+        held = worker.model_runner.model_memory_usage + getattr(worker, "non_torch_memory", 0)
+    return int(held + activations)
 
 
 def _layers(model: Any) -> Iterator[list[Any]]:
