@@ -1,0 +1,241 @@
+"""Trellis-coded layers: what a checkpoint may hold, how it is cut between devices, and computed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from batchinfer.errors import ConfigError
+from batchinfer.quantization import Loading, Stored, Tensor, detect, method_of
+from batchinfer.quantization.methods.qtip.dense import Coded, dense
+from batchinfer.quantization.methods.qtip.files import LayerFormat
+from batchinfer.quantization.methods.qtip.linear import TorchBackend, run_linear
+from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
+
+pytestmark = pytest.mark.slow
+
+QTIP: dict[str, Any] = {
+    "quant_method": "qtip",
+    "format_version": 1,
+    "L": 16,
+    "T": 256,
+    "default": {"K": 2, "V": 1, "code": "mcg"},
+    "modules": {"a": {"K": 3, "V": 1, "code": "mul1"}, "head": {"unquantized": True}},
+}
+EXL3 = {"quant_method": "exl3", "bits": 3.0}
+
+
+def header(dtype: str, *shape: int) -> Tensor:
+    return Tensor(dtype, shape, 2 * int(torch.tensor(shape).prod()))
+
+
+def layer_of(num_bits: int, num_in: int = 256, num_out: int = 128) -> dict[str, Tensor]:
+    return {
+        "trellis": header("I16", num_in // 16, num_out // 16, 16 * num_bits),
+        "suh": header("F16", num_in),
+        "svh": header("F16", num_out),
+    }
+
+
+def stored(settings: dict[str, Any], layers: dict[str, dict[str, Tensor]]) -> Stored:
+    checkpoint = detect(settings, "config.json")
+    tensors = {f"{m}.{part}": t for m, parts in layers.items() for part, t in parts.items()}
+    tensors["norm.weight"] = header("BF16", 256)
+    return Stored(checkpoint.scheme, checkpoint.words, settings, tensors, {"I16": 9}, "folder")
+
+
+def check(settings: dict[str, Any], layers: dict[str, dict[str, Tensor]]) -> None:
+    found = stored(settings, layers)
+    method = method_of(found.scheme)
+    assert method is not None
+    method.check_stored(found)
+
+
+def test_checkpoints_whose_tensors_are_as_said_are_taken() -> None:
+    check(QTIP, {"a": layer_of(3), "b": layer_of(2)})
+    check(EXL3, {"a": layer_of(3), "b": layer_of(6) | {"mcg": header("I32")}})
+    old = {"su": header("I16", 16), "sv": header("I16", 8), "trellis": layer_of(2)["trellis"]}
+    check(EXL3, {"a": old})
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        (EXL3, {"trellis": header("I16", 16, 8, 40)}, r"trellis is \[16, 8, 40\], and not \[in / "),
+        (EXL3, {"trellis": header("I16", 16, 8 * 48)}, r"and not \[in / 16, out / 16, 16 K\]"),
+        (EXL3, {"trellis": header("I32", 16, 8, 48)}, "its trellis is I32, and not int16"),
+        (EXL3, {"trellis": header("I16", 16, 9, 48)}, "has 144 outputs, and 128 does not divide"),
+        (EXL3, {"trellis": None}, "it has suh and svh and no trellis"),
+        (EXL3, {"suh": None}, "it has no suh, the signs and scales of its inputs"),
+        (EXL3, {"svh": None}, "it has no svh, the signs and scales of its outputs"),
+        (EXL3, {"svh": header("F16", 64)}, r"svh is \[64\] beside 128 outputs of the trellis"),
+        (EXL3, {"mcg": header("I32"), "mul1": header("I32")}, "two codes at once, mcg and mul1"),
+        (QTIP, {"mcg": header("I32")}, "config.json says code mul1, and a tensor beside it mcg"),
+        (QTIP, {"tlut": header("F16", 512, 2)}, r"code mul1 has a table \(tlut\)"),
+        (QTIP, {"trellis": header("I16", 16, 8, 64)}, "says 3 bits, and its trellis .* has 4"),
+    ],
+)
+def test_a_layer_that_cannot_be_right_is_named(
+    settings: dict[str, Any], change: dict[str, Tensor | None], words: str
+) -> None:
+    layer: dict[str, Tensor | None] = layer_of(3) | change
+    layers = {"a": {part: t for part, t in layer.items() if t is not None}, "b": layer_of(2)}
+    with pytest.raises(ConfigError, match=f"^folder: a: .*{words}"):
+        check(settings, layers)
+
+
+def test_settings_and_layers_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="that a is quantized, and it has no trellis"):
+        check(QTIP, {"b": layer_of(2)})
+    with pytest.raises(ConfigError, match="that head is unquantized, and it has a trellis"):
+        check(QTIP, {"a": layer_of(3), "head": layer_of(2)})
+    with pytest.raises(ConfigError, match="most of its weights are stored as I16"):
+        check(EXL3, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format_version": 2}, "qtip with format_version 2 is a scheme that this version"),
+        ({"L": 12}, "qtip with L 12"),
+        ({"lane_order": "rows"}, "lane_order 'rows'"),
+        ({"default": {"K": 2, "code": "rptc"}}, "code 'rptc'"),
+        ({"default": {"K": 2, "V": 2, "code": "mcg"}}, "V 2 of code mcg"),
+        ({"default": None}, "lack"),
+    ],
+)
+def test_a_format_of_another_version_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        detect({**QTIP, **change}, "config.json")
+
+
+def test_memory_is_that_of_the_decoded_weights_on_a_cpu() -> None:
+    method = method_of("qtip")
+    assert method is not None
+    parts = {f"a.{part}": tensor for part, tensor in layer_of(2).items()}
+
+    def total(scheme: str, device: str, dtype_bytes: int) -> int:
+        loading = Loading(scheme, device, dtype_bytes)
+        return sum(method.loaded_bytes(loading, name, t) for name, t in parts.items())
+
+    assert total("qtip", "cpu", 2) == 256 * 128 * 2
+    assert total("qtip", "cpu", 4) == 256 * 128 * 4
+    assert total("qtip", "cuda", 2) == 256 * 128 // 4 + 2 * (256 + 128)
+    assert total("qtip-full", "cuda", 2) == 256 * 128 * 2
+    assert method.count_weights({}, "a", layer_of(2)) == 256 * 128
+
+
+def pieces(parts: dict[str, torch.Tensor], inputs: Span, outputs: Span) -> Coded:
+    found = Pieces("layer", inputs, [outputs])
+    for part, tensor in parts.items():
+        found.add(part, tensor, [0])
+    return found.coded(0, LayerFormat("mcg"))
+
+
+def parts_of(num_in: int, num_out: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    parts = random_parts(num_in, num_out, {"K": 2, "code": "mcg"})
+    parts["suh"] = torch.randn(len(parts["suh"])).half()
+    parts["svh"] = torch.randn(len(parts["svh"])).half()
+    return parts
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_the_shares_of_several_devices_are_the_layer_of_one(num_devices: int) -> None:
+    """Cut by outputs they are put side by side, cut by inputs their products are added."""
+    parts = parts_of(512, 1024)
+    whole = pieces(parts, Span(512, 0, 512), Span(1024, 0, 1024))
+    x = torch.randn(3, 512)
+    expected = x @ dense(whole).T
+    by_output, by_input = [], []
+    for rank in range(num_devices):
+        share = 1024 // num_devices
+        span = Span(1024, rank * share, (rank + 1) * share)
+        by_output.append(x @ dense(pieces(parts, Span(512, 0, 512), span)).T)
+        share = 512 // num_devices
+        span = Span(512, rank * share, (rank + 1) * share)
+        layer = pieces(parts, span, Span(1024, 0, 1024))
+        by_input.append(x[:, span.first : span.end] @ dense(layer).T)
+    torch.testing.assert_close(torch.cat(by_output, 1), expected)
+    torch.testing.assert_close(sum(by_input), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_cut_within_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"its 512 inputs would be cut at 64 and 128 .* lower mod"):
+        Pieces("layer", Span(512, 64, 128), [Span(128, 0, 128)])
+    parts = parts_of(256, 256)
+    found = Pieces("layer", Span(256, 0, 128), [Span(256, 0, 256)])
+    for part, tensor in parts.items():
+        found.add(part, tensor, [0])
+    with pytest.raises(ValueError, match="Hadamard over a whole side, which cannot be cut"):
+        found.coded(0, LayerFormat("mcg", has_full_in=True))
+
+
+def test_what_is_stored_as_one_layer_becomes_several() -> None:
+    """As Phi-3 stores queries, keys and values."""
+    parts = parts_of(256, 512)
+    whole = dense(pieces(parts, Span(256, 0, 256), Span(512, 0, 512)))
+    spans = [Span(256, 0, 256), Span(128, 0, 128), Span(128, 0, 128)]
+    found = Pieces("qkv", Span(256, 0, 256), spans)
+    for part, tensor in parts.items():
+        found.add(part, tensor, [0, 1, 2])
+    shards = [dense(found.coded(index, LayerFormat("mcg"))) for index in range(3)]
+    assert torch.equal(torch.cat(shards), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda parts: parts.pop("suh"), "layer: it has no suh"),
+        (lambda parts: parts.pop("trellis"), "layer: it has suh and svh and no trellis"),
+        (lambda parts: parts.update(parts_of(256, 256)), "256 outputs, and the model 128"),
+    ],
+)
+def test_a_layer_that_did_not_arrive_as_the_model_needs_it_is_named(
+    change: Callable[[dict[str, torch.Tensor]], object], words: str
+) -> None:
+    """While vLLM loads, where no check of ours came before."""
+    parts = parts_of(256, 128)
+    change(parts)
+    with pytest.raises(ValueError, match=words):
+        pieces(parts, Span(256, 0, 256), Span(128, 0, 128))
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3, 17, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_layers_side_by_side_multiply_as_their_weights(
+    num_tokens: int, dtype: torch.dtype
+) -> None:
+    """Of different bits, codes and sizes; any number of tokens; inputs that are a view."""
+    shards = []
+    for seed, (num_out, code, num_bits) in enumerate([(256, "mcg", 2), (128, "hyb", 3)]):
+        torch.manual_seed(seed)
+        parts = random_parts(256, num_out, {"K": num_bits, "code": code})
+        shards.append(Coded(**parts, code=code))
+    packed = TorchBackend().pack(shards)
+    x = torch.randn(2, num_tokens, 512).to(dtype)[..., ::2]
+    y = run_linear(x, packed)
+    weight = torch.cat([dense(shard, dtype) for shard in shards])
+    assert y.dtype == dtype and y.shape == (2, num_tokens, 384)
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, weight))
+
+
+def test_the_operator_is_one_that_compilers_may_not_look_into() -> None:
+    packed = TorchBackend().pack([Coded(**parts_of(128, 128), code="mcg")])
+    arguments = (torch.randn(4, 128), packed.tensors, packed.plan, packed.num_out)
+    torch.library.opcheck(
+        torch.ops.batchinfer.qtip_linear.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_settings_are_what_json_holds() -> None:
+    assert detect(json.loads(json.dumps(QTIP)), "x").scheme == "qtip"
+    full = copy.deepcopy(QTIP) | {"had_in": "full"}
+    assert detect(full, "x").scheme == "qtip-full"
