@@ -154,7 +154,7 @@ def measure_set(
         model = model_of(job)
         engine_kind(job.engine.name).prepare(engine_spec(job, model))
         task_of(job).prompter(job, model)  # refuses what would not fit
-        engine = build_engine(job, model)
+        engine = build_engine(engine_kind(job.engine.name), engine_spec(job, model))
         assert isinstance(engine, VllmEngine)
         block_tokens = engine._core.vllm_config.cache_config.block_size
         measured = measure_orders(engine, job, prompts, repeats)

@@ -279,7 +279,7 @@ def measure_speed(path: Path, shape: Shape, repeats: int) -> None:
     try:
         model = model_of(job)
         engine_kind(job.engine.name).prepare(engine_spec(job, model))
-        engine = build_engine(job, model)
+        engine = build_engine(engine_kind(job.engine.name), engine_spec(job, model))
     except BatchInferError as error:
         tell(problem=str(error))
     rng = np.random.default_rng(0)

@@ -21,7 +21,6 @@ from batchinfer.quantization import (
     kv_cache_why_not,
     record_of,
 )
-from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.first_rows import check_first_rows
 from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
@@ -63,10 +62,10 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
     seen(looked.start)
-    engine_kind(job.engine.name).check_fit(engine_spec(job, looked.model))
+    looked.start.kind.check_fit(looked.start.spec)
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))
-    check_first_rows(job, looked.model, shards, looked.row_filter)
+    check_first_rows(looked.start, shards)
     click.echo(f"job      {path}: ok")
     click.echo(
         f"model    {looked.model.path}: {looked.model.dtype}, "

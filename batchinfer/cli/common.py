@@ -74,7 +74,7 @@ def _look_at(job: Job) -> Looked:
 
     def check(shard: Shard) -> Footer:
         footer = read_footer(shard)
-        check_schema(job, start.row_filter, shard, footer)
+        check_schema(start.job, start.task, start.row_filter, shard, footer)
         return footer
 
     footers = check_shards(start.shards, check)

@@ -26,7 +26,6 @@ from batchinfer.quantization import (
     for_this_machine,
     kv_cache_why_not,
 )
-from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.start import list_input, open_output
 from batchinfer.storage import Store, open_store
 
@@ -135,8 +134,7 @@ def _job(path: str) -> list[str | None]:
     try:
         looked = look_at(job, path)
         _line("job", f"{path}: {len(looked.shards)} shards, model {looked.model.path}")
-        kind = engine_kind(job.engine.name)
-        for line in kind.describe_memory(engine_spec(job, looked.model)):
+        for line in looked.start.kind.describe_memory(looked.start.spec):
             _line("memory", line, mark="no" if line.startswith("does not fit") else "ok")
     except BatchInferError as error:
         _line("job", f"{path}: {error}", ok=False)

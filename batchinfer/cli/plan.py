@@ -15,13 +15,10 @@ import numpy as np
 from batchinfer.cli.common import Looked, look_at, seen
 from batchinfer.cli.measure import Rest, show_forecast
 from batchinfer.config import load_job
-from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results
 from batchinfer.runner.decide import Restart
-from batchinfer.runner.factory import engine_spec
-from batchinfer.tasks import task_of
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -52,7 +49,7 @@ class _Done:
 
 def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     looked = look_at(load_job(path, sets).job, path)
-    job, task = looked.job, task_of(looked.job)
+    job, task = looked.job, looked.start.task
     if options.num_measured is not None and task.demand.wants != "completion":
         raise ConfigError(
             f"plan --measure forecasts how long completions become, and task: {job.task} generates "
@@ -77,8 +74,7 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
         f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
         f"{len(done.finished):,} finished files"
     )
-    kind = engine_kind(job.engine.name)
-    spec = engine_spec(job, looked.model)
+    kind, spec = looked.start.kind, looked.start.spec
     for line in kind.describe_memory(spec):
         click.echo(f"memory   {line}")
     if options.max_rows is None or num_rows == 0:
@@ -124,7 +120,7 @@ def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
     prompt_tokens = float(lengths.mean()) * expected_rows
     tokens = f"tokens   about {prompt_tokens:,.0f} of prompts"
     limits = f"max_model_len {looked.model.max_model_len}"
-    task = task_of(job)
+    task = looked.start.task
     if task.max_tokens is not None:
         max_completion = task.max_tokens * expected_rows * task.num_samples
         tokens += f", at most {max_completion:,.0f} of completions"

@@ -21,7 +21,7 @@ from batchinfer.errors import InputError, Stopped
 from batchinfer.forecast.forecast import Lengths, Wave
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk
-from batchinfer.runner.factory import build_engine
+from batchinfer.runner.factory import build_engine, engine_spec
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.startup import Tuning
@@ -66,10 +66,11 @@ def measure(
     """
     begun_s = time.monotonic()
     tuning.importing()  # here and below as a run does it, so that it takes as long
-    engine_kind(job.engine.name).load()
+    kind = engine_kind(job.engine.name)
+    kind.load()
     loaded_s = time.monotonic()
     tuning.imported()
-    engine = build_engine(job, model)
+    engine = build_engine(kind, engine_spec(job, model))
     ready_s = time.monotonic()
     try:
         num_first = max(1, round(len(prompts) * _FIRST_SHARE)) if len(prompts) > 1 else 0

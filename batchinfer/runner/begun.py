@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from batchinfer.config import Job
-from batchinfer.engine.kinds import engine_kind
 from batchinfer.ledger import layout, records, survey
 from batchinfer.model import ModelFacts
-from batchinfer.quantization import Begun, lacks_arithmetic
-from batchinfer.runner.factory import model_of
+from batchinfer.quantization import Begun, Machine, lacks_arithmetic
+from batchinfer.runner.factory import ModelReader
 from batchinfer.storage import Store
 
 
 def model_for(
-    job: Job, store: Store, *, is_restart: bool = False, is_whole_input: bool = True
+    reader: ModelReader, store: Store, *, is_restart: bool = False, is_whole_input: bool = True
 ) -> ModelFacts:
     """Facts of the job's model, in the dtype and quantization in which its output was begun.
 
@@ -28,16 +26,16 @@ def model_for(
     run is not bound by an output without results; a slice is, as others may be at work on it.
     Raises ConfigError, also if the output's cannot run here.
     """
-    best = model_of(job)
+    best = reader.read()
     begun = None if is_restart else _begun(store)
     if begun is None or begun == Begun(best.dtype, best.quantization):
         return best
     if is_whole_input and not _has_results(store):
         return best
-    found = model_of(job, begun)
+    found = reader.read(begun)
     if (found.dtype, found.quantization) == (best.dtype, best.quantization):
         return best  # another job's output, which is refused for what it is
-    return replace(found, warnings=(*found.warnings, _what_it_keeps(job, found, best)))
+    return replace(found, warnings=(*found.warnings, _what_it_keeps(found, best, reader.machine)))
 
 
 def differs_by_machine(changes: Sequence[str]) -> bool:
@@ -62,9 +60,9 @@ def _has_results(store: Store) -> bool:
     return survey(store).has_results
 
 
-def _what_it_keeps(job: Job, found: ModelFacts, best: ModelFacts) -> str:
+def _what_it_keeps(found: ModelFacts, best: ModelFacts, machine: Machine) -> str:
     own, other = (Begun(model.dtype, model.quantization) for model in (found, best))
-    slow = lacks_arithmetic(found.dtype, engine_kind(job.engine.name).machine())
+    slow = lacks_arithmetic(found.dtype, machine)
     return (
         f"the output was begun in {own} and stays so; a new output.path would be computed in "
         f"{other} here{f', which is faster: {slow}' if slow else ''}"

@@ -28,7 +28,7 @@ from batchinfer.source import (
     matches,
 )
 from batchinfer.storage import Store, why_no_folder
-from batchinfer.tasks import task_of
+from batchinfer.tasks import Task
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ _FOOTER_THREADS = 16
 _MAX_NAMED_SHARDS = 20
 
 
-def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
+def check_layout(job: Job, task: Task, store: Store, shards: Sequence[Shard]) -> None:
     """Refuse outputs that would be inputs of the next run, inputs inside the output, names that an
     output cannot have, colliding columns.
     """
@@ -59,7 +59,7 @@ def check_layout(job: Job, store: Store, shards: Sequence[Shard]) -> None:
                 "input by the next run: choose an output.path outside the input"
             )
     _check_names(store, shards)
-    reserved = {"id", *output_columns(task_of(job).columns)}
+    reserved = {"id", *output_columns(task.columns)}
     if colliding := sorted(reserved.intersection(job.input.keep_columns)):
         raise ConfigError(
             f"input.keep_columns: {', '.join(colliding)} would collide with the output's own "
@@ -113,14 +113,15 @@ class _ShardProblem(InputError):
     """What is wrong with a shard, without its name: many shards may have the same."""
 
 
-def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: Footer) -> None:
+def check_schema(
+    job: Job, task: Task, row_filter: RowFilter | None, shard: Shard, footer: Footer
+) -> None:
     """Raise ConfigError unless the shard has every column that the job reads, of a usable type.
 
     For `check_shards`, which names the shard.
     """
     partitions = footer.partitions
-    task = task_of(job)
-    needed = _needed_columns(job, [*footer.schema.names, *partitions])
+    needed = _needed_columns(job, task, [*footer.schema.names, *partitions])
     for name in row_filter.columns if row_filter else ():
         needed.setdefault(name, "input.filter")
     for name, setting in needed.items():
@@ -140,13 +141,13 @@ def check_schema(job: Job, row_filter: RowFilter | None, shard: Shard, footer: F
         row_filter.check(footer.schema, partitions)
 
 
-def _needed_columns(job: Job, available: Sequence[str]) -> dict[str, str]:
+def _needed_columns(job: Job, task: Task, available: Sequence[str]) -> dict[str, str]:
     """The columns that the job reads, each with the setting that names it (the first of them)."""
     prompt = job.prompt
     keys = ("column", "template", "messages", "messages_column", "token_ids_column")
     setting = next(f"prompt.{key}" for key in keys if getattr(prompt, key) is not None)
     needed = dict.fromkeys(prompt_columns(prompt, available), setting)
-    for name, key in task_of(job).input_columns.items():
+    for name, key in task.input_columns.items():
         needed.setdefault(name, key)
     for name in job.input.keep_columns:
         needed.setdefault(name, "input.keep_columns")

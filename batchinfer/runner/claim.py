@@ -51,7 +51,6 @@ from batchinfer.runner.start import Start
 from batchinfer.sink.schema import SCHEMA_VERSION
 from batchinfer.source import Shard
 from batchinfer.storage import Store
-from batchinfer.tasks import task_of
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -166,7 +165,7 @@ def _announce(start: Start, decision: Resume) -> None:
 
 
 def _ledger(start: Start, decision: Resume, lease: Lease, *, run: int) -> Ledger:
-    job, model, task = start.job, start.model, task_of(start.job)
+    job, model, task = start.job, start.model, start.task
     facts = {
         "version": __version__,
         "schema_version": SCHEMA_VERSION,

@@ -15,18 +15,16 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind
-from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import EngineDied, TransientError
 from batchinfer.ledger import Totals
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
-from batchinfer.runner.factory import build_engine, engine_spec
+from batchinfer.runner.factory import build_engine
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.pipeline import Pipeline
 from batchinfer.runner.process import Process
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
-from batchinfer.tasks import task_of
 from batchinfer.telemetry import Counters, StartUp, log_event
 
 logger = logging.getLogger("batchinfer.runner")
@@ -66,7 +64,7 @@ class _Computation:
         self._process = process
         self._status = status
         self._heartbeat = heartbeat
-        self._kind = engine_kind(session.job.engine.name)
+        self._kind = session.start.kind
 
     def run(self, *, is_cautious: bool) -> Computed:
         pipeline = self._begin()
@@ -90,12 +88,12 @@ class _Computation:
     def _begin(self) -> Pipeline:
         session, process = self._session, self._process
         process.tuning.begin()
-        self._kind.prepare(engine_spec(session.job, session.model))
-        process.counters.set_max_tokens(task_of(session.job).max_tokens)
+        self._kind.prepare(session.start.spec)
+        process.counters.set_max_tokens(session.task.max_tokens)
         process.counters.set_phase("loading the tokenizer")
         process.tuning.importing()
         with process.startup.span("tokenizer"):
-            prompter = task_of(session.job).prompter(session.job, session.model)
+            prompter = session.task.prompter(session.job, session.model)
         pipeline = Pipeline(session, prompter, process, self._heartbeat.now)
         self._heartbeat.now()
         pipeline.start()
@@ -120,7 +118,7 @@ class _Computation:
         counters = self._process.counters
         counters.set_phase("loading the model")
         with self._process.startup.span("model"), self._kind.phases(counters.set_phase):
-            return build_engine(self._session.job, self._session.model)
+            return build_engine(self._kind, self._session.start.spec)
 
     def _generate(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
         process = self._process

@@ -9,12 +9,12 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from batchinfer.config import Job
 from batchinfer.errors import TooManyFailedRows, TransientError
 from batchinfer.ledger import Totals, layout, records, survey
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.session import Session
-from batchinfer.tasks import task_of
+from batchinfer.runner.start import Start
+from batchinfer.tasks import Task
 from batchinfer.telemetry import Clock, Counters, Outcome
 
 logger = logging.getLogger("batchinfer.runner")
@@ -33,9 +33,9 @@ def finalise(
     `finished`: totals of shards whose footers need not be read again. `outcome`: of what the run
     did; it is completed and returned.
     """
-    _warn_of_run(session.job, outcome)
+    _warn_of_run(session.task, outcome)
     if is_limited:
-        _warn(session.job, outcome)
+        _warn(session.task, outcome)
         return outcome
     session.lease.check()
     names = {s.name for s in session.shards}
@@ -48,7 +48,7 @@ def finalise(
             "finished files in all. Start again: their rows are computed again"
         )
     if names - listed.finished or names & listed.with_parts:
-        _warn(session.job, outcome)
+        _warn(session.task, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
     missing = [s for s in session.shards if s.name not in finished]
     with ThreadPoolExecutor(16, thread_name_prefix="footer") as pool:
@@ -66,20 +66,20 @@ def finalise(
     session.store.put(layout.SUCCESS_KEY, records.to_json(success))
     outcome.status = "complete"
     outcome.totals = totals
-    return judge(session.job, outcome, session.num_rows_of(session.shards))
+    return judge(session.start, outcome, session.num_rows_of(session.shards))
 
 
-def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outcome:
+def judge(start: Start, outcome: Outcome, num_input_rows: int | None = None) -> Outcome:
     """Exit code 3 for a complete output with too many failed rows, at each start.
 
     `num_input_rows`: before the filter, None if nobody has counted them.
     """
-    totals = outcome.totals
+    job, totals = start.job, outcome.totals
     assert totals is not None
     if job.input.filter is not None and totals.rows == 0 and num_input_rows != 0:
         of = "the input's" if num_input_rows is None else f"{num_input_rows:,}"
         logger.warning("input.filter %r keeps none of %s rows", job.input.filter, of)
-    _warn(job, outcome)
+    _warn(start.task, outcome)
     if totals.rows_failed > job.limits.max_failed_fraction * totals.rows:
         outcome.exit_code = TooManyFailedRows.exit_code
         outcome.message = (
@@ -92,21 +92,19 @@ def judge(job: Job, outcome: Outcome, num_input_rows: int | None = None) -> Outc
     return outcome
 
 
-def _warn(job: Job, outcome: Outcome) -> None:
+def _warn(task: Task, outcome: Outcome) -> None:
     """What the task says of its results: of the whole output if it is complete, else of this run.
 
     They are no errors, and can hardly be used.
     """
     stands = outcome.as_dict()
-    task = task_of(job)
     counts = {name: outcome.count(name) for name in task.counts}
     for remark in task.remarks(stands["rows"] - stands["rows_failed"], counts):
         logger.warning("%s", remark)
 
 
-def _warn_of_run(job: Job, outcome: Outcome) -> None:
+def _warn_of_run(task: Task, outcome: Outcome) -> None:
     """The same of what the task counts of a run alone."""
-    task = task_of(job)
     counts = {name: n for name, n in outcome.counts.items() if name not in task.counts}
     for remark in task.remarks(outcome.rows_durable - outcome.rows_failed, counts):
         logger.warning("%s", remark)
@@ -119,7 +117,7 @@ def count_input(session: Session, counters: Counters) -> None:
     With a filter the finished shards are left out: how many of their rows passed is in their
     footers.
     """
-    num_samples = task_of(session.job).num_samples
+    num_samples = session.task.num_samples
     if session.row_filter is not None:
         counters.set_total(session.num_rows_of(session.pending) * num_samples, len(session.pending))
         return

@@ -8,34 +8,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from batchinfer.config import Job
-from batchinfer.model import ModelFacts
 from batchinfer.runner.remarks import RemarkWarnings
-from batchinfer.source import RowFilter, Shard, ShardReader
-from batchinfer.tasks import task_of
+from batchinfer.runner.start import Start
+from batchinfer.source import Shard, ShardReader
 
 logger = logging.getLogger("batchinfer.runner")
 
 _NUM_ROWS = 64
 
 
-def check_first_rows(
-    job: Job, model: ModelFacts, shards: Sequence[tuple[Shard, int]], row_filter: RowFilter | None
-) -> None:
+def check_first_rows(start: Start, shards: Sequence[tuple[Shard, int]]) -> None:
     """Make prompts of the first rows, and warn of what is odd or wrong with them.
 
     `shards`: with their numbers of rows. Raises ConfigError for what would fail in every row.
     """
-    prompter = task_of(job).prompter(job, model)
+    prompter = start.task.prompter(start.job, start.model)
     shard, num_rows = next(((s, n) for s, n in shards if n), (None, 0))
     if shard is None:
         return
-    with ShardReader(shard, list(prompter.columns), row_filter) as reader:
+    with ShardReader(shard, list(prompter.columns), start.row_filter) as reader:
         block = next(iter(reader.blocks(0, min(num_rows, _NUM_ROWS))))
     if not len(block.rows):
         logger.warning(
             "input.filter %r keeps none of the first %d rows of %s: no prompt was tried",
-            job.input.filter,
+            start.job.input.filter,
             min(num_rows, _NUM_ROWS),
             shard.name,
         )

@@ -70,7 +70,7 @@ def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
 def _read(start: Start, shards: Sequence[Shard]) -> list[tuple[Fingerprint, pa.Schema]]:
     def check(shard: Shard) -> tuple[Fingerprint, pa.Schema]:
         footer = read_footer(shard)
-        check_schema(start.job, start.row_filter, shard, footer)
+        check_schema(start.job, start.task, start.row_filter, shard, footer)
         fingerprint = _fingerprint(shard, footer.num_rows, footer.sha256)
         return fingerprint, carried_columns(start.job, footer)
 

@@ -18,7 +18,7 @@ from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.session import Session
 from batchinfer.runner.writer import ResultTables, Writer
-from batchinfer.tasks import Result, task_of
+from batchinfer.tasks import Result
 
 _READER_END_S = 1.5
 
@@ -35,7 +35,7 @@ class Pipeline:
     ) -> None:
         packing = session.job.packing
         self.ready = ReadyWork(order=packing.order, max_tokens=packing.buffer_tokens)
-        tables = ResultTables(task_of(session.job), prompter.decode, session.run)
+        tables = ResultTables(session.task, prompter.decode, session.run)
         self._writer = Writer(
             session.ledger,
             tables,

@@ -32,7 +32,6 @@ from batchinfer.runner.shard_progress import progress_of
 from batchinfer.runner.writer import Writer
 from batchinfer.sink import output_schema
 from batchinfer.source import Block, Shard, ShardReader, plain_column
-from batchinfer.tasks import task_of
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -68,7 +67,7 @@ class Reader:
         self._clock = process.clock
         self._num_rows_left = session.options.limit
         self._is_cut = False  # whether rows were left out because of it
-        self._task = task_of(job)
+        self._task = session.task
         self._num_samples = self._task.num_samples
         num_threads = 1 if session.shards[0].store.is_local else _REMOTE_READERS
         id_column = job.input.id_column

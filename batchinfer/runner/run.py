@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 
 from batchinfer.config import Job
-from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError
 from batchinfer.ledger import Holder, Lease, Results, layout
 from batchinfer.runner.beside import find_beside, warn_of_beside
@@ -17,7 +16,6 @@ from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.decide import Complete, Restart, accepted, decide
-from batchinfer.runner.factory import engine_spec
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.look import OutputView, look
@@ -27,7 +25,6 @@ from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
 from batchinfer.runner.start import Start, open_start
 from batchinfer.runner.status import Status
-from batchinfer.tasks import task_of
 from batchinfer.telemetry import Outcome
 
 logger = logging.getLogger("batchinfer.runner")
@@ -148,8 +145,8 @@ def _complete_already(start: Start) -> Outcome | None:
 
 def _check_before_deleting(start: Start) -> None:
     """Whatever can be known of a job without the model in memory. Raises what it is refused for."""
-    engine_kind(start.job.engine.name).check_fit(engine_spec(start.job, start.model))
-    task_of(start.job).prompter(start.job, start.model)
+    start.kind.check_fit(start.spec)
+    start.task.prompter(start.job, start.model)
 
 
 def _nothing_to_do(start: Start, view: OutputView, complete: Complete) -> Outcome:
@@ -158,6 +155,6 @@ def _nothing_to_do(start: Start, view: OutputView, complete: Complete) -> Outcom
     names = (shard.name for shard in start.shards)
     warn_of_beside(results, find_beside(results, view.survey, names))
     logger.info("nothing to do: %s is complete", url)
-    token_name = task_of(start.job).counts[0]
+    token_name = start.task.counts[0]
     outcome = Outcome("complete", 0, url, totals=complete.totals, token_name=token_name)
-    return judge(start.job, outcome)
+    return judge(start, outcome)

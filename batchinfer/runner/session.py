@@ -19,6 +19,7 @@ from batchinfer.runner.options import RunOptions
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint, RowFilter, Shard
 from batchinfer.storage import Store
+from batchinfer.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class Session:
     @property
     def job(self) -> Job:
         return self.start.job
+
+    @property
+    def task(self) -> Task:
+        return self.start.task
 
     @property
     def options(self) -> RunOptions:

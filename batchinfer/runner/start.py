@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.config import Job, S3Settings, load_job
+from batchinfer.engine.base import EngineKind, EngineSpec
+from batchinfer.engine.kinds import engine_kind
 from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.digest import Identity, identity_of
+from batchinfer.runner.factory import ModelReader
 from batchinfer.runner.options import RunOptions
 from batchinfer.source import RowFilter, Shard, list_shards
 from batchinfer.storage import S3Options, Store, open_store
+from batchinfer.tasks import Task, task_of
 
 #: Somebody sits and waits for the answer.
 _LOOK_RETRY_S = 15.0
@@ -28,12 +32,19 @@ class Start:
     """A job, its options and its places. `shards`: the whole input, by name."""
 
     job: Job
+    task: Task
+    kind: EngineKind
     options: RunOptions
     model: ModelFacts
     identity: Identity
     store: Store
     shards: Sequence[Shard]
     row_filter: RowFilter | None
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What the engine is asked about, and built from."""
+        return EngineSpec(self.job, self.model, self.task.demand)
 
     @property
     def own(self) -> list[Shard]:
@@ -54,12 +65,19 @@ def open_start(
     """
     options = options or RunOptions()
     store = open_output(job, should_stop)
-    is_whole_input = options.slice is None
-    model = model_for(job, store, is_restart=options.restart, is_whole_input=is_whole_input)
+    task, kind = task_of(job), engine_kind(job.engine.name)
+    model = model_for(
+        ModelReader.of(job, task, kind),
+        store,
+        is_restart=options.restart,
+        is_whole_input=options.slice is None,
+    )
     shards = list_input(job, should_stop)
-    check_layout(job, store, shards)
+    check_layout(job, task, store, shards)
     return Start(
         job=job,
+        task=task,
+        kind=kind,
         options=options,
         model=model,
         identity=identity_of(job, model),

@@ -17,7 +17,6 @@ from batchinfer.ledger import layout, records
 from batchinfer.runner.process import Process
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
-from batchinfer.tasks import task_of
 from batchinfer.telemetry import Outcome, status_record
 
 
@@ -99,7 +98,7 @@ class Status:
             rows_computed=snapshot.rows_computed,
             prompt_tokens=snapshot.prompt_tokens,
             result_tokens=snapshot.completion_tokens,
-            token_name=task_of(session.job).counts[0] if session else "completion_tokens",
+            token_name=session.task.counts[0] if session else "completion_tokens",
             generation_s=snapshot.generation_s,
             stalled_s=snapshot.stalled_s,
             steps=snapshot.num_steps,
