@@ -209,7 +209,7 @@ class _OneRequest:
     result: Completion | None = None
 
     def asks(self) -> Iterator[Ask]:
-        yield self.ask
+        return iter((self.ask,))
 
     def add(self, ask: Ask, completion: Completion) -> None:
         self.result = completion
