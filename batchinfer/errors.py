@@ -18,10 +18,16 @@ Anything else that reaches the CLI is a bug and exits 1. Must not know: the rest
 
 from __future__ import annotations
 
+import re
 import traceback
 from typing import ClassVar
 
 from batchinfer.limits import Shortage, limit_met
+
+#: C0 but newline and tab, C1, separators of lines, and what turns the direction of text around.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class BatchInferError(Exception):
@@ -124,6 +130,13 @@ def import_failure(package: str, error: BaseException) -> ConfigError:
         "environment is at fault, not the job or the model: reinstall the named package "
         "(`make setup` installs compatible versions)"
     )
+
+
+def printable(text: str) -> str:
+    """Control characters of names and values as escapes, so that they neither act on a terminal nor
+    make lines of their own; line ends stay.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def short_of(what: str, shortage: Shortage) -> ConfigError | TransientError:

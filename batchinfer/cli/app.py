@@ -20,7 +20,7 @@ from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.options import finite, job_argument, run_options
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
-from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, short_of
+from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
 from batchinfer.limits import limit_met, raise_open_files, shortage
 from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
@@ -319,7 +319,7 @@ def _as_shortage(error: Exception) -> BatchInferError | None:
 
 
 def _print_error(message: str) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
 
 
 def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:

@@ -11,7 +11,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.errors import ConfigError, RowError
+from batchinfer.errors import ConfigError, RowError, printable
 from batchinfer.ledger import Holder, layout, records, survey
 from batchinfer.prompt import column_values
 from batchinfer.runner.restart import describe as describe_restart
@@ -115,13 +115,13 @@ def _as_json(value: Any) -> Any:
 
 def _print_row(row: dict[str, Any], describe: Describe) -> None:
     sample = f", sample {row['sample']}" if row["sample"] else ""
-    click.secho(f"{row['id']}  ({row['shard']}:{row['row']}{sample})", bold=True)
+    click.secho(printable(f"{row['id']}  ({row['shard']}:{row['row']}{sample})"), bold=True)
     if row["error_type"] is not None:
-        click.echo(f"  {row['error_type']}: {row['error_message']}")
+        click.echo(printable(f"  {row['error_type']}: {row['error_message']}"))
         return
     text, facts = describe(row)
     if text is not None:
-        click.echo(f"  {text}")
+        click.echo(printable(f"  {text}"))
     if row["total_s"] is not None:
         facts.append(f"{row['total_s']:.2f} s")
     click.secho("  " + ", ".join(facts), dim=True)

@@ -172,5 +172,6 @@ class Carrier:
         except pa.ArrowException as error:
             raise InputError(
                 f"{where}: column {field.name!r} cannot be {field.type}, its type in the output: "
-                f"{error}"
+                f"{error}. Write all input files with one type of this column, and choose another "
+                "output.path"
             ) from error

@@ -1,7 +1,8 @@
 """Types of columns that an output takes over: what stays of a file's type, and one type for a
 column that several files wrote in different ones.
 
-Must not know: files. Invariant: every value of a type is a value of its common type with another.
+Must not know: files. Invariant: every value of a type is a value of its common type with another,
+but for integers of 64 bits beside floats: one of more than 53 bits is refused when it is cast.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ _Rule = Callable[[pa.DataType, pa.DataType], pa.DataType | None]
 
 _EXTENSION = b"ARROW:extension:"  # in a field's metadata: a type that pyarrow does not know
 _UNITS = ("s", "ms", "us", "ns")
-#: Bits of an integer -> bits of the smallest float that holds all such integers; 128: none does.
-_FLOAT_BITS = {8: 16, 16: 32, 32: 64, 64: 128}
+#: Bits of an integer -> bits of the smallest float that holds all such integers. Of 64 bits none
+#: does, but pandas makes a column double where it has a null: files of one table have both.
+_FLOAT_BITS = {8: 16, 16: 32, 32: 64, 64: 64}
 _FLOATS = {16: pa.float16(), 32: pa.float32(), 64: pa.float64()}
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}  # bits of an integer -> its most digits
 _MAX_DIGITS = 38  # of a decimal that polars and others can read

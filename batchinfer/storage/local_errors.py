@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,24 @@ def _advice(number: int) -> str:
     return "Start again when that has passed"
 
 
+def _full(path: str | os.PathLike[str], number: int) -> str:
+    """What of the file system is used up: bytes, files or a quota of either."""
+    where = Path(path).absolute().parent
+    if number == errno.EDQUOT:
+        return (
+            f"quota used up while writing {path}: delete what is not needed, files as well as "
+            "bytes (see `quota`), and start again"
+        )
+    with suppress(OSError):
+        has = os.statvfs(where)
+        if has.f_files > 0 and has.f_favail == 0 and has.f_bavail > 0:
+            return (
+                f"the file system of {where} has no inodes left (see `df -i`), though bytes are "
+                f"free: delete files there, not only large ones, and start again ({path})"
+            )
+    return f"disk full while writing {path}: free space and start again"
+
+
 @contextmanager
 def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     try:
@@ -55,8 +73,7 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
         reason = f"cannot {verb} {path}: {error.strerror or error}"
         number = error.errno or 0
         if number in _DISK_FULL:
-            full = f"disk full while writing {path}: free space and start again"
-            raise TransientError(full) from error
+            raise TransientError(_full(path, number)) from error
         if number in _FORBIDDEN:
             advice = sentence(size_limit()) if number == errno.EFBIG else _FORBIDDEN[number]
             raise ConfigError(f"{reason}. {advice}") from error

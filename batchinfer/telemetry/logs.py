@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
+from batchinfer.errors import printable
 from batchinfer.telemetry.clock import utc_text
 
 LOGGER_NAME: Final = "batchinfer"
@@ -153,7 +154,7 @@ class HumanFormatter(logging.Formatter):
         self._is_file = is_file
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        words = [record.message.replace("\n", " " if self._is_file else "\n  ")]
+        words = [printable(record.message).replace("\n", " " if self._is_file else "\n  ")]
         if record.levelno != logging.INFO:
             words.insert(0, record.levelname.lower())
         words += _human_fields(record, has_mappings=self._is_file)
@@ -183,7 +184,10 @@ def _record_fields(record: logging.LogRecord) -> Mapping[str, object]:
 
 
 def _one_line(record: logging.LogRecord) -> str:
-    words = [record.getMessage().replace("\n", " "), *_human_fields(record, has_mappings=False)]
+    words = [
+        printable(record.getMessage()).replace("\n", " "),
+        *_human_fields(record, has_mappings=False),
+    ]
     return " ".join(words)
 
 
@@ -198,7 +202,7 @@ def _human_fields(record: logging.LogRecord, *, has_mappings: bool) -> list[str]
 def _human_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-    text = json.dumps(value, default=str) if isinstance(value, Mapping) else str(value)
+    text = json.dumps(value, default=str) if isinstance(value, Mapping) else printable(str(value))
     if text and not any(c.isspace() or c in '="' for c in text):
         return text
     return json.dumps(text, ensure_ascii=False)

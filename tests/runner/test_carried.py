@@ -45,7 +45,8 @@ def struct(**fields: pa.DataType) -> pa.DataType:
         (pa.float32(), pa.float64(), pa.float64()),
         (pa.int16(), pa.float16(), pa.float32()),
         (pa.int32(), pa.float32(), pa.float64()),
-        (pa.int64(), pa.float64(), None),
+        (pa.int64(), pa.float64(), pa.float64()),
+        (pa.uint64(), pa.float32(), pa.float64()),
         (pa.bool_(), pa.int8(), None),
         (pa.string(), pa.int64(), None),
         (pa.string(), pa.binary(), None),
@@ -239,6 +240,22 @@ def test_all_files_of_an_output_have_one_schema_and_are_read_together(
     found = pl.read_parquet(folder.url("out", "*.parquet"))
     assert found["id"].to_list() == [1, 2, 3, 4]
     assert found["note"].to_list() == ["x", "y", None, None]
+
+
+def test_integers_become_double_where_another_file_has_nulls_among_them(
+    folder: Place, tmp_path: Path
+) -> None:
+    """As pandas writes a column that has nulls; never an integer that double has not exactly."""
+    write(folder, "in/a.parquet", id=[1, 2**53], note=[[1], [2]])
+    write(folder, "in/b.parquet", id=[1.0, None], note=[[0.5], None])
+    path = write_job(tmp_path, keeping(folder))
+    assert run(path).code == 0
+    for name in ("a.parquet", "b.parquet"):
+        assert of_output(folder, name) == [pa.float64(), pa.list_(pa.float64())]
+    assert pl.read_parquet(folder.url("out", "a.parquet"))["id"].to_list() == [1.0, 2.0**53]
+    write(folder, "in/c.parquet", id=[1, 2**53 + 1], note=[[1], [2]])
+    ended = run(path)
+    must_fail(ended, 2, folder.url("in/c.parquet"), "column 'id' cannot be double", "one type")
 
 
 def test_types_that_do_not_meet_are_refused_with_both_shards(folder: Place, tmp_path: Path) -> None:

@@ -675,6 +675,15 @@ def test_what_is_only_called_like_the_clock_may_be_in_a_filter(sql: str) -> None
     RowFilter(sql)
 
 
+def test_a_filter_too_long_to_be_planned_is_refused_and_a_long_list_is_not() -> None:
+    values = [f"'r{number}'" for number in range(3000)]
+    with pytest.raises(ConfigError, match=r"2,999 times AND or OR.*IN \("):
+        RowFilter(" or ".join(f"id = {value}" for value in values))
+    found = RowFilter(f"id in ({', '.join(values)})")
+    found.check(pa.schema({"id": pa.string()}))
+    assert found.mask(pa.table({"id": ["r2999", "r3000", " or "]})).tolist() == [True, False, False]
+
+
 def test_a_filter_on_a_type_unknown_to_polars_is_refused_early() -> None:
     """A filter on a type that polars cannot read is refused before there are rows."""
     for kind in (pa.decimal256(60, 2), pa.timestamp("us", "Nowhere/City")):

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO, NoReturn
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.storage import Store, is_s3, join_url, local, open_store, split_url, why_no_folder
-from batchinfer.storage.local_errors import CheckedFile
+from batchinfer.storage.local_errors import CheckedFile, os_errors
 from batchinfer.storage.urls import check_url
 from tests.support.fault_proxy import fault_proxy
 from tests.support.s3_server import s3_server
@@ -240,6 +241,24 @@ def test_a_full_disk_is_a_reason_to_try_again(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "num_inodes", "words"),
+    [
+        (errno.ENOSPC, 0, r"no inodes left \(see `df -i`\), though bytes are free: delete files"),
+        (errno.ENOSPC, 5, "disk full while writing"),
+        (errno.EDQUOT, 5, "quota used up while writing"),
+    ],
+)
+def test_what_is_used_up_is_named(
+    number: int, num_inodes: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may be full of files as well as of bytes."""
+    has = SimpleNamespace(f_files=100, f_favail=num_inodes, f_bavail=10_000)
+    monkeypatch.setattr(os, "statvfs", lambda path: has)
+    with pytest.raises(TransientError, match=words), os_errors("write", tmp_path / "x"):
+        raise OSError(number, os.strerror(number))
+
+
 def test_pyarrow_hands_a_full_disk_on_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +271,7 @@ def test_pyarrow_hands_a_full_disk_on_as_it_is(
 @pytest.mark.parametrize(
     ("number", "expected", "match"),
     [
-        (errno.EDQUOT, TransientError, "disk full while writing .*shard"),
+        (errno.EDQUOT, TransientError, "quota used up while writing .*shard"),
         (errno.EIO, TransientError, "cannot write .*shard"),
         (errno.EROFS, ConfigError, "cannot write .*shard"),
     ],

@@ -35,6 +35,24 @@ def test_a_warning_that_comes_often_is_kept_once() -> None:
     assert warnings.texts() == ["the store is slow", "cut rows=3"]
 
 
+def test_control_characters_of_names_neither_act_nor_make_lines(tmp_path: Path) -> None:
+    name = "in/\x1b[2Ja\rb\u202ec.parquet"
+    shown = r"in/\x1b[2Ja\rb\u202ec.parquet"
+    err = io.StringIO()
+    logs = Logs(err)
+    logs.open_file(tmp_path / "log", run=1)
+    logger.warning("left out: %s", name)
+    log_event(logger, logging.INFO, "shard_finished", shard=name)
+    logs.close()
+    assert logs.warnings.texts() == [f"left out: {shown}"]
+    for text in (err.getvalue(), (tmp_path / "log").read_text()):
+        assert text.count(shown) + text.count(shown.replace("\\", "\\\\")) == 2
+        assert len(text.splitlines()) == 2 and text.replace("\n", "").isprintable()
+    ended = run("\x1b[2Jnowhere\x07.yaml", command=("validate",))
+    assert ended.code == 2 and ended.stderr.replace("\n", "").isprintable()
+    assert r"\x1b[2Jnowhere\x07.yaml" in ended.stderr
+
+
 def test_many_and_long_warnings_are_cut_and_the_rest_is_counted() -> None:
     told: list[str] = []
     with Warnings(told.append) as warnings:
