@@ -109,6 +109,8 @@ def _quantization_settings(
         ),
         None,
     )
+    if settings is None and isinstance(params := config.get("quip_params"), dict):
+        return {"quant_method": "quip_params", **params}, file  # as QTIP's own code writes it
     if settings is None:
         file = folder / "hf_quant_config.json"
         settings = read_optional_json(file).get("quantization")

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from batchinfer.errors import ConfigError
-from batchinfer.quantization import Loading, Stored, Tensor, detect, method_of
+from batchinfer.quantization import (
+    Loading,
+    Machine,
+    Stored,
+    Tensor,
+    choose,
+    detect,
+    method_of,
+)
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import LayerFormat
 from batchinfer.quantization.methods.qtip.linear import TorchBackend, run_linear
@@ -239,3 +247,12 @@ def test_settings_are_what_json_holds() -> None:
     assert detect(json.loads(json.dumps(QTIP)), "x").scheme == "qtip"
     full = copy.deepcopy(QTIP) | {"had_in": "full"}
     assert detect(full, "x").scheme == "qtip-full"
+
+
+def test_a_model_of_the_authors_own_code_is_refused_with_how_to_convert_it() -> None:
+    settings = {"quant_method": "quip_params", "codebook": "bitshift"}
+    check(settings, {"a": {"trellis": header("I16", 128, 32), "SU": header("F16", 256)}})
+    checkpoint = detect(settings, "config.json")
+    for machine in (Machine("cpu"), Machine("cuda", (9, 0))):
+        with pytest.raises(ConfigError, match=r"authors' code .* quantize MODEL OUT --method qtip"):
+            choose("auto", checkpoint, machine, dtype="float16", is_dtype_asked=False)

@@ -15,6 +15,7 @@ Hadamard of a whole side (`full`) is more than Sylvester's. Must not know: torch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from batchinfer.quantization.methods.base import count_weights as count_others
 
 #: Of checkpoints whose Hadamards are of whole sides, as QTIP's own.
 FULL_SCHEME = "qtip-full"
+#: Of QTIP's own models, as its code writes them.
+RELAXML_SCHEME = "qtip-relaxml"
 FORMAT_VERSION = 1
 BLOCK = 128
 TILE = 16
@@ -114,6 +117,8 @@ def _is_layer(parts: Mapping[str, Any]) -> bool:
 def check_stored(stored: Stored) -> None:
     """Raise ConfigError for layers whose tensors cannot be what the settings say."""
     layers = layers_of(stored.tensors)
+    if stored.scheme == RELAXML_SCHEME:
+        return  # of no use before it is converted
     if not layers:
         raise stored.not_as_said()
     for module, parts in layers.items():
@@ -198,4 +203,4 @@ def count_weights(settings: Settings, module: str, parts: Mapping[str, Tensor]) 
 
 
 def _num_weights(trellis: Tensor) -> int:
-    return trellis.shape[0] * trellis.shape[1] * TILE**2
+    return math.prod(trellis.shape[:-1]) * TILE**2

@@ -9,9 +9,11 @@ from batchinfer.quantization.methods.base import (
     Plugin,
     Quantization,
     Settings,
+    quantize_command,
 )
 from batchinfer.quantization.methods.qtip.files import (
     FULL_SCHEME,
+    RELAXML_SCHEME,
     check_stored,
     count_weights,
     loaded_bytes,
@@ -23,9 +25,11 @@ VLLM_NAME = "qtip"
 MODULE = "batchinfer.quantization.methods.qtip.vllm"
 NO_EXPERTS = "trellises code linear layers alone"
 
-_SCHEMES = {"qtip": "QTIP", FULL_SCHEME: "QTIP with Hadamards of whole sides"}
+_RUNNING = {"qtip": "QTIP", FULL_SCHEME: "QTIP with Hadamards of whole sides"}
+_SCHEMES = {**_RUNNING, RELAXML_SCHEME: "QTIP as its authors' code stores it"}
 _DEVICE = Device(
-    schemes=tuple(_SCHEMES),
+    schemes=tuple(_RUNNING),
+    refused={RELAXML_SCHEME: f"{quantize_command('qtip')} converts it"},
     checkpoints_as=VLLM_NAME,
     dtypes=ALL_DTYPES,
     refused_experts=NO_EXPERTS,
@@ -33,6 +37,8 @@ _DEVICE = Device(
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
+    if family == "quip_params":
+        return RELAXML_SCHEME
     if unknown := unknown_format(settings):
         return unknown
     is_full = "full" in (settings.get("had_in"), settings.get("had_out"))
@@ -47,12 +53,12 @@ METHOD = Method(
             name="qtip",
             meaning="trellis-coded weights of 1 to 8 bits (QTIP); weight-only",
             bits_per_weight=2.0,
-            how_to_make="`batchinfer quantize MODEL OUT --method qtip`",
+            how_to_make=quantize_command("qtip"),
             schemes=tuple(_SCHEMES),
             support={("vllm", "cpu"): _DEVICE, ("vllm", "cuda"): _DEVICE},
         ),
     ),
-    families=("qtip",),
+    families=("qtip", "quip_params"),
     scheme_of=_scheme_of,
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
