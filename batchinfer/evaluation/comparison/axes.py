@@ -26,7 +26,7 @@ X_AXES = {
     for axis in (
         Axis("bits", "bits per weight of the decoder layers", lambda r: r.layer_bits_per_weight),
         Axis("memory", "model size, {unit}", lambda r: r.model_bytes),
-        Axis("peak", "peak device memory, {unit}", lambda r: r.peak_memory_bytes),
+        Axis("peak", "peak device memory without KV cache, {unit}", lambda r: r.peak_memory_bytes),
         Axis("speed", "scored tokens per second", lambda r: r.tokens_per_s),
     )
 }

@@ -61,6 +61,10 @@ _ALL = (
     Column("bits/weight", _number("layer_bits_per_weight", 3), "of the decoder layers, as stored"),
     Column("head", _number("head_bits_per_weight", 3), "bits per weight of the head, as stored"),
     Column("size", lambda r: size_text(r.model_bytes), "of all weights, as stored"),
-    Column("peak memory", lambda r: size_text(r.peak_memory_bytes), "of the device"),
+    Column(
+        "peak memory",
+        lambda r: size_text(r.peak_memory_bytes),
+        "of the device, without its KV cache",
+    ),
     Column("tokens/s", _number("tokens_per_s", 0), "scored tokens, start-up left out"),
 )

@@ -127,7 +127,7 @@ class _Surroundings:
         cost += _OUTSIDE * (not self.frame.holds(place.box))
         cost += _OVER_LABEL * sum(box.overlaps(other.box) for other in self.others)
         cost += _OVER_POINT * sum(place.box.overlaps(marker) for marker in self.markers)
-        cost += _OVER_LINE * sum(_crosses(line, place.box) for line in self.lines)
+        cost += _OVER_LINE * sum(_crosses(line, box) for line in self.lines)
         cost += _OVER_LEADER * sum(_crosses(leader, box) for leader in self.leaders)
         own = leader_of(label, place)
         if own is not None:

@@ -292,3 +292,57 @@ def test_a_plot_is_drawn_on_request(bench: Bench) -> None:
         "perplexity-memory-dark.png",
     }
     assert "<title>A title</title>" in (bench.out / "comparison.html").read_text()
+
+
+def with_other_tokenizer(folder: Path) -> str:
+    """A copy of the demo model in which two tokens have each other's ids."""
+    model = folder / "other"
+    shutil.copytree(MODEL, model)
+    path = model / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    one, other = ",", "."
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    path.write_text(json.dumps(tokenizer))
+    return str(model)
+
+
+def test_a_reference_gives_the_others_their_distance_from_it(bench: Bench) -> None:
+    """Also where it is not shown, and where it was measured without one before."""
+    bench.compare(bench.write())
+    bench.compare(bench.write(reference="demo fp32", top_k=3))
+    fp32, bf16 = bench.records()
+    assert (fp32["kl"], fp32["reference"]) == (None, None)
+    assert (bf16["kl"], bf16["kl_top_k"], bf16["reference"]) == (0.0, 3, "demo fp32")
+    assert bf16["top1_agreement"] == 1.0
+    shutil.rmtree(bench.out)
+    bench.compare(bench.write(reference="demo fp32", top_k=3), "--filter", "*bf16")
+    assert [record["kl"] for record in bench.records()] == [0.0]
+
+
+def test_a_tokenizer_that_differs_from_the_references_is_refused(bench: Bench) -> None:
+    entries = [{"model": str(MODEL)}, {"model": with_other_tokenizer(bench.folder)}]
+    ended = bench.compare(bench.write(entries=entries, reference="model"))
+    assert ended.code == 3
+    assert "its tokenizer is another one" in bench.records()[1]["error"]
+    assert bench.records()[0]["error"] is None
+
+
+def test_without_a_reference_other_tokenizers_are_warned_of(bench: Bench) -> None:
+    entries = [{"model": str(MODEL)}, {"model": with_other_tokenizer(bench.folder)}]
+    ended = bench.compare(bench.write(entries=entries))
+    assert ended.code == 0
+    assert "model and other have other tokenizers" in ended.stderr
+    assert "bits per byte" in ended.stderr
+
+
+def test_without_its_reference_an_entry_has_a_perplexity(bench: Bench) -> None:
+    damaged = bench.folder / "damaged"
+    shutil.copytree(MODEL, damaged)
+    (damaged / "model.safetensors").write_bytes(b"")
+    entries = [{"model": str(damaged)}, {"model": str(MODEL)}]
+    ended = bench.compare(bench.write(entries=entries, reference="damaged"))
+    assert ended.code == 3
+    assert "model: no KL divergence, as its reference damaged failed" in ended.stderr
+    assert bench.records()[1]["perplexity"] > 1
+    assert bench.records()[1]["kl"] is None
