@@ -140,3 +140,5 @@ def test_a_wheel_holds_the_package_its_marker_and_its_entry_points(tmp_path: Pat
     assert {f"batchinfer/kernels_src/{f.relative_to(ROOT / 'kernels')}" for f in kernels} <= names
     assert "batchinfer = batchinfer.cli:main" in entry_points
     assert "batchinfer = batchinfer.engine.vllm.plugin:register" in entry_points
+    trellises = "batchinfer_qtip = batchinfer.quantization.methods.qtip.vllm:register"
+    assert trellises in entry_points

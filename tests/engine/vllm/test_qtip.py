@@ -1,0 +1,102 @@
+"""What vLLM asks of the method for trellis codes, without an engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.real_engine,
+    pytest.mark.xdist_group("engine"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's and torch's own
+]
+
+SETTINGS: dict[str, Any] = {
+    "quant_method": "qtip",
+    "format_version": 1,
+    "L": 16,
+    "T": 256,
+    "default": {"K": 2, "V": 1, "code": "mcg"},
+    "modules": {},
+}
+
+
+def config_of(settings: dict[str, Any], coded: set[str] | None) -> Any:
+    from batchinfer.quantization.methods.qtip.vllm import QTIPConfig
+
+    config = QTIPConfig.from_config(settings)
+    config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    config.coded = frozenset(coded) if coded is not None else None
+    return config
+
+
+def method_of(config: Any, prefix: str, layer_class: str = "ReplicatedLinear") -> str:
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding
+
+    found = getattr(linear, layer_class, None) or getattr(vocab_parallel_embedding, layer_class)
+    layer = found.__new__(found)
+    torch.nn.Module.__init__(layer)
+    with set_current_vllm_config(VllmConfig()):
+        return type(config.get_quant_method(layer, prefix)).__name__
+
+
+def test_layers_that_the_headers_show_are_coded_and_no_others() -> None:
+    config = config_of(SETTINGS, {f"a.{x}_proj" for x in "qkv"} | {"b.down_proj"})
+    assert method_of(config, "a.qkv_proj") == "QTIPLinearMethod"
+    assert method_of(config, "b.down_proj") == "QTIPLinearMethod"
+    assert method_of(config, "a.o_proj") == "UnquantizedLinearMethod"
+    assert method_of(config, "lm_head", "ParallelLMHead") == "NoneType"
+    mixed = config_of(SETTINGS, {"a.q_proj", "a.k_proj"})
+    with pytest.raises(ValueError, match=r"a.q_proj, a.k_proj, a.v_proj some are coded and some"):
+        method_of(mixed, "a.qkv_proj")
+
+
+def test_without_headers_settings_say_what_is_coded() -> None:
+    """As with `load_format: dummy`."""
+    config = config_of(SETTINGS | {"modules": {"a.o_proj": {"unquantized": True}}}, None)
+    assert method_of(config, "a.qkv_proj") == "QTIPLinearMethod"
+    assert method_of(config, "a.o_proj") == "UnquantizedLinearMethod"
+    assert method_of(config, "lm_head", "ParallelLMHead") == "NoneType"
+    config = config_of({"quant_method": "exl3"}, None)
+    assert method_of(config, "lm_head", "ParallelLMHead") == "QTIPLinearMethod"
+
+
+def test_experts_are_refused() -> None:
+    class RoutedExperts(torch.nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match=r"a.experts: qtip codes linear layers, and this model"):
+        config_of(SETTINGS, set()).get_quant_method(RoutedExperts(), "a.experts")
+
+
+def test_a_coded_output_layer_is_untied_and_cannot_be_tied() -> None:
+    from batchinfer.quantization.methods.qtip.vllm import EXL3Config, QTIPConfig, QTIPLinearMethod
+
+    text = SimpleNamespace(tie_word_embeddings=True)
+    model = SimpleNamespace(tie_word_embeddings=True, text_config=text)
+    assert QTIPConfig.override_quantization_method(SETTINGS, None, hf_config=model) is None
+    assert model.tie_word_embeddings, "its output layer is not coded"
+    EXL3Config.override_quantization_method({"quant_method": "awq"}, None, hf_config=model)
+    assert model.tie_word_embeddings, "it is another method's"
+    EXL3Config.override_quantization_method({"quant_method": "exl3"}, None, hf_config=model)
+    assert not model.tie_word_embeddings and not text.tie_word_embeddings
+    method = QTIPLinearMethod.__new__(QTIPLinearMethod)
+    method.prefix = "lm_head"
+    with pytest.raises(ValueError, match=r"lm_head is coded and cannot be the embedding's weight"):
+        method.tie_weights(torch.nn.Module(), torch.nn.Module())
+
+
+def test_names_of_vllms_own_find_their_settings() -> None:
+    """Models within models have other prefixes in vLLM than in the checkpoint."""
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    said = {"model.language_model.a.o_proj": {"K": 3, "V": 1, "code": "mul1"}}
+    config = config_of(SETTINGS | {"modules": said}, set(said))
+    mapper = WeightsMapper(orig_to_new_prefix={"model.language_model.": "language_model.model."})
+    config.apply_vllm_mapper(mapper)
+    assert method_of(config, "language_model.model.a.o_proj") == "QTIPLinearMethod"
+    assert config.settings["modules"]["language_model.model.a.o_proj"]["code"] == "mul1"
