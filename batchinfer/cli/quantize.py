@@ -14,6 +14,7 @@ import click
 from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
+from batchinfer.making.foreign import is_convertible
 from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
@@ -38,6 +39,8 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
     _stop_by_error()
     recipe = RECIPES[method]
     target = _target(out)
+    if method == "qtip" and is_convertible(Path(path)):
+        return convert_model(Path(path), target)
     model = read_model(ModelSettings.model_construct(path=path))
     if model.quantization != "none":
         raise ConfigError(
@@ -84,6 +87,27 @@ def _target(out: str) -> Path:
                 "be replaced: give a new folder in it as OUT"
             )
     return target
+
+
+def convert_model(source: Path, target: Path) -> None:
+    """Of a model of QTIP's authors: its weights stay, nothing is quantized again."""
+    from batchinfer.making.converted import convert
+
+    with _Bar() as bar:
+        bar.say("storing the coded layers anew")
+
+        def fill(temporary: Path) -> None:
+            convert(source, temporary, lambda done, total: bar.move(done / total))
+
+        is_made = publish_folder(
+            target,
+            fill,
+            on_wait=lambda: bar.say("waiting for another process to finish this folder"),
+            advice="Choose another OUT",
+        )
+    if not is_made:
+        raise ConfigError(f"{target} was made by another process in the meantime")
+    click.echo(f"{target}: the weights of {source}, stored anew. Give it as model.path")
 
 
 def _texts(calibration: Calibration) -> list[str]:

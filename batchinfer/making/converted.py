@@ -17,14 +17,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from batchinfer.errors import ConfigError
+from batchinfer.making.foreign import PARAMS
 from batchinfer.making.rounding_writer import copy_settings
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
-from batchinfer.model.folder import read_json, read_optional_json
+from batchinfer.model.folder import read_json
 from batchinfer.model.weights import read_header, weight_files
 from batchinfer.quantization.methods.qtip import relaxml
 from batchinfer.storage.local_errors import os_errors
 
-PARAMS = "quip_params"
 #: Of Hadamard matrices that the checkpoint does not hold, `had_12` and so on.
 _MATRICES = "hadamard.safetensors"
 _PARTS = ("trellis", "SU", "SV", "tlut", "rcp", "tp_rank")
@@ -32,11 +32,6 @@ _DTYPES = {"trellis": "I16", "suh": "F16", "svh": "F32", "tlut": "F16", "had_in"
 
 #: (layers that are done, all of them)
 OnProgress = Callable[[int, int], None]
-
-
-def is_convertible(source: Path) -> bool:
-    """Whether the folder is such a model's."""
-    return isinstance(read_optional_json(source / "config.json").get(PARAMS), dict)
 
 
 def convert(source: Path, target: Path, on_progress: OnProgress) -> int:

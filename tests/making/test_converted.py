@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from batchinfer.cli.quantize import convert_model
 from batchinfer.errors import ConfigError
-from batchinfer.making.converted import convert, is_convertible
+from batchinfer.making.converted import convert
+from batchinfer.making.foreign import is_convertible
 from batchinfer.quantization import Checkpoint, detect
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 
@@ -73,6 +75,19 @@ def test_the_converted_model_has_the_same_weights(tmp_path: Path) -> None:
         weight = dense(Coded(**parts, code="hyb", lane_order="qtip", **sides))
         found = weight[[0, 1, 37, 127]]
         torch.testing.assert_close(found, expected[f"expected.{i}"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_command_publishes_a_whole_folder_or_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_model(tmp_path / "source")
+    convert_model(source, tmp_path / "out")
+    assert "the weights of" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    bad = write_model(tmp_path / "bad", has_matrices=False)
+    with pytest.raises(ConfigError, match="had_12"):
+        convert_model(bad, tmp_path / "nothing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out", "source"]
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
