@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from batchinfer.cli.common import Looked
 from batchinfer.cli.warned import held_warnings
 from batchinfer.cli.watchdog import Watchdog, end_process
 from batchinfer.errors import InputError, Stopped
-from batchinfer.forecast.forecast import Forecast, Interval, Left, forecast
+from batchinfer.forecast.forecast import Interval, Left
 from batchinfer.forecast.measure import Measurement, measure
+from batchinfer.forecast.predict import Prediction, Rest, predict
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import Stop, WholeProcess
 from batchinfer.tasks import task_of
@@ -29,15 +29,6 @@ from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.
 MIN_ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What a run would find."""
-
-    num_results: int  # not done yet, estimated with the share that passes the filter
-    chunk_rows: int  # of a window of a shard
-    ready_s: float  # from the start of the process to the tokenizer in memory
 
 
 def show_forecast(
@@ -61,38 +52,20 @@ def show_forecast(
         )
     with held_warnings(), _quiet_engine() as stop:
         measurement = measure(job, looked.model, sample.prompts, stop, WholeProcess())
-    task = task_of(job)
-    num_rows = -(-rest.num_results // task.num_samples)
-    chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
-    left = Left(
-        num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
-        num_samples=task.num_samples,
-        prompt_tokens=sample.lengths,
-        is_longest_first=job.packing.order == "length",
-        chunk_rows=max(
-            1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
-        ),
-    )
-    found = forecast(measurement.waves, measurement.facts, left)
-    row_s = sample.prepare_s / sample.num_read
-    # The first chunk is read beside the import of the engine, the others while rows are run.
-    first_chunk_s = row_s * min(num_rows, left.chunk_rows)
-    start_s = rest.ready_s + max(measurement.load_s, first_chunk_s) + measurement.build_s
-    generation_s = found.generation_s.at_least(row_s * num_rows)
-    _show_measurement(measurement, len(sample.prompts), left)
-    if sample.num_duplicates and job.packing.deduplicate and task.is_repeatable:
+    found = predict(job, sample, rest, measurement)
+    _show_measurement(measurement, len(sample.prompts), found.left)
+    if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:
         click.echo(
             f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read also "
             "occur in other rows: a window computes them once, the forecast counts each"
         )
-    _show_work(found, generation_s, rest.num_results)
-    total_s = generation_s.plus(start_s + measurement.close_s)
+    _show_work(found, rest.num_results)
     click.echo(
-        f"time     about {_range(total_s, _duration)}: {_duration(start_s)} to start, "
-        f"{_duration(generation_s.expected)} to generate, {_duration(measurement.close_s)} to end"
+        f"time     about {_range(found.total_s, _duration)}: {_duration(found.start_s)} to start, "
+        f"{_duration(found.generation_s.expected)} to generate, {_duration(found.close_s)} to end"
     )
     if price_per_hour is not None:
-        cost = total_s.times(price_per_hour / 3600)
+        cost = found.cost(price_per_hour)
         click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")
 
 
@@ -117,8 +90,8 @@ def _show_measurement(measurement: Measurement, num_rows: int, left: Left) -> No
         )
 
 
-def _show_work(found: Forecast, generation_s: Interval, num_results: int) -> None:
-    completion = found.completion_tokens
+def _show_work(found: Prediction, num_results: int) -> None:
+    completion, seconds = found.completion_tokens, found.generation_s.expected
     click.echo(f"left     {num_results:,} results to compute")
     click.echo(
         f"tokens   about {found.prompt_tokens:,.0f} of prompts, "
@@ -126,8 +99,8 @@ def _show_work(found: Forecast, generation_s: Interval, num_results: int) -> Non
     )
     all_tokens = found.prompt_tokens + completion.expected
     click.echo(
-        f"speed    {completion.expected / generation_s.expected:,.0f} completion tokens/s, "
-        f"{all_tokens / generation_s.expected:,.0f} tokens/s with those of prompts"
+        f"speed    {completion.expected / seconds:,.0f} completion tokens/s, "
+        f"{all_tokens / seconds:,.0f} tokens/s with those of prompts"
     )
 
 

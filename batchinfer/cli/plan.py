@@ -13,9 +13,10 @@ import click
 import numpy as np
 
 from batchinfer.cli.common import Looked, look_at, seen
-from batchinfer.cli.measure import Rest, show_forecast
+from batchinfer.cli.measure import show_forecast
 from batchinfer.config import load_job
 from batchinfer.errors import ConfigError
+from batchinfer.forecast.predict import Rest
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.ledger import Results
 from batchinfer.runner.decide import Restart

@@ -1,0 +1,71 @@
+"""From rows that were run to what the rest of a job takes: tokens, time, cost.
+
+Must not know: how it is printed, how rows were run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchinfer.config import Job
+from batchinfer.forecast.forecast import Interval, Left, forecast
+from batchinfer.forecast.measure import Measurement
+from batchinfer.forecast.sample import Sample
+from batchinfer.tasks import task_of
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a run would find."""
+
+    num_results: int  # not done yet, estimated with the share that passes the filter
+    chunk_rows: int  # of a window of a shard
+    ready_s: float  # from the start of the process to the tokenizer in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the rest takes, from the command to the end of its process."""
+
+    left: Left
+    prompt_tokens: float
+    completion_tokens: Interval
+    start_s: float
+    generation_s: Interval
+    close_s: float
+
+    @property
+    def total_s(self) -> Interval:
+        return self.generation_s.plus(self.start_s + self.close_s)
+
+    def cost(self, price_per_hour: float) -> Interval:
+        """In the currency of the price."""
+        return self.total_s.times(price_per_hour / 3600)
+
+
+def predict(job: Job, sample: Sample, rest: Rest, measurement: Measurement) -> Prediction:
+    """`measurement`: of the sample's prompts. Reading is beside the engine, and may be slower."""
+    num_samples = task_of(job).num_samples
+    num_rows = -(-rest.num_results // num_samples)
+    chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
+    left = Left(
+        num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
+        num_samples=num_samples,
+        prompt_tokens=sample.lengths,
+        is_longest_first=job.packing.order == "length",
+        chunk_rows=max(
+            1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
+        ),
+    )
+    found = forecast(measurement.waves, measurement.facts, left)
+    row_s = sample.prepare_s / sample.num_read
+    # The first chunk is read beside the import of the engine, the others while rows are run.
+    first_chunk_s = row_s * min(num_rows, left.chunk_rows)
+    return Prediction(
+        left=left,
+        prompt_tokens=found.prompt_tokens,
+        completion_tokens=found.completion_tokens,
+        start_s=rest.ready_s + max(measurement.load_s, first_chunk_s) + measurement.build_s,
+        generation_s=found.generation_s.at_least(row_s * num_rows),
+        close_s=measurement.close_s,
+    )
