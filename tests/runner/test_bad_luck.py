@@ -36,10 +36,6 @@ SLOW = {"step_s": 0.02, "max_num_seqs": 8}
 SHORT_RETRIES = {"FAKE_RETRY_S": "1"}
 
 
-def parts(place: Place) -> list[str]:
-    return [name for name in place.names("out") if name.endswith(".part")]
-
-
 def must_finish(path: Path, place: Place, num_rows: int, num_durable: int) -> None:
     """The next start computes what was not durable, and nothing else."""
     ended = run(path, place=place)
@@ -57,7 +53,7 @@ def test_shards_that_change_or_vanish_during_a_run_cost_no_other_shard_a_row(
     before = {name: read_bytes(place, f"in/{name}") for name in place.names("in")}
     path = write_job(tmp_path, job(place))
     process = start(path, place=place, fake=SLOW | {"step_s": 0.08})
-    wait_until(lambda: parts(place), what="a first part")
+    wait_until(place.parts, what="a first part")
     place.write_parquet("in/s1.parquet", rows(41, start=7))
     place.fs.rm(place.url("in", "s2.parquet"))
     ended = wait(process)
@@ -112,13 +108,15 @@ def test_a_full_disk_keeps_what_is_durable_and_the_next_start_finishes(
     path = write_job(tmp_path, settings)
     ballast = small_disk / "ballast"
     process = start(path, fake=SLOW)
-    wait_until(lambda: parts(place), what="a first part")
+    wait_until(place.parts, what="a first part")
     fill(ballast)
     fill(small_disk / "out/_batchinfer/logs/0001.log")
     full = wait(process)
     must_fail(full, 75, "disk full while writing", place.url("out"), "free space and start again")
     num_durable = full.result["rows"]
-    assert num_durable == sum(place.read_parquet(f"out/{part}").height for part in parts(place)) > 0
+    assert (
+        num_durable == sum(place.read_parquet(f"out/{part}").height for part in place.parts()) > 0
+    )
     assert not [n for n in place.names("out") if n.endswith((".tmp", ".parquet"))]
     fill(ballast)
     must_fail(run(path), 75, "disk full")
@@ -145,8 +143,8 @@ def test_a_run_resumes_after_the_store_was_down(
         proxy.reset(Rule("refuse", "PUT|POST", r"/parts/|\.parquet", skip=2, times=None))
         ended = run(path, place=proxied, fake=SLOW, environ=SHORT_RETRIES)
     must_fail(ended, 75, "write s3://", "failed", "Nothing durable is lost", "start again")
-    num_durable = sum(bucket.read_parquet(f"out/{part}").height for part in parts(bucket))
-    assert len(parts(bucket)) == 2 and num_durable == ended.result["rows"]
+    num_durable = sum(bucket.read_parquet(f"out/{part}").height for part in bucket.parts())
+    assert len(bucket.parts()) == 2 and num_durable == ended.result["rows"]
     must_finish(path, bucket, 100, num_durable)
 
 

@@ -13,6 +13,7 @@ import pytest
 from batchinfer.sink import file_facts, write_table
 from tests.support.endings import must_fail
 from tests.support.jobs import (
+    SLOW,
     Place,
     job,
     results,
@@ -25,8 +26,6 @@ from tests.support.jobs import (
 )
 from tests.support.s3_server import S3Server
 
-SLOW = {"step_s": 0.05, "max_num_seqs": 8}
-
 
 @pytest.fixture
 def path(folder: Place, tmp_path: Path) -> Path:
@@ -35,14 +34,10 @@ def path(folder: Place, tmp_path: Path) -> Path:
     return write_job(tmp_path, job(folder))
 
 
-def parts(folder: Place) -> list[str]:
-    return [n for n in folder.names("out") if n.endswith(".part")]
-
-
 def started(folder: Place, path: Path) -> subprocess.Popen[str]:
     """A run that has made some rows durable and has a second or more to go."""
     process = start(path, fake=SLOW)
-    wait_until(lambda: len(parts(folder)) >= 3, what="three parts")
+    wait_until(lambda: len(folder.parts()) >= 3, what="three parts")
     return process
 
 
@@ -79,7 +74,7 @@ def test_a_run_ends_if_its_output_goes_away(
     ended = wait(process)
     must_fail(ended, 75, "was deleted, moved or replaced", "Start again")
     assert ended.result["rows_computed"] < 300, "it went on for nothing"
-    assert not parts(folder), "nobody could make sense of them"
+    assert not folder.parts(), "nobody could make sense of them"
     assert run(path).code == 0
     must_be_whole(folder)
 
@@ -124,7 +119,7 @@ def test_parts_that_do_not_say_of_which_input_are_not_guessed_at(folder: Place, 
     process = started(folder, path)
     process.kill()
     process.communicate()
-    for name in parts(folder):
+    for name in folder.parts():
         part = Path(folder.url("out", name))
         table, facts = pq.read_table(part), file_facts(pq.read_metadata(part))
         assert facts is not None
@@ -134,7 +129,7 @@ def test_parts_that_do_not_say_of_which_input_are_not_guessed_at(folder: Place, 
     Path(folder.url("out", "_batchinfer", "job.json")).unlink()
     shutil.rmtree(folder.url("out", "_batchinfer", "runs"))
     must_fail(run(path), 2, "job.json is missing", "do not say of which input")
-    assert parts(folder)
+    assert folder.parts()
 
 
 def test_deleted_run_records_give_no_run_number_twice(folder: Place, path: Path) -> None:
@@ -152,7 +147,7 @@ def test_deleted_run_records_give_no_run_number_twice(folder: Place, path: Path)
 
 def test_parts_that_somebody_deletes_are_computed_again(folder: Place, path: Path) -> None:
     process = started(folder, path)
-    for name in parts(folder)[:3]:
+    for name in folder.parts()[:3]:
         Path(folder.url("out", name)).unlink()
     must_fail(wait(process), 75, "Start again")
     assert run(path).code == 0
@@ -179,7 +174,7 @@ def test_a_record_that_a_lifecycle_rule_deletes_is_written_again(
     place.write_parquet("in/a.parquet", rows(60))
     path = write_job(tmp_path, job(place))
     process = start(path, place=place, fake=SLOW, environ={"FAKE_BEAT_S": "0.2"})
-    wait_until(lambda: parts(place), what="a part")
+    wait_until(place.parts, what="a part")
     place.fs.rm(place.url("out", "_batchinfer", "job.json"))
     wait_until(
         lambda: "_batchinfer/job.json" in place.names("out") or process.poll() is not None,
@@ -201,9 +196,9 @@ def test_a_run_ends_if_its_prefix_is_emptied(
     place.write_parquet("in/b.parquet", rows(20))
     path = write_job(tmp_path, job(place))
     process = start(path, place=place, fake={"step_s": 0.2, "max_num_seqs": 8})
-    wait_until(lambda: len(parts(place)) >= 3 or process.poll() is not None, what="three parts")
+    wait_until(lambda: len(place.parts()) >= 3 or process.poll() is not None, what="three parts")
     doomed = place.names("out")
-    kept = parts(place)[:1] if is_one_left else []
+    kept = place.parts()[:1] if is_one_left else []
     place.fs.rm([place.url("out", name) for name in doomed if name not in kept])
     ended = wait(process)
     must_fail(ended, 75, "was deleted, moved or replaced", "Start again")
@@ -220,11 +215,11 @@ def test_few_open_files_make_more_merges_and_no_failure(folder: Place, tmp_path:
     path = write_job(tmp_path, job(folder, **sections))
     process = start(path, fake={"step_s": 0.02, "max_num_seqs": 8, "kill_at_step": 500})
     wait_until(
-        lambda: len(parts(folder)) > 40 or process.poll() is not None, what="more than 40 parts"
+        lambda: len(folder.parts()) > 40 or process.poll() is not None, what="more than 40 parts"
     )
     process.kill()
     process.communicate()
-    assert len(parts(folder)) > 40
+    assert len(folder.parts()) > 40
     ended = run(path, environ={"FAKE_OPEN_FILES": "48"})
     assert ended.code == 0, ended.stderr
     assert results(folder)["row"].to_list() == [*range(300)]

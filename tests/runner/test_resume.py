@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.in_process import run_here
 from tests.support.jobs import (
+    SLOW,
     Place,
     job,
     kill,
@@ -23,19 +24,6 @@ from tests.support.jobs import (
     wait_until,
     write_job,
 )
-
-SLOW = {"step_s": 0.05, "max_num_seqs": 8}
-
-
-@pytest.fixture
-def two_shards(folder: Place, tmp_path: Path) -> Path:
-    folder.write_parquet("in/a.parquet", rows(150))
-    folder.write_parquet("in/b.parquet", rows(50, start=150))
-    return write_job(tmp_path, job(folder))
-
-
-def has_parts(place: Place) -> bool:
-    return any(name.endswith(".part") for name in place.names("out"))
 
 
 def test_a_finished_output_is_recognised_without_building_an_engine(
@@ -257,7 +245,7 @@ def test_status_and_show_read_an_output_that_is_being_computed(
     folder: Place, two_shards: Path
 ) -> None:
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     status = run(folder.url("out"), command=("status",))
     assert "running" in status.stdout
     shown = run(folder.url("out"), "--json", command=("show",))

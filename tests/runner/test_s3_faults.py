@@ -123,7 +123,7 @@ def test_slow_storage_does_not_stop_a_sigterm_from_ending_in_time(
     path = write_job(tmp_path, job(bucket))
     proxy.reset(Rule("delay", method="PUT", path=r"/parts/", times=None, delay_s=1.0))
     process = start(path, place=through(proxy, bucket), fake={"step_s": 0.1, "max_num_seqs": 8})
-    wait_for_part(bucket)
+    wait_until(bucket.parts, what="a part")
     sent = time.monotonic()
     kill(process, 15)
     stopped = wait(process, 20)
@@ -163,10 +163,3 @@ def test_credentials_never_reach_the_output(bucket: Place, tmp_path: Path) -> No
     written = [bucket.fs.cat(bucket.url("out", n)) for n in bucket.names("out")]
     assert not any(secret.encode() in content for content in written)
     assert secret not in ended.stdout + ended.stderr
-
-
-def wait_for_part(bucket: Place, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not any(n.endswith(".part") for n in bucket.names("out")):
-        assert time.monotonic() < deadline, "no part appeared"
-        time.sleep(0.1)

@@ -13,37 +13,22 @@ import pytest
 
 from batchinfer.signals import STOP_CODES
 from tests.support.jobs import (
+    SLOW,
     Place,
-    job,
     kill,
     results,
-    rows,
     run,
     start,
     wait,
     wait_until,
-    write_job,
 )
-
-SLOW = {"step_s": 0.05, "max_num_seqs": 8}
-
-
-@pytest.fixture
-def two_shards(folder: Place, tmp_path: Path) -> Path:
-    folder.write_parquet("in/a.parquet", rows(150))
-    folder.write_parquet("in/b.parquet", rows(50, start=150))
-    return write_job(tmp_path, job(folder))
-
-
-def has_parts(place: Place) -> bool:
-    return any(name.endswith(".part") for name in place.names("out"))
 
 
 def test_a_signal_to_the_group_flushes_and_two_runs_add_up_to_the_rows(
     folder: Place, two_shards: Path
 ) -> None:
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     sent = time.monotonic()
     kill(process, signal.SIGTERM)
     stopped = wait(process, 20)
@@ -65,7 +50,7 @@ def test_every_signal_that_asks_for_an_end_is_told_with_its_code(
     folder: Place, two_shards: Path, number: signal.Signals, code: int
 ) -> None:
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     kill(process, number)
     stopped = wait(process, 20)
     assert stopped.code == stopped.result["exit_code"] == code
@@ -109,7 +94,7 @@ def test_a_hanging_engine_is_ended_by_the_watchdog_and_finished_rows_are_kept(
     folder: Place, two_shards: Path
 ) -> None:
     process = start(two_shards, fake={**SLOW, "hang_at_step": 40}, environ={"FAKE_GRACE_S": "3"})
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     time.sleep(2.5)
     sent = time.monotonic()
     kill(process, signal.SIGTERM)
@@ -140,7 +125,7 @@ def test_a_second_signal_ends_the_process_at_once(folder: Place, two_shards: Pat
 def test_two_signals_in_one_moment_are_one(folder: Place, two_shards: Path, first: int) -> None:
     """`timeout` sends two SIGTERM, systemd SIGTERM and SIGHUP."""
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     kill(process, first)
     kill(process, signal.SIGTERM)
     stopped = wait(process, 20)
@@ -164,7 +149,7 @@ def test_the_kernels_reminders_of_a_cpu_limit_do_not_cut_the_flush(
 
 def test_what_was_ignored_at_the_start_stays_ignored(folder: Place, two_shards: Path) -> None:
     process = start(two_shards, fake=SLOW, ignored=STOP_CODES)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     for number in STOP_CODES:
         kill(process, number)
     ended = wait(process, 60)
@@ -173,7 +158,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(folder: Place, two_shards: 
 
 def test_a_run_that_was_suspended_goes_on(folder: Place, two_shards: Path) -> None:
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     kill(process, signal.SIGTSTP)
     time.sleep(1)
     assert process.poll() is None
@@ -186,7 +171,7 @@ def test_a_limit_further_away_than_a_clock_can_say_hides_no_signal(
     folder: Place, two_shards: Path, max_seconds: str
 ) -> None:
     process = start(two_shards, "--set", f"limits.max_seconds={max_seconds}", fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     kill(process, signal.SIGTERM)
     assert wait(process, 20).code == 143
 
@@ -214,7 +199,7 @@ def test_a_run_whose_watchdog_fails_ends() -> None:
 def test_a_run_whose_reader_is_gone_goes_on(folder: Place, two_shards: Path) -> None:
     """As after a kill -9 of a scheduler's runner, or the end of a terminal under nohup."""
     process = start(two_shards, fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     process.stderr.close()
@@ -224,7 +209,7 @@ def test_a_run_whose_reader_is_gone_goes_on(folder: Place, two_shards: Path) -> 
 
 def test_a_stop_that_was_asked_for_is_logged_as_no_error(folder: Place, two_shards: Path) -> None:
     process = start(two_shards, "--log-format", "json", fake=SLOW)
-    wait_until(lambda: has_parts(folder), what="a part")
+    wait_until(folder.parts, what="a part")
     kill(process, signal.SIGTERM)
     stopped = wait(process, 20)
     assert stopped.code == 143

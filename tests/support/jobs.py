@@ -33,6 +33,9 @@ CHANGING_COLUMNS = (
     "duplicate_of",
 )
 
+#: A fake engine whose runs last long enough to be stopped in the middle.
+SLOW = {"step_s": 0.05, "max_num_seqs": 8}
+
 
 @dataclass
 class Ended:
@@ -92,6 +95,10 @@ class Place:
         if not self.fs.exists(prefix):
             return []
         return sorted(found.removeprefix(prefix).lstrip("/") for found in self.fs.find(prefix))
+
+    def parts(self, output: str = "out") -> list[str]:
+        """Parts of an output: rows that are durable, of shards that are not finished."""
+        return [name for name in self.names(output) if name.endswith(".part")]
 
 
 def rows(num_rows: int, *, start: int = 0) -> pl.DataFrame:
