@@ -36,7 +36,7 @@ def examine(job_path: str | None, url: str | None) -> None:
     """Raises ConfigError at the end if something that was asked about does not work."""
     _packages()
     kind = engine_kind(_engine_name(job_path))
-    problems = [_engine(kind), *([_store(url, open_store(url))] if url else [])]
+    problems = [_engine(kind), *([_store(url, open_store(url))] if url is not None else [])]
     show_dtype(kind.machine())
     show_quantizations(kind.machine())
     show_made_checkpoints()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import pyarrow as pa
@@ -20,6 +20,9 @@ from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
 from batchinfer.tasks import Describe, describer
 from batchinfer.telemetry import Clock, describe
+
+#: What every result has, whatever the task.
+_SHOWN = frozenset({"id", "shard", "row", "sample", "error_type", "error_message"})
 
 
 def show_status(output: str, *, as_json: bool) -> None:
@@ -135,12 +138,27 @@ def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
         except FileNotFoundError:
             continue  # a part that was folded meanwhile
         with source:
-            for batch in pq.ParquetFile(source, pre_buffer=False).iter_batches(batch_size=256):
+            for batch in _batches(source, store.url_of(key)):
                 columns = [_shown_values(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     row = dict(zip(batch.schema.names, values, strict=True))
                     if not failed or row["error_type"] is not None:
                         yield row
+
+
+def _batches(source: BinaryIO, url: str) -> Iterator[pa.RecordBatch]:
+    """Raises ConfigError for a file that is damaged or holds something else."""
+    try:
+        file = pq.ParquetFile(source, pre_buffer=False)
+        if lacking := _SHOWN - set(file.schema_arrow.names):
+            raise ConfigError(
+                f"{url} holds no results: it has no column {min(lacking)}. Move it away"
+            )
+        yield from file.iter_batches(batch_size=256)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{url} is damaged: {error}. Move it away and start again: its rows are computed again"
+        ) from error
 
 
 def _shown_values(column: pa.Array) -> list[Any]:

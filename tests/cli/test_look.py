@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchinfer.cli.app import cli
+from batchinfer.errors import ConfigError
 from batchinfer.sink import output_columns
 from batchinfer.tasks.generate import COLUMNS
 
@@ -51,3 +52,15 @@ def test_the_short_form_shows_the_reason_as_the_id(output: Path) -> None:
     shown = CliRunner().invoke(cli, ["show", str(output)], catch_exceptions=False)
     assert "not valid UTF-8" in shown.stdout
     assert "hello" in shown.stdout
+
+
+@pytest.mark.parametrize("content", ["garbage", "torn", "foreign"])
+def test_a_file_that_holds_no_results_is_named(output: Path, content: str) -> None:
+    path = output / "a.parquet"
+    if content == "foreign":
+        pq.write_table(pa.table({"x": [1]}), path)
+    else:
+        path.write_bytes(b"garbage" if content == "garbage" else path.read_bytes()[:-20])
+    shown = CliRunner().invoke(cli, ["show", str(output)])
+    assert isinstance(shown.exception, ConfigError)
+    assert str(path) in str(shown.exception) and "Move it away" in str(shown.exception)
