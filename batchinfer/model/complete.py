@@ -38,8 +38,8 @@ _EXPERT = re.compile(r"\bexperts\.\d+")
 _TOWER = re.compile(r"vis|image|audio|speech|mtp")
 #: Tensors that are a weight, or with others a quantized one: the last part of their names.
 _OF_WEIGHT = re.compile(r"q?weight(?!_zero_point).*|qzeros|(.*_)?(scales|blocks)|g_idx|SCB")
-#: Layers may differ in these: some weights are symmetric.
-_OPTIONAL = ("bias", "weight_zero_point")
+#: Layers may differ in these: some weights are symmetric, some codes have tables.
+_OPTIONAL = ("bias", "weight_zero_point", "tlut", "had_in", "had_out")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 #: Two that are alike are a pattern; with one there is no telling which of both is damaged.

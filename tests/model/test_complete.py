@@ -303,3 +303,17 @@ def test_a_header_whose_shapes_do_not_fit_is_refused(folder: Path) -> None:
     change_header(folder / "model.safetensors", change)
     with pytest.raises(ConfigError, match=r"gives model\.layers\.3\.mlp\.up_proj\.weight, BF16 \["):
         read_model(str(folder))
+
+
+def test_a_layer_without_its_trellis_is_missed_and_one_without_a_table_is_not() -> None:
+    """Trellis codes (QTIP, EXL3): some codes have a table beside a layer, and layers may differ."""
+    shapes = {"trellis": (8, 8, 32), "suh": (128,), "svh": (128,), "tlut": (512, 2)}
+    tensors = {
+        f"model.layers.{number}.mlp.{module}.{part}": Tensor("I16", shape, 2)
+        for number in range(4)
+        for module in ("up_proj", "down_proj")
+        for part, shape in shapes.items()
+    }
+    whole = Weights(tensors=tensors, file_names=dict.fromkeys(tensors, "file"))
+    lacks(without(whole, r"2\.mlp\.up_proj"), {}, r"layers\.2\.mlp\.up_proj\.trellis")
+    check_complete(without(whole, r"2\.mlp\.up_proj\.tlut"), {}, Path("folder"))

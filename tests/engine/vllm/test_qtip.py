@@ -53,6 +53,9 @@ def test_layers_that_the_headers_show_are_coded_and_no_others() -> None:
     mixed = config_of(SETTINGS, {"a.q_proj", "a.k_proj"})
     with pytest.raises(ValueError, match=r"a.q_proj, a.k_proj, a.v_proj some are coded and some"):
         method_of(mixed, "a.qkv_proj")
+    lost = config_of(SETTINGS | {"modules": {"a.o_proj": {"K": 2, "code": "mcg"}}}, {"b.o_proj"})
+    with pytest.raises(ValueError, match=r"says that a.o_proj is coded, .* no trellis of it"):
+        method_of(lost, "a.o_proj")
 
 
 def test_without_headers_settings_say_what_is_coded() -> None:

@@ -135,11 +135,17 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
         return [f"{above}.{name}".removeprefix(".") for name in names]
 
     def _is_coded(self, name: str) -> bool:
-        if self.coded is not None:
-            return name in self.coded
         said = self.settings.get("modules", {}).get(name)
+        is_said = said is not None and not said.get("unquantized")
+        if self.coded is not None:
+            if is_said and name not in self.coded:
+                raise ValueError(
+                    f"config.json says that {name} is coded, and the checkpoint has no trellis of "
+                    "it: copy it again"
+                )
+            return name in self.coded
         if said is not None:
-            return not said.get("unquantized")
+            return is_said
         return name.rpartition(".")[2] != _HEAD or _has_coded_head(self.settings)
 
 
