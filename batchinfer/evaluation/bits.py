@@ -82,7 +82,11 @@ def bits_of(folder: ModelFolder) -> Bits:
     for name, tensor in folder.weights.tensors.items():
         module, part = module_of(name)
         by_module.setdefault(module, {})[part] = tensor
-    has_head = any(_HEAD.search(name) for name in by_module) and not folder.shape.is_tied
+    # Some files of tied models hold a second copy, which nothing reads; a coded one is read.
+    has_head = any(
+        _HEAD.search(name) and (not folder.shape.is_tied or not parts.keys() <= {"weight", "bias"})
+        for name, parts in by_module.items()
+    )
     return Bits(
         [
             Module(

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from batchinfer.evaluation.bits import HEAD, LAYER, OTHER, read_bits, table
+from batchinfer.config import ModelSettings
+from batchinfer.evaluation.bits import HEAD, LAYER, OTHER, bits_of, read_bits, table
+from batchinfer.model.contents import read_folder
+from batchinfer.quantization import Tensor
 from tests.support.jobs import MODEL
 
 #: Kind of tests.support.checkpoints -> bits of a weight of its linear layers.
@@ -53,3 +56,20 @@ def test_equal_layers_are_one_line_of_the_table() -> None:
     assert lines["model.layers.0-5.mlp.up_proj"] == (LAYER, 1024 * 256)
     assert lines["model.embed_tokens"] == (HEAD, 4096 * 256)
     assert len(lines) == 11
+
+
+@pytest.mark.parametrize(
+    ("tensor", "per_weight"), [("lm_head.weight", 16), ("lm_head.weight_packed", 4)]
+)
+def test_the_head_of_a_tied_model_is_its_own_only_if_it_is_packed(
+    tensor: str, per_weight: float, tmp_path: Path
+) -> None:
+    """A plain copy beside the embedding is not read, and the embedding counts."""
+    model = read_folder(ModelSettings(path=str(MODEL)))
+    kind, shape, num_bytes = ("U8", (4096, 128), 4096 * 128)
+    if tensor.endswith(".weight"):
+        kind, shape, num_bytes = "F32", (4096, 256), 4096 * 256 * 4
+    model.weights.tensors[tensor] = Tensor(kind, shape, num_bytes)
+    bits = bits_of(model)
+    assert bits.per_weight(HEAD) == per_weight
+    assert bits.num_weights(HEAD) == 4096 * 256
