@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import click
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Commands that handle signals themselves; for the others `cli` restores the default action.
 _OWN_SIGNALS = ("run", "quantize")
+
+_CODES = [code for recipe in RECIPES.values() for code in recipe.codes]
 
 _EXIT_CODES = """\b
 Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row,
@@ -220,7 +222,12 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     "--method",
     type=click.Choice(list(RECIPES)),
     required=True,
-    help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model.",
+    help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model; "
+    "qtip codes --bits a weight.",
+)
+@click.option("--bits", type=click.IntRange(1, 8), help="Of a weight, with qtip: 2, 3 or 4.")
+@click.option(
+    "--code", type=click.Choice(_CODES), help=f"What qtip's weights are computed by.  [{_CODES[0]}]"
 )
 @click.option("--calibration", metavar="PARQUET", help="File, folder or glob of calibration texts.")
 @click.option("--column", metavar="NAME", help="Column of --calibration that holds the texts.")
@@ -233,21 +240,32 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     help="Number of rows to calibrate with: the first that are not empty.",
 )
 def quantize(
-    model: str, out: str, method: str, calibration: str | None, column: str | None, max_rows: int
+    model: str,
+    out: str,
+    method: str,
+    bits: int | None,
+    code: str | None,
+    **texts: Any,
 ) -> None:
     """Write a quantized checkpoint of MODEL, a folder or hub name, into the new folder OUT.
 
     Jobs with model.path: OUT run in that quantization; plain vLLM can load it too.
     """
-    is_calibrated = RECIPES[method].modifier is not None
-    if is_calibrated and (calibration is None or column is None):
-        raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
-    if not is_calibrated and (calibration is not None or column is not None):
-        raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
-    from batchinfer.cli.quantize import Calibration, quantize_model
+    from batchinfer.cli.quantize import Calibration, Trellis, quantize_model
 
-    rows = Calibration(calibration, column, max_rows) if calibration and column else None
-    quantize_model(model, out, method, rows)
+    recipe = RECIPES[method]
+    calibration, column = texts["calibration"], texts["column"]
+    if recipe.modifier is None and (calibration, column) != (None, None):
+        raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
+    if recipe.modifier is not None and not recipe.codes and None in (calibration, column):
+        raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
+    if (calibration is None) != (column is None):
+        raise click.UsageError("--calibration PARQUET and --column NAME go together")
+    if not recipe.codes and (bits, code) != (None, None):
+        raise click.UsageError(f"--method {method} takes no --bits and no --code")
+    trellis = Trellis(bits, code or recipe.codes[0]) if recipe.codes else None
+    rows = Calibration(calibration, column, texts["max_rows"]) if calibration else None
+    quantize_model(model, out, method, rows, trellis)
 
 
 @cli.command()

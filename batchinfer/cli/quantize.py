@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass
@@ -34,10 +35,27 @@ class Calibration:
     max_rows: int
 
 
-def quantize_model(path: str, out: str, method: str, calibration: Calibration | None) -> None:
-    """Raises ConfigError, InputError, TransientError, Stopped. `out` is there as a whole or not."""
-    _stop_by_error()
+@dataclass(frozen=True, slots=True)
+class Trellis:
+    """Of methods that have codes."""
+
+    num_bits: int | None  # None: for models of QTIP's authors, which have them
+    code: str
+
+
+def quantize_model(
+    path: str,
+    out: str,
+    method: str,
+    calibration: Calibration | None,
+    trellis: Trellis | None = None,
+) -> None:
+    """Raises ConfigError, InputError, TransientError, Stopped. `out` is there as a whole or not.
+
+    `trellis`: of a method with codes.
+    """
     recipe = RECIPES[method]
+    _stop_by_error("what is finished is kept: the same command goes on" if trellis else "")
     target = _target(out)
     if method == "qtip" and is_convertible(Path(path)):
         return convert_model(Path(path), target)
@@ -46,12 +64,16 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
         raise ConfigError(
             f"{path} is already quantized ({model.quantization}): give the unquantized model"
         )
+    if trellis is not None and trellis.num_bits is None:
+        raise ConfigError(f"--method {method} needs --bits, such as --bits 3")
     texts = _texts(calibration) if calibration else []
     recipe = recipe.on(engine_kind(DEFAULT_ENGINE).machine())
     with _Bar() as bar:
 
         def fill(temporary: Path) -> None:
-            if recipe.modifier is None:
+            if trellis is not None:
+                _code(model, temporary, target, (recipe, trellis, texts), bar)
+            elif recipe.modifier is None:
                 bar.say(f"quantizing to {method} ({recipe.preset})")
                 _round(model, temporary, recipe, bar)
             else:
@@ -65,6 +87,7 @@ def quantize_model(path: str, out: str, method: str, calibration: Calibration | 
         )
     if not is_made:
         raise ConfigError(f"{target} was made by another process in the meantime")
+    shutil.rmtree(_finished(target), ignore_errors=True)
     size_bytes = read_weights(target).size_bytes
     click.echo(
         f"{target}: {recipe.meaning}; {size_bytes:,} bytes of weights, the model has "
@@ -161,12 +184,45 @@ def _calibrate(
     calibrate(python, model, target, recipe, texts, bar.move)
 
 
-def _stop_by_error() -> None:
+def _code(
+    model: ModelFacts,
+    temporary: Path,
+    target: Path,
+    how: tuple[Recipe, Trellis, list[str]],
+    bar: _Bar,
+) -> None:
+    from batchinfer.engine.hardware import cpu_flags
+    from batchinfer.making.cached import content_key, user_cache
+    from batchinfer.making.trellis.make import Coding, Places, Teller, code_model
+
+    recipe, trellis, texts = how
+    assert trellis.num_bits is not None
+    bar.say(f"coding with {trellis.num_bits} bits a weight ({trellis.code})")
+    source = Path(model.path)
+    coding = Coding(trellis.num_bits, trellis.code, texts, model.max_model_len)
+    made_by = repr((recipe.identity, trellis, texts))
+    places = Places(
+        finished=_finished(target),
+        key=content_key(source, made_by, user_cache() / "models"),
+        libraries=user_cache() / "libraries",
+    )
+    teller = Teller(bar.move, bar.note)
+    made = code_model(source, temporary, coding, places, cpu_flags(), teller)
+    bar.say(f"quantized {made.num_coded} of {made.num_linear} linear layers")
+
+
+def _finished(target: Path) -> Path:
+    """Where blocks of a checkpoint are kept until it is whole."""
+    return target.parent / f".{target.name}.blocks"
+
+
+def _stop_by_error(what_is_left: str) -> None:
     """A signal ends the command as an error does: what was begun is deleted."""
 
     def stop(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raise Stopped(f"received {name}: nothing was written", STOP_CODES[signal.Signals(number)])
+        left = what_is_left or "nothing was written"
+        raise Stopped(f"received {name}: {left}", STOP_CODES[signal.Signals(number)])
 
     for number in handled_signals():
         signal.signal(number, stop)
@@ -189,6 +245,13 @@ class _Bar:
     def say(self, what: str) -> None:
         self._progress.update(self._task, description=what, completed=0.0)
         if not self._is_live:
+            click.echo(what, err=True)
+
+    def note(self, what: str) -> None:
+        """A line of its own, while what is said stays."""
+        if self._is_live:
+            self._progress.console.print(what, highlight=False)
+        else:
             click.echo(what, err=True)
 
     def move(self, share: float) -> None:

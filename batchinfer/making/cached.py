@@ -22,7 +22,7 @@ from batchinfer.making.publish import publish_folder, sweep
 from batchinfer.model import ModelFacts
 from batchinfer.model.folder import content_digest, read_json
 from batchinfer.model.weights import read_weights, weight_files
-from batchinfer.quantization import RECIPES, Recipe
+from batchinfer.quantization import RECIPES
 from batchinfer.storage import local_path
 
 logger = logging.getLogger("batchinfer.making")
@@ -70,7 +70,7 @@ def cached_checkpoint(model: ModelFacts) -> Path:
     recipe = RECIPES[model.made_by]
     source = Path(model.path)
     folder = user_cache() / "models"
-    target = folder / f"{recipe.method}-{_key(source, recipe, folder)}"
+    target = folder / f"{recipe.method}-{content_key(source, recipe.identity, folder)}"
     advice = (
         "Set XDG_CACHE_HOME to a folder that can be written and has room for it, or make the "
         f"checkpoint with `batchinfer quantize {source} OUT --method {recipe.method}` and give "
@@ -129,14 +129,16 @@ class _Progress:
             logger.info("quantizing: %.0f %%", 100 * done_bytes / total_bytes)
 
 
-def _key(source: Path, recipe: Recipe, folder: Path) -> str:
-    """Names the content of all files of the model, and the recipe.
+def content_key(source: Path, made_by: str, folder: Path) -> str:
+    """Names the content of all files of the model, and how something is made of it.
+
+    What files hash to is noted in `folder`.
 
     The job's digest knows weights by their shapes, as it is asked for at every start: fine-tuned
     models of one base would be equal. And it knows what the checkpoint has no part of: adapters,
     tokenizers of other folders.
     """
-    lines = _hashes(source, folder) | {"made by": recipe.identity}
+    lines = _hashes(source, folder) | {"made by": made_by}
     text = "\n".join(f"{name}\0{value}" for name, value in sorted(lines.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

@@ -37,7 +37,7 @@ def calibrate(
 
     Raises ConfigError if llm-compressor fails.
     """
-    from batchinfer.making.rounding_writer import copy_settings
+    from batchinfer.making.stored_weights import copy_settings
 
     settings = {
         "model": model.path,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batchinfer.errors import ConfigError
 from batchinfer.making.foreign import PARAMS
-from batchinfer.making.rounding_writer import copy_settings
+from batchinfer.making.stored_weights import copy_settings
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
 from batchinfer.model.folder import read_json
 from batchinfer.model.weights import read_header, weight_files

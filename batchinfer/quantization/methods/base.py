@@ -115,7 +115,8 @@ class Recipe:
     """How a checkpoint is made. `preset`: the scheme of every linear layer, in its format's word.
 
     `write`: the module that rounds one weight; it has `round_weight`, `uses_shared_scale`,
-    `group_size_of` and `settings_of`, each of which takes the preset.
+    `group_size_of` and `settings_of`, each of which takes the preset. With `codes`, the module that
+    makes the whole checkpoint.
     """
 
     method: str  # `batchinfer quantize --method`
@@ -124,6 +125,7 @@ class Recipe:
     makes: str  # the name in `model.quantization` of what it makes
     write: str
     modifier: str | None = None  # of llm-compressor; None: rounded to nearest, without calibration
+    codes: tuple[str, ...] = ()  # of a trellis, the usual one first: of so many bits as asked for
     cpu_preset: str | None = None  # where the machine's engine is vLLM's CPU build
     revision: int = 1  # another one makes other numbers: what was made by this one is not taken
 

@@ -19,6 +19,7 @@ from batchinfer.quantization.methods.qtip.files import (
     loaded_bytes,
     unknown_format,
 )
+from batchinfer.quantization.methods.qtip.recipes import RECIPES
 
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
 VLLM_NAME = "qtip"
@@ -63,6 +64,7 @@ METHOD = Method(
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
     count_weights=count_weights,
+    recipes=RECIPES,
     hints={word: tuple(_SCHEMES) for word in ("qtip", "4bit", "8bit")},
     format_hints=("qtip",),
     vllm=Plugin(name=VLLM_NAME, module=MODULE),
