@@ -30,31 +30,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import DEMO, ROOT, machine, versions
+from benchmarks.common import DEMO, LLAMA_8B, ROOT, machine, versions
 
 NUM_ROWS = 2048
 MAX_TOKENS = 512
 STOP_TOKEN_IDS = list(range(1000, 1855))
-#: The shape of Llama-3.1-8B (its config.json), with a context of 8,192.
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 8192,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 128256,
-}
 PARTS = ("generate", "run", "processes", "costs", "fp8", "order", "stop")
 Record = Callable[..., None]
 

@@ -26,10 +26,16 @@ struct CodeArgs {
     const uint32_t *table;  // 2^9 pairs of float16, of HYB
 };
 
+// Where a kernel's dynamic shared memory begins, after what CUDA keeps for itself: known when this is
+// compiled, the table's address is part of the load.
+constexpr int kTableAt = 1024;
+
 // A table with each entry once for every bank: no two lanes ever conflict.
-__device__ __forceinline__ void fill_table(uint32_t *shared, const CodeArgs &code) {
+__device__ __forceinline__ void fill_table(uint32_t *shared, const CodeArgs &code,
+                                           int threads) {
     if constexpr (kCode == kTable) {
-        for (int i = threadIdx.x; i < kTableEntries * 8; i += blockDim.x) {
+        if (shared_address(shared) != kTableAt) __trap();
+        for (int i = threadIdx.x; i < kTableEntries * 8; i += threads) {
             const int entry = i / 8;
             uint32_t pair = __ldg(code.table + entry % 512);
             if (entry >= 512) pair ^= 0x8000u;
@@ -81,8 +87,8 @@ struct Group {
     }
 
     // Tile `tile` as the A operand, rounded to float16 as the code defines it.
-    __device__ __forceinline__ void operand(uint32_t (&a)[4], int tile, const CodeArgs &code,
-                                            const uint32_t *table) const {
+    __device__ __forceinline__ void operand(uint32_t (&a)[4], int tile,
+                                            const CodeArgs &code) const {
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint32_t &found = a[register_of<kOrder>(2 * pair)];
@@ -90,8 +96,7 @@ struct Group {
                 const uint32_t s = state_of<false>(tile, pair);
                 const uint32_t twice = s * (s * 2 + 2);  // the index stands at bits 7 to 16
                 const uint32_t at = (twice & 0x1ff80u) | (threadIdx.x & 31) * 4;
-                found = *reinterpret_cast<const uint32_t *>(
-                    reinterpret_cast<const uint8_t *>(table) + at);
+                asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(found) : "r"(at), "n"(kTableAt));
             } else if constexpr (kCode == kByteSum) {
                 const uint32_t both = sums(tile, pair, code.multiplier, 0);
                 const __half2 value = __hfma2(reinterpret_cast<const __half2 &>(both),

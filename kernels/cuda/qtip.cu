@@ -1,8 +1,8 @@
 // The C interface of one library: K bits, one kind of code, one lane order (QTIP_BITS, QTIP_CODE,
 // QTIP_ORDER). Every function only launches: no allocation, no synchronisation, so a CUDA graph can
 // capture it. They return a cudaError_t. `qtip_prepare` must have run once on the device before.
-#include "gemm.cuh"
-#include "hadamard.cuh"
+#include "few.cuh"
+#include "many.cuh"
 #include "reconstruct.cuh"
 
 namespace qtip {
@@ -27,34 +27,50 @@ int launch(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_
     return cudaLaunchKernelEx(&config, kernel, args);
 }
 
-// A kernel for blocks of 8 NT tokens and how it is launched.
+// A kernel for a block of tokens and how it is launched. A unit has 128 `blocks` outputs.
 struct Variant {
     void (*kernel)(const GemmArgs);
-    int token_tiles, threads, shared, ctas_of_sm, layout;
+    int tokens, blocks, threads, shared, layout, ctas_of_sm;
 };
-
-template <int NT, int R, int Warps, int Stages, bool Terms, int PerSm>
-Variant variant() {
-    return {gemm_kernel<NT, R, Warps, Stages, Terms, PerSm>,
-            NT,
-            Warps * 32,
-            Gemm<NT, R, Warps, Stages, Terms>::kSharedBytes,
-            PerSm,
-            Terms ? kTerms : kPairs};
-}
 
 constexpr bool kHasTerms = kCode == kTwoTerms;
 constexpr bool kHasTable = kCode == kTable;
-// Within 227 KiB of shared memory, of which HYB's table takes 128.
+// Within 227 KiB of shared memory, of which HYB's table takes 128: that leaves room for one CTA of 16
+// warps on an SM; the others run two of 8.
 constexpr int kStages = kHasTable ? (kBits <= 3 ? 3 : 2) : (kBits <= 4 ? 4 : 3);
 constexpr int kWarps = kHasTable && kBits <= 4 ? 16 : 8;
+constexpr int kPerSm = kHasTable ? 1 : 2;
 
-// HYB's table leaves room for one CTA of 16 warps on an SM; the others run two of 8.
+template <int NT, int R, int Warps, int Stages, bool Terms, int PerSm>
+Variant few() {
+    using F = Few<NT, R, Warps, Stages, Terms>;
+    static_assert(F::kSharedBytes * PerSm <= kSharedLimit);
+    return {few_kernel<NT, R, Warps, Stages, Terms, PerSm>, F::kTokens, 1, Warps * 32,
+            F::kSharedBytes, F::kLayout, PerSm};
+}
+
+// With half the outputs in a CTA where the memory of all does not fit.
+template <int N, int Pairs>
+Variant many() {
+    constexpr int kFits = Many<N, Pairs>::kIsPossible ? Pairs : 1;
+    using M = Many<N, kFits>;
+    static_assert(M::kSharedBytes <= kSharedLimit);
+    return {many_kernel<N, kFits>, N, kFits, M::kThreads, M::kSharedBytes, M::kLayout, 1};
+}
+
+// HYB's table and the weights of more than 4 bits leave no room for x of more tokens.
+constexpr bool kIsFull = kHasTable && kBits > 4;
+
+// `variant_for` of cuda.py knows this order.
 const Variant kVariants[] = {
-    variant<1, 2, kWarps, kStages, kHasTerms, kHasTable ? 1 : 2>(),
-    variant<2, 2, kWarps, kStages, kHasTerms, kHasTable ? 1 : 2>(),
-    variant<4, 2, kWarps, kHasTable ? 2 : 3, false, kHasTable ? 1 : 2>(),
-    variant<8, 4, (kHasTable && kBits > 4) ? 4 : 8, kHasTable ? 2 : 3, false, 1>(),
+    few<1, 2, kWarps, kStages, kHasTerms, kPerSm>(),
+    few<2, 2, kWarps, kStages, kHasTerms, kPerSm>(),
+    few<4, 2, kWarps, kHasTable ? 2 : 3, false, kPerSm>(),
+    few<8, 4, kIsFull ? 4 : 8, kHasTable ? 2 : 3, false, 1>(),
+    many<64, 2>(),
+    many<128, 2>(),
+    many<kIsFull ? 128 : 192, kIsFull ? 2 : 1>(),
+    many<kIsFull ? 128 : 256, kIsFull ? 2 : 1>(),
 };
 constexpr int kNumVariants = sizeof(kVariants) / sizeof(kVariants[0]);
 
@@ -68,14 +84,19 @@ int sms() {
     return count;
 }
 
-int units_of_cta(const Variant &v, int units) {
-    const int ctas = sms() * v.ctas_of_sm;
-    return (units + ctas - 1) / ctas;
+int units(const Variant &v, int inputs, int outputs) {
+    const int blocks = outputs / kBlock;
+    return (blocks + v.blocks - 1) / v.blocks * (inputs / kBlock);
 }
 
-int parts_ctas(const Variant &v, int units) {
-    const int of_cta = units_of_cta(v, units);
-    return (units + of_cta - 1) / of_cta;
+int units_of_cta(const Variant &v, int inputs, int outputs) {
+    const int most = sms() * v.ctas_of_sm;
+    return (units(v, inputs, outputs) + most - 1) / most;
+}
+
+int ctas(const Variant &v, int inputs, int outputs) {
+    const int of_cta = units_of_cta(v, inputs, outputs);
+    return (units(v, inputs, outputs) + of_cta - 1) / of_cta;
 }
 
 }  // namespace
@@ -124,19 +145,18 @@ void qtip_built_for(int *bits, int *code, int *order) {
 }
 
 int qtip_variants() { return kNumVariants; }
-int qtip_variant_tokens(int variant) { return 8 * kVariants[variant].token_tiles; }
+int qtip_variant_tokens(int variant) { return kVariants[variant].tokens; }
 
 int64_t qtip_fragment_bytes(int variant, int tokens, int inputs) {
     const Variant &v = kVariants[variant];
-    const int64_t block = 8 * v.token_tiles;
-    return (tokens + block - 1) / block * block * inputs * (v.layout == kTerms ? 4 : 2);
+    return int64_t(tokens + v.tokens - 1) / v.tokens * v.tokens * inputs
+           * (v.layout == kTerms ? 4 : 2);
 }
 
 int64_t qtip_part_bytes(int variant, int tokens, int inputs, int outputs) {
     const Variant &v = kVariants[variant];
-    const int64_t block = 8 * v.token_tiles;
-    const int64_t ctas = parts_ctas(v, inputs / kBlock * (outputs / kBlock));
-    return (tokens + block - 1) / block * ctas * 2 * block * kBlock * 4;
+    return int64_t(tokens + v.tokens - 1) / v.tokens * ctas(v, inputs, outputs) * 2 * v.blocks
+           * v.tokens * kBlock * 4;
 }
 
 // x * suh, Hadamard, float16, as `layout` (see hadamard.cuh) with blocks of 8 token_tiles tokens.
@@ -149,12 +169,15 @@ int qtip_input(const void *x, int64_t stride, const void *suh, void *to, int tok
     return launch(input_kernel, dim3((tasks + warps - 1) / warps), warps * 32, 0, stream, args);
 }
 
-// The product alone: fragments (from qtip_input) times the weights, Hadamard, svh, bias.
-int qtip_multiply(int variant, const QtipLinear *l, cudaStream_t stream) {
+// y = x W'.
+int qtip_linear(int variant, const QtipLinear *l, cudaStream_t stream) {
     const Variant &v = kVariants[variant];
+    const int error = qtip_input(l->x, l->x_stride, l->suh, l->fragments, l->tokens, l->inputs,
+                                 l->dtype, v.layout, v.tokens / 8, l->x_scale, stream);
+    if (error) return error;
     GemmArgs args{};
-    args.weights = static_cast<const uint8_t *>(l->weights);
     args.x = static_cast<const uint4 *>(l->fragments);
+    args.weights = static_cast<const uint8_t *>(l->weights);
     args.parts = static_cast<float *>(l->parts);
     args.counters = static_cast<uint32_t *>(l->counters);
     args.svh = static_cast<const __half *>(l->svh);
@@ -164,21 +187,13 @@ int qtip_multiply(int variant, const QtipLinear *l, cudaStream_t stream) {
     args.tokens = l->tokens;
     args.groups = l->inputs / kBlock;
     args.blocks = l->outputs / kBlock;
-    args.units_of_cta = units_of_cta(v, args.groups * args.blocks);
+    args.units_of_cta = units_of_cta(v, l->inputs, l->outputs);
     args.dtype = l->dtype;
-    args.scale = kRootBlock / l->x_scale;
+    args.x_scale = l->x_scale;
     args.code = {l->multiplier, l->addend, 0x3b603b60u, static_cast<const uint32_t *>(l->table)};
-    const int block = 8 * v.token_tiles;
     return launch(v.kernel,
-                  dim3(parts_ctas(v, args.groups * args.blocks), (l->tokens + block - 1) / block),
+                  dim3(ctas(v, l->inputs, l->outputs), (l->tokens + v.tokens - 1) / v.tokens),
                   v.threads, v.shared, stream, args);
-}
-
-int qtip_linear(int variant, const QtipLinear *l, cudaStream_t stream) {
-    const Variant &v = kVariants[variant];
-    const int error = qtip_input(l->x, l->x_stride, l->suh, l->fragments, l->tokens, l->inputs,
-                                 l->dtype, v.layout, v.token_tiles, l->x_scale, stream);
-    return error ? error : qtip_multiply(variant, l, stream);
 }
 
 // Outputs [first, first + count), multiples of 16, as a dense matrix [count, inputs].

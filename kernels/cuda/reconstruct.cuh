@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kDenseWarps * 32) dense_kernel(const DenseArgs
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
     uint8_t *raw = shared + kTableBytes + warp * (kGroupBytes + 16 * kDenseRow);
     uint8_t *rows = raw + kGroupBytes;
-    fill_table(table, args.code);
+    fill_table(table, args.code, kDenseWarps * 32);
     wait_for_previous_kernel();
     let_next_kernel_start();
     __syncthreads();
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kDenseWarps * 32) dense_kernel(const DenseArgs
 #pragma unroll
         for (int tile = 0; tile < 8; ++tile) {
             uint32_t a[4];
-            group.operand(a, tile, args.code, table);
+            group.operand(a, tile, args.code);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int row = lane / 4 + 8 * (i & 1), k = tile * 16 + lane % 4 * 2 + 8 * (i >> 1);

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
-from batchinfer.quantization.methods.qtip.cuda import KINDS, ORDERS, words_of
+from batchinfer.quantization.methods.qtip.cuda import (
+    DENSE,
+    KINDS,
+    ORDERS,
+    variant_for,
+    words_of,
+)
 from batchinfer.quantization.methods.qtip.trellis import decode_tiles
 
 pytestmark = [
@@ -89,3 +95,19 @@ def decoded(
     # [out tile, group, lane row, lane column, tile, register column, register row, half]
     halves = found.view(np.uint16).reshape(*packed.shape[:2], 8, 4, 8, 2, 2, 2)
     return halves.transpose(1, 4, 5, 3, 7, 0, 6, 2).reshape(size_in, size_out)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "chosen"),
+    [
+        # What the H200's logs in benchmarks/results/ show to be fastest, or within a tenth of it.
+        pytest.param(4096, 28672, [0, 0, 1, 2, 4, 5, 6, 7, 7, DENSE], id="gate and up"),
+        pytest.param(14336, 4096, [0, 0, 1, 2, 3, 6, 6, 7, 7, DENSE], id="down"),
+        pytest.param(4096, 6144, [0, 0, 1, 2, 3, 6, 6, 7, DENSE, DENSE], id="q, k and v"),
+    ],
+)
+def test_the_way_depends_on_tokens_and_on_the_matrix(
+    inputs: int, outputs: int, chosen: list[int]
+) -> None:
+    tokens = (1, 8, 16, 32, 64, 128, 192, 256, 512, 513)
+    assert [variant_for(count, inputs, outputs) for count in tokens] == chosen

@@ -32,8 +32,14 @@ _GROUP = 8  # tiles, along the inputs
 _BLOCK = 128
 #: Of the transformed activations, which are float16: 2^-5 leaves room for outliers of 2 million.
 _X_SCALE = 1 / 32
-#: Up to here a kernel multiplies coded weights; above it they are decoded and cuBLAS multiplies.
-MOST_FUSED = 256
+#: Blocks of tokens that a launch can have, at least: 512 tokens of the largest kernel's fewest.
+_TOKEN_BLOCKS = 4
+#: Above so many outputs a matrix gives each SM enough work in blocks of 256 outputs.
+_MANY_OUTPUTS = 8192
+#: Above so many weights decoding apart from the product costs more than decoding twice.
+_MANY_WEIGHTS = 40 << 20
+#: Not a kernel's number: weights are decoded, and cuBLAS multiplies.
+DENSE = -1
 #: Bytes of weights that are decoded at once for cuBLAS: they stay in the second-level cache.
 _DENSE_BYTES = 24 << 20
 
@@ -102,10 +108,31 @@ class Layer(NamedTuple):
         return self.weights.shape[1] * _BLOCK, self.weights.shape[0] * TILE
 
 
-def counters_for(num_out: int, device: torch.device, most_tokens: int = MOST_FUSED) -> Tensor:
-    """What kernels count finished parts with: zeros, which each launch leaves as it found them."""
-    blocks = -(-most_tokens // 8) * (num_out // _BLOCK)
-    return torch.zeros(blocks, dtype=torch.int32, device=device)
+def counters_for(num_out: int, device: torch.device, blocks: int = _TOKEN_BLOCKS) -> Tensor:
+    """What kernels count finished parts with: zeros, which each launch leaves as it found them.
+
+    `blocks`: of tokens, each as many as a kernel takes at once.
+    """
+    return torch.zeros(blocks * (num_out // _BLOCK), dtype=torch.int32, device=device)
+
+
+def variant_for(tokens: int, inputs: int, outputs: int) -> int:
+    """The fastest way of those measured (kernels/README.md): a number of qtip.cu's, or DENSE.
+
+    0 to 3 are mma.sync for 8, 16, 32, 64 tokens; 4 to 7 wgmma for 64, 128, 192, 256.
+    """
+    is_large = outputs > _MANY_OUTPUTS
+    for variant, most in enumerate((8, 16, 32)):
+        if tokens <= most:
+            return variant
+    if tokens <= 64:
+        return 4 if is_large else 3
+    if tokens <= 128 and is_large:
+        return 5
+    if tokens <= 192:
+        return 6
+    most = 512 if inputs * outputs > _MANY_WEIGHTS else 256
+    return 7 if tokens <= most else DENSE
 
 
 class Library:
@@ -124,18 +151,11 @@ class Library:
         """Whether a kernel may start while the one before it ends; on by default."""
         self._lib.qtip_overlap(int(is_on))
 
-    def variant_for(self, tokens: int) -> int:
-        """The kernel for so many tokens: the smallest that takes them at once, or the largest."""
-        fitting = [i for i, size in enumerate(self.variants) if size >= tokens]
-        return fitting[0] if fitting else len(self.variants) - 1
-
     def multiply(
-        self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None = None, variant: int = -1
+        self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None, variant: int
     ) -> None:
-        """y = x W', decoding in the kernel. x [tokens, in], y [tokens, out] of the same dtype."""
+        """y = x W', decoding in kernel `variant`. x [tokens, in], y [tokens, out], same dtype."""
         tokens, (inputs, outputs) = len(x), layer.sizes
-        if variant < 0:
-            variant = self.variant_for(tokens)
         if -(-tokens // self.variants[variant]) * (outputs // _BLOCK) > len(layer.counters):
             raise ValueError(f"{tokens} tokens, and counters for {len(layer.counters)} blocks")
         fragments = self._lib.qtip_fragment_bytes(variant, tokens, inputs)
@@ -195,11 +215,12 @@ class Library:
             self._check(error)
 
     def linear(self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None = None) -> None:
-        """y = x W' by whichever of the two is faster for so many tokens."""
-        if len(x) <= MOST_FUSED:
-            self.multiply(x, layer, y, bias)
-        else:
+        """y = x W' in the fastest way. x [tokens, in], y [tokens, out] of the same dtype."""
+        variant = variant_for(len(x), *layer.sizes)
+        if variant == DENSE:
             self.multiply_dense(x, layer, y, bias)
+        else:
+            self.multiply(x, layer, y, bias, variant)
 
     def _check(self, error: int) -> None:
         if error:
