@@ -52,7 +52,8 @@ def run(
     `job`: a job file's path, its content as a dict, or a `Job`. A path takes the environment's
     overrides into account as the command does, the others do not. The keywords are the command's
     options: `limit` rows at most; `slice` (i, n): every n-th input file from the i-th, i from 1;
-    `overrides`: dotted key -> value, such as `{"sampling.max_tokens": 64}`.
+    `overrides`: dotted key -> value, such as `{"sampling.max_tokens": 64}`; a dict for a section
+    changes the keys that it has.
 
     Returns how it ended: `status` is "complete" or "partial" (another slice, or rows beyond
     `limit`, are missing); `exit_code` is 0, or 3 for a complete output with more failed rows than
@@ -63,11 +64,10 @@ def run(
     """
     if restart and slice is not None:
         raise ConfigError("restart concerns the whole output: use it without slice")
-    for number, count in [slice] if slice is not None else []:
-        if not 1 <= number <= count:
-            raise ConfigError(f"slice ({number}, {count}) is not (i, n) with 1 <= i <= n")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit} is not at least 1")
+    if slice is not None and not _is_slice(slice):
+        raise ConfigError(f"slice {slice} is not (i, n), two whole numbers with 1 <= i <= n")
+    if limit is not None and not (_is_whole(limit) and limit >= 1):
+        raise ConfigError(f"limit {limit!r} is not a whole number of at least 1")
     parsed = _parsed(job, overrides or {})
     options = RunOptions(limit=limit, slice=slice, restart=restart, retry_failed=retry_failed)
     process = Process(Counters(Clock()), startup=StartUp(process_age_s=0.0))
@@ -86,15 +86,36 @@ def run(
             started.end(exit_code)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_slice(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(map(_is_whole, value)) and 1 <= value[0] <= value[1]
+
+
 def _parsed(
     job: str | PathLike[str] | Mapping[str, Any] | Job, overrides: Mapping[str, Any]
 ) -> Job:
-    sets = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    sets = [f"{key}={_json(key, value)}" for key, value in overrides.items()]
     if isinstance(job, str | PathLike):
         return load_job(job, sets).job
     if isinstance(job, Job):
         return job_from(job.model_dump(mode="json"), sets) if sets else job
+    if not isinstance(job, Mapping):
+        raise ConfigError(
+            f"job must be a job file's path, its content as a dict, or a Job, not {job!r}"
+        )
     return job_from(job, sets)
+
+
+def _json(key: str, value: object) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"overrides: {key}: {error}; give text, numbers, lists, dicts") from None
 
 
 def scan(output: str | PathLike[str]) -> pl.LazyFrame:

@@ -24,6 +24,8 @@ from typing import ClassVar
 
 from batchinfer.limits import Shortage, limit_met
 
+#: How a restart is asked for, in a message that the command and the Python door both give.
+RESTART = "--restart (in Python restart=True)"
 #: C0 but newline and tab, C1, separators of lines, and what turns the direction of text around.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

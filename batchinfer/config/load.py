@@ -208,8 +208,9 @@ def _is_known(override: _Override, problems: list[str]) -> bool:
 def _apply(
     data: dict[str, Any], override: _Override, origins: dict[str, str], problems: list[str]
 ) -> bool:
-    """Put the value in its place; whatever was at or below that key is gone, with its origins."""
+    """Put the value in its place. A mapping for a section changes the keys it has, no others."""
     section = data
+    model: type[BaseModel] | None = Job
     for depth, part in enumerate(override.key[:-1], start=1):
         if section.get(part) is None:
             section[part] = {}
@@ -221,12 +222,37 @@ def _apply(
             )
             return False
         section = section[part]
-    section[override.key[-1]] = override.value
-    key = ".".join(override.key)
-    for below in [known for known in origins if known.startswith(f"{key}.")]:
-        del origins[below]
-    origins.update({written: override.origin for written in _keys(override.value, key)})
+        model = _section_model(model, part)
+    for key, at, value in _places(section, override.key, override.value, model):
+        at[key[-1]] = value
+        dotted = ".".join(key)
+        for below in [known for known in origins if known.startswith(f"{dotted}.")]:
+            del origins[below]
+        origins.update({written: override.origin for written in _keys(value, dotted)})
     return True
+
+
+def _places(
+    section: dict[str, Any], key: tuple[str, ...], value: Any, model: type[BaseModel] | None
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], Any]]:
+    """(key, mapping it goes into, value) of each setting. `section` is what `model` describes.
+
+    A free mapping (engine.options, a JSON schema) is one setting, and replaced as a whole.
+    """
+    inner = _section_model(model, key[-1])
+    old = section.get(key[-1])
+    if inner is None or not isinstance(value, dict) or not isinstance(old, dict):
+        yield key, section, value
+        return
+    for name, below in value.items():
+        yield from _places(old, (*key, name), below, inner)
+
+
+def _section_model(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    """The model of a section of `model`; None: `name` is a setting, or unknown."""
+    if model is None or name not in model.model_fields:
+        return None
+    return submodel(model.model_fields[name].annotation)
 
 
 def _unusable(value: Any, key: str, depth: int = 0) -> Iterator[tuple[str, str]]:

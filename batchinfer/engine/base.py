@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class Completion:
     `text` is None unless the engine had to detokenize (stop strings); the sink detokenizes in bulk.
     `num_text_tokens` is how many of `token_ids` belong to the text (a stop token at the end does
     not).
+    Arrays are not views: whoever holds a completion holds `num_bytes`, not what they were cut from.
     Top lists are flat: the k entries of position i are at [top_offsets[i], top_offsets[i + 1]).
     `finish_reason`: "stop" or "length". `stop_reason`: None for EOS and length, else the stop
     string or the stop token's id in decimal.
@@ -76,17 +77,18 @@ class Completion:
 
     @property
     def num_bytes(self) -> int:
-        """Of its arrays."""
-        num_bytes = self.token_ids.nbytes
-        for array in (
-            self.token_logprobs,
-            self.top_token_ids,
-            self.top_logprobs,
-            self.prompt_token_logprobs,
-        ):
-            if array is not None:
-                num_bytes += array.nbytes
+        """Bytes of its arrays, plus one for each character of its texts."""
+        num_bytes = 0
+        for name in _COMPLETION_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, np.ndarray):
+                num_bytes += value.nbytes
+            elif isinstance(value, str):
+                num_bytes += len(value)
         return num_bytes
+
+
+_COMPLETION_FIELDS = tuple(f.name for f in fields(Completion))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from batchinfer.errors import ConfigError
+from batchinfer.errors import RESTART, ConfigError
 from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
@@ -184,7 +184,7 @@ def _as_begun(
     if reason := why_not(allowed, checkpoint, machine, begun.dtype):
         raise ConfigError(
             f"the output was begun in {begun}, which cannot run here: {reason}. Go on where it "
-            "can, or take another output.path; --restart deletes its results"
+            f"can, or take another output.path; {RESTART} deletes its results"
         )
     found = _choice(allowed, checkpoint, machine, begun.dtype)
     if allowed == name:

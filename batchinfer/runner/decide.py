@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchinfer.errors import BatchInferError, ConfigError
+from batchinfer.errors import RESTART, BatchInferError, ConfigError
 from batchinfer.ledger import Totals, layout
 from batchinfer.runner.carried import RECORD_KEY
 from batchinfer.runner.digest import complete_digest
@@ -158,8 +158,8 @@ def other_settings(url: str, changes: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"the results in {url} were computed with other settings:\n  "
         + "\n  ".join(changes)
-        + "\nSet it back or use another output.path; if nobody needs the old results, --restart "
-        "deletes them"
+        + "\nSet it back or use another output.path; if nobody needs the old results, "
+        f"{RESTART} deletes them"
     )
 
 
@@ -182,7 +182,7 @@ def _record_of_remains(start: Start, view: OutputView) -> dict[str, Any] | None:
             f"{join_url(view.url, layout.JOB_KEY)} is missing, and the parts of results that are "
             f"left below {join_url(view.url, layout.PARTS_PREFIX)} are another job's, or do not "
             "say of which input. Put it back, or choose another output.path; if nobody needs the "
-            "parts, --restart deletes them"
+            f"parts, {RESTART} deletes them"
         )
     record = {"digest": own, "window_rows": window_rows.pop(), "first_run": 1}
     schemas = list(view.remains.schemas)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from batchinfer.errors import BatchInferError, ConfigError, LeaseHeld, LeaseLost
+from batchinfer.errors import RESTART, BatchInferError, ConfigError, LeaseHeld, LeaseLost
 from batchinfer.ledger import Holder, Lease, Survey, layout, records
 from batchinfer.runner.digest import Identity
 from batchinfer.runner.start import Start
@@ -69,7 +69,7 @@ def refuse_other_restart(
             f"to keep the results that are left, delete {join_url(url, layout.RESTART_KEY)} and "
             "start again"
         )
-    ways.append("to delete them and compute this job here, start it with --restart")
+    ways.append(f"to delete them and compute this job here, start it with {RESTART}")
     advice = "; ".join(ways)
     raise ConfigError(
         f"{describe(url, pending)}{who}{advice[0].upper()}{advice[1:]}. This start changed nothing"

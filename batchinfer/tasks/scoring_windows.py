@@ -123,8 +123,8 @@ class Windows:
         """Its tokens are those of the scored text; a logprob is NaN where there is none."""
         completion = Completion(
             key=-1,
-            token_ids=self._token_ids[self._num_given :],
-            token_logprobs=self._logprobs[self._num_given :],
+            token_ids=self._token_ids[self._num_given :].copy(),  # a view would hold the whole row
+            token_logprobs=self._logprobs[self._num_given :].copy(),
             timing=Timing(**self._times),
         )
         if self._top_token_ids.shape[1]:

@@ -97,13 +97,41 @@ def test_the_options_are_those_of_the_command(folder: Place, settings: dict[str,
 
 
 @pytest.mark.parametrize(
-    "options", [{"limit": 0}, {"slice": (3, 2)}, {"slice": (1, 2), "restart": True}]
+    "options",
+    [
+        {"limit": 0},
+        {"limit": 1.5},
+        {"slice": (3, 2)},
+        {"slice": (1.5, 3)},
+        {"slice": 1},
+        {"slice": (1, 2, 3)},
+        {"slice": (1, 2), "restart": True},
+        {"overrides": {"input.path": Path("in")}},
+    ],
 )
 def test_options_that_mean_nothing_are_refused(
     settings: dict[str, Any], options: dict[str, Any]
 ) -> None:
     with pytest.raises(errors.ConfigError):
         batchinfer.run(settings, **options)
+
+
+@pytest.mark.parametrize("given", [3, None, b"job.yaml", [("version", 1)]])
+def test_what_is_no_job_is_refused(given: Any) -> None:
+    with pytest.raises(errors.ConfigError, match="job must be a job file's path"):
+        batchinfer.run(given)
+
+
+def test_a_dict_for_a_section_overrides_the_keys_it_has(
+    folder: Place, settings: dict[str, Any]
+) -> None:
+    settings["sampling"]["seed"] = 5
+    batchinfer.run(settings, overrides={"sampling": {"max_tokens": 3}})
+    with pytest.raises(errors.ConfigError) as caught:
+        batchinfer.run(settings, overrides={"sampling": {"seed": 6, "max_tokens": 3}})
+    assert "sampling.seed: was 5, is 6" in str(caught.value)
+    assert "max_tokens" not in str(caught.value)
+    assert "restart=True" in str(caught.value)
 
 
 def test_every_problem_of_a_dict_is_named(settings: dict[str, Any]) -> None:
@@ -180,7 +208,7 @@ def test_the_example_of_the_documentation_runs(
     )
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("BATCHINFER__OUTPUT__PATH", str(tmp_path / "out"))
-    monkeypatch.setenv("BATCHINFER__PROMPT", '{"column": "description"}')
+    monkeypatch.setenv("BATCHINFER__PROMPT", '{"column": "description", "messages": null}')
     exec(code, {})
     printed = capsys.readouterr().out
     assert printed.startswith("complete 1200\n")

@@ -194,12 +194,30 @@ def test_explain_names_every_setting_once_with_value_and_origin(load: Load) -> N
     assert by_key["name"] == ('"small"', "job.yaml:2")
 
 
-def test_a_section_set_as_a_whole_replaces_what_the_file_says(load: Load) -> None:
-    text = MINIMAL + "sampling: {seed: 1, top_k: 1}\n"
-    loaded = load(text, ['sampling={"top_k": 5}'])
-    assert (loaded.job.sampling.top_k, loaded.job.sampling.seed) == (5, None)
+def test_a_mapping_for_a_section_changes_the_keys_it_has_and_no_others(load: Load) -> None:
+    text = MINIMAL + "sampling: {seed: 1, top_k: 1, structured: {choice: [a, b]}}\n"
+    sets = ['sampling={"top_k": 5, "structured": {"choice": ["c", "d"]}}']
+    loaded = load(text, sets, {"BATCHINFER__MODEL": '{"dtype": "float32"}'})
+    chosen = loaded.job.sampling
+    assert (chosen.top_k, chosen.seed) == (5, 1)
+    assert chosen.structured is not None and chosen.structured.choice == ("c", "d")
+    assert (loaded.job.model.path, loaded.job.model.dtype) == ("some/model", "float32")
     assert loaded.origins["sampling.top_k"] == "--set"
-    assert loaded.origins["sampling.seed"] == "default"
+    assert loaded.origins["sampling.seed"] == "job.yaml:11"
+    assert loaded.origins["model.dtype"] == "BATCHINFER__MODEL"
+    assert load(text, ["sampling.structured=null"]).job.sampling.structured is None
+
+
+def test_a_mapping_of_free_keys_is_replaced_as_a_whole(load: Load) -> None:
+    text = MINIMAL + "engine: {options: {block_size: 16}}\n"
+    loaded = load(text, ['engine={"options": {"enforce_eager": true}}'])
+    assert loaded.job.engine.options == {"enforce_eager": True}
+    assert "engine.options.block_size" not in loaded.origins
+
+
+def test_an_unknown_key_in_a_mapping_for_a_section_is_refused(load: Load) -> None:
+    (problem,) = problems_of(load, MINIMAL + "sampling: {seed: 1}", ['sampling={"tem": 1}'])
+    assert problem.startswith("--set: sampling.tem: unknown key")
 
 
 def test_the_prompt_of_the_file_can_be_swapped_for_another_kind(load: Load) -> None:

@@ -188,7 +188,7 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
         "prompt.messages_column prompt.token_ids_column prompt.chat_template sampling.seed "
         "sampling.logprobs sampling.structured.json_schema sampling.structured.regex "
         "sampling.structured.choice sampling.structured.grammar "
-        "score.completion_column score.context score.stride"
+        "score.completion_column score.context score.stride score.top_logprobs"
     )
     assert deciding_values({}) == dict.fromkeys(nones.split()) | {
         "input.keep_columns": [],

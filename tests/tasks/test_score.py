@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,34 @@ def test_each_token_is_scored_once_with_at_least_context_less_stride_tokens_befo
         else:
             assert position - start >= min(position, context - stride)
     assert len(asks) == len({float(start) for start in done.token_logprobs if start == start})
+
+
+def test_a_result_holds_the_bytes_it_counts_not_the_row_it_was_cut_from() -> None:
+    """The writer's memory is bounded by `num_bytes`: a view would hold the given tokens too."""
+    num_given, k = 1000, 2
+    chunk = Chunk.of_prompts([np.arange(num_given + 4, dtype=np.int32)])
+    chunk.num_given = np.array([num_given])
+    task = Score(ScoreSettings(context=2048, stride=1024, top_logprobs=k))
+    work = task.work(WorkItem(chunk, 0, 0), 2048)
+    (ask,) = work.asks()
+    completion = answer(ask)
+    tops = prompt_tops(ask.token_ids, k)
+    completion.prompt_top_token_ids, completion.prompt_top_logprobs = tops
+    work.add(ask, completion)
+    done = work.completion()
+    values = [getattr(done, field.name) for field in dataclasses.fields(done)]
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    assert [array.base for array in arrays] == [None] * 5
+    assert done.num_bytes == 4 * (4 + 4 + 5 + 4 * k + 4 * k)  # ids, logprobs, offsets, tops
+
+
+def test_a_completion_counts_each_array_and_text_that_it_holds() -> None:
+    for field in dataclasses.fields(Completion):
+        empty = Completion(key=0).num_bytes
+        if "Array" in str(field.type):
+            assert Completion(key=0, **{field.name: np.zeros(3, np.int32)}).num_bytes == empty + 12
+        elif "str" in str(field.type):
+            assert Completion(key=0, **{field.name: "text"}).num_bytes == empty + 4
 
 
 def test_an_engine_that_does_not_end_with_the_given_token_is_an_error() -> None:
