@@ -50,19 +50,18 @@ class EngineSettings(Section):
     options: FrozenMapping = Field(
         default_factory=dict,
         validate_default=True,
-        description="Other vLLM engine arguments by name, such as enforce_eager: true. Those that "
-        "cannot change results may differ between runs.",
+        description="Other arguments of the engine by name, such as enforce_eager: true for vLLM. "
+        "Those that cannot change results may differ between runs.",
         json_schema_extra=decides_results(),
     )
 
     @model_validator(mode="after")
     def _check(self) -> EngineSettings:
-        own = {"model": "model.path"}
-        own |= {key: f"model.{key}" for key in ModelSettings.model_fields if key != "path"}
+        own = {key: f"model.{key}" for key in ModelSettings.model_fields if key != "path"}
         own |= {key: f"engine.{key}" for key in EngineSettings.model_fields if key != "options"}
         for option in self.options:
             if option in own:
                 raise key_error(f"options.{option}", f"has its own setting: use {own[option]}")
-            if option == "hf_token":
+            if option == "hf_token":  # of any engine: job.json and `explain` show all options
                 raise key_error("options.hf_token", "is a secret; set HF_TOKEN in the environment")
         return self

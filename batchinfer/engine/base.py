@@ -183,6 +183,9 @@ class EngineKind(Protocol):
     def machine(self) -> Machine:
         """What the engine would run on here. `device` None: it is not installed, or finds none."""
 
+    def packages(self) -> Iterable[str]:
+        """Names of the distributions that it computes with: another version may round otherwise."""
+
     def check(self, job: Job, demand: Demand) -> None:
         """Raise ConfigError for settings that this engine refuses, before the model is looked at.
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.intervals import ratio_interval
-from batchinfer.evaluation.outputs import Output, read_output
+from batchinfer.evaluation.outputs import Output, of_task, read_output
 from batchinfer.evaluation.perplexity import bits_per_byte, mean_nll, totals_of
 from batchinfer.evaluation.record import Frozen
 
@@ -62,20 +62,14 @@ def grade(location: str, reference: str | None, *, rouge: bool = False) -> Grade
     Raises ConfigError, InputError.
     """
     output = read_output(location)
-    if output.task == "score":
-        if reference is not None:
-            raise ConfigError(
-                f"{output.url} is of task score, and has no completions: leave the reference out"
-            )
-        return _of_scores(output)
-    if reference is None:
+    return of_task(_GRADES, output)(output, reference, rouge_l if rouge else None)
+
+
+def _of_scores(output: Output, reference: str | None, _: object) -> ScoreGrade:
+    if reference is not None:
         raise ConfigError(
-            f"{output.url} has completions: name the column of the output to compare them with"
+            f"{output.url} is of task score, and has no completions: leave the reference out"
         )
-    return _of_texts(output, reference, rouge_l if rouge else None)
-
-
-def _of_scores(output: Output) -> ScoreGrade:
     totals = totals_of(output, "num_text_bytes")
     nll = mean_nll(totals, output.url)
     bounds = ratio_interval(totals.nll, totals.num_tokens)
@@ -92,7 +86,13 @@ def _of_scores(output: Output) -> ScoreGrade:
     )
 
 
-def _of_texts(output: Output, reference: str, rouge: Callable[[str, str], float] | None) -> Grade:
+def _of_texts(
+    output: Output, reference: str | None, rouge: Callable[[str, str], float] | None
+) -> Grade:
+    if reference is None:
+        raise ConfigError(
+            f"{output.url} has completions: name the column of the output to compare them with"
+        )
     exact: list[float] = []
     near: list[float] = []
     failed = without = 0
@@ -126,6 +126,13 @@ def _of_texts(output: Output, reference: str, rouge: Callable[[str, str], float]
         exact_match=_score(exact),
         rouge_l=_score(near) if near else None,
     )
+
+
+#: How an output of a task is graded.
+_GRADES: Mapping[str, Callable[..., Grade | ScoreGrade]] = {
+    "generate": _of_texts,
+    "score": _of_scores,
+}
 
 
 def _score(values: Sequence[float]) -> Score:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,8 @@ from batchinfer.errors import ConfigError, InputError
 from batchinfer.ledger import layout, read_facts, records, survey
 from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,16 @@ def read_output(location: str) -> Output:
         model=record.get("ingredients", {}).get("model", {}),
         rows_failed=int(success.get("rows_failed", 0)),
     )
+
+
+def of_task(ways: Mapping[str, _T], output: Output) -> _T:
+    """The one of `ways`, by task, that serves the output. Raises ConfigError if none does."""
+    if output.task not in ways:
+        raise ConfigError(
+            f"{output.url} is of task {output.task}, and only outputs of "
+            f"{' or '.join(ways)} can be evaluated so"
+        )
+    return ways[output.task]
 
 
 def refuse_failed(output: Output) -> None:

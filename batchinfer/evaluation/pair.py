@@ -7,6 +7,7 @@ generated ones by their tokens. Must not know: how either was computed, terminal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.divergence import kl_divergence, top1_agrees
 from batchinfer.evaluation.intervals import ratio_interval
-from batchinfer.evaluation.outputs import Output, read_output
+from batchinfer.evaluation.outputs import Output, of_task, read_output
 from batchinfer.evaluation.pairs import (
     TOPS,
     both_succeeded,
@@ -86,7 +87,7 @@ def pair(one: str, other: str, *, price_per_hour: float | None = None) -> Pair:
         raise ConfigError(
             f"{first.url} is of task {first.task}, {second.url} of {second.task}: nothing compares"
         )
-    totals = _Scores(first, second) if first.task == "score" else _Texts(first, second)
+    totals = of_task(_COMPARISONS, first)(first, second)
     rows = left_out = 0
     for left, right in joined(first, second, totals.columns):
         kept = both_succeeded(left, right)
@@ -205,3 +206,10 @@ class _Texts:
             tokens_one=self.tokens[0],
             tokens_other=self.tokens[1],
         )
+
+
+#: How two outputs of a task are compared.
+_COMPARISONS: Mapping[str, Callable[[Output, Output], _Scores | _Texts]] = {
+    "generate": _Texts,
+    "score": _Scores,
+}

@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from batchinfer.config import DEFAULT_ENGINE
+
 #: What a record has unless it has an error.
 MEASURED = ("dtype", "context", "stride", "windows", "tokens", "nll", "perplexity", "data_digest")
 
@@ -33,7 +35,7 @@ class Request(Frozen):
     model: str  # folder or hub name
     quantization: str = "auto"
     dtype: str = "auto"
-    engine: str = "vllm"
+    engine: str = DEFAULT_ENGINE
     settings: dict[str, Any] = Field(default_factory=dict)
     data: str = "wikitext2"  # a name of evaluation.data, or a Parquet or text file
     column: str | None = None  # of Parquet

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchinfer.config import ModelSettings
+from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.errors import ConfigError
 from batchinfer.model.contents import ModelFolder, read_folder
 from batchinfer.model.context import context_length
@@ -32,7 +32,7 @@ from batchinfer.quantization import (
 )
 
 #: A machine of which nothing is known refuses nothing.
-_ANY_MACHINE = Machine(None)
+_ANY_MACHINE = Machine(None, engine=DEFAULT_ENGINE)
 
 
 @dataclass(frozen=True, slots=True)

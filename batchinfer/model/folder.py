@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from batchinfer.config import DEFAULT_ENGINE
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine, is_gguf, record_of
 from batchinfer.storage import local_path
@@ -57,7 +58,7 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
 
 def refuse_gguf(file: Path) -> NoReturn:
     """Raise ConfigError: what a GGUF file is, and what to give instead."""
-    why = record_of("gguf").on(Machine(None))
+    why = record_of("gguf").on(Machine(None, engine=DEFAULT_ENGINE))
     raise ConfigError(
         f"{file} is a GGUF file: quantization gguf is {why}. Give the folder of the same model in "
         "safetensors"

@@ -119,8 +119,8 @@ def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
     return "fp8" if str(algorithm).lower() == "fp8" else "auto"
 
 
-def kv_cache_markdown() -> str:
-    """The table in docs/quantization.md."""
+def kv_cache_markdown(engine: str) -> str:
+    """The table in docs/quantization.md: what runs on this engine."""
     lines = [
         "| name | what it is | bits | on a CPU | on a GPU |",
         "|---|---|---|---|---|",
@@ -131,8 +131,8 @@ def kv_cache_markdown() -> str:
             f"`{record.name}`",
             record.meaning,
             str(record.bits),
-            _cell(_on(record, Machine("cpu"))),
-            _cell(_on(record, Machine("cuda"))),
+            _cell(_on(record, Machine("cpu", engine=engine))),
+            _cell(_on(record, Machine("cuda", engine=engine))),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ Must not know: how they were found out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -28,4 +28,4 @@ class Machine:
     packages: frozenset[str] = frozenset()  # installed, of those that a name needs
     library: CpuLibrary | None = None  # of a CPU; None: nothing is known of it
     #: A folder of batchinfer/engine, or another package by its dotted name: whose table it is.
-    engine: str = "vllm"
+    engine: str = field(kw_only=True)

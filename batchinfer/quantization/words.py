@@ -12,8 +12,9 @@ from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
 
 
-def markdown_table() -> str:
-    """The table in docs/quantization.md."""
+def markdown_table(engine: str) -> str:
+    """The table in docs/quantization.md: what runs on this engine."""
+    machines = (Machine("cpu", engine=engine), Machine("cuda", engine=engine))
     lines = [
         "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
         "|---|---|---|---|---|---|",
@@ -23,7 +24,7 @@ def markdown_table() -> str:
             f"`{record.name}`",
             record.meaning,
             f"{record.bits_per_weight:g}",
-            *(_cell(record.on(m), support_of(m).title) for m in (Machine("cpu"), Machine("cuda"))),
+            *(_cell(record.on(m), support_of(m).title) for m in machines),
             record.how_to_make,
         )
         lines.append(f"| {' | '.join(cells)} |")

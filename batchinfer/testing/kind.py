@@ -55,6 +55,9 @@ class FakeKind:
     def machine(self) -> Machine:
         return Machine(None, engine="batchinfer.testing")
 
+    def packages(self) -> Iterable[str]:
+        return ()
+
     def check(self, job: Job, demand: Demand) -> None:
         for name in job.engine.options:
             raise ConfigError(f"engine.options.{name}: the engine {job.engine.name} has no options")

@@ -13,6 +13,7 @@ import pytest
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.grade import Grade, ScoreGrade, grade, rouge_l
+from batchinfer.evaluation.outputs import Output
 from batchinfer.evaluation.pair import pair
 from batchinfer.testing import engine
 from tests.support.in_process import run_here
@@ -99,6 +100,17 @@ def common_of(left: Any, right: Any) -> int:
         if a != b:
             return index
     return min(len(left), len(right))
+
+
+def test_an_output_of_a_task_that_nothing_evaluates_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each evaluation names the tasks it knows, so a new one is never taken for completions."""
+    one = scores(place, "one")
+    monkeypatch.setattr(Output, "task", "embed")
+    for evaluate in (lambda: pair(one, one), lambda: grade(one, "wanted")):
+        with pytest.raises(ConfigError, match="is of task embed, and only outputs of generate or"):
+            evaluate()
 
 
 def test_outputs_that_do_not_compare_are_refused(place: Place) -> None:

@@ -27,7 +27,7 @@ from tests.support.cpus import runs_here
 from tests.support.jobs import MODEL, ROOT, Ended, run
 from tests.support.models import read_model
 
-CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
+CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}), engine="vllm")
 
 #: Method -> the kind of tests/support/checkpoints that has the same format, packed by hand.
 HAND_PACKED = {

@@ -19,7 +19,7 @@ from tests.support.endings import must_be_untouched, must_fail
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 from tests.support.models import read_model
 
-CPU, GPU = Machine("cpu"), Machine("cuda", compute_capability=(9, 0))
+CPU, GPU = Machine("cpu", engine="vllm"), Machine("cuda", compute_capability=(9, 0), engine="vllm")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_job_that_is_compiled_needs_a_compiler(
     monkeypatch.setenv("TRITON_HOME", str(tmp_path))
     compiled = {"enforce_eager": False}
     check_compiler({}, CPU)
-    check_compiler(compiled, Machine(None))
+    check_compiler(compiled, Machine(None, engine="vllm"))
     check_compiler(compiled | {"compilation_config": {"mode": 0}}, CPU)
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler is found: install g\+\+"):
         check_compiler(compiled, CPU)

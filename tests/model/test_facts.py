@@ -25,8 +25,8 @@ from tests.support.headers import Header, change_header
 from tests.support.models import read_model
 
 PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
-CPU = Machine("cpu", packages=PACKAGES)
-H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
+CPU = Machine("cpu", packages=PACKAGES, engine="vllm")
+H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES, engine="vllm")
 DTYPE_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 DEMO = Path(__file__).parents[2] / "jobs" / "demo" / "model"
 

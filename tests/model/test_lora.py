@@ -78,11 +78,11 @@ def test_an_adapter_of_a_wider_model_is_refused_with_both_sizes(tmp_path: Path) 
 
 
 def test_an_adapter_beside_int8_is_refused_on_a_cpu_and_not_beside_int4() -> None:
-    check_beside("int8", Machine("cuda"))
+    check_beside("int8", Machine("cuda", engine="vllm"))
     for name in ("none", "int4", "nf4", "torchao"):
-        check_beside(name, Machine("cpu"))
+        check_beside(name, Machine("cpu", engine="vllm"))
     with pytest.raises(ConfigError, match="cannot run here with quantization int8: vLLM's CPU"):
-        check_beside("int8", Machine("cpu"))
+        check_beside("int8", Machine("cpu", engine="vllm"))
 
 
 def test_a_part_of_an_adapter_is_refused(tmp_path: Path) -> None:

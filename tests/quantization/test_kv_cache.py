@@ -29,12 +29,12 @@ from tests.support.jobs import MODEL, ROOT, Place, job, results, rows, run, writ
 from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
-AVX512 = Machine("cpu", cpu_flags=frozenset({"avx512f"}))
-AVX2 = Machine("cpu", cpu_flags=frozenset({"avx2"}))
+AVX512 = Machine("cpu", cpu_flags=frozenset({"avx512f"}), engine="vllm")
+AVX2 = Machine("cpu", cpu_flags=frozenset({"avx2"}), engine="vllm")
 FLOAT8 = {"num_bits": 8, "type": "float"}
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8"}
-H200 = Machine("cuda", compute_capability=(9, 0))
-A100 = Machine("cuda", compute_capability=(8, 0))
+H200 = Machine("cuda", compute_capability=(9, 0), engine="vllm")
+A100 = Machine("cuda", compute_capability=(8, 0), engine="vllm")
 
 
 def test_the_job_file_knows_the_names_of_the_table_and_no_other() -> None:
@@ -42,7 +42,7 @@ def test_the_job_file_knows_the_names_of_the_table_and_no_other() -> None:
 
 
 def test_the_documented_table_is_the_programs() -> None:
-    assert f"\n{kv_cache_markdown()}\n" in (ROOT / "docs" / "quantization.md").read_text()
+    assert f"\n{kv_cache_markdown('vllm')}\n" in (ROOT / "docs" / "quantization.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_documented_table_is_the_programs() -> None:
         ("fp8", H200, 80, None),
         ("fp8", A100, 64, r"compute capability 8\.9, this one has 8\.0.*_dtype: int8_per_token"),
         ("fp8_e5m2", H200, 64, "fails with it; fp8"),
-        ("fp8_e5m2", Machine(None), 80, None),
+        ("fp8_e5m2", Machine(None, engine="vllm"), 80, None),
     ],
 )
 def test_what_a_machine_cannot_run_is_refused_with_what_to_write(

@@ -253,6 +253,6 @@ def test_a_model_of_the_authors_own_code_is_refused_with_how_to_convert_it() -> 
     settings = {"quant_method": "quip_params", "codebook": "bitshift"}
     check(settings, {"a": {"trellis": header("I16", 128, 32), "SU": header("F16", 256)}})
     checkpoint = detect(settings, "config.json")
-    for machine in (Machine("cpu"), Machine("cuda", (9, 0))):
+    for machine in (Machine("cpu", engine="vllm"), Machine("cuda", (9, 0), engine="vllm")):
         with pytest.raises(ConfigError, match=r"authors' code .* quantize MODEL OUT --method qtip"):
             choose("auto", checkpoint, machine, dtype="float16", is_dtype_asked=False)

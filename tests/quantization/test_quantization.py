@@ -50,14 +50,19 @@ from tests.support.models import read_model
 from tests.support.run_many import engine_facts, run_many
 
 COMPRESSED = frozenset({"compressed-tensors"})
-AMX = Machine("cpu", cpu_flags=frozenset({"avx512f", "amx_tile", "amx_bf16"}), packages=COMPRESSED)
-PLAIN_CPU = Machine("cpu", cpu_flags=frozenset({"avx2"}), packages=COMPRESSED)
-H200 = Machine("cuda", compute_capability=(9, 0), packages=COMPRESSED)
-A100 = Machine("cuda", compute_capability=(8, 0), packages=COMPRESSED)
-T4 = Machine("cuda", compute_capability=(7, 5), packages=COMPRESSED)
-B200 = Machine("cuda", compute_capability=(10, 0), packages=COMPRESSED)
-BNB_CPU = Machine("cpu", packages=COMPRESSED | {"bitsandbytes"})
-UNKNOWN = Machine(None)
+AMX = Machine(
+    "cpu",
+    cpu_flags=frozenset({"avx512f", "amx_tile", "amx_bf16"}),
+    packages=COMPRESSED,
+    engine="vllm",
+)
+PLAIN_CPU = Machine("cpu", cpu_flags=frozenset({"avx2"}), packages=COMPRESSED, engine="vllm")
+H200 = Machine("cuda", compute_capability=(9, 0), packages=COMPRESSED, engine="vllm")
+A100 = Machine("cuda", compute_capability=(8, 0), packages=COMPRESSED, engine="vllm")
+T4 = Machine("cuda", compute_capability=(7, 5), packages=COMPRESSED, engine="vllm")
+B200 = Machine("cuda", compute_capability=(10, 0), packages=COMPRESSED, engine="vllm")
+BNB_CPU = Machine("cpu", packages=COMPRESSED | {"bitsandbytes"}, engine="vllm")
+UNKNOWN = Machine(None, engine="vllm")
 
 
 def compressed(
@@ -142,7 +147,7 @@ def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:
 
 
 def test_the_documented_table_is_the_programs() -> None:
-    assert f"\n{markdown_table()}\n" in (ROOT / "docs" / "quantization.md").read_text()
+    assert f"\n{markdown_table('vllm')}\n" in (ROOT / "docs" / "quantization.md").read_text()
 
 
 # Detection.
@@ -333,11 +338,17 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("int8", "plain", H200, None, None),
         ("int4", "plain", PLAIN_CPU, None, None),
         ("int8", "plain", PLAIN_CPU, "float16", "aborts the process"),
-        ("int8", "plain", Machine("cpu"), None, "package compressed-tensors"),
+        ("int8", "plain", Machine("cpu", engine="vllm"), None, "package compressed-tensors"),
         ("int4", "w4a8", H200, None, "packed weights"),
         ("fp4", "nvfp4", PLAIN_CPU, None, "no CPU kernel"),
         ("fp4", "nvfp4", T4, None, "compute capability 8.0, this one has 7.5"),
-        ("fp4", "nvfp4", Machine("cuda", (9, 0)), None, "package compressed-tensors"),
+        (
+            "fp4",
+            "nvfp4",
+            Machine("cuda", (9, 0), engine="vllm"),
+            None,
+            "package compressed-tensors",
+        ),
         ("bf16", "plain", T4, "bfloat16", "8.0"),
         ("none", "plain", T4, "bfloat16", "float16 or float32: bfloat16 needs compute capability"),
         ("int8", "w8a8", T4, "bfloat16", "but in float16: bfloat16 needs compute capability 8.0"),
@@ -471,9 +482,9 @@ MACHINES = (
     BNB_CPU,
     UNKNOWN,
     *CPUS.values(),
-    Machine("cpu"),
-    Machine("cuda", compute_capability=(7, 0)),
-    Machine("cuda", compute_capability=(9, 0)),
+    Machine("cpu", engine="vllm"),
+    Machine("cuda", compute_capability=(7, 0), engine="vllm"),
+    Machine("cuda", compute_capability=(9, 0), engine="vllm"),
 )
 DTYPES = ("bfloat16", "float16", "float32")
 ADVICE = {

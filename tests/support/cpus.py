@@ -44,7 +44,7 @@ LIBRARIES: Mapping[str, CpuLibrary] = {
 }
 PACKAGES = frozenset({"compressed-tensors", "bitsandbytes"})
 CPUS: Mapping[str, Machine] = {
-    name: Machine("cpu", cpu_flags=flags, packages=PACKAGES, library=LIBRARIES[name])
+    name: Machine("cpu", cpu_flags=flags, packages=PACKAGES, library=LIBRARIES[name], engine="vllm")
     for name, flags in FLAGS.items()
 }
 

