@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.evaluation.intervals import ratio_interval
+from batchinfer.evaluation.intervals import ratio_interval, share_interval
 from batchinfer.evaluation.outputs import Output, of_task, read_output
 from batchinfer.evaluation.perplexity import bits_per_byte, mean_nll, totals_of
 from batchinfer.evaluation.record import Frozen
@@ -27,7 +27,7 @@ class Score(Frozen):
     """A mean over rows, 0 to 1, and its 95 % interval over rows."""
 
     mean: float
-    low: float | None  # None: one row
+    low: float | None  # None: a mean of one row
     high: float | None
 
 
@@ -93,9 +93,8 @@ def _of_texts(
         raise ConfigError(
             f"{output.url} has completions: name the column of the output to compare them with"
         )
-    exact: list[float] = []
     near: list[float] = []
-    failed = without = 0
+    rows_graded = exact = failed = without = 0
     for table in output.tables(["completion", "error_type", reference]):
         if str(table.schema.field(reference).type) not in ("string", "large_string"):
             kind = table.schema.field(reference).type
@@ -112,19 +111,20 @@ def _of_texts(
                 continue
             failed += error_type is not None
             given = completion or ""
-            exact.append(float(error_type is None and given.strip() == wanted.strip()))
+            rows_graded += 1
+            exact += error_type is None and given.strip() == wanted.strip()
             if rouge is not None:
                 near.append(rouge(given, wanted) if error_type is None else 0.0)
-    if not exact:
+    if not rows_graded:
         raise InputError(f"no row of {output.url} has a value in column {reference!r}")
     return Grade(
         output=output.url,
         reference=reference,
-        rows=len(exact),
+        rows=rows_graded,
         rows_failed=failed,
         rows_without_reference=without,
-        exact_match=_score(exact),
-        rouge_l=_score(near) if near else None,
+        exact_match=_share(exact, rows_graded),
+        rouge_l=_mean(near) if near else None,
     )
 
 
@@ -135,7 +135,12 @@ _GRADES: Mapping[str, Callable[..., Grade | ScoreGrade]] = {
 }
 
 
-def _score(values: Sequence[float]) -> Score:
+def _share(num_hits: int, num_rows: int) -> Score:
+    low, high = share_interval(num_hits, num_rows)
+    return Score(mean=num_hits / num_rows, low=low, high=high)
+
+
+def _mean(values: Sequence[float]) -> Score:
     numbers = np.array(values)
     low, high = ratio_interval(numbers, np.ones(len(numbers))) or (None, None)
     return Score(mean=math.fsum(values) / len(values), low=low, high=high)

@@ -153,6 +153,9 @@ def test_a_failed_row_counts_as_wrong_and_one_without_reference_not_at_all(place
     failed = grade(make(second, place, text="yes", reject_every=1), "wanted")
     assert isinstance(failed, Grade)
     assert (failed.rows_failed, failed.exact_match.mean) == (3, 0)
+    # Wilson's z^2 / (n + z^2): three wrong rows do not make the fourth certainly wrong.
+    assert failed.exact_match.low == 0
+    assert failed.exact_match.high == pytest.approx(3.8415 / 6.8415, abs=1e-4)
 
 
 def test_a_score_output_is_graded_by_its_perplexity(place: Place) -> None:
