@@ -12,13 +12,14 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.options import finite, job_argument, run_options
+from batchinfer.cli.renamed import Group
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
 from batchinfer.limits import limit_met, raise_open_files, shortage
@@ -40,27 +41,8 @@ Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row
 """
 
 
-class _Command(click.Command):
-    """Also takes options by their earlier names, which `--help` does not show."""
-
-    _RENAMED: ClassVar[dict[str, str]] = {"--shard": "--slice", "--calibrate": "--measure"}
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [self._renamed(argument) for argument in args])
-
-    def _renamed(self, argument: str) -> str:
-        name, equals, value = argument.partition("=")
-        today = self._RENAMED.get(name)
-        is_here = today is not None and any(today in parameter.opts for parameter in self.params)
-        return f"{today}{equals}{value}" if is_here else argument
-
-
-class _Group(click.Group):
-    command_class = _Command
-
-
 @click.group(
-    cls=_Group,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EXIT_CODES,
 )
@@ -205,7 +187,15 @@ def status(output: str, as_json: bool) -> None:
 
 @cli.command(short_help="Print finished rows of an output.")
 @click.argument("output", metavar="OUTPUT|JOB")
-@click.option("-n", "--rows", "max_rows", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "-n",
+    "--rows",
+    "max_rows",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of rows to print.",
+)
 @click.option("--failed", is_flag=True, help="Print only rows that failed.")
 @click.option("--json", "as_json", is_flag=True, help="Print all columns, one JSON object per row.")
 def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:

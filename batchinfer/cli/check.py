@@ -32,7 +32,7 @@ _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
 def explain_job(path: str, sets: tuple[str, ...]) -> None:
-    """A line a setting: key, value, origin. Below, what names of quantizations mean here."""
+    """Print key, value and origin of each setting, then what the named quantization means here."""
     loaded = load_job(path, sets)
     rows = explain(loaded)
     key_width = max(len(key) for key, _, _ in rows)

@@ -23,8 +23,16 @@ from batchinfer.cli.compare import compare
     help="wikitext2, a file of text, Parquet with --column, or hub:ORG/NAME/CONFIG/SPLIT.",
 )
 @click.option("--column", metavar="NAME", help="Column of Parquet with the text.")
-@click.option("--quantization", default="auto", show_default=True, metavar="NAME")
-@click.option("--dtype", default="auto", show_default=True, metavar="NAME")
+@click.option(
+    "--quantization",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="As model.quantization of a job; `batchinfer doctor` lists the names.",
+)
+@click.option(
+    "--dtype", default="auto", show_default=True, metavar="NAME", help="As model.dtype of a job."
+)
 @click.option(
     "--context",
     type=click.IntRange(min=2),
@@ -46,7 +54,11 @@ from batchinfer.cli.compare import compare
     metavar="K",
     help="Keep the K likeliest tokens at each position: for a reference, or to compare with one.",
 )
-@click.option("--reference", metavar="OUTPUT", help="Also KL divergence from a reference's output.")
+@click.option(
+    "--reference",
+    metavar="OUTPUT",
+    help="Also compute the KL divergence from this output of a reference model.",
+)
 @click.option("--label", help="Name of the measurement. [default: the model's and quantization's]")
 @click.option("--work", type=click.Path(), help="Folder to keep the output and the record in.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of the job.")
@@ -96,11 +108,11 @@ def pair(one: str, other: str, price_per_hour: float | None) -> None:
 @click.command(short_help="Score a finished output against a reference column.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("--reference", metavar="COLUMN", help="Kept column with the right completions.")
-@click.option("--rouge", is_flag=True, help="Also ROUGE-L; needs batchinfer[grade].")
+@click.option("--rouge", is_flag=True, help="Also compute ROUGE-L; needs batchinfer[grade].")
 def grade(output: str, reference: str | None, rouge: bool) -> None:
     """Score a finished OUTPUT, and print JSON.
 
-    Completions: how many are the same as those of --reference. Of task: score: perplexity.
+    For completions: the share that equals --reference. For an output of task: score: perplexity.
     """
     from batchinfer.evaluation.grade import grade as graded
 

@@ -47,7 +47,7 @@ def settings_of(sets: Sequence[str]) -> dict[str, Any]:
 
 
 def work_folder(request: Request) -> str:
-    """Of its own for each request, and the same for an equal one: that goes on, or is done."""
+    """The folder of a request. Equal requests share one, so a second start continues the first."""
     digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8]
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", request.label).strip("-._")[:60]
     return f"out/perplexity/{label}-{digest}"

@@ -307,7 +307,7 @@ def _where(machine: Machine) -> str:
 
 
 def _what_instead(checkpoint: Checkpoint, machine: Machine, dtype: str | None) -> str:
-    """What the job's next version may say of this model, or of another. `dtype`: if asked for.
+    """What the job can say instead, for this model or another. `dtype`: the one asked for, if any.
 
     Every name in it is one that `choose` takes there.
     """
@@ -316,13 +316,16 @@ def _what_instead(checkpoint: Checkpoint, machine: Machine, dtype: str | None) -
         names = [r.name for r in records if can_run(r.name, checkpoint, machine, tried)]
         if names:
             return f"{start} model can run as {' or '.join(names)}"
-    for tried, start in ((dtype, "Write auto"), (None, "Write auto, model.dtype: auto")):
+    for tried, also in ((dtype, ""), (None, " and model.dtype: auto")):
         names = [r.name for r in records if _any_scheme_runs(r, checkpoint, machine, tried)]
         if names:
             named = " or ".join(name for name in names if name != "none")
             ways = ["the unquantized model"] if "none" in names else []
             ways += [f"a checkpoint for {named}"] if named else []
-            return f"{start} and give {' or '.join(ways)} (see `batchinfer doctor`)"
+            return (
+                f"With model.quantization: auto{also} give {' or '.join(ways)} "
+                "(see `batchinfer doctor`)"
+            )
     return "No checkpoint of this model can run here (see `batchinfer doctor`)"
 
 

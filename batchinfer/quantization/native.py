@@ -47,7 +47,7 @@ class NotCompiled(Exception):
 
 
 def instruction_flags(cpu_flags: frozenset[str]) -> tuple[str, ...]:
-    """For the compiler, of a CPU with these flags of /proc/cpuinfo."""
+    """The compiler options for a CPU that has these flags in /proc/cpuinfo."""
     if "avx512f" in cpu_flags:
         return ("-mavx512f",)
     return ("-mavx2", "-mfma") if {"avx2", "fma"} <= cpu_flags else ()

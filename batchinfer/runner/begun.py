@@ -48,7 +48,7 @@ def differs_by_machine(changes: Sequence[str]) -> bool:
 
 
 def _begun(store: Store) -> Begun | None:
-    """From job.json; None without one, and where it is about to be deleted."""
+    """What job.json says the output was begun with; None if it is missing or to be deleted."""
     record = records.read_job(store)
     if record is None or store.stat(layout.RESTART_KEY) is not None:
         return None

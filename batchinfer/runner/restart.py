@@ -85,7 +85,7 @@ def warn_of_pending(url: str, pending: Mapping[str, Any]) -> None:
 
 
 def describe(url: str, pending: Mapping[str, Any]) -> str:
-    """That a restart is pending, when and by whom it was asked for."""
+    """A clause for messages: a restart is pending, who asked for it, and when."""
     name = pending.get("name")
     of_job = f" for the job {name!r}" if isinstance(name, str) else ""
     return f"a --restart of {url}{of_job} is not finished{_asked(pending)}"

@@ -62,7 +62,7 @@ class Run:
         return self._status.outcome(status, exit_code, message)
 
     def end(self, exit_code: int) -> None:
-        """The last word in the status file, and the lease back.
+        """Write the final status file and give the lease back.
 
         Raises BatchInferError if the file cannot be written.
         """

@@ -1,4 +1,4 @@
-"""What the machine does not give: memory, threads, files. Reasons to try again, no bugs of ours.
+"""Shortages of memory, threads or file descriptors: reasons to try again, not bugs of ours.
 
 Must not know: what was being done. Used at the edge of a run, for what no room foresaw.
 """

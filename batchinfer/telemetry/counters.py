@@ -117,7 +117,7 @@ class Counters:
                 self._samples.append((self._first_admission_s, 0))
 
     def set_max_tokens(self, max_tokens: int | None) -> None:
-        """Of a result; None: only the row decides."""
+        """The most tokens that a result can have; None: it depends on the row alone."""
         with self._lock:
             self._max_tokens = max_tokens
 
@@ -134,7 +134,7 @@ class Counters:
             self._num_running += num_running
 
     def add_steps_with_more(self, num_steps: int, num_underfilled: int) -> None:
-        """Of the steps so far, those after which another row was admitted: rows were left that were
+        """The number of steps after which another row was admitted: rows were left that were
         not in the engine yet. Underfilled: it could have run at least a tenth more of them.
         """
         with self._lock:

@@ -490,8 +490,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 ADVICE = {
     "model": r"([Ww]ith model\.dtype: auto )?this model can run as ([^;]+)$",
     "name": r"(?:: |or )write (?:(\w+)(?: or (auto))?)(?:, or give another checkpoint)?$",
-    "other": r"Write auto(, model\.dtype: auto)? and give (the unquantized model)?(?: or )?"
-    r"(?:a checkpoint for (.+))? \(see",
+    "other": r"With model\.quantization: auto( and model\.dtype: auto)? give "
+    r"(the unquantized model)?(?: or )?(?:a checkpoint for (.+))? \(see",
     "format": r"give a checkpoint in that format",
     "nothing": r"No checkpoint of this model can run here",
 }

@@ -1,4 +1,4 @@
-"""One entry in a process of its own: its memory comes back, and however it dies, we live.
+"""Runs each entry in its own process: its memory is freed, and a crash of it is not ours.
 
 Must not know: specs, caches, how anything is measured.
 """

@@ -22,7 +22,7 @@ class Column:
 
 
 def columns_of(records: Sequence[Record]) -> list[Column]:
-    """Those in which any record has something."""
+    """The columns that are not empty for every record."""
     return [column for column in _ALL if any(column.text(record) for record in records)]
 
 

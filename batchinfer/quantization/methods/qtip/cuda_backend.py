@@ -64,7 +64,7 @@ def flags_for(bits: int, code: str, lane_order: str) -> tuple[str, ...]:
 
 @cache
 def library(bits: int, code: str, lane_order: str) -> Library:
-    """Compiled on first use in a user's lifetime. Raises NotCompiled."""
+    """The kernels, compiled at the first use and kept in the user's cache. Raises NotCompiled."""
     flags = flags_for(bits, code, lane_order)
     folder = user_folder()
     if already_compiled(SOURCE, flags, folder, CUDA) is None:
