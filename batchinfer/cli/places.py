@@ -49,7 +49,7 @@ def _relative(job: Job) -> list[str]:
 
 
 def _is_there(folder: str | Path, path: str) -> bool:
-    """Of a pattern: whether the folders before its wildcards are."""
+    """Whether `path` exists; if it is a pattern, whether the folders before its wildcards do."""
     parts = takewhile(lambda part: not _WILDCARDS.intersection(part), Path(path).parts)
     try:
         return Path(folder, *parts).exists()

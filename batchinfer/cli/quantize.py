@@ -37,7 +37,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Trellis:
-    """Of methods that have codes."""
+    """Options of methods that have codes."""
 
     num_bits: int | None  # None: for models of QTIP's authors, which have them
     code: str
@@ -113,7 +113,7 @@ def _target(out: str) -> Path:
 
 
 def convert_model(source: Path, target: Path) -> None:
-    """Of a model of QTIP's authors: its weights stay, nothing is quantized again."""
+    """Convert a model of QTIP's authors: its weights stay, nothing is quantized again."""
     from batchinfer.making.converted import convert
 
     with _Bar() as bar:

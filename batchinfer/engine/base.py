@@ -108,7 +108,7 @@ class EngineFacts:
 
     @property
     def warm_up_s(self) -> float | None:
-        """Of building it: profiling, compiling and warming up. None: not known."""
+        """Seconds that profiling, compiling and warming up took. None: not known."""
         return self.extra.get("warm_up_s")
 
 

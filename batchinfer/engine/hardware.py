@@ -44,7 +44,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one device, or of the host, which has no share to be set (`is_gpu` False)."""
+    """Memory of a device, or of the host, for which no share can be set (`is_gpu` False)."""
 
     total_bytes: int
     free_bytes: int

@@ -70,7 +70,7 @@ class Bits:
 
 
 def read_bits(path: str, revision: str | None = None) -> Bits:
-    """Of a model folder or hub name. Raises ConfigError."""
+    """The bits of a model folder or hub name. Raises ConfigError."""
     settings = ModelSettings.model_construct(path=path, revision=revision)
     return bits_of(read_folder(settings))
 
@@ -160,7 +160,7 @@ def _lines(
 
 @dataclass(frozen=True, slots=True)
 class StoredBits:
-    """Of what ran. None where no file and no engine says it."""
+    """The bits of what ran. None where no file and no engine says it."""
 
     layers: float | None  # bits for each weight
     head: float | None
@@ -168,7 +168,7 @@ class StoredBits:
 
 
 def stored_bits(model: ModelFacts, output: Output) -> StoredBits:
-    """Of the checkpoint that an output was computed with: the model's own, or the one made of it.
+    """Bits of the checkpoint that an output was computed with: the model's own, or one made of it.
 
     A plain checkpoint that the engine quantizes while it loads it is stored nowhere: then the
     engine's report of what it holds is taken.

@@ -27,7 +27,7 @@ _MAX_PAIRS = 1 << 22  # compared at a time
 
 @dataclass(frozen=True, slots=True)
 class Tops:
-    """Of n positions. Likeliest tokens best first; `token_logprobs` are the scored tokens'."""
+    """Likeliest tokens at n positions, best first; `token_logprobs` are the scored tokens'."""
 
     token_ids: npt.NDArray[np.int32]  # [n, k]
     logprobs: npt.NDArray[np.float32]  # [n, k]
@@ -42,7 +42,7 @@ class Tops:
 
 
 def kl_divergence(scored: npt.NDArray[np.int32], reference: Tops, candidate: Tops) -> Float64Array:
-    """Of each position, in nats, at least 0. `scored`: token ids [n]."""
+    """The divergence at each position, in nats, at least 0. `scored`: token ids [n]."""
     parts = [
         _divergence(scored[part], reference.rows(part), candidate.rows(part))
         for part in _parts(len(scored), reference.k * candidate.k)

@@ -44,7 +44,7 @@ class Grade(Frozen):
 
 
 class ScoreGrade(Frozen):
-    """Of a score output: over the scored tokens of all rows, which may not have failed."""
+    """Perplexity of a score output over the scored tokens of all rows, none of which may fail."""
 
     output: str
     rows: int

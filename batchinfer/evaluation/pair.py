@@ -42,7 +42,7 @@ class Side(Frozen):
 
 
 class Scored(Frozen):
-    """Of the same tokens, in nats a token: the second output less the first."""
+    """Differences on the same tokens, in nats a token: the second output less the first."""
 
     tokens: int
     nll_one: float

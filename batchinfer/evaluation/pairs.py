@@ -78,7 +78,7 @@ def same_lists(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
 
 
 def tops_of(output: Output, table: pa.Table) -> Tops:
-    """Of all scored tokens of the rows, flat. Raises ConfigError if positions differ in number."""
+    """Likeliest tokens at all scored tokens, flat. Raises ConfigError if positions do not match."""
     token_logprobs = _flat(table["token_logprobs"])
     is_scored = token_logprobs.is_valid().to_numpy(zero_copy_only=False)
     ids, logprobs = (_flat(table[name]) for name in TOPS)

@@ -162,7 +162,7 @@ def _slug(label: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of each row of a score output, in order. `num_bytes` is 0 where it is unknown."""
+    """Totals of each row of a score output, in order. `num_bytes` is 0 where it is unknown."""
 
     nll: Float64Array  # [n], nats: the sum over the row's scored tokens
     num_tokens: Float64Array  # [n], scored
@@ -184,7 +184,7 @@ def totals_of(output: Output, bytes_column: str) -> Totals:
 
 
 def mean_nll(totals: Totals, what: str) -> float:
-    """Of a token, nats. Raises ConfigError if that is no perplexity."""
+    """The mean over tokens, in nats. Raises ConfigError if that gives no perplexity."""
     num_tokens = totals.num_tokens.sum()
     if not num_tokens:
         raise ConfigError(f"{what} has no scored token")
@@ -258,7 +258,7 @@ def _family(request: Request, quantization: str, dtype: str) -> str:
 
 
 def bits_per_byte(totals: Totals) -> float | None:
-    """Of the scored text; None where its bytes are unknown."""
+    """Bits for each byte of the scored text; None where its bytes are unknown."""
     num_bytes = totals.num_bytes.sum()
     return float(math.fsum(totals.nll) / math.log(2) / num_bytes) if num_bytes else None
 

@@ -35,12 +35,12 @@ class Sample:
 
     @property
     def passing_share(self) -> float:
-        """Of the rows read, those that pass the filter."""
+        """The share of the rows read that pass the filter."""
         return (len(self.lengths) + self.num_errors) / max(1, self.num_read)
 
     @property
     def prompt_share(self) -> float:
-        """Of the rows read, those that become a prompt."""
+        """The share of the rows read that become a prompt."""
         return len(self.lengths) / max(1, self.num_read)
 
 
@@ -92,7 +92,7 @@ def read_sample(
 
 
 def _digests(prepared: Prepared) -> list[bytes]:
-    """Of each prompt."""
+    """A digest of each prompt."""
     edges = prepared.offsets.tolist()
     return [
         hashlib.blake2b(prepared.token_ids[low:high].tobytes(), digest_size=16).digest()
@@ -104,7 +104,7 @@ def _digests(prepared: Prepared) -> list[bytes]:
 def _ranges(
     shards: Sequence[tuple[Shard, int]], max_rows: int
 ) -> Iterator[tuple[Shard, list[tuple[int, int]]]]:
-    """Of each shard that is read, the ranges of its rows, ascending."""
+    """The ranges of rows to read in each shard, ascending."""
     edges = np.concatenate([[0], np.cumsum([num_rows for _, num_rows in shards])])
     total = int(edges[-1])
     size = -(-min(max_rows, total) // _NUM_PLACES)

@@ -153,7 +153,7 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 
 def fingerprint_from(record: Any) -> Fingerprint | None:
-    """Of its compact form; None if it is none."""
+    """Read from its compact form; None if that is damaged."""
     is_whole = isinstance(record, list) and len(record) == 5
     return Fingerprint(*record) if is_whole else None
 

@@ -153,7 +153,7 @@ def _hashes(source: Path, folder: Path) -> dict[str, str]:
 
 
 def _sha256(file: Path, notes: Path) -> str:
-    """Of the content; noted for as long as the file is not touched (2 GB take a second)."""
+    """Digest of the content, noted until the file is touched (2 GB take a second)."""
     stat = file.stat()
     seen = (file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     note = notes / hashlib.sha256(repr(seen).encode()).hexdigest()

@@ -79,7 +79,7 @@ def is_there(target: Path) -> bool:
 
 
 def _delete_leftovers(target: Path) -> None:
-    """Of processes that were killed while they made `target`, and of no other name."""
+    """Delete what processes left that were killed while making `target`, and nothing else."""
     for path in target.parent.iterdir():
         found = _LEFTOVER.fullmatch(path.name)
         if found and found[1] == target.name and path.suffix == ".tmp":

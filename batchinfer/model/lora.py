@@ -75,7 +75,7 @@ def check_beside(name: str, machine: Machine) -> None:
 
 
 def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:
-    """Of PEFT's adapters vLLM computes plain LoRA on linear layers and embeddings."""
+    """Refuse what vLLM does not compute: all but plain LoRA on linear layers and embeddings."""
     kind = str(config.get("peft_type", "LORA"))
     if kind.upper() != "LORA":
         raise ConfigError(

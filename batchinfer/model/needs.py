@@ -132,7 +132,7 @@ def _step_bytes(shape: Shape) -> int:
 
 
 def _dequantized_bytes(shape: Shape, name: str, scheme: str, dtype_bytes: int) -> int:
-    """Of the widest layer as vLLM has it: gate and up, or queries, keys and values, are one."""
+    """Bytes of the widest layer once dequantized; vLLM merges gate and up, and Q, K and V."""
     method = method_by_name(name)
     if method is None:
         return 0

@@ -156,7 +156,7 @@ def text_config(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _check_sizes(text: dict[str, Any], folder: Path) -> None:
-    """Of the keys that are there. 0 is what a model lacks."""
+    """Refuse impossible sizes among the keys that are there; 0 stands for what a model lacks."""
     for key in (*_NEEDED_KEYS, *_OTHER_KEYS):
         value, is_needed = text.get(key), key in (*_NEEDED_KEYS, _HEADS)
         sizes = value if isinstance(value, list) and not is_needed else [value]

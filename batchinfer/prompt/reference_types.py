@@ -58,7 +58,7 @@ def _part(data_type: pa.DataType, step: Step) -> pa.DataType | None:
 
 
 def _python_type(data_type: pa.DataType) -> type:
-    """Of its values in a template."""
+    """The Python type of its values in a template."""
     types = pa.types
     kinds = (
         (types.is_struct, dict),

@@ -210,7 +210,7 @@ class Prompter:
         return draft if len(draft.text) <= self._long_chars else self._shortened(draft)
 
     def _shortened(self, draft: Draft) -> Draft:
-        """Of a content that will be cut, the end that is kept with some more than may stay.
+        """The end that is kept of a content that will be cut, with some more than may stay.
 
         Raises RowError for what is far too long and is not cut.
         """

@@ -79,7 +79,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
 
 
 def error_results(chunk: Chunk, finished_at_us: int) -> Iterator[Result]:
-    """Of rows that cannot become a prompt."""
+    """The results of rows that cannot become a prompt."""
     for index, error in chunk.errors.items():
         for sample in np.flatnonzero(chunk.is_todo[index]).tolist():
             completion = Completion(key=-1, error_type=error.kind, error_message=error.message)

@@ -119,7 +119,7 @@ def _begin(start: Start, view: OutputView) -> Resume:
 
 
 def _restart(start: Start, view: OutputView) -> Restart:
-    """Of a start that asks for it, or of the job that asked for one that was killed."""
+    """The restart of a start that asks for it, or of the job whose earlier restart was killed."""
     own = start.identity.digest
     if view.pending is not None and not start.options.restart:
         has_results = view.survey.has_results

@@ -59,7 +59,7 @@ class LeftOut:
         self._names.setdefault(why, Names()).add(url)
 
     def add_twins(self, paths: Iterable[str]) -> None:
-        """Of local files that are read, those that a link makes the same as one before."""
+        """Add those of the local files that are, through a link, the same as one before."""
         seen: dict[Path, str] = {}
         for path in paths:
             first = seen.setdefault(_real(path), path)

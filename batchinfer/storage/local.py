@@ -238,7 +238,7 @@ def _file_info(key: str, found: os.stat_result) -> FileInfo:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | Other | None:
-    """Of a file; else what it is. None: it was deleted or renamed since the folder was read."""
+    """A file's status, else what it is. None: deleted or renamed since the folder was read."""
     with os_errors("read", entry.path):
         try:
             found = entry.stat()

@@ -34,7 +34,7 @@ _FORBIDDEN = {  # what to do about what stays refused until somebody does someth
 
 
 def _advice(number: int) -> str:
-    """Of what is no lasting refusal. Limits are read when they are met."""
+    """What to do about an error that may pass. Limits are read when they are met."""
     if number == errno.EMFILE:
         return f"{sentence(file_limit())}, and start again"
     if number == errno.ENFILE:

@@ -200,7 +200,7 @@ class Score:
         }
 
     def _prompt_tokens(self, chunk: Chunk) -> npt.NDArray[np.int32]:
-        """Of each row of a chunk. [n]"""
+        """Prompt tokens of each row of a chunk. [n]"""
         if self.settings.completion_column is None or chunk.num_given is None:
             return np.diff(chunk.offsets).astype(np.int32)
         return chunk.num_given.astype(np.int32)
@@ -224,7 +224,7 @@ def _num_scored(completion: Completion) -> int:
 
 
 def _text_bytes(chunk: Chunk) -> npt.NDArray[np.int64]:
-    """Of each row of a chunk, -1: unknown. [n]"""
+    """Bytes of the text of each row of a chunk, -1: unknown. [n]"""
     if chunk.num_text_bytes is None:
         return np.full(len(chunk.rows), -1, np.int64)
     return chunk.num_text_bytes

@@ -138,7 +138,7 @@ class Windows:
 
 
 def _rows(values: npt.NDArray[Any] | None, ask: Ask, first: int) -> npt.NDArray[Any]:
-    """Of the window's tokens from position `first` of the row on. [n, k]"""
+    """The values at the window's tokens from position `first` of the row on. [n, k]"""
     if values is None:
         if first - ask.start < len(ask.token_ids):
             raise RowError("engine_error", "the engine did not give the likeliest tokens")
@@ -147,7 +147,7 @@ def _rows(values: npt.NDArray[Any] | None, ask: Ask, first: int) -> npt.NDArray[
 
 
 def _of_last(values: npt.NDArray[Any] | None, num_top: int) -> npt.NDArray[Any]:
-    """Of a completion of one token. [k]"""
+    """The values of a completion of one token. [k]"""
     if values is None or len(values) != num_top:
         raise RowError("engine_error", "the engine did not give the likeliest tokens")
     return values

@@ -43,7 +43,7 @@ class Warnings(logging.Handler):
 
     @property
     def records(self) -> list[logging.LogRecord]:
-        """Of the texts that are kept."""
+        """The records of the texts that are kept."""
         return list(self._kept.values())
 
     def texts(self) -> list[str]:

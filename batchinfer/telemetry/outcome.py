@@ -40,7 +40,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)  # one line each, the first ones
 
     def count(self, name: str) -> int | None:
-        """Of the whole output when it is complete, else of this run. None: nobody counted it."""
+        """The count in the whole output if it is complete, else in this run. None: not counted."""
         return (self.totals.counts if self.totals else self.counts).get(name, 0)
 
     def as_dict(self) -> dict[str, Any]:

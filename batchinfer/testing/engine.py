@@ -160,7 +160,7 @@ class FakeEngine:
 
 
 def prompt_logprobs(token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Of each token one that depends on it and all tokens before it; NaN for the first."""
+    """A logprob for each token, from it and all tokens before it; NaN for the first."""
     crc, values = 0, []
     for token_id in token_ids.tolist():
         crc = zlib.crc32(token_id.to_bytes(4, "little"), crc)
@@ -171,7 +171,7 @@ def prompt_logprobs(token_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]
 def prompt_tops(
     token_ids: npt.NDArray[np.int32], k: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Of each token k made-up likeliest ones, which depend on it, of 1/2, 1/4, ... [n, k]"""
+    """For each token k made-up likeliest ones that depend on it, of 1/2, 1/4, ... [n, k]"""
     ids = (token_ids[:, None] + np.arange(k, dtype=np.int32)) % VOCAB_SIZE
     ids[0] = -1
     logprobs = np.tile(-np.log(2) * np.arange(1, k + 1), (len(token_ids), 1)).astype(np.float32)

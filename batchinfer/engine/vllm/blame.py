@@ -137,7 +137,7 @@ def _is_to_blame(settings: VllmSettings, sizes: tuple[int, int], crowd: Crowd) -
 
 
 def _usable_bytes(settings: VllmSettings, gpu: Gpu) -> int:
-    """Of a device that nobody else uses. A KV cache of a given size is not bound by the share."""
+    """What a device that is otherwise idle gives. A KV cache of a set size ignores the share."""
     share = settings.gpu_memory_utilization or MOST_UTILIZATION
     if settings.options.get("kv_cache_memory_bytes") is not None:
         share = 1.0

@@ -84,7 +84,7 @@ def _layers(model: Any) -> Iterator[list[Any]]:
 
 
 def weights_bytes(model: Any) -> int:
-    """Of the loaded model in this worker: of its parameters, and of what kernels hold instead.
+    """Bytes of the model loaded in this worker: its parameters, and what kernels hold instead.
 
     A CPU's kernels take a weight over, packed, and leave an empty parameter or none behind.
     """

@@ -41,7 +41,7 @@ class VllmSettings:
 
     @property
     def sampling(self) -> SamplingSettings:
-        """Of every request."""
+        """How every request is sampled."""
         return self.demand.sampling
 
 

@@ -118,7 +118,7 @@ def _folder_hashes(path: Any, key: str) -> dict[str, str]:
 
 @cache
 def text_digest(data: str, column: str | None) -> str:
-    """Of a local file its content; of folders and buckets the listing, with sizes and versions."""
+    """Digest of a file's content, or of a folder's or bucket's listing with sizes and versions."""
     text = text_of(data, column)
     path = local_path(text.path)
     if path.is_file():

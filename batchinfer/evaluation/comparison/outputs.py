@@ -37,7 +37,7 @@ def write_results(records: Sequence[Record], out: Path, title: str) -> None:
 
 
 def schema() -> pa.Schema:
-    """Of results.parquet, whatever is null in it."""
+    """The schema of results.parquet, whatever is null in it."""
     return pa.schema(
         [(name, _arrow_type(field.annotation)) for name, field in Record.model_fields.items()]
     )
@@ -70,6 +70,6 @@ def write_plot(
 
 
 def _arrow_type(annotation: object) -> pa.DataType:
-    """Of `str`, `int | None` and the like."""
+    """The Arrow type for `str`, `int | None` and the like."""
     kinds = get_args(annotation) or (annotation,)
     return next(_TYPES[kind] for kind in kinds if kind in _TYPES)

@@ -226,7 +226,7 @@ class _Maker:
 
 
 class _Progress:
-    """Of weights, by the tiles that are searched for."""
+    """Progress on weights, counted in tiles that are searched."""
 
     def __init__(self, teller: Teller, num_weights: int) -> None:
         self._move = teller.move

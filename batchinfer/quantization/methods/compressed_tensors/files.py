@@ -76,7 +76,7 @@ def count_packed(settings: Settings, module: str, parts: Mapping[str, Tensor]) -
 
 
 def _bits_of(settings: Settings, module: str) -> int:
-    """Of the group that names the module, or else of the first: those name kinds of layers."""
+    """Bits of the group that names the module, else of the first, which names a kind of layers."""
     groups = [group for group in settings["config_groups"].values() if group.get("weights")]
     named = [g for g in groups if any(_is_target(t, module) for t in g.get("targets") or ())]
     return int([*named, *groups][0]["weights"]["num_bits"])

@@ -79,7 +79,7 @@ def unknown_format(settings: Settings) -> str:
 
 
 def format_of(settings: Settings, module: str, parts: Mapping[str, Any]) -> LayerFormat:
-    """Of a layer by its name in the checkpoint. `parts`: those of its tensors that are there.
+    """A layer's format by its name in the checkpoint. `parts`: those of its tensors that exist.
 
     Raises ValueError for two codes at once.
     """

@@ -67,7 +67,7 @@ def odd_size(size: int) -> int:
 
 
 def shapes(trellis: tuple[int, ...], num_in: int, num_out: int) -> dict[str, tuple[int, ...]]:
-    """Of the converted tensors. Raises ValueError for a trellis that cannot be such a layer's."""
+    """Shapes of the converted tensors. Raises ValueError if no such layer has this trellis."""
     num_tiles = num_in * num_out // TILE**2
     num_bits = trellis[-1] // TILE
     is_right = trellis == (num_tiles, TILE * num_bits) and num_bits in _BITS
