@@ -14,7 +14,7 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import file_sha256, read_json, resolve_folder
 from batchinfer.model.weights import read_header
-from batchinfer.quantization import OTHER_FAMILIES, Device, Machine, Tensor, record_of
+from batchinfer.quantization import OTHER_FAMILIES, DeviceSupport, Machine, Tensor, record_of
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -67,7 +67,7 @@ def check_beside(name: str, machine: Machine) -> None:
     if name in OTHER_FAMILIES:
         return  # vLLM's to say
     device = record_of(name).on(machine)
-    if isinstance(device, Device) and device.refused_adapters:
+    if isinstance(device, DeviceSupport) and device.refused_adapters:
         raise ConfigError(
             f"model.lora cannot run here with quantization {name}: {device.refused_adapters}. "
             "Give the unquantized model or another quantization, or leave the adapter out"

@@ -55,7 +55,7 @@ from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.support import (
     ALL_DTYPES,
     BFLOAT16_CAPABILITY,
-    Device,
+    DeviceSupport,
     KvDevice,
     Support,
     support_of,
@@ -82,7 +82,7 @@ __all__ = [
     "Checkpoint",
     "Choice",
     "CpuLibrary",
-    "Device",
+    "DeviceSupport",
     "KvDevice",
     "Loading",
     "Machine",

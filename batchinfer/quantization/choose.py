@@ -14,7 +14,7 @@ from batchinfer.quantization.detect import Checkpoint
 from batchinfer.quantization.dtypes import Begun, auto_dtype, lacks_arithmetic
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.methods.base import Quantization
-from batchinfer.quantization.support import BFLOAT16_CAPABILITY, Device, support_of
+from batchinfer.quantization.support import BFLOAT16_CAPABILITY, DeviceSupport, support_of
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE, name_of, record_of
 from batchinfer.quantization.words import WEIGHT_ONLY, dotted, made_once
 
@@ -195,7 +195,7 @@ def _as_begun(
 
 def _choice(name: str, checkpoint: Checkpoint, machine: Machine, dtype: str) -> Choice:
     device = record_of(name).on(machine)
-    assert isinstance(device, Device)
+    assert isinstance(device, DeviceSupport)
     notes = []
     dtypes = _dtypes(device, machine)
     if machine.device is not None and dtype not in dtypes:
@@ -251,7 +251,7 @@ def _refuse_contradiction(
     raise ConfigError(f"{what}: {advice}")
 
 
-def _lacks(device: Device, machine: Machine, scheme: str) -> str:
+def _lacks(device: DeviceSupport, machine: Machine, scheme: str) -> str:
     """What the machine lacks, in words; "" if nothing, or if nothing is known of it."""
     if machine.device is None:
         return ""
@@ -281,7 +281,7 @@ def _lacks_kernel(kernel: str, machine: Machine) -> str:
     )
 
 
-def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
+def _dtypes(device: DeviceSupport, machine: Machine) -> tuple[str, ...]:
     """Those that this very machine computes in, the first being taken where it may be chosen."""
     capability = machine.compute_capability
     if machine.device != "cuda" or not capability or capability >= BFLOAT16_CAPABILITY:
@@ -289,7 +289,7 @@ def _dtypes(device: Device, machine: Machine) -> tuple[str, ...]:
     return tuple(dtype for dtype in device.dtypes if dtype != "bfloat16")
 
 
-def _refused_experts(device: Device, machine: Machine) -> str:
+def _refused_experts(device: DeviceSupport, machine: Machine) -> str:
     lacks = [flag for flag in device.expert_cpu_flags if flag not in machine.cpu_flags]
     if lacks:
         engine = support_of(machine).title
@@ -297,7 +297,7 @@ def _refused_experts(device: Device, machine: Machine) -> str:
     return device.refused_experts
 
 
-def _is_weight_only(device: Device, machine: Machine) -> bool:
+def _is_weight_only(device: DeviceSupport, machine: Machine) -> bool:
     capability, native = machine.compute_capability, device.native_capability
     return machine.device == "cuda" and bool(capability and native and capability < native)
 

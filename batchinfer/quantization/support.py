@@ -20,7 +20,7 @@ BFLOAT16_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceSupport:
     """How a name runs on one kind of device, and what it needs there."""
 
     schemes: tuple[str, ...]  # of checkpoints
@@ -56,7 +56,7 @@ class Support:
     """What an engine runs on one kind of device; a text says why it does not."""
 
     title: str  # the engine, as people call it
-    names: Mapping[str, Device | str]  # of `model.quantization`
+    names: Mapping[str, DeviceSupport | str]  # of `model.quantization`
     kv_cache: Mapping[str, KvDevice | str] = field(default_factory=dict)  # `model.kv_cache_dtype`
 
 

@@ -6,7 +6,7 @@ Must not know: which machine this is.
 from __future__ import annotations
 
 from batchinfer.quantization.machine import Machine
-from batchinfer.quantization.support import Device, support_of
+from batchinfer.quantization.support import DeviceSupport, support_of
 from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
@@ -31,7 +31,7 @@ def markdown_table(engine: str) -> str:
     return "\n".join(lines)
 
 
-def _cell(device: Device | str, engine: str) -> str:
+def _cell(device: DeviceSupport | str, engine: str) -> str:
     if isinstance(device, str):
         return f"no: {device}"
     parts = []
@@ -56,7 +56,7 @@ def made_once(method: str) -> str:
     return f"any unquantized model, rounded to nearest once ({RECIPES[method].result}) and kept"
 
 
-def _needs(device: Device, engine: str) -> str:
+def _needs(device: DeviceSupport, engine: str) -> str:
     """What has to be there, in words; "" if nothing has to."""
     needs = []
     if device.min_capability:

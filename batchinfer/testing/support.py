@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchinfer.quantization import ALL_DTYPES, Device, Support
+from batchinfer.quantization import ALL_DTYPES, DeviceSupport, Support
 
-_PLAIN: Mapping[str, Device | str] = {
-    "none": Device(("plain",), dtypes=ALL_DTYPES),
-    "fp32": Device(("plain",), dtypes=("float32",)),
-    "fp16": Device(("plain",), dtypes=("float16",)),
-    "bf16": Device(("plain",), dtypes=("bfloat16",)),
+_PLAIN: Mapping[str, DeviceSupport | str] = {
+    "none": DeviceSupport(("plain",), dtypes=ALL_DTYPES),
+    "fp32": DeviceSupport(("plain",), dtypes=("float32",)),
+    "fp16": DeviceSupport(("plain",), dtypes=("float16",)),
+    "bf16": DeviceSupport(("plain",), dtypes=("bfloat16",)),
 }
 SUPPORT: Mapping[str, Support] = {
     "cpu": Support("the engine for tests", _PLAIN),

@@ -33,7 +33,7 @@ from batchinfer.quantization import (
     TABLE,
     Checkpoint,
     Choice,
-    Device,
+    DeviceSupport,
     Machine,
     Support,
     check_hint,
@@ -112,7 +112,7 @@ def test_every_scheme_has_one_name() -> None:
 
 def test_a_name_has_the_schemes_that_some_device_runs_or_refuses() -> None:
     for record in TABLE:
-        devices = [d for d in map(record.on, (PLAIN_CPU, H200)) if isinstance(d, Device)]
+        devices = [d for d in map(record.on, (PLAIN_CPU, H200)) if isinstance(d, DeviceSupport)]
         schemes = {scheme for d in devices for scheme in (*d.schemes, *d.refused)}
         assert not devices or schemes == set(record.schemes), record.name
         assert record.takes_plain == any(d.online or d.made_by for d in devices), record.name
@@ -131,7 +131,7 @@ def test_what_runs_is_asked_of_the_machines_engine(monkeypatch: pytest.MonkeyPat
     other = Machine("cpu", engine="other")
     assert record_of("int4").on(other) == "it has its own formats"
     assert record_of("nf4").on(other) == "not yet in this version"  # our code is for vLLM
-    assert isinstance(record_of("nf4").on(BNB_CPU), Device)
+    assert isinstance(record_of("nf4").on(BNB_CPU), DeviceSupport)
 
 
 def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:

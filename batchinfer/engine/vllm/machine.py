@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from batchinfer.engine.hardware import cpu_flags, gpus
 from batchinfer.engine.vllm.cpu_library import cpu_library
 from batchinfer.engine.vllm.installation import version_of
-from batchinfer.quantization import TABLE, Device, Machine
+from batchinfer.quantization import TABLE, DeviceSupport, Machine
 
 
 @cache
@@ -36,5 +36,5 @@ def _needed_packages() -> Iterable[str]:
         for device in map(
             record.on, (Machine("cpu", engine="vllm"), Machine("cuda", engine="vllm"))
         ):
-            if isinstance(device, Device):
+            if isinstance(device, DeviceSupport):
                 yield from device.packages

@@ -10,7 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from batchinfer.quantization import ALL_DTYPES, BFLOAT16_CAPABILITY, Device, KvDevice, Support
+from batchinfer.quantization import (
+    ALL_DTYPES,
+    BFLOAT16_CAPABILITY,
+    DeviceSupport,
+    KvDevice,
+    Support,
+)
 
 #: Of vLLM's CPU kernels for experts of 8- and 4-bit integers.
 EXPERT_FLAGS = ("amx_tile",)
@@ -21,12 +27,12 @@ NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
 #: The package that vLLM reads such checkpoints with, and that ours are made by.
 COMPRESSED = ("compressed-tensors",)
 
-_CPU: Mapping[str, Device | str] = {
-    "none": Device(("plain",), dtypes=ALL_DTYPES),
-    "fp32": Device(("plain",), dtypes=("float32",)),
-    "fp16": Device(("plain",), dtypes=("float16",)),
-    "bf16": Device(("plain",), dtypes=("bfloat16",)),
-    "int8": Device(
+_CPU: Mapping[str, DeviceSupport | str] = {
+    "none": DeviceSupport(("plain",), dtypes=ALL_DTYPES),
+    "fp32": DeviceSupport(("plain",), dtypes=("float32",)),
+    "fp16": DeviceSupport(("plain",), dtypes=("float16",)),
+    "bf16": DeviceSupport(("plain",), dtypes=("bfloat16",)),
+    "int8": DeviceSupport(
         schemes=("w8a8",),
         refused={"w8a16": "vLLM's CPU kernels for 16-bit activations take 4-bit weights"},
         dtypes=("bfloat16", "float32"),
@@ -37,7 +43,7 @@ _CPU: Mapping[str, Device | str] = {
         refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find them",
         expert_cpu_flags=EXPERT_FLAGS,
     ),
-    "int4": Device(
+    "int4": DeviceSupport(
         schemes=("w4a16", "w4a8"),
         made_by="int4",
         packages=COMPRESSED,
@@ -45,7 +51,7 @@ _CPU: Mapping[str, Device | str] = {
         refused_act_order=NO_ACT_ORDER,
         expert_cpu_flags=EXPERT_FLAGS,
     ),
-    "fp8": Device(
+    "fp8": DeviceSupport(
         schemes=("fp8-block",),
         refused={
             "fp8-tensor": "vLLM has no CPU kernel that quantizes activations by tensor",
@@ -59,8 +65,10 @@ _CPU: Mapping[str, Device | str] = {
         kernels={"fp8-block": "fp8_scaled_mm_cpu", "plain": "fp8_scaled_mm_cpu"},
     ),
     "fp4": "vLLM has no CPU kernel for it",
-    "awq": Device(schemes=("awq",), kernels={"awq": INT4_KERNEL}, expert_cpu_flags=EXPERT_FLAGS),
-    "gptq": Device(
+    "awq": DeviceSupport(
+        schemes=("awq",), kernels={"awq": INT4_KERNEL}, expert_cpu_flags=EXPERT_FLAGS
+    ),
+    "gptq": DeviceSupport(
         schemes=("gptq",),
         kernels={"gptq": INT4_KERNEL},
         refused={"gptq-8bit": "vLLM's CPU kernels take 4-bit weights"},
@@ -69,25 +77,25 @@ _CPU: Mapping[str, Device | str] = {
     ),
 }
 
-_CUDA: Mapping[str, Device | str] = {
-    "none": Device(("plain",), dtypes=ALL_DTYPES),
-    "fp32": Device(("plain",), dtypes=("float32",)),
-    "fp16": Device(("plain",), dtypes=("float16",)),
-    "bf16": Device(("plain",), dtypes=("bfloat16",), min_capability=BFLOAT16_CAPABILITY),
-    "int8": Device(
+_CUDA: Mapping[str, DeviceSupport | str] = {
+    "none": DeviceSupport(("plain",), dtypes=ALL_DTYPES),
+    "fp32": DeviceSupport(("plain",), dtypes=("float32",)),
+    "fp16": DeviceSupport(("plain",), dtypes=("float16",)),
+    "bf16": DeviceSupport(("plain",), dtypes=("bfloat16",), min_capability=BFLOAT16_CAPABILITY),
+    "int8": DeviceSupport(
         schemes=("w8a8", "w8a16"),
         made_by="int8",
         min_capability=(7, 5),
         packages=COMPRESSED,
     ),
-    "int4": Device(
+    "int4": DeviceSupport(
         schemes=("w4a16",),
         made_by="int4",
         refused={"w4a8": "vLLM does not find its packed weights"},
         min_capability=(7, 5),
         packages=COMPRESSED,
     ),
-    "fp8": Device(
+    "fp8": DeviceSupport(
         schemes=("fp8-tensor", "fp8-channel", "fp8-block", "mxfp8"),
         # Scales of channels and tokens are nearer to the model than one of a whole tensor,
         # and faster on an H200; not all of vLLM's kernels for experts and older GPUs know
@@ -97,15 +105,15 @@ _CUDA: Mapping[str, Device | str] = {
         min_capability=(7, 5),
         native_capability=(8, 9),
     ),
-    "fp4": Device(
+    "fp4": DeviceSupport(
         schemes=("nvfp4", "mxfp4"),
         made_by="nvfp4",
         min_capability=(8, 0),
         native_capability=(10, 0),
         packages=COMPRESSED,
     ),
-    "awq": Device(schemes=("awq",), min_capability=(7, 5)),
-    "gptq": Device(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
+    "awq": DeviceSupport(schemes=("awq",), min_capability=(7, 5)),
+    "gptq": DeviceSupport(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
 }
 
 #: The CPU attention's instruction set, and the numbers of a head that it converts at once.

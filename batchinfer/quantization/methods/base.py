@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.support import ALL_DTYPES as ALL_DTYPES  # for records
-from batchinfer.quantization.support import Device as Device
+from batchinfer.quantization.support import DeviceSupport as DeviceSupport
 from batchinfer.quantization.support import support_of
 
 #: config.json's `quantization_config`, or its like.
@@ -96,9 +96,9 @@ class Quantization:
     takes_plain: bool = False  # it says what weights become; other names say what the files are
     dtype: str | None = None  # the one that is its whole meaning: of fp32, fp16 and bf16
     #: (engine, device) -> how the method's own code runs there; else the engine's table says it.
-    support: Mapping[tuple[str, str], Device | str] = field(default_factory=dict)
+    support: Mapping[tuple[str, str], DeviceSupport | str] = field(default_factory=dict)
 
-    def on(self, machine: Machine) -> Device | str:
+    def on(self, machine: Machine) -> DeviceSupport | str:
         """How it runs there, or why it does not; on an unknown device as on a GPU."""
         key = (machine.engine, machine.device or "cuda")
         if key in self.support:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from batchinfer.quantization.methods.base import ALL_DTYPES, Device, Method, Plugin, Quantization
+from batchinfer.quantization.methods.base import (
+    ALL_DTYPES,
+    DeviceSupport,
+    Method,
+    Plugin,
+    Quantization,
+)
 from batchinfer.quantization.methods.bitsandbytes.files import (
     BITS_PER_WEIGHT,
     check_stored,
@@ -18,7 +24,7 @@ from batchinfer.quantization.methods.bitsandbytes.files import (
 VLLM_NAME = "batchinfer_bitsandbytes"
 
 _SCHEMES = {"bnb-4bit": "bitsandbytes, 4 bits (NF4, FP4)", "bnb-8bit": "bitsandbytes, 8 bits"}
-_CPU = Device(
+_CPU = DeviceSupport(
     schemes=tuple(_SCHEMES),
     online=VLLM_NAME,
     checkpoints_as=VLLM_NAME,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import ALL_DTYPES, Device, Method, Plugin, Quantization
+from batchinfer.quantization.methods.base import (
+    ALL_DTYPES,
+    DeviceSupport,
+    Method,
+    Plugin,
+    Quantization,
+)
 from batchinfer.quantization.methods.qtip.files import check_stored, count_weights, loaded_bytes
 from batchinfer.quantization.methods.qtip.record import MODULE, NO_EXPERTS
 
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
 VLLM_NAME = "exl3"
 
-_DEVICE = Device(
+_DEVICE = DeviceSupport(
     schemes=("exl3",),
     checkpoints_as=VLLM_NAME,
     dtypes=ALL_DTYPES,

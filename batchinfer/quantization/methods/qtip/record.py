@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchinfer.quantization.methods.base import (
     ALL_DTYPES,
-    Device,
+    DeviceSupport,
     Method,
     Plugin,
     Quantization,
@@ -28,7 +28,7 @@ NO_EXPERTS = "trellises code linear layers alone"
 
 _RUNNING = {"qtip": "QTIP", FULL_SCHEME: "QTIP with Hadamards of whole sides"}
 _SCHEMES = {**_RUNNING, RELAXML_SCHEME: "QTIP as its authors' code stores it"}
-_DEVICE = Device(
+_DEVICE = DeviceSupport(
     schemes=tuple(_RUNNING),
     refused={RELAXML_SCHEME: f"{quantize_command('qtip')} converts it"},
     checkpoints_as=VLLM_NAME,
