@@ -1,7 +1,8 @@
-"""Decimals in templates: exact, also beside floats, and printed as digits wherever they stand.
+"""Numbers in templates: decimals are exact, and integers end.
 
-Python's Decimal refuses arithmetic with a float, finds 0.1 unequal to it, rounds sums to 28 digits,
-and prints as `0E-7` or, in a list, as `Decimal('1.50')`. Must not know: Arrow, templates.
+Decimals are exact also beside floats, and printed as digits wherever they stand. Python's Decimal
+refuses arithmetic with a float, finds 0.1 unequal to it, rounds sums to 28 digits, and prints as
+`0E-7` or, in a list, as `Decimal('1.50')`. Must not know: Arrow, templates.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from typing import Any
 # Python.
 _EXACT_DIGITS = 160
 _ROUNDED_DIGITS = 28
+#: Of an integer. An operation on longer ones is a single call into Python, of minutes, that no
+#: signal ends. 4,300 digits, a seventieth, can be printed; the rest is for what is reduced.
+MAX_BITS = 2**20
+_MAX_INT_DIGITS = MAX_BITS * 3 // 10
+_TOO_LONG = f"more than {MAX_BITS:,} bits (about {_MAX_INT_DIGITS:,} digits)"
 _ROUNDED = ("truediv", "pow")
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
 _UNARY = ("neg", "pos", "abs")
@@ -42,6 +48,35 @@ def readable_reason(error: Exception) -> str:
     if "set_int_max_str_digits" in text:
         return f"a number has too many digits (more than {sys.get_int_max_str_digits()})"
     return text
+
+
+def check_operation(operator: str, left: int, right: int) -> None:
+    """Raises OverflowError if an operand or the result is too long, before it is computed."""
+    num_bits = max(left.bit_length(), right.bit_length())
+    if operator == "*":
+        num_bits = left.bit_length() + right.bit_length()
+    elif operator == "**" and right > 0 and abs(left) > 1:
+        # |left| >= 2**k, with k one less than its bits: the power has more than k * right.
+        num_bits = max(num_bits, (left.bit_length() - 1) * right)
+    if num_bits > MAX_BITS:
+        raise OverflowError(f"{operator!r} of integers: {_TOO_LONG}")
+
+
+def check_integer(value: Any) -> None:
+    """Raises OverflowError for an integer that is too long, and for a decimal of that many digits:
+    making an integer of 1E+999999 is one long call, too.
+    """
+    is_long = isinstance(value, int) and value.bit_length() > MAX_BITS
+    if is_long or (
+        isinstance(value, Decimal) and value.is_finite() and value.adjusted() > _MAX_INT_DIGITS
+    ):
+        raise OverflowError(_TOO_LONG)
+
+
+def check_places(places: Any) -> None:
+    """Raises OverflowError for places to round to of which Python makes too long a power of ten."""
+    if isinstance(places, int) and abs(places) > _MAX_INT_DIGITS:
+        raise OverflowError(f"round to more than {_MAX_INT_DIGITS:,} places")
 
 
 def _exact(result: Any) -> Any:

@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
 from batchinfer.errors import ConfigError, RowError
-from batchinfer.prompt.numbers import readable_reason
+from batchinfer.prompt.numbers import check_integer, check_operation, check_places, readable_reason
 from batchinfer.prompt.references import Refused, find_references, operation_problem
 from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
@@ -33,7 +33,8 @@ _MAX_STEPS = 1_000_000  # of all loops over `range` for one row
 # Names that are no columns, so that a column of the same name is meant everywhere else; and
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
-_WIDE_FILTERS = ("center", "indent", "batch", "slice", "round")  # given a width or a number
+_WIDE_FILTERS = ("center", "indent", "batch", "slice")  # given a width or a number
+_WITH_WIDTHS = (str, bytes, int)  # methods: ljust, to_bytes
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}", re.IGNORECASE)
 _PRINTABLE = (str, int, float, Decimal, list, tuple, dict, Undefined)
 
@@ -137,17 +138,21 @@ def _range(*arguments: int) -> range:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Bounds what a template can make of short values: it would take all memory for one row."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "//", "%"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _size_of(operator, left, right) > _MAX_CHARS:
+        if isinstance(left, int) and isinstance(right, int):
+            check_operation(operator, left, right)
+        elif operator == "*" and _length_of(left, right) > _MAX_CHARS:
             raise OverflowError(f"{operator!r} makes more than {_MAX_CHARS} characters")
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(getattr(function, "__self__", None), str):
-            _check_widths(args)
-        return super().call(context, function, *args, **kwargs)
+        if isinstance(getattr(function, "__self__", None), _WITH_WIDTHS):
+            _check_widths((*args, *kwargs.values()))
+        result = super().call(context, function, *args, **kwargs)
+        check_integer(result)  # int.from_bytes
+        return result
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
@@ -170,6 +175,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     del environment.filters["random"]
     environment.filters |= {"default": default, "d": default}
     environment.filters |= {name: _bounded(environment.filters[name]) for name in _WIDE_FILTERS}
+    environment.filters["int"] = _bounded_int(environment.filters["int"])
+    environment.filters["round"] = _bounded_round(environment.filters["round"])
     environment.tests |= {
         "none": is_none,
         "defined": is_defined,
@@ -202,6 +209,27 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
+def _bounded_int(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def bounded(value: Any, *args: Any, **kwargs: Any) -> Any:
+        check_integer(value)
+        result = function(value, *args, **kwargs)
+        check_integer(result)
+        return result
+
+    return bounded
+
+
+def _bounded_round(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def bounded(value: Any, precision: Any = 0, method: Any = "common") -> Any:
+        check_integer(value)
+        check_places(precision)
+        return function(value, precision, method)
+
+    return bounded
+
+
 def _check_widths(arguments: Iterable[Any]) -> None:
     """Text is filled up to them, by `center` and others."""
     for argument in arguments:
@@ -209,12 +237,9 @@ def _check_widths(arguments: Iterable[Any]) -> None:
             raise OverflowError(f"{argument} is more than {_MAX_CHARS}")
 
 
-def _size_of(operator: str, left: Any, right: Any) -> int:
-    """Characters, entries or digits of a product or a power, if they can be many."""
-    if operator == "**":
-        is_power = isinstance(left, int) and isinstance(right, int)
-        return left.bit_length() * max(0, right) // 3 if is_power else 0
-    texts, factors = (str, list, tuple), (left, right)
+def _length_of(left: Any, right: Any) -> int:
+    """Characters or entries of a product, if they can be many."""
+    texts, factors = (str, bytes, list, tuple), (left, right)
     length = next((len(factor) for factor in factors if isinstance(factor, texts)), 0)
     times = next((factor for factor in factors if isinstance(factor, int)), 0)
     return length * times

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -221,6 +223,66 @@ def test_blocks_macros_and_filters_on_lists_work() -> None:
         "{{ text | list | map('upper') | join('-') }}"
     )
     assert TextTemplate(source, "prompt.template").render({"text": "ab"}) == "ababABABA-B"
+
+
+# Integers end
+
+_HUGE = [
+    "{{ 10**(n*100000000) }}",
+    "{{ (10**(n*10000000)) % 7 }}",
+    "{% set ns = namespace(x=n+9) %}"
+    "{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "{{ n | round(-100000000) }}",
+    "{{ n | round(100000000, 'ceil') }}",
+    "{{ ('f' * (n * 100000000)) | int(base=16) % ('e' * 50000000) | int(base=16) }}",
+    "{{ n.from_bytes(('a' * 100000000).encode(), 'big') // 7 }}",
+    "{{ (tenth ** -999999) | int }}",
+    "{{ n.to_bytes(100000000000, 'big') | length }}",
+]
+_RENDER_EACH = """
+import json, sys
+from batchinfer.errors import RowError
+from batchinfer.prompt.numbers import ExactNumber
+from batchinfer.prompt.render import TextTemplate
+for source in json.load(sys.stdin):
+    try:
+        print(TextTemplate(source, "prompt.template").render({"n": 1, "tenth": ExactNumber("0.1")}))
+    except RowError as error:
+        print(error.kind, error)
+"""
+
+
+def test_an_integer_without_end_is_its_rows_error_before_it_is_computed() -> None:
+    """One is a single call into Python of minutes, and no signal ends it: so another process."""
+    shown = subprocess.run(
+        [sys.executable, "-c", _RENDER_EACH],
+        input=json.dumps(_HUGE),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout.splitlines()
+    assert len(shown) == len(_HUGE)
+    for source, line in zip(_HUGE, shown, strict=True):
+        assert line.startswith("template_error prompt.template: OverflowError: "), (source, line)
+        assert "more than " in line, (source, line)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ 3**(n*200000) % 1000 }}", "1"),
+        ("{{ 1**(n*10**12) }}{{ (n-1)**(10**12) }}{{ (-n)**(10**12+1) }}", "10-1"),
+        ("{{ 2**-n }} {{ 2.0**n }} {{ 2**70 // 2**69 }}", "0.5 2.0 2"),
+        ("{{ 7 % (n*4) }} {{ '%s!' % n }} {{ 'ab' * (n*2) }}", "3 1! abab"),
+        (
+            "{{ n | round | int }} {{ 2.345 | round(2, 'floor') }} {{ 'ff' | int(base=16) }}",
+            "1 2.34 255",
+        ),
+    ],
+)
+def test_integers_that_end_are_computed(source: str, text: str) -> None:
+    assert TextTemplate(source, "prompt.template").render({"n": 1}) == text
 
 
 # Rows without columns
