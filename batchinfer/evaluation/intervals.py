@@ -26,8 +26,11 @@ _MAX_NUMBERS = 1 << 22  # in memory at a time
 def ratio_interval(numerators: Float64Array, weights: Float64Array) -> tuple[float, float] | None:
     """95 % interval of sum(numerators) / sum(weights), drawn by entry. None for a single entry.
 
-    `numerators`, `weights`: [n], such as the NLL of each window and its tokens.
+    `numerators`, `weights`: [n], such as the NLL of each window and its tokens. An entry without
+    weight, such as a row of one token, says nothing of the ratio: draws are of the others.
     """
+    has_weight = weights > 0
+    numerators, weights = numerators[has_weight], weights[has_weight]
     num_entries = len(numerators)
     if num_entries < 2:
         return None

@@ -149,7 +149,7 @@ class _Scores:
             left["num_scored_tokens"],
         )
         self.nll.append(np.stack([c.to_numpy().astype(np.float64) for c in columns], axis=1))
-        if self.has_tops:
+        if self.has_tops and self.nll[-1][:, 2].any():  # else rows of one token: no top tokens
             one, other = tops_of(self.one, left), tops_of(self.other, right)
             self.kl.append(math.fsum(kl_divergence(scored_token_ids(left), one, other)))
             self.agreeing += int(top1_agrees(one, other).sum())

@@ -171,6 +171,22 @@ def test_a_score_output_is_graded_by_its_perplexity(place: Place) -> None:
         grade(output, "text")
 
 
+def test_rows_of_one_token_have_no_share_in_the_figures(place: Place) -> None:
+    """Their only token has nothing before it, so they have no scored one."""
+    place = Place(place.url("short"))
+    place.write_parquet("in/a.parquet", pl.DataFrame({"id": list("abcd"), "text": ["a"] * 4}))
+    few = pl.DataFrame({"id": list("ef"), "text": ["some words", "and other words"]})
+    place.write_parquet("in/b.parquet", few)
+    one = scores(place, "one")
+    assert (results(place, "one")["num_scored_tokens"] == 0).sum() == 4
+    found = grade(one, None)
+    assert isinstance(found, ScoreGrade)
+    assert (found.perplexity_low or 0) <= found.perplexity <= (found.perplexity_high or 0)
+    compared = pair(one, scores(place, "other")).scored
+    assert compared is not None
+    assert (compared.nll_difference_low, compared.nll_difference_high) == (0, 0)
+
+
 def test_what_cannot_be_graded_is_said(place: Place) -> None:
     output = make(job(place, "one", input={"keep_columns": ["wanted"]}), place)
     with pytest.raises(ConfigError, match="name the column"):
