@@ -30,6 +30,7 @@ from batchinfer.evaluation.reference import (
     closeness,
     open_reference,
 )
+from batchinfer.evaluation.settings import check_settings
 from batchinfer.evaluation.texts import text_of
 from batchinfer.evaluation.windows import (
     GIVEN,
@@ -59,6 +60,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     the process ends. Raises what `batchinfer.run` raises: ConfigError and InputError for what
     cannot be measured.
     """
+    check_settings(request.settings)
     model = model_of(_job(request, work / "windows", work))
     check_windows(request, model.max_model_len)
     encoder = TokenEncoder(

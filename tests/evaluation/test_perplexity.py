@@ -98,7 +98,16 @@ def test_one_window_has_no_interval(text: Path, tmp_path: Path) -> None:
         ({"stride": 16}, "stride of 16 tokens must be less than the context of 16"),
         ({"model": "no/such/folder/"}, "there is no folder"),
         ({"quantization": "int5"}, "quantization"),
-        ({"settings": {"sampling.max_tokens": 4}}, "does not apply to task: score"),
+        ({"settings": {"sampling.max_tokens": 4}}, "sections model, engine, packing"),
+        ({"settings": {"model.path": str(MODEL)}}, "model.path: .* use the argument MODEL"),
+        ({"settings": {"model": {"path": str(MODEL)}}}, "give dotted keys"),
+        ({"settings": {"model.quantization": "fp32"}}, "use --quantization"),
+        ({"settings": {"score.context": 8}}, "score.context: .* use --context"),
+        ({"settings": {"score.stride": 2}}, "use --stride"),
+        ({"settings": {"score.completion_column": "x"}}, "give dotted keys"),
+        ({"settings": {"input.filter": "window < 3"}}, "input.filter: .* use --data"),
+        ({"settings": {"input.keep_columns": []}}, "use --data"),
+        ({"settings": {"output.path": "elsewhere"}}, "output.path: .* use --work"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_computed(
@@ -164,6 +173,14 @@ def test_the_interval_is_of_the_windows_and_the_same_each_time() -> None:
     assert low < nll.sum() / tokens.sum() < high
     assert high - low == pytest.approx(2 * 1.96 * 0.1 / math.sqrt(400), rel=0.1)
     assert ratio_interval(np.ones(2), np.ones(2)) == (1, 1)
+
+
+def test_entries_without_weight_are_in_no_draw_of_the_interval() -> None:
+    """A draw of nothing but them would be 0 / 0."""
+    assert ratio_interval(np.array([3.0, 4, 0, 0]), np.array([1.0, 2, 0, 0])) == ratio_interval(
+        np.array([3.0, 4]), np.array([1.0, 2])
+    )
+    assert ratio_interval(np.array([3.0, 0, 0]), np.array([1.0, 0, 0])) is None
 
 
 @pytest.mark.usefixtures("fake")

@@ -18,15 +18,12 @@ from pydantic import Field, model_validator
 from batchinfer.config import DEFAULT_ENGINE, load_section
 from batchinfer.config.engine import EngineName
 from batchinfer.config.model import Dtype, Quantization
-from batchinfer.config.problems import settings as job_settings
 from batchinfer.config.section import Section, key_error
 from batchinfer.config.values import MAX_COUNT, FrozenMapping, LocalOrHub, Text, Tuple, thaw
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.record import Request
+from batchinfer.evaluation.settings import SECTIONS, is_allowed
 
-#: Sections of a job whose settings an entry may set. The others say what is scored, which is one
-#: for all entries.
-_SECTIONS = ("model", "engine", "packing", "checkpoint", "limits")
 #: Settings that an entry has a key of its own for.
 _OWN = {
     "model.path": "model",
@@ -49,13 +46,12 @@ class _Shared(Section):
         for key, value in self.settings.items():
             if key in _OWN:
                 raise key_error("settings", f"{key}: an entry has its own key for it: {_OWN[key]}")
-            is_known = key in job_settings() or key.startswith("engine.options.")
-            if not is_known or key.partition(".")[0] not in _SECTIONS:
+            if not is_allowed(key):
                 hint = "" if not isinstance(value, dict) else ", such as engine.max_num_seqs: 8"
                 raise key_error(
                     "settings",
                     f"{key} is not a setting that an entry may have: give dotted keys of the job "
-                    f"file's sections {', '.join(_SECTIONS)}{hint}",
+                    f"file's sections {', '.join(SECTIONS)}{hint}",
                 )
         return self
 
