@@ -46,6 +46,7 @@ from batchinfer.model import ModelFacts
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage.local_errors import os_errors
+from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 #: exp() of more is no number. A model that guesses has log(vocabulary), about 12.
 _MAX_NLL = 700.0
@@ -191,7 +192,7 @@ def mean_nll(totals: Totals, what: str) -> float:
     if not num_tokens:
         raise ConfigError(f"{what} has no scored token")
     nll = math.fsum(totals.nll) / float(num_tokens)
-    if not nll < _MAX_NLL:
+    if not -MAX_LOGPROB <= nll < _MAX_NLL:
         raise ConfigError(
             f"{what}: the mean negative log-likelihood of a token is {nll}, which no working model "
             "has: its weights or its quantization are damaged"

@@ -15,6 +15,8 @@ from batchinfer.engine.base import Completion, Int32Array, Timing
 from batchinfer.errors import RowError
 from batchinfer.tasks.base import Ask
 
+#: A logprob is at most 0, but for the rounding of float32 logits.
+MAX_LOGPROB = 1e-3
 _TIMES = ("queued_s", "prefill_s", "decode_s", "total_s")
 
 
@@ -93,8 +95,9 @@ class Windows:
             logprobs = np.concatenate([logprobs, last])
         first = self._first_scored(ask.start)
         scored = logprobs[first - ask.start :]
-        if not np.isfinite(scored).all():
-            bad = int(np.flatnonzero(~np.isfinite(scored))[0])
+        is_bad = ~(np.isfinite(scored) & (scored <= MAX_LOGPROB))
+        if is_bad.any():
+            bad = int(np.flatnonzero(is_bad)[0])
             raise RowError(
                 "engine_error", f"the logprob of token {first + bad} of the row is {scored[bad]}"
             )

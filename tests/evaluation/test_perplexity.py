@@ -138,7 +138,7 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
         measure(request(text, model=str(model)), work=tmp_path / "work")
 
 
-@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf, 0.5])
 def test_a_logprob_that_is_no_number_fails_the_measurement_and_can_be_mended(
     bad: float, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,14 +153,15 @@ def test_a_logprob_that_is_no_number_fails_the_measurement_and_can_be_mended(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "prompt_logprobs", with_bad)
             with pytest.raises(
-                InputError, match=r"rows of .*output failed, such as row 0 .*nan|inf"
+                InputError, match=r"rows of .*output failed, such as row 0 .*(nan|inf|0\.5)"
             ):
                 measure(request(text), work=tmp_path / "work")
         assert measure(request(text), work=tmp_path / "work").perplexity
 
 
-def test_a_mean_that_is_no_perplexity_is_refused() -> None:
-    totals = Totals(np.array([1e9]), np.array([2.0]), np.array([4.0]))
+@pytest.mark.parametrize("nll", [1e9, -1.0])
+def test_a_mean_that_is_no_perplexity_is_refused(nll: float) -> None:
+    totals = Totals(np.array([nll]), np.array([2.0]), np.array([4.0]))
     with pytest.raises(ConfigError, match="no working model has"):
         mean_nll(totals, "x")
 

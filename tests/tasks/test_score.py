@@ -59,11 +59,11 @@ def begin(
 
 
 def answer(ask: Ask, logprobs: npt.NDArray[np.float32] | None = None) -> Completion:
-    """Each token's "logprob" is the position in the row where its window starts."""
+    """Each token's "logprob" is less the position in the row where its window starts."""
     if logprobs is None:
-        logprobs = np.full(len(ask.token_ids), ask.start, np.float32)
+        logprobs = np.full(len(ask.token_ids), -ask.start, np.float32)
         logprobs[0] = np.nan
-    last = np.full(1, ask.start, np.float32)
+    last = np.full(1, -ask.start, np.float32)
     ids = np.array([-1 if ask.next_token is None else ask.next_token], np.int32)
     return Completion(key=0, token_ids=ids, token_logprobs=last, prompt_token_logprobs=logprobs)
 
@@ -85,7 +85,7 @@ def test_each_token_is_scored_once_with_at_least_context_less_stride_tokens_befo
     done = work.completion()
     assert done.token_ids.tolist() == list(range(num_given, num_tokens))
     assert done.token_logprobs is not None
-    for position, start in zip(done.token_ids.tolist(), done.token_logprobs, strict=True):
+    for position, start in zip(done.token_ids.tolist(), -done.token_logprobs, strict=True):
         if position == 0:
             assert np.isnan(start)
         else:
@@ -130,7 +130,7 @@ def test_an_engine_that_does_not_end_with_the_given_token_is_an_error() -> None:
         work.add(ask, completion)
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 0.5])
 def test_a_logprob_that_is_no_number_makes_the_row_an_error(bad: float) -> None:
     work = begin(5, 0, 8, 4)
     (ask,) = work.asks()
