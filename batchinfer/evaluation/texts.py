@@ -50,12 +50,15 @@ class Text:
                 f"{path} is not UTF-8 text: convert it, for example with iconv"
             ) from None
 
-    def _rows(self, column: str) -> Iterator[str]:
+    def shards(self) -> list[Shard]:
+        """The Parquet files. Raises InputError in the words of who named the data."""
         try:
-            shards = list_shards([self.path], open_store)
+            return list_shards([self.path], open_store)
         except InputError as error:
             raise InputError(str(error).replace("input.path", "the data")) from None
-        for shard in shards:
+
+    def _rows(self, column: str) -> Iterator[str]:
+        for shard in self.shards():
             yield from _rows_of(shard, column)
 
 

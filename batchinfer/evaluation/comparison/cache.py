@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -23,12 +25,13 @@ from pydantic import ValidationError
 
 from batchinfer import __version__
 from batchinfer.engine.kinds import engine_kind
+from batchinfer.errors import LeaseHeld
 from batchinfer.evaluation.record import Record, Request
 from batchinfer.evaluation.texts import text_of
 from batchinfer.making.cached import model_hashes
 from batchinfer.model.folder import file_sha256, resolve_folder
-from batchinfer.source import list_shards
-from batchinfer.storage import local_path, open_store
+from batchinfer.storage import local_path
+from batchinfer.storage.flock import FileLock
 from batchinfer.storage.local_errors import os_errors
 
 #: Settings that name a folder whose content decides.
@@ -72,10 +75,27 @@ class Cache:
     def slot(self, key: str) -> Slot:
         return Slot(self._folder / key)
 
-    def clear(self, keys: set[str] | None = None) -> None:
-        """Delete these slots, or all."""
-        folders = [self._folder] if keys is None else [self._folder / key for key in keys]
-        for folder in folders:
+    @contextmanager
+    def held(self, keys: Mapping[str, bool]) -> Iterator[None]:
+        """Hold these slots, True: to write or delete what is in them, False: only to read it.
+
+        Readers share a slot. Raises LeaseHeld, holding none, where another comparison has one. The
+        locks are beside the slots, so that deleting a slot leaves its lock.
+        """
+        with ExitStack() as stack:
+            for key, is_written in keys.items():
+                lock = FileLock(self._folder / f"{key}.lock")
+                if not lock.acquire(shared=not is_written):
+                    raise LeaseHeld(
+                        f"{self._folder / key} is in use by another comparison that runs now: "
+                        "start again when it has ended. Nothing was deleted or written"
+                    )
+                stack.callback(lock.release)
+            yield
+
+    def clear(self, keys: Iterable[str]) -> None:
+        """Delete these slots, which the caller holds."""
+        for folder in (self._folder / key for key in keys):
             with os_errors("delete", folder):
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -124,8 +144,7 @@ def text_digest(data: str, column: str | None) -> str:
     if path.is_file():
         with os_errors("read", path):
             return file_sha256(path)
-    shards = list_shards([text.path], open_store)
-    listing = [(shard.name, shard.size_bytes, shard.version) for shard in shards]
+    listing = [(shard.name, shard.size_bytes, shard.version) for shard in text.shards()]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

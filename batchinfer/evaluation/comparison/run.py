@@ -88,13 +88,18 @@ def compare(
     is_cleared: bool = False,
     program: Sequence[str] = CHILD,
 ) -> Comparison:
-    """Measure `planned`, what is `needed`. `is_cleared`: forget what is kept of it first."""
+    """Measure `planned`, what is `needed`. `is_cleared`: forget what is kept of it first.
+
+    Raises LeaseHeld, before anything is deleted or computed, if another comparison is at work on an
+    entry of it.
+    """
     run = _Run(cache, report, program)
     run.find_keys(planned)
-    if is_cleared:
-        cache.clear(set(run.keys.values()))
-    for plan in planned:
-        run.measure(plan)
+    with cache.held(run.uses(planned, is_cleared=is_cleared)):
+        if is_cleared:
+            cache.clear(set(run.keys.values()))
+        for plan in planned:
+            run.measure(plan)
     records = tuple(run.records[plan.label] for plan in shown)
     _warn_of_other_tokens(records, report)
     failed = [plan.label for plan in planned if run.records[plan.label].error is not None]
@@ -124,6 +129,19 @@ class _Run:
                 self.keys[plan.label] = key_of(plan.request)
             except BatchInferError as error:
                 self._fail(plan, Failure(str(error), exit_code_of(error)))
+
+    def uses(self, planned: Sequence[Planned], *, is_cleared: bool) -> dict[str, bool]:
+        """Slot -> whether it is written, not only read, as that of a finished reference is."""
+        found: dict[str, bool] = {}
+        for plan in planned:  # references first
+            if (key := self.keys.get(plan.label)) is None:
+                continue
+            reference_key = self.keys.get(plan.reference) if plan.reference else None
+            kept = self.cache.slot(key).read(plan.request, reference_key)
+            # Of a reference that fails after all, the entry is measured without one.
+            may_fail = reference_key is not None and found[reference_key]
+            found[key] = found.get(key, False) or is_cleared or kept is None or may_fail
+        return found
 
     def measure(self, plan: Planned) -> None:
         if plan.label in self.records:

@@ -134,6 +134,27 @@ def test_a_model_that_was_made_again_is_measured_again(bench: Bench) -> None:
     assert bench.asked()
 
 
+def test_no_comparison_takes_an_entry_from_another(bench: Bench) -> None:
+    """It is refused before anything is deleted, and the other's files stay as they are."""
+    path = bench.write(reference="demo fp32")
+    assert bench.compare(path, "--filter", "*fp32").code == 0
+    numbers, results = bench.numbers(), (bench.out / "results.json").read_bytes()
+    first = bench.begin(path, step_s=0.5)
+    wait_until(lambda: len([*bench.out.glob("entries/*/log.txt")]) == 2, 120, "the second entry")
+    held = sorted(bench.out.glob("entries/*"))
+    for arguments in (("--clear-cache",), ()):
+        second = bench.compare(path, *arguments)
+        assert second.code == 75
+        assert "in use by another comparison that runs now" in second.stderr
+    assert sorted(bench.out.glob("entries/*")) == held
+    assert (bench.out / "results.json").read_bytes() == results
+    beside = bench.compare(path, "--filter", "*fp32")  # a finished reference is for all to read
+    assert (beside.code, bench.numbers()) == (0, numbers)
+    assert bench.compare(path, "--filter", "*fp32", "--clear-cache").code == 75
+    assert wait(first, 280).code == 0
+    assert [record["error"] for record in bench.records()] == [None, None]
+
+
 def ids(work: Path) -> set[int]:
     """Of the windows whose result is in a file, while a run may be folding its parts."""
     while True:
@@ -262,6 +283,7 @@ def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench)
         ),
         ({}, ("--filter", "*int8"), "--filter *int8 matches no label"),
         ({"data": "no-such.txt"}, (), "no-such.txt: there is no such file"),
+        ({"data": str(MODEL), "column": "text"}, (), "the data"),
         ({"data": "x", "reference": "demo fp8"}, (), "no entry is called 'demo fp8'"),
         ({}, ("--out", "s3://bucket/x"), "give one"),
     ],
@@ -272,6 +294,7 @@ def test_a_mistake_in_the_spec_ends_at_once(
     ended = bench.compare(bench.write(**changes), *arguments)
     assert ended.code == 2
     assert message in ended.stderr
+    assert "input.path" not in ended.stderr
     assert not bench.asked()
     assert not (bench.out / "results.json").exists()
 
