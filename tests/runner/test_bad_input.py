@@ -355,7 +355,9 @@ def test_a_shard_that_changed_since_its_rows_were_computed_is_refused(
     old = read_bytes(place, "in/s1.parquet")
     place.write_parquet("in/s1.parquet", rows(25, start=7))
     ended = run(path, place=place)
-    must_fail(ended, 2, "changed since", place.url("in/s1.parquet"), "bytes then", "--restart")
+    must_fail(
+        ended, 2, "changed since", place.url("in/s1.parquet"), "bytes then", "and start again"
+    )
     assert "s0.parquet" not in ended.stderr
     assert results(place).equals(before)
     write_bytes(place, "in/s1.parquet", old)

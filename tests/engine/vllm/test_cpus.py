@@ -91,10 +91,10 @@ def test_a_cache_in_8_bit_floats_is_refused_without_avx512(name: str) -> None:
 @pytest.mark.parametrize(
     ("cpu", "names", "kv_caches"),
     [
-        ("avx2", "none fp32 fp16 bf16 int8 nf4", ""),
-        ("avx512", "none fp32 fp16 bf16 int8 int4 awq gptq nf4", "fp8 fp8_e5m2"),
-        ("avx512_bf16", "none fp32 fp16 bf16 int8 int4 awq gptq nf4", "fp8 fp8_e5m2"),
-        ("amx", "none fp32 fp16 bf16 int8 int4 fp8 awq gptq nf4", "fp8 fp8_e5m2"),
+        ("avx2", "none fp32 fp16 bf16 int8 nf4 qtip exl3", ""),
+        ("avx512", "none fp32 fp16 bf16 int8 int4 awq gptq nf4 qtip exl3", "fp8 fp8_e5m2"),
+        ("avx512_bf16", "none fp32 fp16 bf16 int8 int4 awq gptq nf4 qtip exl3", "fp8 fp8_e5m2"),
+        ("amx", "none fp32 fp16 bf16 int8 int4 fp8 awq gptq nf4 qtip exl3", "fp8 fp8_e5m2"),
     ],
 )
 def test_doctor_says_what_runs_on_each_kind_of_cpu(
