@@ -18,7 +18,7 @@ import click
 
 from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
-from batchinfer.cli.options import finite, job_argument, run_options
+from batchinfer.cli.options import PRICE, job_argument, run_options
 from batchinfer.cli.renamed import Group
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
@@ -147,8 +147,7 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
 )
 @click.option(
     "--price-per-hour",
-    type=click.FloatRange(min=0),
-    callback=finite,
+    type=PRICE,
     metavar="PRICE",
     help="With --measure: also predict the cost, at this price for the machine.",
 )

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from batchinfer.cli.compare import compare
+from batchinfer.cli.options import PRICE
 
 
 @click.command(short_help="Measure the perplexity of a model on a text.")
@@ -90,7 +91,7 @@ def perplexity(
 @click.argument("other")
 @click.option(
     "--price-per-hour",
-    type=click.FloatRange(min=0),
+    type=PRICE,
     metavar="PRICE",
     help="Price of the machine: also print what a million tokens cost.",
 )

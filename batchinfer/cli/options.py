@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+_MAX_PRICE = 1e15
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -37,10 +38,22 @@ def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[in
     return int(index), int(count)
 
 
-def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a price")
-    return value
+class _Price(click.FloatRange):
+    """An amount of money that what is made of it cannot be infinite for either."""
+
+    name = "price"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        price = float(super().convert(value, param, ctx))
+        if not math.isfinite(price) or price > _MAX_PRICE:
+            self.fail(f"{price:g} is not a price", param, ctx)
+        return price
+
+
+#: The type of an option that is a price.
+PRICE = _Price(min=0)
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:

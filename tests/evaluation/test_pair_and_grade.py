@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from batchinfer.cli.app import cli
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.grade import Grade, ScoreGrade, grade, rouge_l
 from batchinfer.evaluation.outputs import Output
@@ -230,3 +232,9 @@ def test_the_commands_print_json(place: Place) -> None:
     ended = run(place.url("no"), command=("grade",))
     assert (ended.code, ended.stdout) == (2, "")
     assert "is not an output of batchinfer" in ended.stderr
+
+
+@pytest.mark.parametrize("price", ["nan", "inf", "-inf", "1e308", "-1", "two"])
+def test_what_is_no_price_is_refused_before_anything_is_read(price: str) -> None:
+    ended = CliRunner().invoke(cli, ["pair", "no", "no", f"--price-per-hour={price}"])
+    assert ended.exit_code == 2 and "--price-per-hour" in ended.output, ended.output
