@@ -8,6 +8,7 @@ cannot change it.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -27,11 +28,12 @@ _ROW_WISE = "a filter sees one row at a time, so aggregates and window functions
 _CLOCKS = frozenset(
     {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}
 )
-#: polars plans a chain of comparisons in time that grows with the square and more of its length:
-#: 400 took 7 s for each file, 5,000 did not end.
-_MAX_CONNECTIVES = 200
+#: polars plans a chain of operations in time that grows with the square and more of its length, and
+#: by recursion: 400 OR took 7 s for each file, 5,000 did not end, and 1,000 `||` ended the process.
+_MAX_OPERATORS = 200
+_CHAINING = frozenset({"and", "or", "not", "when", "+", "-", "*", "/", "%", "||"})
 _TEXT_OR_COMMENT = r"'[^']*'|--[^\n]*|/\*.*?\*/"
-_SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\S', re.DOTALL)
+_SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\|\||\S', re.DOTALL)
 
 
 class RowFilter:
@@ -41,11 +43,11 @@ class RowFilter:
         import polars as pl
 
         self._sql = sql
-        num_connectives = sum(t.lower() in ("and", "or") for t in _SQL_TOKEN.findall(sql))
-        if num_connectives > _MAX_CONNECTIVES:
+        if (num_operators := _num_chained(sql)) > _MAX_OPERATORS:
             raise ConfigError(
-                f"input.filter has {num_connectives:,} times AND or OR; at most {_MAX_CONNECTIVES} "
-                "are planned in good time. Write many values of a column as `column IN (…)`"
+                f"input.filter has {num_operators:,} operators (AND, OR, WHEN, +, || and so on); "
+                f"at most {_MAX_OPERATORS} are planned in good time. Write many values of a column "
+                "as `column IN (…)`"
             )
         try:
             self._expression = pl.sql_expr(sql)
@@ -149,6 +151,15 @@ def type_for_polars(kind: pa.DataType) -> pa.DataType:
 
 def _field_for_polars(field: pa.Field) -> pa.Field:
     return field.with_type(type_for_polars(field.type))
+
+
+def _num_chained(sql: str) -> int:
+    """Operators that a chain can be made of; the sign of a value in a list is none."""
+    tokens = [token.lower() for token in _SQL_TOKEN.findall(sql)]
+    return sum(
+        token in _CHAINING and not (token in "+-" and before in ("(", ","))
+        for before, token in itertools.pairwise(["", *tokens])
+    )
 
 
 def _is_row_wise(expression: pl.Expr) -> bool:

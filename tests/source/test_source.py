@@ -677,11 +677,32 @@ def test_what_is_only_called_like_the_clock_may_be_in_a_filter(sql: str) -> None
 
 def test_a_filter_too_long_to_be_planned_is_refused_and_a_long_list_is_not() -> None:
     values = [f"'r{number}'" for number in range(3000)]
-    with pytest.raises(ConfigError, match=r"2,999 times AND or OR.*IN \("):
+    with pytest.raises(ConfigError, match=r"2,999 operators \(AND, OR.*IN \("):
         RowFilter(" or ".join(f"id = {value}" for value in values))
     found = RowFilter(f"id in ({', '.join(values)})")
     found.check(pa.schema({"id": pa.string()}))
     assert found.mask(pa.table({"id": ["r2999", "r3000", " or "]})).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "t " + "|| 'a' " * 1000 + "= 'b'",
+        "n " + "+ 1 " * 2000 + "> 3",
+        "n " + "- 1 " * 2000 + "> 3",
+        "case " + " ".join(f"when n = {n} then true" for n in range(2000)) + " else false end",
+    ],
+)
+def test_a_chain_of_any_operator_is_refused(sql: str) -> None:
+    """polars plans it by recursion: 1,000 `||` ended the process without a word."""
+    with pytest.raises(ConfigError, match=r"[12],000 operators"):
+        RowFilter(sql)
+
+
+def test_ten_thousand_values_of_a_list_are_no_chain() -> None:
+    found = RowFilter(f"n not in ({', '.join(str(-n) for n in range(10_000))})")
+    found.check(pa.schema({"n": pa.int64()}))
+    assert found.mask(pa.table({"n": [-9_999, -10_000, 1]})).tolist() == [False, True, True]
 
 
 def test_a_filter_on_a_type_unknown_to_polars_is_refused_early() -> None:
