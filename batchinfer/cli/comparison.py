@@ -19,8 +19,8 @@ from batchinfer.evaluation.comparison.plot import is_available
 from batchinfer.evaluation.comparison.run import check_inputs, choose, compare, needed
 from batchinfer.evaluation.comparison.spec import read_spec, requests_of
 from batchinfer.evaluation.comparison.table import table_lines
+from batchinfer.evaluation.folders import check_out, local_folder
 from batchinfer.evaluation.record import Record
-from batchinfer.storage import is_s3, local_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ def compare_spec(
     if plot is not None and not is_available():
         raise ConfigError("--plot needs matplotlib: pip install 'batchinfer[plot]'")
     folder = _folder(out, spec_path)
+    check_out(folder)
     done = compare(planned, shown, Cache(folder), _Report(), is_cleared=is_cleared)
     heading = title or spec.title or Path(spec_path).stem
     write_results(done.records, folder, heading)
@@ -71,9 +72,9 @@ def compare_spec(
 
 
 def _folder(out: str | None, spec_path: str) -> Path:
-    if out is not None and is_s3(out):
-        raise ConfigError(f"--out {out}: a comparison is written to a local folder; give one")
-    return local_path(out) if out else Path("out", "compare", Path(spec_path).stem)
+    if out:
+        return local_folder("--out", out)
+    return Path("out", "compare", Path(spec_path).stem)
 
 
 class _Report:

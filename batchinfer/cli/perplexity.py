@@ -17,16 +17,19 @@ import click
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.evaluation.bits import Bits, read_bits, table
+from batchinfer.evaluation.folders import check_work, local_folder
 from batchinfer.evaluation.perplexity import measure
 from batchinfer.evaluation.record import Request
-from batchinfer.storage import local_path
+from batchinfer.evaluation.settings import check_settings
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Stdio
 
 
 def show_perplexity(request: Request, work: str | None, *, restart: bool, layers: bool) -> None:
     """Raises what `measure` raises."""
-    folder = Path(work_folder(request)) if work is None else local_path(work)
+    check_settings(request.settings)
+    folder = Path(work_folder(request)) if work is None else local_folder("--work", work)
+    check_work(folder)
     if layers:
         show_layers(read_bits(request.model))
     click.echo(f"computing in {folder / 'output'} (`batchinfer status` shows how far)", err=True)

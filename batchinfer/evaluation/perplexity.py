@@ -21,6 +21,7 @@ from batchinfer.api import run
 from batchinfer.config import Job, job_from
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.bits import StoredBits, stored_bits
+from batchinfer.evaluation.folders import check_begun, check_work
 from batchinfer.evaluation.intervals import Float64Array, ratio_interval
 from batchinfer.evaluation.outputs import Output, read_output, refuse_failed
 from batchinfer.evaluation.record import Record, Request
@@ -62,6 +63,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     cannot be measured.
     """
     check_settings(request.settings)
+    check_work(work)
     model = model_of(_job(request, work / "windows", work))
     check_windows(request, model.max_model_len)
     encoder = TokenEncoder(
@@ -69,6 +71,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
         trust_remote_code=bool(request.settings.get("model.trust_remote_code")),
     )
     windows = _windows(request, work, encoder)
+    is_begun = check_begun(work, windows.path, restart=restart)
     check_vocabulary(windows, model)
     reference = None
     if request.reference is not None:
@@ -78,8 +81,11 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     max_model_len = min(request.context + 1, model.max_model_len)
     top_k = request.top_k or (reference.job["score"]["top_logprobs"] if reference else None)
     job = _job(request, windows.path, work, max_model_len=max_model_len, top_k=top_k)
-    _write(work / "job.yaml", json.dumps(job.model_dump(mode="json", exclude_defaults=True)))
+    if not is_begun:
+        _write_job(job, work)
     run(job, restart=restart, retry_failed=True)
+    if is_begun:  # not before: it may be another measurement's, which is refused
+        _write_job(job, work)
     output = read_output(job.output.path)
     found = Found(
         windows=windows,
@@ -264,6 +270,10 @@ def bits_per_byte(totals: Totals) -> float | None:
     """Bits for each byte of the scored text; None where its bytes are unknown."""
     num_bytes = totals.num_bytes.sum()
     return float(math.fsum(totals.nll) / math.log(2) / num_bytes) if num_bytes else None
+
+
+def _write_job(job: Job, work: Path) -> None:
+    _write(work / "job.yaml", json.dumps(job.model_dump(mode="json", exclude_defaults=True)))
 
 
 def _write(path: Path, content: str) -> None:

@@ -285,7 +285,7 @@ def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench)
         ({"data": "no-such.txt"}, (), "no-such.txt: there is no such file"),
         ({"data": str(MODEL), "column": "text"}, (), "the data"),
         ({"data": "x", "reference": "demo fp8"}, (), "no entry is called 'demo fp8'"),
-        ({}, ("--out", "s3://bucket/x"), "give one"),
+        ({}, ("--out", "s3://bucket/x"), "written to a local folder"),
     ],
 )
 def test_a_mistake_in_the_spec_ends_at_once(

@@ -1,0 +1,116 @@
+"""Where an evaluation may write: not where others have written, and not where nothing can be.
+
+Must not know: what is measured. Apart from the folder itself nothing is created, so that whatever
+is refused stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from batchinfer.errors import ConfigError
+from batchinfer.evaluation.windows import GIVEN, ID, SCORED
+from batchinfer.ledger import layout
+from batchinfer.storage import is_s3, local_path, why_no_folder
+from batchinfer.storage.local_errors import os_errors
+
+_ADVICE = "give a new folder"
+
+
+def local_folder(option: str, location: str) -> Path:
+    """Raises ConfigError for a bucket."""
+    if is_s3(location):
+        raise ConfigError(f"{option} {location}: it is written to a local folder; {_ADVICE}")
+    return local_path(location)
+
+
+def check_work(work: Path) -> None:
+    """Make the work folder of a measurement. Raises ConfigError if others have written there."""
+    _check_place("--work", work)
+    job = work / "job.yaml"
+    if job.exists() and not _is_measurement(_read(job)):
+        raise ConfigError(f"--work {work}: {job} is not of a measurement: {_ADVICE}")
+    record = work / "output" / layout.JOB_KEY
+    if record.exists() and not _is_measurement(_read(record).get("job")):
+        raise ConfigError(f"--work {work}: {work / 'output'} is another job's output: {_ADVICE}")
+    for path in sorted(work.glob("results.*")):
+        raise ConfigError(f"--work {work}: {path.name} there is not of a measurement: {_ADVICE}")
+    _make("--work", work)
+
+
+def check_begun(work: Path, windows: Path, *, restart: bool) -> bool:
+    """Whether the output of `work` is begun. Raises ConfigError if it is of other windows.
+
+    They would be one more file of its input, and figures of both would be one.
+    """
+    record = work / "output" / layout.JOB_KEY
+    if not record.exists():
+        return False
+    paths = (_read(record).get("job") or {}).get("input", {}).get("path") or []
+    paths = [paths] if isinstance(paths, str) else paths
+    if not restart and {Path(path).name for path in paths} != {windows.name}:
+        raise ConfigError(
+            f"--work {work}: its output is of other windows (another text, context, stride or "
+            f"number of them): {_ADVICE}, or delete that output with --restart"
+        )
+    return True
+
+
+def check_out(out: Path) -> None:
+    """Make the folder of a comparison. Raises ConfigError if others have written there."""
+    _check_place("--out", out)
+    is_ours = {"records", "batchinfer_version"} <= _read(out / "results.json").keys()
+    for path in sorted([*out.glob("results.*"), out / "comparison.html", out / "job.yaml"]):
+        if path.exists() and (path.name == "job.yaml" or not is_ours):
+            raise ConfigError(f"--out {out}: {path.name} there is not of a comparison: {_ADVICE}")
+    _make("--out", out)
+
+
+def _check_place(option: str, folder: Path) -> None:
+    real = Path(os.path.realpath(folder))
+    for place in (real, *real.parents):
+        with os_errors("read", place):
+            is_file = place.exists() and not place.is_dir()
+            is_output = not is_file and (place / layout.META).is_dir()
+        if is_output:
+            where = "is" if place == real else f"is inside {place},"
+            raise ConfigError(f"{option} {folder}: it {where} an output of a job: {_ADVICE}")
+        if is_file:
+            raise ConfigError(f"{option} {folder}: {place} is not a folder: {_ADVICE}")
+    if (problem := why_no_folder(folder)) is not None:
+        raise ConfigError(f"{option} {folder}: {problem}")
+
+
+def _make(option: str, folder: Path) -> None:
+    try:
+        with os_errors("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as below /proc
+        raise ConfigError(f"{option} {folder} cannot be created here: {_ADVICE}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of JSON as we write them; of any other nothing."""
+    try:
+        with os_errors("read", path):
+            content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_measurement(job: object) -> bool:
+    """Whether it is a job over windows, as evaluation/perplexity.py makes them."""
+    wanted = {
+        ("input", "id_column"): ID,
+        ("prompt", "token_ids_column"): GIVEN,
+        ("score", "completion_column"): SCORED,
+    }
+    return isinstance(job, Mapping) and all(
+        isinstance(section := job.get(name), Mapping) and section.get(key) == value
+        for (name, key), value in wanted.items()
+    )

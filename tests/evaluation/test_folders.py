@@ -1,0 +1,125 @@
+"""What others have written is not touched by an evaluation, and mistakes are said before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from batchinfer.errors import ConfigError
+from batchinfer.evaluation import Request
+from batchinfer.evaluation.folders import check_out, check_work, local_folder
+from batchinfer.evaluation.outputs import read_output
+from batchinfer.evaluation.perplexity import measure
+from tests.support.in_process import run_here
+from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+
+
+def request(text: Path, **changes: Any) -> Request:
+    asked = {"label": "a", "model": str(MODEL), "data": str(text), "context": 16, "stride": 4}
+    return Request(**{**asked, **changes})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with the finished output of a job, at `output`, and the job's file."""
+    place = Place(str(tmp_path / "made"))
+    place.write_parquet("in/a.parquet", rows(4))
+    assert run_here(write_job(Path(place.root), job(place, "output"))).code == 0
+    return Path(place.root)
+
+
+@pytest.mark.parametrize("below", ["output", "output/new/deep"])
+def test_the_output_of_a_job_is_no_place_for_an_evaluation(
+    made: Path, below: str, text: Path
+) -> None:
+    before = files(made)
+    for check in (check_work, check_out):
+        with pytest.raises(ConfigError, match="an output of a job: give a new folder"):
+            check(made / below)
+    with pytest.raises(ConfigError, match="an output of a job"):
+        measure(request(text), work=made / below, restart=True)
+    assert files(made) == before
+    read_output(str(made / "output"))
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("has_job_file", [True, False])
+def test_a_restart_deletes_no_other_jobs_output(
+    made: Path, text: Path, *, has_job_file: bool
+) -> None:
+    """Whose `output` is where that of a measurement would be."""
+    if not has_job_file:
+        for path in made.glob("*.yaml"):
+            path.unlink()
+    before = files(made)
+    what = "job.yaml is not of a measurement" if has_job_file else "is another job's output"
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=what):
+            measure(request(text), work=made, restart=restart)
+    assert files(made) == before
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_measurement_that_is_refused_leaves_the_job_of_the_one_before(
+    text: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    first = measure(request(text), work=work)
+    before = (work / "job.yaml").read_bytes()
+    with pytest.raises(ConfigError, match="its output is of other windows"):
+        measure(request(text, stride=8), work=work)
+    with pytest.raises(ConfigError, match="with other settings"):
+        measure(request(text, quantization="fp32"), work=work)
+    assert (work / "job.yaml").read_bytes() == before
+    assert measure(request(text), work=work) == first
+    other = measure(request(text, stride=8), work=work, restart=True)
+    assert other.nll == measure(request(text, stride=8), work=tmp_path / "new").nll
+    assert (work / "job.yaml").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.parquet", "comparison.html", "job.yaml"])
+def test_files_of_others_are_not_replaced_by_a_comparisons(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=f"{name} there is not of a comparison"):
+        check_out(tmp_path)
+
+
+def test_a_comparisons_own_results_are_replaced(tmp_path: Path) -> None:
+    ours = {"title": "t", "batchinfer_version": "0", "records": []}
+    (tmp_path / "results.json").write_text(json.dumps(ours))
+    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "results.parquet")
+    check_out(tmp_path)
+
+
+@pytest.mark.parametrize("check", [check_work, check_out])
+def test_a_place_where_no_folder_can_be_is_a_mistake_of_the_caller(
+    check: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="cannot be created"):
+        check(Path("/proc/no/such"))
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ConfigError, match="file is not a folder"):
+            check(folder)
+    with pytest.raises(ConfigError, match="written to a local folder"):
+        local_folder("--work", "s3://bucket/x")
+
+
+def test_the_commands_check_before_they_write(made: Path, text: Path, tmp_path: Path) -> None:
+    before = files(made)
+    out = str(made / "output")
+    ended = run(str(MODEL), "--data", str(text), "--work", out, command=("perplexity",))
+    assert (ended.code, ended.stdout) == (2, ""), ended.stderr
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(json.dumps({"data": str(text), "entries": [{"model": str(MODEL)}]}))
+    ended = run(str(spec), "--out", out, command=("compare",))
+    assert (ended.code, ended.stdout) == (2, ""), ended.stderr
+    assert files(made) == before
