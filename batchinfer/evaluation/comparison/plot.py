@@ -6,7 +6,9 @@ The same records give the same bytes with one version of matplotlib. Must not kn
 from __future__ import annotations
 
 import io
+import math
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,10 +29,16 @@ _SIZE_INCHES = (7.6, 4.75)
 _DPI = 144
 #: Above this ratio of the largest to the smallest value the y axis is logarithmic.
 _LOG_RATIO = 10.0
-_MARKERS = "osD^vPX*"
+_MARGIN_Y = 0.12
+_FLOAT_RANGE = (-307.0, 308.0)  # powers of ten
+_MAX_DECADES, _MAX_TICKS = 30, 8
+_MARKERS = "osD^vPX<"
 _MARKER_POINTS = 6.5
 _LABEL_POINTS = 8.5
-_TITLE_CHARS = 70  # of a line
+_TITLE_CHARS, _TITLE_LINES = 70, 4
+#: Characters that are drawn of a name, those that fit into a line of the legend, and what the
+#: sample of a line takes beside a name.
+_LABEL_CHARS, _LEGEND_CHARS, _LINE_CHARS, _HANDLE_CHARS = 36, 70, 92, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +74,9 @@ DARK = Theme(
 
 def draw(picture: Picture, theme: Theme, file_format: Format, title: str | None = None) -> bytes:
     """The image's bytes. Raises ConfigError where matplotlib is not installed."""
-    with _settings(theme):
+    with _settings(theme), warnings.catch_warnings():
+        # A character that the font lacks is drawn as a box; table and page have the whole name.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -132,18 +142,33 @@ def _dress(axes: Axes, picture: Picture, theme: Theme) -> None:
     axes.grid(visible=True, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1, y=_MARGIN_Y)  # room for labels beside and above the outermost points
     values = [point.y for point in picture.points]
     if min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
-        axes.set_yscale("log")
+        _make_logarithmic(axes, min(values), max(values))
     if max(point.x for point in picture.points) >= 10_000:
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(x=0.1, y=0.12)  # room for labels beside and above the outermost points
+
+
+def _make_logarithmic(axes: Axes, low: float, high: float) -> None:
+    """Over very many decades with margins and ticks of our own: matplotlib's leave the range of a
+    float near its end.
+    """
+    axes.set_yscale("log")
+    bottom, top = math.log10(low), math.log10(high)
+    if top - bottom <= _MAX_DECADES:
+        return
+    margin = _MARGIN_Y * (top - bottom)
+    bottom, top = max(bottom - margin, _FLOAT_RANGE[0]), min(top + margin, _FLOAT_RANGE[1])
+    step = math.ceil((top - bottom) / _MAX_TICKS)
+    axes.set_ylim(10**bottom, 10**top)
+    axes.set_yticks([10.0**n for n in range(math.ceil(bottom), math.floor(top) + 1, step)])
+    axes.minorticks_off()
 
 
 def _draw_families(axes: Axes, picture: Picture, theme: Theme) -> None:
     for index, family in enumerate(picture.families):
-        points = _of(picture.points, family)
-        if not points:
+        if not (points := _of(picture.points, family)):
             continue
         axes.plot(
             [point.x for point in points],
@@ -156,9 +181,21 @@ def _draw_families(axes: Axes, picture: Picture, theme: Theme) -> None:
             linewidth=1.4,
             # Beyond the palette a colour comes again, with another line and marker.
             linestyle=("-", "--", ":", "-.")[index // len(theme.families) % 4],
-            label=family,
             clip_on=False,
         )
+
+
+def _drawn(picture: Picture) -> list[str]:
+    """The families that have a point, in the order in which they are drawn."""
+    return [family for family in picture.families if _of(picture.points, family)]
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    """Without its middle: names of one kind differ at the end as often as at the start."""
+    if len(text) <= max_chars:
+        return text
+    head = (max_chars - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (max_chars - 1 - head) :]}"
 
 
 def _of(points: Sequence[Point], family: str) -> list[Point]:
@@ -168,15 +205,26 @@ def _of(points: Sequence[Point], family: str) -> list[Point]:
 
 def _head(figure: Figure, picture: Picture, title: str | None) -> None:
     """Title and legend, above the axes: inside, a legend would cover points or labels."""
-    figure.legend(
+    wrapped = textwrap.wrap(title or "", _TITLE_CHARS, max_lines=_TITLE_LINES, placeholder=" …")
+    families = _drawn(picture)
+    max_chars = _LEGEND_CHARS if len(families) <= 4 else _LEGEND_CHARS // 2
+    longest = min(max(map(len, families)), max_chars)
+    legend = figure.legend(
+        figure.axes[0].get_lines(),
+        # Written below: matplotlib leaves out a label that begins with an underscore.
+        [str(number) for number in range(len(families))],
         loc="outside upper left",
-        ncols=min(len({point.family for point in picture.points}), 4),
+        ncols=max(1, min(len(families), 4, _LINE_CHARS // (longest + _HANDLE_CHARS))),
         frameon=False,
         handlelength=1.8,
-        title="\n".join(textwrap.wrap(title or "", _TITLE_CHARS)) or None,
+        title="\n".join(wrapped) or None,
         title_fontproperties={"size": 11.5, "weight": "bold"},
         alignment="left",
     )
+    for family, text in zip(families, legend.get_texts(), strict=True):
+        text.set_parse_math(False)
+        text.set_text(_shortened(family, max_chars))
+    legend.get_title().set_parse_math(False)
 
 
 def _draw_labels(axes: Axes, picture: Picture, theme: Theme) -> None:
@@ -189,11 +237,12 @@ def _draw_labels(axes: Axes, picture: Picture, theme: Theme) -> None:
     backing = {"boxstyle": "square,pad=0.05", "facecolor": theme.background, "linewidth": 0}
     for point, label, place in zip(picture.points, labels, places, strict=True):
         axes.annotate(
-            point.label,
+            _shortened(point.label, _LABEL_CHARS),
             (place.box.left, place.box.bottom),
             xycoords="figure points",
             fontsize=_LABEL_POINTS,
             zorder=3,
+            parse_math=False,
             bbox=backing,
         )
         if (leader := leader_of(label, place)) is not None:
@@ -218,7 +267,8 @@ def _measured(axes: Axes, picture: Picture) -> list[Label]:
     pixels = axes.transData.transform([(point.x, point.y) for point in picture.points])
     labels = []
     for point, (x, y) in zip(picture.points, pixels, strict=True):
-        text = axes.text(0, 0, point.label, fontsize=_LABEL_POINTS)
+        shown = _shortened(point.label, _LABEL_CHARS)
+        text = axes.text(0, 0, shown, fontsize=_LABEL_POINTS, parse_math=False)
         size = _in_points(axes, text.get_window_extent().extents)
         text.remove()
         at = _in_points(axes, (x, y, x, y))

@@ -21,6 +21,7 @@ from batchinfer.config.model import Dtype, Quantization
 from batchinfer.config.section import Section, key_error
 from batchinfer.config.values import MAX_COUNT, FrozenMapping, LocalOrHub, Text, Tuple, thaw
 from batchinfer.errors import ConfigError
+from batchinfer.evaluation.comparison.names import Name, check_name
 from batchinfer.evaluation.record import Request
 from batchinfer.evaluation.settings import SECTIONS, is_allowed
 
@@ -60,12 +61,12 @@ class Entry(_Shared):
     """One model, in one format or in several."""
 
     model: LocalOrHub = Field(description="Model folder or hub name.")
-    family: Text | None = Field(
+    family: Name | None = Field(
         default=None,
         description="Points of a family have one colour and are joined; null: the name of the "
         "model folder.",
     )
-    label: Text | None = Field(
+    label: Name | None = Field(
         default=None,
         description="What the entry is called; null: the family, and the quantization if one is "
         "asked for.",
@@ -79,7 +80,7 @@ class Entry(_Shared):
         description="Short for an entry with each of these quantizations.",
     )
     dtype: Dtype = Field(default="auto", description="As model.dtype of a job.")
-    reference: Text | None = Field(
+    reference: Name | None = Field(
         default=None,
         description="Label of the entry that this one is compared with; null: the spec's.",
     )
@@ -91,6 +92,13 @@ class Entry(_Shared):
                 raise key_error("label", "one label for several formats: leave it out, or formats")
             if self.quantization != "auto":
                 raise key_error("quantization", "give it or formats, not both")
+        if self.family is None:
+            try:
+                check_name(self.family_name)
+            except ValueError as error:
+                raise key_error(
+                    "model", f"its name is that of a family, which {error}: give a family"
+                ) from None
         return self
 
     @property
@@ -107,7 +115,7 @@ class Entry(_Shared):
 class Spec(_Shared):
     """A comparison: one text, many models and formats."""
 
-    title: Text | None = Field(default=None, description="Above the table and the plots.")
+    title: Name | None = Field(default=None, description="Above the table and the plots.")
     data: Text = Field(default="wikitext2", description="As --data of `batchinfer perplexity`.")
     column: Text | None = Field(default=None, description="Of data that is Parquet: the texts.")
     context: int = Field(default=2048, ge=2, le=MAX_COUNT, description="Tokens of a window.")
@@ -120,7 +128,7 @@ class Spec(_Shared):
     max_rows: int | None = Field(
         default=None, ge=1, le=MAX_COUNT, description="Windows; null: all of the text."
     )
-    reference: Text | None = Field(
+    reference: Name | None = Field(
         default=None,
         description="Label of the entry that the others' KL divergence is measured from.",
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import pytest
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.comparison.axes import page_pictures, picture_of
 from batchinfer.evaluation.comparison.plot import DARK, LIGHT, Format, Theme, draw
+from batchinfer.evaluation.record import Record
 from tests.evaluation.comparison.made_up import failed, many, record
 
 THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
@@ -88,6 +91,59 @@ def test_drawing_leaves_the_programs_own_matplotlib_as_it_is() -> None:
     before = dict(mpl.rcParams)
     draw(picture_of(many(1), "bits", "perplexity"), DARK, "svg")
     assert dict(mpl.rcParams) == before
+
+
+@pytest.fixture
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is drawn as plain text, in the order of drawing."""
+    from matplotlib.backends.backend_svg import RendererSVG
+
+    drawn: list[str] = []
+    draw_text = RendererSVG.draw_text
+
+    def spy(self: Any, gc: Any, x: float, y: float, text: str, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("ismath", args[2] if len(args) > 2 else False):
+            drawn.append(text)
+        draw_text(self, gc, x, y, text, *args, **kwargs)
+
+    monkeypatch.setattr(RendererSVG, "draw_text", spy)
+    return drawn
+
+
+@pytest.mark.slow
+def test_names_are_drawn_as_they_are_written(texts: list[str]) -> None:
+    """No formulas between dollars, and no family missing that begins with an underscore."""
+    records = [
+        record("price $\\frac{$", "cost $5 and $6"),
+        record("_a", "_hidden", layer_bits_per_weight=4.0),
+    ]
+    draw(picture_of(records, "bits", "perplexity"), LIGHT, "svg", "of $\\frac{$ and $6")
+    names = {"price $\\frac{$", "cost $5 and $6", "_a", "_hidden", "of $\\frac{$ and $6"}
+    assert names <= set(texts)
+
+
+@pytest.mark.slow
+def test_a_name_that_is_too_long_loses_its_middle(texts: list[str]) -> None:
+    long = f"start{'x' * 300}end"
+    records = [record(long, "f"), record("b", long, layer_bits_per_weight=4.0)]
+    draw(picture_of(records, "bits", "perplexity"), LIGHT, "svg", long)
+    short = [text for text in texts if text.startswith("start") and text.endswith("end")]
+    assert len(short) == 2 and all("…" in text and len(text) <= 70 for text in short)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record("a", perplexity=1e300)],
+        [record("a", perplexity=1e304), record("b", perplexity=1.0)],
+        [record("漢", "字")],
+    ],
+)
+def test_drawing_says_nothing(records: list[Record]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert draw(picture_of(records, "bits", "perplexity"), LIGHT, "svg", "漢")
 
 
 def luminance(colour: str) -> float:

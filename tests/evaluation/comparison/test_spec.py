@@ -160,3 +160,33 @@ def test_filter_chooses_labels_by_glob(tmp_path: Path) -> None:
     assert choose(found, []) == found
     with pytest.raises(ConfigError, match=r"--filter int\* matches no label; there are 'a fp32'"):
         choose(found, ["int*"])
+
+
+@pytest.mark.parametrize("key", ["label", "family", "title"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\x1b[31mred", "has U+001B at character 2"),
+        ("two\nlines", "must be one line"),
+        ("turned\u202earound", "has U+202E"),
+        ("no\ufffecharacter", "has U+FFFE"),
+        ("half \ud800", "has U+D800"),
+        ("  ", "must not be blank"),
+        ("a ", "must not begin or end with a space"),
+    ],
+)
+def test_a_name_is_a_line_of_text(tmp_path: Path, key: str, name: str, message: str) -> None:
+    entry = {"model": "m"} | ({} if key == "title" else {key: name})
+    spec = {"entries": [entry]} | ({key: name} if key == "title" else {})
+    with pytest.raises(ConfigError) as caught:
+        planned(tmp_path, json.dumps(spec, indent=1), "spec.json")
+    assert message in str(caught.value)
+    assert f"spec.json:{7 if key == 'title' else 5}" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_folder_whose_name_is_no_line_of_text_needs_a_family(tmp_path: Path) -> None:
+    entry = {"model": "models/a\x1bb"}
+    with pytest.raises(ConfigError, match=r"model: its name .* has U\+001B .*: give a family"):
+        planned(tmp_path, json.dumps({"entries": [entry]}), "spec.json")
+    assert planned(tmp_path, json.dumps({"entries": [entry | {"family": "f"}]}), "spec.json")
