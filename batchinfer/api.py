@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 8192
 _BUG = 1
+_OVERRIDES = "overrides"
 
 
 def run(
@@ -62,13 +63,15 @@ def run(
     Stopped when `limits.max_seconds` is over, RepeatedDeath for rows that ended two runs. Finished
     rows are durable whatever is raised: call it again.
     """
+    _check_flags(restart=restart, retry_failed=retry_failed)
     if restart and slice is not None:
         raise ConfigError("restart concerns the whole output: use it without slice")
     if slice is not None and not _is_slice(slice):
-        raise ConfigError(f"slice {slice} is not (i, n), two whole numbers with 1 <= i <= n")
+        raise ConfigError(f"slice {slice!r} is not (i, n), two whole numbers with 1 <= i <= n")
     if limit is not None and not (_is_whole(limit) and limit >= 1):
         raise ConfigError(f"limit {limit!r} is not a whole number of at least 1")
-    parsed = _parsed(job, overrides or {})
+    parsed = _parsed(job, {} if overrides is None else overrides)
+    slice = None if slice is None else (slice[0], slice[1])
     options = RunOptions(limit=limit, slice=slice, restart=restart, retry_failed=retry_failed)
     process = Process(Counters(Clock()), startup=StartUp(process_age_s=0.0))
     process.stop.set_max_seconds(parsed.limits.max_seconds)
@@ -86,6 +89,12 @@ def run(
             started.end(exit_code)
 
 
+def _check_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False, not {value!r}")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -99,19 +108,27 @@ def _is_slice(value: object) -> bool:
 def _parsed(
     job: str | PathLike[str] | Mapping[str, Any] | Job, overrides: Mapping[str, Any]
 ) -> Job:
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f'overrides must be a dict such as {{"sampling.max_tokens": 64}}, not {overrides!r}'
+        )
     sets = [f"{key}={_json(key, value)}" for key, value in overrides.items()]
     if isinstance(job, str | PathLike):
-        return load_job(job, sets).job
+        return load_job(job, sets, sets_name=_OVERRIDES).job
     if isinstance(job, Job):
-        return job_from(job.model_dump(mode="json"), sets) if sets else job
+        if not sets:
+            return job
+        job = job.model_dump(mode="json")
     if not isinstance(job, Mapping):
         raise ConfigError(
             f"job must be a job file's path, its content as a dict, or a Job, not {job!r}"
         )
-    return job_from(job, sets)
+    return job_from(job, sets, sets_name=_OVERRIDES)
 
 
-def _json(key: str, value: object) -> str:
+def _json(key: object, value: object) -> str:
+    if not isinstance(key, str) or "=" in key:
+        raise ConfigError(f"overrides: {key!r} is no dotted key such as 'sampling.max_tokens'")
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
@@ -128,6 +145,8 @@ def scan(output: str | PathLike[str]) -> pl.LazyFrame:
     """
     import polars as pl
 
+    if not isinstance(output, str | PathLike) or "\0" in fspath(output):
+        raise ConfigError(f"output must be a folder, an s3:// location or a job, not {output!r}")
     store = open_location(fspath(output))
     record = records.read_job(store)
     if record is None:

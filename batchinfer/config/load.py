@@ -26,6 +26,7 @@ from batchinfer.config.yaml12 import MAX_DEPTH, Document, load_yaml
 from batchinfer.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "BATCHINFER__"
+SET_OPTION = "--set"
 MAX_JOB_BYTES = 4 << 20
 _LEADING_TABS = re.compile(r"^[ \t]*\t[ \t]*", re.MULTILINE)
 _S = TypeVar("_S", bound=BaseModel)
@@ -33,7 +34,9 @@ _S = TypeVar("_S", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class LoadedJob:
-    """A job and each setting's origin: "jobs/x.yaml:7", "--set", a variable's name or "default"."""
+    """A job and each setting's origin: "jobs/x.yaml:7", "--set", "overrides", a variable's name or
+    "default".
+    """
 
     job: Job
     origins: Mapping[str, str]  # dotted key -> origin
@@ -44,7 +47,7 @@ class LoadedJob:
 class _Override:
     key: tuple[str, ...]
     text: str
-    origin: str  # "--set" or the variable's name
+    origin: str  # "--set", "overrides" or the variable's name
 
     @property
     def value(self) -> Any:
@@ -57,38 +60,47 @@ class _Override:
         """`key`, meant by the part at `depth`, as the user writes it, with the parts after it."""
         whole = ".".join([key, *self.key[depth + 1 :]])
         key = whole if whole in settings() else key
-        return key if self.origin == "--set" else _variable(key)
+        return _variable(key) if self.is_variable else key
+
+    @property
+    def is_variable(self) -> bool:
+        return self.origin.startswith(ENVIRONMENT_PREFIX)
 
 
 def load_job(
     path: str | os.PathLike[str],
     sets: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
+    *,
+    sets_name: str = SET_OPTION,
 ) -> LoadedJob:
     """Load the job file at `path` with its overrides. `environ` None: this process's environment.
 
-    Raises ConfigError naming every problem.
+    `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
     """
     document = _read(os.fspath(path))
-    return _load(document, sets, os.environ if environ is None else environ, os.fspath(path))
+    environ = os.environ if environ is None else environ
+    return _load(document, sets, environ, os.fspath(path), sets_name)
 
 
-def job_from(data: Mapping[str, Any], sets: Sequence[str] = ()) -> Job:
+def job_from(
+    data: Mapping[str, Any], sets: Sequence[str] = (), *, sets_name: str = SET_OPTION
+) -> Job:
     """The job that a mapping describes as a job file does. The environment is not looked at.
 
-    Raises ConfigError naming every problem.
+    `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
     """
     document = Document(data=copy.deepcopy(dict(data)), lines={}, problems=())
-    return _load(document, sets, {}, "job").job
+    return _load(document, sets, {}, "job", sets_name).job
 
 
 def _load(
-    document: Document, sets: Sequence[str], environ: Mapping[str, str], name: str
+    document: Document, sets: Sequence[str], environ: Mapping[str, str], name: str, sets_name: str
 ) -> LoadedJob:
     problems = list(document.problems)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
     overrides = [*_from_environment(environ, problems)]
-    overrides += _from_sets(sets, problems)
+    overrides += _from_sets(sets, sets_name, problems)
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
     if unusable := [_placed(key, sentence, origins, name) for key, sentence in _unusable(data, "")]:
@@ -175,13 +187,13 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
                 yield override
 
 
-def _from_sets(sets: Iterable[str], problems: list[str]) -> Iterator[_Override]:
+def _from_sets(sets: Iterable[str], origin: str, problems: list[str]) -> Iterator[_Override]:
     for assignment in sets:
         key, equals, text = assignment.partition("=")
         if not equals:
-            problems.append(f"--set {shown(assignment)}: must look like section.key=value")
+            problems.append(f"{origin} {shown(assignment)}: must look like section.key=value")
             continue
-        override = _Override(tuple(key.strip().split(".")), text, "--set")
+        override = _Override(tuple(key.strip().split(".")), text, origin)
         if _is_known(override, problems):
             yield override
 
@@ -195,7 +207,7 @@ def _is_known(override: _Override, problems: list[str]) -> bool:
             near = nearest_keys(model, ".".join(override.key[:depth]), part)
             sentence = unknown_key(model, [override.spell(key, depth) for key in near])
             key = ".".join(override.key)
-            place = f"--set {key}" if override.origin == "--set" else override.origin
+            place = override.origin if override.is_variable else f"{override.origin} {key}"
             problems.append(f"{place}: {sentence}")
             return False
         inner = submodel(field.annotation)

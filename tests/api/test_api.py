@@ -97,23 +97,40 @@ def test_the_options_are_those_of_the_command(folder: Place, settings: dict[str,
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "sentence"),
     [
-        {"limit": 0},
-        {"limit": 1.5},
-        {"slice": (3, 2)},
-        {"slice": (1.5, 3)},
-        {"slice": 1},
-        {"slice": (1, 2, 3)},
-        {"slice": (1, 2), "restart": True},
-        {"overrides": {"input.path": Path("in")}},
+        ({"limit": 0}, "limit 0 is not"),
+        ({"limit": 1.5}, "limit 1.5 is not"),
+        ({"limit": "3"}, "limit '3' is not"),
+        ({"slice": (3, 2)}, "slice (3, 2) is not"),
+        ({"slice": (1.5, 3)}, "slice (1.5, 3) is not"),
+        ({"slice": 1}, "slice 1 is not"),
+        ({"slice": "1/2"}, "slice '1/2' is not"),
+        ({"slice": (1, 2, 3)}, "slice (1, 2, 3) is not"),
+        ({"slice": (1, 2), "restart": True}, "restart concerns the whole output"),
+        ({"restart": "no"}, "restart must be True or False, not 'no'"),
+        ({"retry_failed": 1}, "retry_failed must be True or False, not 1"),
+        ({"overrides": {"input.path": Path("in")}}, "overrides: input.path: "),
+        ({"overrides": {"x.y": 1}}, "overrides x.y: unknown key"),
+        ({"overrides": {"sampling.max_tokens": 0}}, "overrides: sampling.max_tokens: must be"),
+        ({"overrides": {3: 1}}, "overrides: 3 is no dotted key"),
+        ({"overrides": {"a=b": 1}}, "overrides: 'a=b' is no dotted key"),
+        ({"overrides": "a=b"}, "overrides must be a dict"),
+        ({"overrides": 0}, "overrides must be a dict"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(
-    settings: dict[str, Any], options: dict[str, Any]
+def test_options_that_mean_nothing_are_refused_by_their_names(
+    settings: dict[str, Any], options: dict[str, Any], sentence: str
 ) -> None:
-    with pytest.raises(errors.ConfigError):
+    with pytest.raises(errors.ConfigError) as caught:
         batchinfer.run(settings, **options)
+    assert sentence in str(caught.value) and "--set" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [3, None, b"out", "a\0b"])
+def test_what_can_be_no_output_is_refused(given: Any) -> None:
+    with pytest.raises(errors.ConfigError, match="output must be a folder"):
+        batchinfer.scan(given)
 
 
 @pytest.mark.parametrize("given", [3, None, b"job.yaml", [("version", 1)]])
