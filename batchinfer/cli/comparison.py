@@ -13,10 +13,12 @@ from pathlib import Path
 import click
 
 from batchinfer.errors import ConfigError, TooManyFailedRows, TransientError
+from batchinfer.evaluation.comparison.axes import NothingToPlot
 from batchinfer.evaluation.comparison.cache import Cache
+from batchinfer.evaluation.comparison.names import check_name, printable
 from batchinfer.evaluation.comparison.outputs import write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.plot import is_available
-from batchinfer.evaluation.comparison.run import check_inputs, choose, compare, needed
+from batchinfer.evaluation.comparison.run import check_inputs, check_plot, choose, compare, needed
 from batchinfer.evaluation.comparison.spec import read_spec, requests_of
 from batchinfer.evaluation.comparison.table import table_lines
 from batchinfer.evaluation.folders import check_out, local_folder
@@ -46,29 +48,50 @@ def compare_spec(
     TransientError, TooManyFailedRows if entries failed: everything else is measured and written.
     """
     spec = read_spec(spec_path)
+    if title is not None:
+        _check_title(title)
     planned = requests_of(spec)
     shown = choose(planned, patterns)
     planned = needed(planned, shown)
     check_inputs(planned, spec_path)
-    if plot is not None and not is_available():
-        raise ConfigError("--plot needs matplotlib: pip install 'batchinfer[plot]'")
+    if plot is not None:
+        if not is_available():
+            raise ConfigError("--plot needs matplotlib: pip install 'batchinfer[plot]'")
+        check_plot(shown, plot.x, plot.y)
     folder = _folder(out, spec_path)
     check_out(folder)
-    done = compare(planned, shown, Cache(folder), _Report(), is_cleared=is_cleared)
-    heading = title or spec.title or Path(spec_path).stem
+    report = _Report()
+    done = compare(planned, shown, Cache(folder), report, is_cleared=is_cleared)
+    heading = title or spec.title or printable(Path(spec_path).stem)
     write_results(done.records, folder, heading)
     files = [folder / "results.parquet", write_page(done.records, folder, heading)]
     for line in table_lines(done.records):
         click.echo(line)
-    if plot is not None and any(record.error is None for record in done.records):
-        files += write_plot(
-            done.records, folder, plot.x, plot.y, title=title or spec.title, is_dark=plot.is_dark
-        )
-    click.echo(f"written: {', '.join(map(str, files))}", err=True)
+    try:
+        if plot is not None and any(record.error is None for record in done.records):
+            files += write_plot(
+                done.records,
+                folder,
+                plot.x,
+                plot.y,
+                title=title or spec.title,
+                is_dark=plot.is_dark,
+            )
+    except NothingToPlot as error:  # the entries' failures decide the exit code
+        report.warns(f"no plot was written: {error}")
+    finally:
+        click.echo(f"written: {', '.join(map(str, files))}", err=True)
     if done.exit_code == TransientError.exit_code:
         raise TransientError(done.message)
     if done.exit_code:
         raise TooManyFailedRows(done.message)
+
+
+def _check_title(title: str) -> None:
+    try:
+        check_name(title)
+    except ValueError as error:
+        raise ConfigError(f"--title {error}") from None
 
 
 def _folder(out: str | None, spec_path: str) -> Path:

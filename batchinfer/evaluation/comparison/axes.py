@@ -12,6 +12,10 @@ from batchinfer.errors import ConfigError
 from batchinfer.evaluation.record import Record
 
 
+class NothingToPlot(ConfigError):
+    """No entry has both figures."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """A figure to plot. `title` has its unit."""
@@ -61,7 +65,7 @@ class Picture:
 
 
 def picture_of(records: Sequence[Record], x: str, y: str) -> Picture:
-    """The points of all records that have both figures. Raises ConfigError if none has."""
+    """The points of all records that have both figures. Raises NothingToPlot if none has."""
     x_axis, y_axis = X_AXES[x], Y_AXES[y]
     points = [
         Point(_short(record), record.family, float(at_x), float(at_y))
@@ -71,7 +75,7 @@ def picture_of(records: Sequence[Record], x: str, y: str) -> Picture:
         and (at_y := y_axis.value(record)) is not None
     ]
     if not points:
-        raise ConfigError(
+        raise NothingToPlot(
             f"nothing to plot: no entry has both {x} and {y}"
             + (". For kl the spec needs a reference" if y == "kl" else "")
         )
@@ -99,7 +103,7 @@ def page_pictures(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _has_two(records: Sequence[Record], x: str, y: str) -> bool:
     try:
         points = picture_of(records, x, y).points
-    except ConfigError:
+    except NothingToPlot:
         return False
     return len({(point.x, point.y) for point in points}) > 1
 

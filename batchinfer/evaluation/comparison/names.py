@@ -31,4 +31,9 @@ def check_name(value: str) -> str:
     return value
 
 
+def printable(text: str) -> str:
+    """With U+FFFD for each character that `check_name` would refuse."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
 Name = Annotated[Text, AfterValidator(check_name)]

@@ -317,6 +317,20 @@ def test_a_plot_is_drawn_on_request(bench: Bench) -> None:
     assert "<title>A title</title>" in (bench.out / "comparison.html").read_text()
 
 
+def test_a_plot_of_what_failed_leaves_the_exit_code_to_the_failures(bench: Bench) -> None:
+    """The only entry with a reference fails: the rest is written, a warning says what is not."""
+    damaged = bench.folder / "damaged"
+    shutil.copytree(MODEL, damaged)
+    (damaged / "config.json").write_text("{")
+    entries = [{"model": str(MODEL)}, {"model": str(damaged)}]
+    ended = bench.compare(bench.write(entries=entries, reference="model"), "-p", "-y", "kl")
+    assert ended.code == 3
+    assert "warning: no plot was written: nothing to plot" in ended.stderr
+    written = ended.stderr.partition("\nwritten: ")[2].partition("\n")[0].split(", ")
+    assert [Path(file).name for file in written] == ["results.parquet", "comparison.html"]
+    assert all(Path(file).exists() for file in written)
+
+
 def with_other_tokenizer(folder: Path) -> str:
     """A copy of the demo model in which two tokens have each other's ids."""
     model = folder / "other"
