@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from batchinfer.cli.options import TextCommand
 
-@click.command(short_help="Compare many models and formats: quality, size, speed.")
+
+@click.command(cls=TextCommand, short_help="Compare many models and formats: quality, size, speed.")
 @click.argument("spec", type=click.Path(dir_okay=False))
 @click.option(
     "--out",

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from batchinfer.cli.compare import compare
-from batchinfer.cli.options import PRICE
+from batchinfer.cli.options import PRICE, TextCommand
 
 
-@click.command(short_help="Measure the perplexity of a model on a text.")
+@click.command(cls=TextCommand, short_help="Measure the perplexity of a model on a text.")
 @click.argument("model")
 @click.option(
     "--data",
@@ -86,7 +86,7 @@ def perplexity(
     show_perplexity(request, work, restart=restart, layers=layers)
 
 
-@click.command(short_help="Compare two finished outputs over the same rows.")
+@click.command(cls=TextCommand, short_help="Compare two finished outputs over the same rows.")
 @click.argument("one")
 @click.argument("other")
 @click.option(
@@ -106,7 +106,7 @@ def pair(one: str, other: str, price_per_hour: float | None) -> None:
     click.echo(compared(one, other, price_per_hour=price_per_hour).model_dump_json(indent=2))
 
 
-@click.command(short_help="Score a finished output against a reference column.")
+@click.command(cls=TextCommand, short_help="Score a finished output against a reference column.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("--reference", metavar="COLUMN", help="Kept column with the right completions.")
 @click.option("--rouge", is_flag=True, help="Also compute ROUGE-L; needs batchinfer[grade].")

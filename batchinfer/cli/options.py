@@ -12,8 +12,22 @@ from typing import Any, TypeVar
 
 import click
 
+from batchinfer.errors import printable
+
 _MAX_PRICE = 1e15
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class TextCommand(click.Command):
+    """Takes only arguments that are text, as it writes them into records."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for arg in args:
+            try:
+                arg.encode()
+            except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+                raise click.UsageError(f"{printable(arg)} is not UTF-8 text", ctx) from None
+        return super().parse_args(ctx, args)
 
 
 def job_argument(command: _F) -> _F:

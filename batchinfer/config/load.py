@@ -126,11 +126,11 @@ def load_section(path: str | os.PathLike[str], model: type[_S], what: str) -> _S
     document = _read(name, what)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
     problems = list(document.problems)
+    problems += (_placed(key, why, origins, name) for key, why in _unusable(document.data, ""))
     try:
         section = model.model_validate(document.data)
     except ValidationError as error:
-        found = translate(error, model)
-        problems += (_placed(key, sentence, origins, name) for key, sentence in found)
+        problems += (_placed(key, why, origins, name) for key, why in translate(error, model))
         section = None
     if section is None or problems:
         raise ConfigError("\n".join(problems))

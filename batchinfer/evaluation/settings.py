@@ -5,6 +5,7 @@ Must not know: specs, options' values, how anything is measured.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,10 @@ def is_allowed(key: str) -> bool:
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError for settings that would make it another measurement than is recorded."""
     for key, value in settings.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # "\\ud800" in YAML
+            raise ConfigError(f"--set {key}: the value is not valid text") from None
         instead = _OPTIONS.get(key) or _OPTIONS.get(key.partition(".")[0])
         if instead is not None:
             raise ConfigError(f"--set {key}: it is part of what is measured: use {instead}")

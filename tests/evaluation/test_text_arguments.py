@@ -1,0 +1,51 @@
+"""What stands in records is text: bytes that are none are the caller's to mend, not a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from batchinfer.errors import ConfigError
+from batchinfer.evaluation.comparison.spec import read_spec
+from batchinfer.evaluation.settings import check_settings
+from tests.support.jobs import MODEL, run
+
+NO_TEXT = os.fsdecode(b"a\xffb")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("perplexity", (str(MODEL), "--label", NO_TEXT)),
+        ("perplexity", (str(MODEL), f"--data={NO_TEXT}")),
+        ("compare", ("spec.yaml", "--title", NO_TEXT)),
+        ("compare", (NO_TEXT,)),
+        ("pair", (NO_TEXT, "x")),
+        ("grade", ("x", "--reference", NO_TEXT)),
+    ],
+)
+def test_arguments_that_are_not_utf_8_are_refused(command: str, arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments, command=(command,))
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "is not UTF-8 text" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "changes", [{"title": "\ud800"}, {"settings": {"engine.options.x": ["\ud800"]}}]
+)
+def test_a_spec_with_half_a_character_is_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({"entries": [{"model": str(MODEL)}]} | changes))
+    with pytest.raises(ConfigError, match="is not valid text"):
+        read_spec(path)
+
+
+def test_a_setting_with_half_a_character_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.options\.x: the value is not valid text"):
+        check_settings({"engine.options.x": "\ud800"})
