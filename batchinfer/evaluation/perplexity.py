@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,6 +278,9 @@ def _write_job(job: Job, work: Path) -> None:
 
 
 def _write(path: Path, content: str) -> None:
+    """As a whole: a folder with half of a job file would be taken for another's."""
     with os_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(path)
