@@ -15,6 +15,7 @@ import click
 from batchinfer.errors import ConfigError, TooManyFailedRows, TransientError
 from batchinfer.evaluation.comparison.axes import NothingToPlot
 from batchinfer.evaluation.comparison.cache import Cache
+from batchinfer.evaluation.comparison.columns import figure_text
 from batchinfer.evaluation.comparison.names import check_name, printable
 from batchinfer.evaluation.comparison.outputs import write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.plot import is_available
@@ -115,7 +116,9 @@ class _Report:
             click.secho(f"{record.label}: failed: {record.error}", err=True, fg="red")
             return
         took = "kept from before" if is_cached else f"{time.monotonic() - self._begun_s:.0f} s"
-        click.echo(f"{record.label}: perplexity {record.perplexity:,.4f} ({took})", err=True)
+        click.echo(
+            f"{record.label}: perplexity {figure_text(record.perplexity, 4)} ({took})", err=True
+        )
 
     def warns(self, message: str) -> None:
         click.secho(f"warning: {message}", err=True, fg="yellow")

@@ -33,18 +33,21 @@ def size_text(num_bytes: int | None) -> str:
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _number(name: str, digits: int) -> Callable[[Record], str]:
-    def text(record: Record) -> str:
-        value = getattr(record, name)
-        return "" if value is None else f"{value:,.{digits}f}"
+def figure_text(value: float | None, digits: int) -> str:
+    """With `digits` decimals; beyond 9 digits before them as 1.234e+300."""
+    if value is None:
+        return ""
+    return f"{value:,.{digits}f}" if abs(value) < 1e9 else f"{value:.3e}"
 
-    return text
+
+def _number(name: str, digits: int) -> Callable[[Record], str]:
+    return lambda record: figure_text(getattr(record, name), digits)
 
 
 def _interval(record: Record) -> str:
     if record.perplexity_low is None or record.perplexity_high is None:
         return ""
-    return f"{record.perplexity_low:,.3f} to {record.perplexity_high:,.3f}"
+    return f"{figure_text(record.perplexity_low, 3)} to {figure_text(record.perplexity_high, 3)}"
 
 
 def _share(record: Record) -> str:

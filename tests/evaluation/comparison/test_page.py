@@ -24,6 +24,12 @@ def test_a_table_has_a_line_for_each_entry() -> None:
     assert lines[2] == "demo qtip  failed: it broke"
 
 
+def test_a_figure_beyond_measure_does_not_widen_the_table() -> None:
+    lines = table_lines([record("a", perplexity=1.5e300, perplexity_high=2e301)])
+    assert "1.500e+300" in lines[1] and "to 2.000e+301" in lines[1]
+    assert len(lines[1]) < 150
+
+
 def test_a_column_that_nobody_has_is_left_out() -> None:
     assert "KL" not in table_lines([record()])[0]
     assert "KL" in table_lines([record(), record("c", kl=0.01)])[0]
