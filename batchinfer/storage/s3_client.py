@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
 
-from batchinfer.storage.retry import RetryPolicy
+from batchinfer.errors import ConfigError
+from batchinfer.storage.retry import RetryableFailure, RetryPolicy
 from batchinfer.storage.s3_errors import (
     LostConnection,
     NoS3Answer,
@@ -22,6 +23,7 @@ from batchinfer.storage.s3_errors import (
     no_s3_server,
     other_scheme,
 )
+from batchinfer.storage.s3_profile import no_client, no_credentials
 from batchinfer.storage.s3_setup import right_scheme
 
 T = TypeVar("T")
@@ -137,7 +139,7 @@ class S3Client:
                 self._filesystem.loop, self._request, operation, arguments
             )
         except Exception as error:  # classified by status, code and class; the unforeseen goes on
-            failure = classify(error, what, url, was_accepted=self._was_accepted)
+            failure = self._classified(error, what, url)
             if failure is error:
                 raise
             if isinstance(failure, NoS3Answer):
@@ -150,6 +152,18 @@ class S3Client:
             failure = NoS3Answer(f"no {field} in the answer to {operation}")
             raise self._foreign(what, url, failure)
         return response
+
+    def _classified(self, error: Exception, what: str, url: str) -> Exception:
+        """`classify`, and what the AWS configuration files are to blame for."""
+        session = self._filesystem.session
+        if wrong := no_credentials(error, session):
+            if self._was_accepted:  # not wrong from the start: the program may find its way again
+                return RetryableFailure(wrong)
+            return ConfigError(f"cannot {what} {url}: {wrong}")
+        failure = classify(error, what, url, was_accepted=self._was_accepted)
+        if failure is error and self._connection is None and not isinstance(error, MemoryError):
+            return ConfigError(f"cannot {what} {url}: {no_client(error, session)}")
+        return failure
 
     def _foreign(self, what: str, url: str, failure: NoS3Answer) -> Exception:
         self._num_foreign_answers += 1

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -581,6 +582,66 @@ def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
         with pytest.raises(ConfigError, match=words):
             call()
     assert not proxy.seen
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("s3 = yes", "`s3 =` of profile default in .*config .AWS_CONFIG_FILE.*indented lines"),
+        (
+            "credential_process = /bin/false",
+            "credential_process of profile default .* said nothing",
+        ),
+        (
+            "credential_process = sh -c 'echo vault is sealed >&2; exit 1'",
+            "failed: vault is sealed",
+        ),
+        ("credential_process = echo hello", "credential_process of .* does not print JSON"),
+        ("credential_process = echo 1", "correct profile default in .*config"),
+        ("credential_process = echo '{\"Version\": 1}'", "credential_process .*AccessKeyId"),
+        (
+            "role_arn = arn:aws:iam::1:role/r\ncredential_source = Environment",
+            "profile default in .*config .*gives no credentials",
+        ),
+    ],
+)
+def test_a_line_of_the_configuration_file_that_gives_no_client_is_named_at_once(
+    lines: str, words: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "default")
+    if "s3" not in lines:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (tmp_path / "config").write_text(f"[default]\n{lines}\n")
+    opened = open_store("s3://bucket/x", retry_s=60)
+    for call in (lambda: opened.put("k", b""), lambda: opened.read("k")):
+        with pytest.raises(ConfigError, match=words):
+            call()
+    assert not proxy.seen
+
+
+@pytest.mark.parametrize("provider", ["custom-process", "container-role"])
+def test_a_provider_of_credentials_that_fails_in_mid_run_is_waited_for(
+    provider: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("k", b"content")
+    num_failing = 0
+    request = S3Client._request
+
+    async def failing(self: S3Client, *arguments: Any) -> dict[str, Any]:
+        nonlocal num_failing
+        if num_failing > 0:
+            num_failing -= 1
+            raise CredentialRetrievalError(provider=provider, error_msg="sealed")
+        return await request(self, *arguments)
+
+    monkeypatch.setattr(S3Client, "_request", failing)
+    num_failing = 2
+    assert store.read("k") == b"content"
+    num_failing = 1_000_000
+    with pytest.raises(TransientError, match="sealed"):
+        store.read("k")
 
 
 def test_refused_credentials_name_a_variable_that_ends_in_a_newline(
