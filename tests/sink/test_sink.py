@@ -166,6 +166,6 @@ def test_polars_and_pyarrow_read_what_is_written(results: list[Result]) -> None:
 def test_a_result_says_how_much_memory_it_holds() -> None:
     chunk = chunk_of(0, 1)
     small, large = (Result(chunk, 0, 0, completion_of(n), 0).size_bytes for n in (0, 100))
-    num_bytes = 100 * (4 + 4) + 5050 * (4 + 4)
+    num_bytes = 100 * (4 + 4 + 4) + 5050 * (4 + 4)  # token, logprob, offset; then each top entry
     assert large - small == num_bytes
     assert small > chunk.carried_row_bytes
