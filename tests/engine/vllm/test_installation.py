@@ -12,7 +12,7 @@ import pytest
 
 from batchinfer.engine.vllm import installation
 from batchinfer.engine.vllm.installation import check_variables, installation_fault
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, import_failure
 from tests.support.endings import must_fail
 from tests.support.jobs import ROOT, Place, job, rows, run, write_job
 
@@ -63,6 +63,51 @@ def test_doctor_names_the_first_cause_whatever_an_import_raises(tmp_path: Path) 
     doctor = run("doctor", command=(), environ=environ, engine="real")
     assert doctor.code == 2 and "operator gone::nms" in doctor.stdout
     assert "Traceback" not in doctor.stderr
+
+
+@pytest.mark.parametrize("value", ["abc", "it's 10"])
+def test_a_variable_that_a_library_cannot_read_is_named(
+    value: str, small: Path, tmp_path: Path
+) -> None:
+    """huggingface_hub reads its timeouts as it is imported."""
+    line = "import os; int(os.environ['HF_HUB_DOWNLOAD_TIMEOUT'])"
+    environ = broken(tmp_path, "huggingface_hub", line) | {"HF_HUB_DOWNLOAD_TIMEOUT": value}
+    ended = run(small, environ=environ)
+    must_fail(ended, 2, repr(value), "HF_HUB_DOWNLOAD_TIMEOUT", "correct it or unset it")
+    assert "reinstall" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid log settings: loud, must be a list",
+        "The value of TORCH_LOGS must be OFF or INFO",
+        "Invalid log settings: loud",
+    ],
+)
+def test_a_variable_is_found_however_a_library_puts_it(
+    message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_LOGS", "loud")
+    assert "variable TORCH_LOGS" in str(import_failure("vLLM", ValueError(message)))
+
+
+@pytest.mark.parametrize(
+    "message", ["invalid literal for int(): 'sesame'", 'no "sesame" here', "cannot read: sesame"]
+)
+def test_the_value_of_a_secret_is_not_told(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    told = str(import_failure("vLLM", ValueError(message)))
+    assert "VLLM_API_KEY" in told and "sesame" not in told
+
+
+def test_a_value_that_a_message_holds_by_chance_is_not_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "torch")
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "")
+    for error in (ImportError("No module named 'torch'"), ValueError("torch has no operator ''")):
+        assert "reinstall" in str(import_failure("vLLM", error))
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
