@@ -15,11 +15,12 @@ import click
 from batchinfer.errors import ConfigError, TooManyFailedRows, TransientError
 from batchinfer.evaluation.comparison.axes import NothingToPlot
 from batchinfer.evaluation.comparison.cache import Cache
+from batchinfer.evaluation.comparison.checks import check_inputs, check_plot
 from batchinfer.evaluation.comparison.columns import figure_text
 from batchinfer.evaluation.comparison.names import check_name, printable
 from batchinfer.evaluation.comparison.outputs import write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.plot import is_available
-from batchinfer.evaluation.comparison.run import check_inputs, check_plot, choose, compare, needed
+from batchinfer.evaluation.comparison.run import choose, compare, needed
 from batchinfer.evaluation.comparison.spec import read_spec, requests_of
 from batchinfer.evaluation.comparison.table import table_lines
 from batchinfer.evaluation.folders import check_out, local_folder

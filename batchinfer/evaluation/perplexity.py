@@ -20,6 +20,7 @@ import numpy as np
 from batchinfer import __version__
 from batchinfer.api import run
 from batchinfer.config import Job, job_from
+from batchinfer.config.load import SET_OPTION
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.bits import StoredBits, stored_bits
 from batchinfer.evaluation.folders import check_begun, check_work
@@ -65,7 +66,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     """
     check_settings(request.settings)
     check_work(work)
-    model = model_of(_job(request, work / "windows", work))
+    model = model_of(score_job(request, work / "windows", work))
     check_windows(request, model.max_model_len)
     encoder = TokenEncoder(
         model.tokenizer_path,
@@ -81,7 +82,7 @@ def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
     # One more than a window: the engine generates a token for each, which is dropped.
     max_model_len = min(request.context + 1, model.max_model_len)
     top_k = request.top_k or (reference.job["score"]["top_logprobs"] if reference else None)
-    job = _job(request, windows.path, work, max_model_len=max_model_len, top_k=top_k)
+    job = score_job(request, windows.path, work, max_model_len=max_model_len, top_k=top_k)
     if not is_begun:
         _write_job(job, work)
     run(job, restart=restart, retry_failed=True)
@@ -139,14 +140,19 @@ def _windows(request: Request, work: Path, encoder: TokenEncoder) -> Windows:
     return write_windows(stream, request.context, request.stride, work / "windows")
 
 
-def _job(
+def score_job(
     request: Request,
     windows: Path,
     work: Path,
     *,
     max_model_len: int | None = None,
     top_k: int | None = None,
+    sets_name: str = SET_OPTION,
 ) -> Job:
+    """The job over `windows`. `sets_name`: what messages call the request's settings.
+
+    Raises ConfigError.
+    """
     settings: dict[str, Any] = {
         "version": 1,
         "name": _slug(request.label),
@@ -163,7 +169,8 @@ def _job(
         "engine": {"name": request.engine},
         "output": {"path": str(work / "output")},
     }
-    return job_from(settings, [f"{key}={json.dumps(v)}" for key, v in request.settings.items()])
+    sets = [f"{key}={json.dumps(value)}" for key, value in request.settings.items()]
+    return job_from(settings, sets, sets_name=sets_name)
 
 
 def _slug(label: str) -> str:

@@ -1,7 +1,8 @@
 """The texts that models are measured on, by name or from files, in pieces.
 
 Must not know: tokenizers, models. Whatever they come from, the pieces joined with `separator` are
-the text. Files of text are read as they are; of Parquet, each row is a piece.
+the text. Files of text are read as they are; of Parquet, each row is a piece, and one that is null
+or only white space is no paragraph of the text.
 """
 
 from __future__ import annotations
@@ -35,9 +36,18 @@ class Text:
     column: str | None
     separator: str
 
+    def is_left_out(self, piece: str) -> bool:
+        """Whether `piece` is no part of the text: a blank row between paragraphs."""
+        return self.separator == PARAGRAPH and not piece.strip()
+
     def pieces(self) -> Iterator[str]:
-        """Raises ConfigError, InputError."""
+        """With those that are left out. Raises ConfigError, InputError."""
         return self._of_file() if self.column is None else self._rows(self.column)
+
+    def refuse_blank(self) -> None:
+        """Raises InputError for a text without words, ConfigError for one that cannot be read."""
+        if not any(piece.strip() for piece in self.pieces()):
+            raise empty(self)
 
     def _of_file(self) -> Iterator[str]:
         path = local_path(self.path)
@@ -60,6 +70,12 @@ class Text:
     def _rows(self, column: str) -> Iterator[str]:
         for shard in self.shards():
             yield from _rows_of(shard, column)
+
+
+def empty(text: Text) -> InputError:
+    return InputError(
+        f"the text of {text.name} is empty, or only white space: there is nothing to measure on"
+    )
 
 
 def text_of(data: str, column: str | None = None) -> Text:

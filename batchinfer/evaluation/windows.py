@@ -13,6 +13,7 @@ name follows from them, so whoever makes them again finds what was computed of t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
-from batchinfer.evaluation.texts import Text
+from batchinfer.evaluation.texts import Text, empty
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.storage.local_errors import os_errors
+
+logger = logging.getLogger("batchinfer.evaluation")
 
 #: Columns of the windows' file.
 ID, GIVEN, SCORED, NUM_BYTES = "window", "given_token_ids", "scored_token_ids", "num_bytes"
@@ -66,16 +69,16 @@ def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> Stre
     want_chars = _MAX_CHARS
     if want_tokens is not None:
         want_chars = min(want_chars, _CHARS_PER_TOKEN * want_tokens)
-    pieces = text.pieces()
-    read: list[str] = []
+    reader = _Reader(text)
     while True:
-        is_exhausted = _read(pieces, read, want_chars)
-        whole = text.separator.join(read)
+        is_exhausted = reader.reads(want_chars)
+        whole = text.separator.join(reader.read)
         is_all = is_exhausted and len(whole) <= want_chars
         if is_all and not whole.strip():
-            raise InputError(f"the text of {text.name} is empty: there is nothing to measure on")
+            raise empty(text)
         stream = _encode(whole[:want_chars], encoder)
         if is_all or (want_tokens is not None and len(stream.token_ids) >= want_tokens):
+            reader.warn()
             return Stream(stream.token_ids[:max_tokens], stream.ends[:max_tokens])
         if want_chars >= _MAX_CHARS:
             raise InputError(
@@ -85,16 +88,38 @@ def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> Stre
         want_chars = min(2 * want_chars, _MAX_CHARS)
 
 
-def _read(pieces: Iterator[str], read: list[str], want_chars: int) -> bool:
-    """Add pieces until there are so many characters; whether that was all."""
-    num_chars = sum(map(len, read))
-    while num_chars < want_chars:
-        piece = next(pieces, None)
-        if piece is None:
-            return True
-        read.append(piece)
-        num_chars += len(piece)
-    return False
+class _Reader:
+    """The pieces of a text, read as far as they are wanted."""
+
+    def __init__(self, text: Text) -> None:
+        self.read: list[str] = []
+        self._text = text
+        self._pieces = text.pieces()
+        self._num_chars = 0
+        self._num_left_out = 0
+
+    def reads(self, want_chars: int) -> bool:
+        """Read until there are so many characters; whether that was all."""
+        while self._num_chars < want_chars:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return True
+            if self._text.is_left_out(piece):
+                self._num_left_out += 1
+                continue
+            self.read.append(piece)
+            self._num_chars += len(piece)
+        return False
+
+    def warn(self) -> None:
+        if self._num_left_out:
+            logger.warning(
+                "the data %s: %s of %s rows that were read have no text (null, empty or white "
+                "space) and are no part of what is measured",
+                self._text.name,
+                f"{self._num_left_out:,}",
+                f"{self._num_left_out + len(self.read):,}",
+            )
 
 
 def _encode(text: str, encoder: TokenEncoder) -> Stream:

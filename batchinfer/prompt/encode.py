@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,21 @@ class TokenEncoder:
         return texts
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Raise ConfigError for a tokenizer.json that `TokenEncoder` could not load, in milliseconds.
+
+    Without transformers, which takes seconds to import. Tokenizers in other files are only loaded.
+    """
+    if not (file := folder / "tokenizer.json").exists():
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise _unusable(folder, error) from error
+
+
 def _load(path: str, *, trust_remote_code: bool) -> Any:
     try:
         from transformers import AutoTokenizer
@@ -165,11 +181,15 @@ def _load(path: str, *, trust_remote_code: bool) -> Any:
     except Exception as error:  # the tokenizers library raises plain Exception for a bad file
         if _is_import_failure(error):
             raise import_failure("what the tokenizer needs", error) from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"the tokenizer in {path} cannot be loaded: {reason}. Copy its files again, or give "
-            "another folder as model.tokenizer"
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: str | Path, error: Exception) -> ConfigError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ConfigError(
+        f"the tokenizer in {path} cannot be loaded: {reason}. Copy its files again, or give "
+        "another folder as model.tokenizer"
+    )
 
 
 def _is_import_failure(error: BaseException | None) -> bool:

@@ -146,3 +146,32 @@ def test_a_column_without_text_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"n": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(InputError, match="is int64, not text"):
         list(text_of(str(tmp_path / "a.parquet"), "n").pieces())
+
+
+def rows_as_text(rows: list[str | None], tmp_path: Path) -> Path:
+    path = tmp_path / f"{len(rows)}.parquet"
+    pl.DataFrame({"t": rows}, schema={"t": pl.String}).write_parquet(path)
+    return path
+
+
+def test_blank_rows_are_no_part_of_the_text_and_are_counted(
+    encoder: TokenEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = stream_of(text_of(str(rows_as_text(["a b", "c"], tmp_path)), "t"), encoder, None)
+    assert not caplog.records
+    blank = rows_as_text(["", "a b", None, " \t\n", "\u3000", "c", ""], tmp_path)
+    found = stream_of(text_of(str(blank), "t"), encoder, None)
+    assert found.token_ids.tolist() == whole.token_ids.tolist()
+    assert found.ends.tolist() == whole.ends.tolist()
+    assert "5 of 7 rows that were read have no text" in caplog.text
+
+
+def test_rows_that_are_all_blank_are_refused(encoder: TokenEncoder, tmp_path: Path) -> None:
+    path = rows_as_text(["", None, " "], tmp_path)
+    with pytest.raises(InputError, match="is empty, or only white space"):
+        stream_of(text_of(str(path), "t"), encoder, None)
+
+
+def test_empty_rows_of_wikitext_are_its_own_line_breaks() -> None:
+    text = text_of("wikitext2")
+    assert not any(map(text.is_left_out, text.pieces()))

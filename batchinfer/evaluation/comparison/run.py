@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from batchinfer import __version__
-from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError, ConfigError, TransientError, exit_code_of
-from batchinfer.evaluation.comparison.cache import Cache, Slot, key_of, text_digest
+from batchinfer.evaluation.comparison.cache import Cache, Slot, key_of
 from batchinfer.evaluation.comparison.children import CHILD, Failure, measure_in_child
 from batchinfer.evaluation.comparison.spec import Planned
 from batchinfer.evaluation.record import Record
-from batchinfer.model.folder import resolve_folder
 
 _PARTIAL = 3
 
@@ -61,38 +59,6 @@ def needed(planned: Sequence[Planned], shown: Sequence[Planned]) -> list[Planned
     wanted = {plan.reference for plan in shown}
     found = [plan for plan in planned if plan in shown or plan.label in wanted]
     return sorted(found, key=lambda plan: plan.label not in wanted)
-
-
-def check_inputs(planned: Sequence[Planned], spec_path: str) -> None:
-    """Raise ConfigError for a text or models that are not there, before anything is computed."""
-    problems = []
-    try:
-        text_digest(planned[0].request.data, planned[0].request.column)
-    except ConfigError as error:
-        problems.append(f"{spec_path}: data: {error}")
-    for plan in {plan.key: plan for plan in planned}.values():
-        revision = plan.request.settings.get("model.revision")
-        try:
-            resolve_folder(plan.request.model, f"{plan.key}.model", revision)
-        except ConfigError as error:
-            problems.append(f"{spec_path}: {error}")
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def check_plot(shown: Sequence[Planned], x: str, y: str) -> None:
-    """Raise ConfigError for a plot that no entry will be in, whatever is measured."""
-    if y == "kl" and not any(plan.reference for plan in shown):
-        raise ConfigError(
-            "--plot -y kl: no entry is compared with a reference: give the spec one, and show an "
-            "entry other than it"
-        )
-    devices = {engine_kind(plan.request.engine).machine().device for plan in shown}
-    if x == "peak" and devices == {"cpu"}:
-        raise ConfigError(
-            "--plot -x peak: peak memory is that of a GPU, and these entries run on the CPU: take "
-            "-x memory, the size of the weights"
-        )
 
 
 def compare(

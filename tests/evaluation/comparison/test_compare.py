@@ -279,9 +279,15 @@ def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench)
         (
             {"entries": [{"model": "nowhere"}, {"model": str(MODEL)}, {"model": "nor/here/x"}]},
             (),
-            "entries.0.model: there is no folder",
+            "entries.0.model (nowhere): model.path: there is no folder",
         ),
         ({}, ("--filter", "*int8"), "--filter *int8 matches no label"),
+        ({"context": 99_999}, (), "spec.yaml: context (demo fp32): the context of 99999 tokens"),
+        (
+            {"entries": [{"model": str(MODEL), "settings": {"model.lora": "nowhere"}}]},
+            (),
+            "spec.yaml: entries.0.settings (model): model.lora: there is no folder",
+        ),
         ({"data": "no-such.txt"}, (), "no-such.txt: there is no such file"),
         ({"data": str(MODEL), "column": "text"}, (), "the data"),
         ({"data": "x", "reference": "demo fp8"}, (), "no entry is called 'demo fp8'"),
