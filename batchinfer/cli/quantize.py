@@ -134,7 +134,7 @@ def convert_model(source: Path, target: Path) -> None:
 
 
 def _texts(calibration: Calibration) -> list[str]:
-    """The first rows that are not empty."""
+    """The first rows that are more than white space."""
     texts: list[str] = []
     try:
         shards = list_shards([calibration.path], open_store)
@@ -157,7 +157,7 @@ def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str
         if str(kind) not in ("string", "large_string"):
             raise InputError(f"{shard.url}: column {calibration.column!r} is {kind}, not text")
         for block in reader.blocks(0, reader.num_rows):
-            texts += [text for text in block.table.column(0).to_pylist() if text]
+            texts += [text for text in block.table.column(0).to_pylist() if text and text.strip()]
             if len(texts) >= max_rows:
                 return texts[:max_rows]
     return texts
