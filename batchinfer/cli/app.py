@@ -214,9 +214,15 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model; "
     "qtip codes --bits a weight.",
 )
-@click.option("--bits", type=click.IntRange(1, 8), help="Of a weight, with qtip: 2, 3 or 4.")
 @click.option(
-    "--code", type=click.Choice(_CODES), help=f"What qtip's weights are computed by.  [{_CODES[0]}]"
+    "--bits",
+    type=click.IntRange(1, 8),
+    help="Of a weight, usually 2, 3 or 4. Only with --method qtip, which needs it: no default.",
+)
+@click.option(
+    "--code",
+    type=click.Choice(_CODES),
+    help=f"What weights are computed by. Only with --method qtip.  [default: {_CODES[0]}]",
 )
 @click.option("--calibration", metavar="PARQUET", help="File, folder or glob of calibration texts.")
 @click.option("--column", metavar="NAME", help="Column of --calibration that holds the texts.")
@@ -224,9 +230,7 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     "--rows",
     "max_rows",
     type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Number of rows to calibrate with: the first that are not empty.",
+    help="Number of rows to calibrate with: the first that are not blank.  [default: 512]",
 )
 def quantize(
     model: str,
@@ -243,17 +247,19 @@ def quantize(
     from batchinfer.cli.quantize import Calibration, Trellis, quantize_model
 
     recipe = RECIPES[method]
-    calibration, column = texts["calibration"], texts["column"]
+    calibration, column, max_rows = (texts[name] for name in ("calibration", "column", "max_rows"))
     if recipe.modifier is None and (calibration, column) != (None, None):
         raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
     if recipe.modifier is not None and not recipe.codes and None in (calibration, column):
         raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
     if (calibration is None) != (column is None):
         raise click.UsageError("--calibration PARQUET and --column NAME go together")
+    if calibration is None and max_rows is not None:
+        raise click.UsageError("--rows goes with --calibration PARQUET")
     if not recipe.codes and (bits, code) != (None, None):
         raise click.UsageError(f"--method {method} takes no --bits and no --code")
-    trellis = Trellis(bits, code or recipe.codes[0]) if recipe.codes else None
-    rows = Calibration(calibration, column, texts["max_rows"]) if calibration else None
+    trellis = Trellis(bits, code) if recipe.codes else None
+    rows = Calibration(calibration, column, max_rows or 512) if calibration else None
     quantize_model(model, out, method, rows, trellis)
 
 

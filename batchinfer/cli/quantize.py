@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -40,7 +40,7 @@ class Trellis:
     """Options of methods that have codes."""
 
     num_bits: int | None  # None: for models of QTIP's authors, which have them
-    code: str
+    code: str | None  # None: the method's first
 
 
 def quantize_model(
@@ -56,9 +56,10 @@ def quantize_model(
     """
     recipe = RECIPES[method]
     _stop_by_error("what is finished is kept: the same command goes on" if trellis else "")
-    target = _target(out)
-    if method == "qtip" and is_convertible(Path(path)):
-        return convert_model(Path(path), target)
+    target = _target(path, out)
+    if method == "qtip" and is_convertible(local_path(path)):
+        _refuse_options(path, calibration, trellis)
+        return convert_model(local_path(path), target)
     model = read_model(ModelSettings.model_construct(path=path))
     if model.quantization != "none":
         raise ConfigError(
@@ -95,12 +96,19 @@ def quantize_model(
     )
 
 
-def _target(out: str) -> Path:
+def _target(path: str, out: str) -> Path:
+    """Where OUT is. Raises ConfigError for a place that nothing may be written to."""
     if is_s3(out):
         raise ConfigError(f"OUT {out}: models are read from local folders; give one")
     # Of a link the folder it points to: renaming would fail on the link itself.
     target = Path(os.path.realpath(local_path(out)))
+    source = Path(os.path.realpath(local_path(path)))
     with os_errors("look at", target):
+        if source.is_dir() and (source in (target, *target.parents) or target in source.parents):
+            raise ConfigError(
+                f"OUT {target} and MODEL {source} are one folder, or one is inside the other: "
+                "choose another OUT, so that neither becomes part of the other"
+            )
         if is_there(target):
             raise ConfigError(f"{target} exists: choose another OUT, or delete it")
         # OUT is another folder that takes its name: this process and its shell would be nowhere.
@@ -110,6 +118,20 @@ def _target(out: str) -> Path:
                 "be replaced: give a new folder in it as OUT"
             )
     return target
+
+
+def _refuse_options(path: str, calibration: Calibration | None, trellis: Trellis | None) -> None:
+    """Raise ConfigError for options that say how to code weights: these are coded."""
+    given = {
+        "--bits": trellis is not None and trellis.num_bits is not None,
+        "--code": trellis is not None and trellis.code is not None,
+        "--calibration and --column": calibration is not None,
+    }
+    if found := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(
+            f"{path} is a model of QTIP's authors: its weights are coded already and are only "
+            f"stored anew, so leave out {', '.join(found)}"
+        )
 
 
 def convert_model(source: Path, target: Path) -> None:
@@ -197,10 +219,11 @@ def _code(
 
     recipe, trellis, texts = how
     assert trellis.num_bits is not None
-    bar.say(f"coding with {trellis.num_bits} bits a weight ({trellis.code})")
+    code = trellis.code or recipe.codes[0]
+    bar.say(f"coding with {trellis.num_bits} bits a weight ({code})")
     source = Path(model.path)
-    coding = Coding(trellis.num_bits, trellis.code, texts, model.max_model_len)
-    made_by = repr((recipe.identity, trellis, texts))
+    coding = Coding(trellis.num_bits, code, texts, model.max_model_len)
+    made_by = repr((recipe.identity, replace(trellis, code=code), texts))
     places = Places(
         finished=_finished(target),
         key=content_key(source, made_by, user_cache() / "models"),

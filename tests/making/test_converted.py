@@ -16,6 +16,7 @@ from batchinfer.making.converted import convert
 from batchinfer.making.foreign import is_convertible
 from batchinfer.quantization import Checkpoint, detect
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
+from tests.support.jobs import run
 
 pytestmark = pytest.mark.slow
 
@@ -105,3 +106,18 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     save_file(tensors, source / "model.safetensors")
     with pytest.raises(ConfigError, match=r"layers.0 has a trellis and no SV"):
         convert(source, tmp_path / "out", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--bits", "3"), ("--code", "mcg"), ("--calibration", "texts.parquet", "--column", "t")],
+)
+def test_options_for_weights_that_are_coded_already_are_refused(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    source, out = write_model(tmp_path / "source"), tmp_path / "out"
+    arguments = (str(out), "--method", "qtip", *options)
+    ended = run(str(source), *arguments, command=("quantize",), engine="real")
+    assert ended.code == 2
+    assert f"only stored anew, so leave out {options[0]}" in ended.stderr
+    assert not out.exists()

@@ -232,6 +232,8 @@ def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_mode
         ((MODEL, out, "--method", "int9"), "int9"),
         ((MODEL, out, "--method", "awq"), "needs --calibration PARQUET and --column NAME"),
         ((MODEL, out, "--method", "int8", "--column", "text"), "takes no --calibration"),
+        ((MODEL, out, "--method", "int8", "--rows", "8"), "--rows goes with --calibration"),
+        ((MODEL, out, "--method", "int8", "--bits", "8"), "takes no --bits"),
         ((*calibrated, texts, "--column", "test"), "no column 'test' (did you mean 'text'?)"),
         ((*calibrated, texts, "--column", "number"), "column 'number' is int64, not text"),
         ((*calibrated, numbers, "--column", "text"), "has no text"),
@@ -241,6 +243,24 @@ def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_mode
         assert ended.code == 2, ended.stderr
         assert words in " ".join(ended.stderr.split())
         assert not out.exists()
+
+
+def test_out_and_model_are_not_inside_one_another(tmp_path: Path) -> None:
+    """Not by another spelling or a link either; and the advice is never to delete the model."""
+    model = Path(shutil.copytree(MODEL, tmp_path / "models" / "model"))
+    (tmp_path / "link").symlink_to(model)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (model / "int8", tmp_path / "link" / "a" / "b", model, model.parent, tmp_path):
+        ended = quantize(f"{model.parent}/../models/model", out, "--method", "int8")
+        assert ended.code == 2, ended.stderr
+        assert "are one folder, or one is inside the other" in ended.stderr
+        assert "delete" not in ended.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_says_what_bits_are_for() -> None:
+    said = " ".join(quantize("--help").stdout.split())
+    assert "Only with --method qtip, which needs it: no default. [1<=x<=8]" in said
 
 
 def test_the_current_folder_is_not_replaced_under_whoever_stands_in_it(tmp_path: Path) -> None:
