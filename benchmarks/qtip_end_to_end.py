@@ -37,7 +37,11 @@ def qtip(bits: int, code: str) -> dict[str, Any]:
     return {"quant_method": "qtip", "format_version": 1, "L": 16, "T": 256, "default": default}
 
 
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+#: Without a list vLLM takes those for quantized that a checkpoint's files say are; there are none.
+_LAYERS = [f"self_attn.{part}_proj" for part in "qkvo"]
+_LAYERS += [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True,
+        "modules_in_block_to_quantize": [_LAYERS]}  # fmt: skip
 #: Name -> (config.json's quantization_config, vLLM's `quantization`), what matters most first.
 MODELS: dict[str, tuple[dict[str, Any] | None, str | None]] = {
     "qtip 2 bits mcg": (qtip(2, "mcg"), None),

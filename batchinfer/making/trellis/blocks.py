@@ -3,7 +3,8 @@
 The model is transformers'. Its linear layers stand in blocks (model.layers.0, ...) that are called
 in turn; calibration tokens go through one block at a time, so that what later blocks are calibrated
 with is what the quantized ones before them make of it. Must not know: how weights are coded.
-Memory: the model in float32, and the hidden state of every calibration token.
+Memory: the model in float32, and the hidden state of every calibration token; of a GPU the block
+that is at work and one sequence.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def blocks_of(layers: Iterable[str]) -> list[str]:
 
 
 class Blocks:
-    """`tokens`: int64 [sequences, tokens]."""
+    """`tokens`: int64 [sequences, tokens]. `device`: where a block is computed."""
 
-    def __init__(self, folder: Path, names: list[str], tokens: Tensor) -> None:
+    def __init__(
+        self, folder: Path, names: list[str], tokens: Tensor, device: torch.device
+    ) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
 
@@ -41,17 +44,19 @@ class Blocks:
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         ).eval()
         self._names = names
+        self._device = device
         self._arguments: dict[str, dict[str, Any]] = {}
         self._states: list[Tensor] = []  # of each sequence, before the block that comes next
         if len(tokens):
             with torch.inference_mode():
                 self._see_arguments(tokens[:1])
+                self._arguments = _moved(self._arguments, self._device)
                 self._states = [self._first_state(row[None]) for row in tokens]
 
     def weight(self, layer: str) -> Tensor:
-        """float32 [out, in]."""
+        """float32 [out, in], where blocks are computed."""
         weight: Tensor = self._model.get_submodule(layer).weight.detach()
-        return weight
+        return weight.to(self._device)
 
     def moments(self, block: str, layers: Iterable[str]) -> dict[str, Tensor]:
         """E[x x'] of the inputs of some layers of the block that comes next: float32 [in, in]."""
@@ -62,7 +67,7 @@ class Blocks:
         ]
         try:
             for state in self._states:
-                self._call(block, state)
+                self._call(block, state.to(self._device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -72,11 +77,13 @@ class Blocks:
         """Put other weights in the block that comes next, and go through it."""
         for layer, weight in weights.items():
             self._model.get_submodule(layer).weight.data.copy_(weight)
-        self._states = [self._call(block, state) for state in self._states]
+        self._states = [self._call(block, state.to(self._device)).cpu() for state in self._states]
+        self._model.get_submodule(block).cpu()
 
     def _call(self, block: str, state: Tensor) -> Tensor:
+        module = self._model.get_submodule(block).to(self._device)
         with torch.inference_mode():
-            found = self._model.get_submodule(block)(state, **self._arguments[block])
+            found = module(state, **self._arguments[block])
         result: Tensor = found[0] if isinstance(found, tuple) else found
         return result
 
@@ -110,6 +117,15 @@ class Blocks:
         finally:
             hook.remove()
         return seen[0]
+
+
+def _moved(found: Any, device: torch.device) -> Any:
+    """Tensors of arguments, also those in tuples and dicts, on `device`."""
+    if isinstance(found, Tensor):
+        return found.to(device)
+    if isinstance(found, dict):
+        return {name: _moved(value, device) for name, value in found.items()}
+    return tuple(_moved(value, device) for value in found) if isinstance(found, tuple) else found
 
 
 class _Moments:

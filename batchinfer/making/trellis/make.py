@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchinfer.errors import ConfigError, InputError
+from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.making.layers import computed_together, linear_layers
 from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
@@ -31,11 +31,13 @@ from batchinfer.making.trellis.blocks import Blocks, blocks_of
 from batchinfer.making.trellis.finished import FinishedBlocks
 from batchinfer.making.trellis.ldlq import CodedParts, Coder, code_layers
 from batchinfer.making.trellis.viterbi import Search, search_on_cpu
+from batchinfer.making.trellis.viterbi_cuda import search_on_gpu
 from batchinfer.model.folder import read_json
 from batchinfer.model.weights import weight_files
 from batchinfer.quantization.methods.qtip.codes import CODES, gaussian_tlut, table
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.hadamard import BLOCK
+from batchinfer.quantization.methods.qtip.trellis import TILE_WEIGHTS
 from batchinfer.storage.local_errors import os_errors
 
 #: Of a sequence that calibration goes through: texts are put one after the other.
@@ -74,6 +76,11 @@ class Made:
     num_linear: int
 
 
+def computed_on() -> torch.device:
+    """Where models are coded: on the GPU if torch sees one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def code_model(
     source: Path,
     target: Path,
@@ -84,7 +91,8 @@ def code_model(
 ) -> Made:
     """Write the model of `source` into `target`, an empty folder.
 
-    Raises ConfigError for a model that cannot be coded, InputError for too short texts.
+    On the GPU if torch sees one. Raises ConfigError for a model that cannot be coded, InputError
+    for too short texts, TransientError if a GPU's memory does not do.
     """
     weights = StoredWeights(weight_files(source))
     layers, kept = linear_layers(source, weights.shapes)
@@ -95,9 +103,13 @@ def code_model(
     tlut = gaussian_tlut() if coding.code == "hyb" else None
     values = table(coding.code, tlut).float()
     progress = _Progress(teller, sum(_size(weights, layer) for layer in coded))
-    search = search_on_cpu(values, coding.num_bits, cpu_flags, places.libraries)
+    device = computed_on()
+    if device.type == "cuda":
+        search = search_on_gpu(values, coding.num_bits, places.libraries)
+    else:
+        search = search_on_cpu(values, coding.num_bits, cpu_flags, places.libraries)
     maker = _Maker(
-        Coder(progress.counting(search), values, coding.num_bits),
+        Coder(progress.counting(search), values.to(device), coding.num_bits),
         coding.code,
         tlut,
         finished,
@@ -105,9 +117,15 @@ def code_model(
         progress,
     )
     names = blocks_of(coded)
-    blocks = Blocks(source, names, tokens)
-    for number, name in enumerate(names, 1):
-        maker.make(blocks, name, f"{number} of {len(names)}")
+    try:
+        blocks = Blocks(source, names, tokens, device)
+        for number, name in enumerate(names, 1):
+            maker.make(blocks, name, f"{number} of {len(names)}")
+    except torch.OutOfMemoryError as error:
+        raise TransientError(
+            f"the GPU has too little free memory to code {source}: free some, or code on the CPU "
+            "(CUDA_VISIBLE_DEVICES set to nothing). What is finished is kept"
+        ) from error
     _write(source, target, weights, coded, (layers - coded) | kept, coding, finished)
     stored = {name.removesuffix(".weight") for name in weights.shapes}
     return Made(len(coded), len(layers | (kept & stored)))
@@ -212,17 +230,19 @@ class _Maker:
             self._progress.note(f"block {which} was finished before")
         layers = [layer for group in groups for layer in group]
         blocks.replace(name, {layer: self._dense(layer, tensors) for layer in layers})
-        self._progress.reach(sum(blocks.weight(layer).numel() for layer in layers))
+        tiles = (tensors[f"{layer}.trellis"].shape[:2] for layer in layers)
+        self._progress.reach(sum(TILE_WEIGHTS * rows * columns for rows, columns in tiles))
 
     def _tensors(self, layer: str, parts: CodedParts) -> dict[str, Tensor]:
         found = {"trellis": parts.trellis, "suh": parts.suh, "svh": parts.svh}
         if self._tlut is not None:
             found["tlut"] = self._tlut
-        return {f"{layer}.{part}": tensor.clone() for part, tensor in found.items()}
+        return {f"{layer}.{part}": tensor.cpu().clone() for part, tensor in found.items()}
 
     def _dense(self, layer: str, tensors: dict[str, Tensor]) -> Tensor:
         trellis, suh, svh = (tensors[f"{layer}.{part}"] for part in _PARTS[:3])
-        return dense(Coded(trellis, suh, svh, self._code, self._tlut))
+        coded = Coded(trellis, suh, svh, self._code, self._tlut)
+        return dense(coded.to(self._coder.table.device))
 
 
 class _Progress:

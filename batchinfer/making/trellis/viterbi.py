@@ -27,8 +27,8 @@ Search = Callable[[Tensor], Tensor]
 
 _SOURCE = "cpu/viterbi.cpp"
 _ALIGNMENT = 64
-#: Floats that a step of the search in torch holds for one operand.
-_FLOATS_AT_ONCE = 1 << 21
+#: Floats that a step of the search in torch holds for one operand. A GPU wants many.
+_FLOATS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}
 
 
 def search_on_cpu(
@@ -105,7 +105,7 @@ class TorchSearch:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         table = self._table.to(tiles.device)
-        at_once = max(1, _FLOATS_AT_ONCE // len(table))
+        at_once = max(1, _FLOATS_AT_ONCE[tiles.device.type] // len(table))
         found = [self._search(part, table) for part in tiles.float().split(at_once)]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.int32)
 
