@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.comparison.run import choose
 from batchinfer.evaluation.comparison.spec import Planned, read_spec, requests_of
+from tests.support.jobs import ROOT
 
 
 def planned(folder: Path, text: str, name: str = "spec.yaml") -> list[Planned]:
@@ -190,3 +193,14 @@ def test_a_folder_whose_name_is_no_line_of_text_needs_a_family(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"model: its name .* has U\+001B .*: give a family"):
         planned(tmp_path, json.dumps({"entries": [entry]}), "spec.json")
     assert planned(tmp_path, json.dumps({"entries": [entry | {"family": "f"}]}), "spec.json")
+
+
+def test_the_worked_comparison_has_one_set_of_models_and_a_text_that_calibrated_none() -> None:
+    specs = [
+        read_spec(ROOT / "jobs" / "compare" / name) for name in ("demo.yaml", "descriptions.yaml")
+    ]
+    assert specs[0].entries == specs[1].entries
+    commands = (ROOT / "docs" / "evaluation.md").read_text()
+    globs = set(re.findall(r"--calibration '(.+?)'", commands))
+    assert globs == {"jobs/demo/prompts/prompts-0000[0-2]*.parquet"}
+    assert not any(fnmatchcase(specs[1].data, glob) for glob in globs)
