@@ -65,10 +65,14 @@ def grade(location: str, reference: str | None, *, rouge: bool = False) -> Grade
     return of_task(_GRADES, output)(output, reference, rouge_l if rouge else None)
 
 
-def _of_scores(output: Output, reference: str | None, _: object) -> ScoreGrade:
-    if reference is not None:
+def _of_scores(
+    output: Output, reference: str | None, rouge: Callable[[str, str], float] | None
+) -> ScoreGrade:
+    given = {"--reference": reference is not None, "--rouge": rouge is not None}
+    if found := [option for option, is_given in given.items() if is_given]:
         raise ConfigError(
-            f"{output.url} is of task score, and has no completions: leave the reference out"
+            f"{output.url} is of task score, and has no completions: leave {' and '.join(found)} "
+            "out"
         )
     totals = totals_of(output, "num_text_bytes")
     nll = mean_nll(totals, output.url)
@@ -90,8 +94,10 @@ def _of_texts(
     output: Output, reference: str | None, rouge: Callable[[str, str], float] | None
 ) -> Grade:
     if reference is None:
+        kept = (output.job.get("input") or {}).get("keep_columns") or []
         raise ConfigError(
-            f"{output.url} has completions: name the column of the output to compare them with"
+            f"{output.url} has completions: give --reference COLUMN, the column with the right "
+            f"ones, of those that the job kept (input.keep_columns): {', '.join(kept) or 'none'}"
         )
     near: list[float] = []
     rows_graded = exact = failed = without = 0

@@ -169,8 +169,10 @@ def test_a_score_output_is_graded_by_its_perplexity(place: Place) -> None:
     assert found.nll == pytest.approx(nats / have["num_scored_tokens"].sum())
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / have["num_text_bytes"].sum())
     assert (found.perplexity_low or 0) < found.perplexity < (found.perplexity_high or 0)
-    with pytest.raises(ConfigError, match="leave the reference out"):
+    with pytest.raises(ConfigError, match="no completions: leave --reference out"):
         grade(output, "text")
+    with pytest.raises(ConfigError, match="leave --reference and --rouge out"):
+        grade(output, "text", rouge=True)
 
 
 def test_rows_of_one_token_have_no_share_in_the_figures(place: Place) -> None:
@@ -191,7 +193,9 @@ def test_rows_of_one_token_have_no_share_in_the_figures(place: Place) -> None:
 
 def test_what_cannot_be_graded_is_said(place: Place) -> None:
     output = make(job(place, "one", input={"keep_columns": ["wanted"]}), place)
-    with pytest.raises(ConfigError, match="name the column"):
+    with pytest.raises(
+        ConfigError, match=r"give --reference COLUMN.*\(input\.keep_columns\): wanted"
+    ):
         grade(output, None)
     with pytest.raises(ConfigError, match="has no column right, only id, wanted, shard"):
         grade(output, "right")
