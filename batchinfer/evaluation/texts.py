@@ -15,6 +15,7 @@ from pathlib import Path
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, local_path, open_store
+from batchinfer.storage.hub import hub_files
 from batchinfer.storage.local_errors import os_errors
 
 _HERE = Path(__file__).parent / "data"
@@ -119,23 +120,16 @@ def _download(data: str) -> Path:
     match = _HUB_NAME.fullmatch(data)
     if match is None:
         raise ConfigError(f"the data {data}: write hub:ORG/NAME, hub:ORG/NAME/CONFIG/SPLIT")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     name, config, split = match[1], match[2] or "default", match[3] or "test"
-    pattern = f"{config}/{split}/*.parquet"
     branch = "refs/convert/parquet"
-    try:
-        found = snapshot_download(
-            name, repo_type="dataset", revision=branch, allow_patterns=[pattern]
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"the data {data}: the hub did not give it: {reason}. Check the name, the network and "
-            "your access, or give a local file"
-        ) from error
-    folder = Path(found) / config / split
+    found = hub_files(
+        f"the data {data}",
+        name,
+        [f"{config}/{split}/*.parquet"],
+        revision=branch,
+        repo_type="dataset",
+    )
+    folder = found / config / split
     if not folder.is_dir():
         raise ConfigError(
             f"the data {data} has no {config}/{split} on the hub's branch {branch}: look there for "

@@ -15,6 +15,7 @@ from batchinfer.config import DEFAULT_ENGINE
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine, is_gguf, record_of
 from batchinfer.storage import local_path
+from batchinfer.storage.hub import hub_files
 from batchinfer.storage.local_errors import os_errors
 
 _TOKENIZER_NAMES = (
@@ -25,6 +26,8 @@ _TOKENIZER_NAMES = (
     "spiece.model",
     "tekken.json",
 )
+#: What is downloaded of a model on the hub.
+_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 _TOKENIZER_SETTING_NAMES = (
     "merges.txt",
     "tokenizer_config.json",
@@ -53,7 +56,8 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
         raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise ConfigError(f"{key}: there is no folder {folder.absolute()}")
-    return _download(path, key, revision)
+    what = f"{key} {path}: there is no such local folder"
+    return hub_files(what, path, _PATTERNS, revision=revision)
 
 
 def refuse_gguf(file: Path) -> NoReturn:
@@ -63,22 +67,6 @@ def refuse_gguf(file: Path) -> NoReturn:
         f"{file} is a GGUF file: quantization gguf is {why}. Give the folder of the same model in "
         "safetensors"
     )
-
-
-def _download(name: str, key: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{key} {name}: there is no such local folder, and the hub did not give the model{at}: "
-            f"{reason}. Check the name, the network and your access, or give a local folder"
-        ) from error
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:
