@@ -18,6 +18,7 @@ from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.digest import Identity, identity_of
 from batchinfer.runner.factory import ModelReader
+from batchinfer.runner.obstacles import check_records, check_results
 from batchinfer.runner.options import RunOptions
 from batchinfer.source import RowFilter, Shard, list_shards
 from batchinfer.storage import S3Options, Store, open_store
@@ -65,6 +66,7 @@ def open_start(
     """
     options = options or RunOptions()
     store = open_output(job, should_stop)
+    check_records(store)
     task, kind = task_of(job), engine_kind(job.engine.name)
     model = model_for(
         ModelReader.of(job, task, kind),
@@ -74,6 +76,7 @@ def open_start(
     )
     shards = list_input(job, should_stop)
     check_layout(job, task, store, shards)
+    check_results(store, shards)
     return Start(
         job=job,
         task=task,

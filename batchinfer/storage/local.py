@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from batchinfer.errors import InputError, TransientError
 from batchinfer.storage.base import FileInfo, OnOther, Other
-from batchinfer.storage.local_errors import CheckedFile, os_errors
+from batchinfer.storage.local_errors import CheckedFile, os_errors, why_no_folder
 from batchinfer.storage.urls import join_url, local_path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -311,8 +311,8 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir()
     except FileExistsError:
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
+        if (problem := why_no_folder(folder)) is not None:  # else somebody just found it empty
+            raise NotADirectoryError(errno.ENOTDIR, problem) from None
     _fsync_folder(folder.parent)
 
 

@@ -74,6 +74,8 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
         number = error.errno or 0
         if number in _DISK_FULL:
             raise TransientError(_full(path, number)) from error
+        if number == errno.ENOTDIR and (problem := why_no_folder(Path(path).parent)):
+            raise ConfigError(f"cannot {verb} {path}: {problem}") from error
         if number in _FORBIDDEN:
             advice = sentence(size_limit()) if number == errno.EFBIG else _FORBIDDEN[number]
             raise ConfigError(f"{reason}. {advice}") from error
@@ -81,12 +83,14 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def why_no_folder(path: Path) -> str | None:
-    """What stands in the way of a folder at `path`: a link to nothing, there or above."""
+    """What stands in the way of a folder at `path`: a file or a link to nothing, there or above."""
     for folder in (path, *path.parents):
         with os_errors("read", folder):
             if folder.is_dir():
                 return None
-            if folder.is_symlink() and not folder.exists():
+            if folder.exists():
+                return f"{folder} is a file where a folder is needed: remove or move that file"
+            if folder.is_symlink():
                 return (
                     f"{folder} is a link to nothing ({folder.readlink()}): create the folder that "
                     "it leads to, or remove the link"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,6 +138,23 @@ def test_emptied_folders_go_while_others_write(
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     store.delete(["other/file"])
     assert tmp_path.is_dir() and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_somebody_makes_and_removes_meanwhile_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, taken = Path.mkdir, ["parts", "shard"]
+
+    def made_by_another(folder: Path, *arguments: Any, **options: Any) -> None:
+        if folder.name in taken:  # and gone again as soon as it is looked at
+            taken.remove(folder.name)
+            raise FileExistsError(errno.EEXIST, "File exists", str(folder))
+        make(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", made_by_another)
+    store = open_store(str(tmp_path))
+    store.put("parts/shard/1", b"x")
+    assert store.read("parts/shard/1") == b"x" and not taken
 
 
 def test_a_key_is_created_once(store: Store) -> None:
@@ -400,3 +417,12 @@ def test_a_link_to_nothing_is_said_to_be_in_the_way_of_a_folder(tmp_path: Path, 
     (tmp_path / "nowhere").mkdir()
     assert why_no_folder(link / above) is None
     assert why_no_folder(tmp_path / "new" / "folder") is None
+
+
+@pytest.mark.parametrize("below", ["", "one", "one/two"])
+def test_a_file_is_said_to_be_in_the_way_of_a_folder(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "afile"
+    file.touch()
+    assert f"{file} is a file where a folder is needed" in str(why_no_folder(file / below))
+    with pytest.raises(ConfigError, match="/afile is a file where a folder is needed"):
+        open_store(str(file / below)).put("key", b"content")
