@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.limits import memory_bytes_left
+from batchinfer.quantization.native import cpu_flags as cpu_flags  # of the hardware, too
 
 GIB = 1 << 30
 
@@ -73,13 +74,6 @@ def gib(num_bytes: float) -> str:
     if num_bytes < GIB / 10:
         return f"{num_bytes / (1 << 20):.1f} MiB"
     return f"{num_bytes / GIB:.1f} GiB"
-
-
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of the CPU, by the kernel's names; none where it writes none."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(flags)
 
 
 def total_memory_bytes() -> int:

@@ -46,6 +46,13 @@ class NotCompiled(Exception):
     """Says why: no compiler, or what it said. There is a slower way."""
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the CPU, by the kernel's names; none where it writes none."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return frozenset(flags)
+
+
 def instruction_flags(cpu_flags: frozenset[str]) -> tuple[str, ...]:
     """The compiler options for a CPU that has these flags in /proc/cpuinfo."""
     if "avx512f" in cpu_flags:
@@ -67,12 +74,9 @@ def compiled(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP
     found = already_compiled(source, flags, folder, tools)
     if found is not None:
         return found
-    compiler = os.environ.get(tools.variable) or next(filter(shutil.which, tools.programs), None)
+    compiler = _compiler(tools)
     if compiler is None:
-        raise NotCompiled(
-            f"there is no {tools.language} compiler ({', '.join(tools.programs)}, or "
-            f"{tools.variable}), and no library of this version in {PREBUILT}"
-        )
+        raise NotCompiled(_no_compiler(tools))
     library = folder / _name(source, flags, tools)
     temporary = folder / f".{library.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -95,6 +99,24 @@ def already_compiled(
     folders = [Path(prebuilt), folder] if prebuilt else [folder]
     files = [found / _name(source, flags, tools) for found in folders]
     return next((file for file in files if file.is_file()), None)
+
+
+def why_none(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP) -> str | None:
+    """Why `compiled` would fail, as far as can be told in no time; None if it should not."""
+    if already_compiled(source, flags, folder, tools) is not None or _compiler(tools) is not None:
+        return None
+    return _no_compiler(tools)
+
+
+def _compiler(tools: Tools) -> str | None:
+    return os.environ.get(tools.variable) or next(filter(shutil.which, tools.programs), None)
+
+
+def _no_compiler(tools: Tools) -> str:
+    return (
+        f"there is no {tools.language} compiler ({', '.join(tools.programs)}, or "
+        f"{tools.variable}), and no library of this version in {PREBUILT}"
+    )
 
 
 def _name(source: str, flags: Sequence[str], tools: Tools) -> str:

@@ -136,7 +136,7 @@ def test_a_wheel_holds_the_package_its_marker_and_its_entry_points(tmp_path: Pat
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "batchinfer").rglob("*.py")}
     lock = "batchinfer/making/llm_compressor.lock"
     assert modules | {"batchinfer/py.typed", lock} <= names
-    kernels = (ROOT / "kernels").rglob("*.c*")  # .cpp, .cu, .cuh
+    kernels = (ROOT / "kernels").rglob("*.[ch]*")  # .cpp, .h, .cu, .cuh
     assert {f"batchinfer/kernels_src/{f.relative_to(ROOT / 'kernels')}" for f in kernels} <= names
     assert "batchinfer = batchinfer.cli:main" in entry_points
     assert "batchinfer = batchinfer.engine.vllm.plugin:register" in entry_points

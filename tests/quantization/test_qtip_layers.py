@@ -20,9 +20,9 @@ from batchinfer.quantization import (
     detect,
     method_of,
 )
+from batchinfer.quantization.methods.qtip import linear
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import LayerFormat
-from batchinfer.quantization.methods.qtip.linear import TorchBackend, run_linear
 from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
 
 pytestmark = pytest.mark.slow
@@ -216,8 +216,9 @@ def test_a_layer_that_did_not_arrive_as_the_model_needs_it_is_named(
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 3, 17, 257])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["kernels", "torch"])
 def test_several_layers_side_by_side_multiply_as_their_weights(
-    num_tokens: int, dtype: torch.dtype
+    kind: str, num_tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of different bits, codes and sizes; any number of tokens; inputs that are a view."""
     shards = []
@@ -225,16 +226,21 @@ def test_several_layers_side_by_side_multiply_as_their_weights(
         torch.manual_seed(seed)
         parts = random_parts(256, num_out, {"K": num_bits, "code": code})
         shards.append(Coded(**parts, code=code))
-    packed = TorchBackend().pack(shards)
+    if kind == "torch":
+        monkeypatch.setattr(linear, "backend_for", lambda device_type: linear.TorchBackend())
+    packed = linear.backend_for("cpu").pack(shards)
     x = torch.randn(2, num_tokens, 512).to(dtype)[..., ::2]
-    y = run_linear(x, packed)
-    weight = torch.cat([dense(shard, dtype) for shard in shards])
+    y = linear.run_linear(x, packed)
+    weight = torch.cat([dense(shard) for shard in shards])
     assert y.dtype == dtype and y.shape == (2, num_tokens, 384)
-    torch.testing.assert_close(y, torch.nn.functional.linear(x, weight))
+    expected = torch.nn.functional.linear(x.float(), weight)
+    # A product is rounded once or twice, and torch's weights are.
+    limit = 1e-5 if dtype == torch.float32 else 0.03
+    assert ((y.float() - expected).abs() <= limit * weight.norm(dim=1)).all()
 
 
 def test_the_operator_is_one_that_compilers_may_not_look_into() -> None:
-    packed = TorchBackend().pack([Coded(**parts_of(128, 128), code="mcg")])
+    packed = linear.backend_for("cpu").pack([Coded(**parts_of(128, 128), code="mcg")])
     arguments = (torch.randn(4, 128), packed.tensors, packed.plan, packed.num_out)
     torch.library.opcheck(
         torch.ops.batchinfer.qtip_linear.default,

@@ -69,11 +69,15 @@ def say_slow(reason: str) -> None:
 
 def _kernels(device_type: str) -> Backend | str:
     """The kernels of a device, or why it has none."""
-    if device_type != "cuda":
-        return f"there are no kernels for {device_type}"
-    from batchinfer.quantization.methods.qtip.cuda_backend import CudaBackend, why_none
+    if device_type == "cuda":
+        from batchinfer.quantization.methods.qtip import cuda_backend
 
-    return why_none() or CudaBackend()
+        return cuda_backend.why_none() or cuda_backend.CudaBackend()
+    if device_type == "cpu":
+        from batchinfer.quantization.methods.qtip import cpu_backend
+
+        return cpu_backend.why_none() or cpu_backend.CpuBackend()
+    return f"there are no kernels for {device_type}"
 
 
 class TorchBackend:

@@ -2,16 +2,15 @@
 
 vLLM knows a checkpoint by config.json's `quant_method`, so this runs in any vLLM that the package
 is installed beside (entry point `vllm.general_plugins`). Which layers are coded, and with how many
-bits, is read from the checkpoint's own headers. On a CPU layers are decoded while they are loaded,
-and computed as any unquantized layer; elsewhere `linear` computes them. Must not know: the rest of
-the package, how layers are decoded. Works with vLLM 0.26 to 0.33.
+bits, is read from the checkpoint's own headers. Layers that are decoded while they are loaded
+(`decided`: most often a CPU's) are computed as any unquantized one, the others by `linear`. Must
+not know: the rest of the package, how layers are decoded. Works with vLLM 0.26 to 0.33.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,12 +33,15 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
 
+from batchinfer.quantization.methods.qtip.decided import (
+    say_decoded,
+    say_packed_on_cpu,
+    why_decoded,
+)
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import PARTS, format_of, layers_of
 from batchinfer.quantization.methods.qtip.linear import Packed, backend_for, run_linear
 from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
-
-log = logging.getLogger(__name__)
 
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
@@ -198,8 +200,12 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
         for part in PARTS:
             delattr(layer, part)
         layer.pieces = None
-        reason = _why_decoded(shards, pieces, layer.rows)
+        reason = why_decoded(
+            shards, pieces, is_cpu=current_platform.is_cpu(), is_cut_within=layer.rows is not None
+        )
         if reason is None:
+            if device.type == "cpu":
+                say_packed_on_cpu()
             packed = backend_for(device.type).pack([shard.to(device) for shard in shards])
             for number, tensor in enumerate(packed.tensors):
                 # vLLM's adapters look for a parameter of this name.
@@ -209,7 +215,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
             layer.num_out = packed.num_out
             self.plain = None
             return
-        _say_decoded(reason, layer.dtype)
+        say_decoded(reason, layer.dtype)
         weights = []
         for shard, span in zip(shards, pieces.outputs, strict=True):
             weight = dense(shard.to(device), layer.dtype)
@@ -306,28 +312,6 @@ def _load(
     else:
         indices = [shard_id] if isinstance(shard_id, int) else list(shard_id)
     layer.pieces.add(part, tensor, indices)
-
-
-def _why_decoded(shards: list[Coded], pieces: Pieces, rows: Span | None) -> str | None:
-    """In words, why layers are decoded while they are loaded; None if they are computed coded."""
-    if current_platform.is_cpu():
-        return "on a CPU"
-    if rows is not None or any(pieces.is_padded(i, shard) for i, shard in enumerate(shards)):
-        return "with sizes that are not multiples of 128"
-    if any(shard.full_in is not None or shard.full_out is not None for shard in shards):
-        return "with Hadamards of whole sides"
-    return None
-
-
-@cache
-def _say_decoded(reason: str, dtype: torch.dtype) -> None:
-    name = str(dtype).removeprefix("torch.")
-    log.info(
-        "trellis-coded layers %s are decoded into %s while they are loaded: they take the memory "
-        "and the time of unquantized ones",
-        reason,
-        name,
-    )
 
 
 def _padded_rows(whole: torch.Tensor, layer: Any) -> torch.Tensor:
