@@ -150,6 +150,11 @@ class ModelSettings(Section):
         description="GiB of weights, for each GPU, that stay in the host's memory and are read "
         "from there in every step.",
     )
+    keep_packed: bool | Literal["auto"] = Field(
+        default="auto",
+        description="On a CPU: whether trellis-coded weights (qtip, exl3) stay packed in memory "
+        "and are decoded in every step; auto: where decoded they would not fit.",
+    )
     tensor_parallel_size: int = Field(
         default=1, ge=1, le=MAX_COUNT, description="Number of GPUs that share the model."
     )

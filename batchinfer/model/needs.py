@@ -47,6 +47,7 @@ class Needs:
     num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights
+    packed: int | None = None  # weights, if a CPU that can keeps trellis codes packed
     caches_all_tokens: bool = False  # `kv_per_token` is no estimate from above
 
 
@@ -75,8 +76,10 @@ def needs_of(
             and (record.takes_plain or record.dtype)
             and can_run(record.name, checkpoint, machine, asked_dtype)
         }
+    weights = other + packed + round(linear * bits / 8)
     return Needs(
-        weights=other + packed + round(linear * bits / 8),
+        weights=weights,
+        packed=_packed_bytes(tensors, shape, loading, weights, machine),
         kv_per_token=kv_per_token,
         step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
         logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
@@ -86,6 +89,19 @@ def needs_of(
         dequantized=_dequantized_bytes(shape, name, scheme, DTYPE_BYTES[dtype]),
         caches_all_tokens=shape.caches_all_tokens,
     )
+
+
+def _packed_bytes(
+    tensors: Mapping[str, Tensor], shape: Shape, loading: Loading, decoded: int, machine: Machine
+) -> int | None:
+    """See `Needs.packed`. `decoded`: what the weights take else."""
+    method = method_of(loading.scheme)
+    if method is None or method.why_not_packed is None or machine.device != "cpu":
+        return None
+    if method.why_not_packed(machine.cpu_flags) is not None:
+        return None
+    _, other, packed = _weights(tensors, shape, loading._replace(keeps_packed=True))
+    return other + packed if other + packed < decoded else None
 
 
 def _weights(tensors: Mapping[str, Tensor], shape: Shape, loading: Loading) -> tuple[int, int, int]:

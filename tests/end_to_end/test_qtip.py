@@ -51,8 +51,36 @@ def test_a_coded_model_gives_the_results_of_the_one_it_decodes_into(
     found, expected = results(folder, "coded"), results(folder, "plain")
     assert stable(found).equals(stable(expected))
     assert found.height == 16 and found["error_type"].null_count() == 16
-    footer = pq.read_metadata(folder.url("coded", "few.parquet")).metadata[b"batchinfer"]
-    layers = json.loads(footer)["engine"]["extra"]["layers"]
-    assert (layers["num_quantized_layers"], layers["num_layers"]) == (8, 8)
+    _layers(folder, "coded")
     log = (Path(folder.url("coded")) / "_batchinfer" / "logs" / "0001.log").read_text()
     assert "trellis-coded layers on a CPU are decoded into float32" in log
+
+
+@pytest.mark.parametrize("kind", ["qtip", "exl3"])
+def test_a_model_whose_weights_stay_packed_gives_the_same_tokens(
+    kind: str, folder: Place, tmp_path: Path
+) -> None:
+    """Every code; q, k and v of different bits; a coded output layer in EXL3."""
+    from tests.support.qtip_checkpoints import write_coded
+
+    write_coded(kind, tmp_path / kind)
+    decoded = summarize(folder, tmp_path / kind, "decoded", f"model.quantization={kind}")
+    assert decoded.code == 0, decoded.stderr
+    sets = (f"model.quantization={kind}", "model.keep_packed=true")
+    packed = summarize(folder, tmp_path / kind, "packed", *sets)
+    assert packed.code == 0, packed.stderr
+    found, expected = results(folder, "packed"), results(folder, "decoded")
+    assert found["token_ids"].equals(expected["token_ids"])
+    off = (found["cumulative_logprob"] - expected["cumulative_logprob"]).abs().max()
+    assert isinstance(off, float) and off < 1e-4  # sums of float32 in another order
+    log = (Path(folder.url("packed")) / "_batchinfer" / "logs" / "0001.log").read_text()
+    assert "trellis-coded layers stay packed in memory, and the CPU decodes them" in log
+    loaded = [_layers(folder, name)["weights_bytes"] for name in ("packed", "decoded")]
+    assert loaded[0] < loaded[1] / 2
+
+
+def _layers(folder: Place, name: str) -> dict[str, int]:
+    footer = pq.read_metadata(folder.url(name, "few.parquet")).metadata[b"batchinfer"]
+    layers: dict[str, int] = json.loads(footer)["engine"]["extra"]["layers"]
+    assert (layers["num_quantized_layers"], layers["num_layers"]) == (8, 8)
+    return layers

@@ -122,6 +122,7 @@ KEYS = {
         "save_mode",
         "save_mode_gib",
         "cpu_offload_gib",
+        "keep_packed",
         "tensor_parallel_size",
         "trust_remote_code",
     ),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchinfer.quantization.methods.base import KEEP_PACKED
 from batchinfer.quantization.methods.qtip import cpu, cpu_backend, decided, linear, packed
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
 from batchinfer.quantization.methods.qtip.cpu import KINDS, ORDERS, Layer, Library
@@ -212,11 +213,11 @@ def test_a_cpu_decodes_at_load_unless_it_is_asked_and_able_to_keep_layers_packed
     def why(shard: Coded = coded, *, is_cpu: bool = True) -> str | None:
         return decided.why_decoded([shard], pieces, is_cpu=is_cpu, is_cut_within=False)
 
-    monkeypatch.delenv(packed.KEEP_PACKED, raising=False)
+    monkeypatch.delenv(KEEP_PACKED, raising=False)
     monkeypatch.setattr(cpu_backend, "why_none", lambda: None)
     assert why() == "on a CPU"
     assert why(is_cpu=False) is None
-    monkeypatch.setenv(packed.KEEP_PACKED, "1")
+    monkeypatch.setenv(KEEP_PACKED, "1")
     assert why() is None
     full = coded._replace(full_in=torch.ones(1, 1))
     assert why(full) == "on this CPU (the kernels know Hadamards of 128 alone)"

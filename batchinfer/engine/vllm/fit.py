@@ -216,6 +216,8 @@ def _ways(
     if needed <= budget:
         return
     left = budget - found.step - of_sequence
+    if needs.packed is not None and needs.packed < needs.weights and needs.packed <= left:
+        yield f"model.keep_packed auto ({gib(needs.packed)} of weights)"
     for name, num_bytes in needs.smaller.items():
         if num_bytes // settings.tensor_parallel_size <= left:
             yield f"model.quantization {name} ({gib(num_bytes)} of weights)"

@@ -13,12 +13,13 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
-from batchinfer.engine.vllm.fit import check_limits, check_offload
+from batchinfer.engine.vllm.fit import check_limits, check_offload, device_memory
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.options import check_options, deciding_options
+from batchinfer.engine.vllm.packing import with_packing
 from batchinfer.engine.vllm.phases import reported_phases
 from batchinfer.engine.vllm.report import describe_memory, examine
-from batchinfer.engine.vllm.settings import vllm_settings
+from batchinfer.engine.vllm.settings import VllmSettings, vllm_settings
 from batchinfer.engine.vllm.sizes import expected_sizes
 from batchinfer.quantization import Machine
 
@@ -44,11 +45,11 @@ class VllmKind:
         return job.engine.options.get("load_format") != "dummy"
 
     def check_fit(self, spec: EngineSpec) -> None:
-        settings = vllm_settings(spec)
+        settings = _settings(spec)
         refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
 
     def describe_memory(self, spec: EngineSpec) -> list[str]:
-        return describe_memory(vllm_settings(spec), spec.model.quantization)
+        return describe_memory(_settings(spec), spec.model.quantization)
 
     def examine(self) -> Iterable[Finding]:
         return examine()
@@ -61,7 +62,7 @@ class VllmKind:
         check_installation()
         check_variables()
         prepare_environment(weights_bytes=spec.model.weights_bytes, is_local_model=True)
-        settings = vllm_settings(spec)
+        settings = _settings(spec)
         sizes = expected_sizes(settings)
         check_limits(settings, sizes, this_machine())
         look_at_devices(settings, sizes)
@@ -77,7 +78,14 @@ class VllmKind:
     def build(self, spec: EngineSpec) -> Engine:
         from batchinfer.engine.vllm.engine import build_vllm_engine
 
-        return build_vllm_engine(vllm_settings(spec))
+        return build_vllm_engine(_settings(spec))
+
+
+def _settings(spec: EngineSpec) -> VllmSettings:
+    """As the machine is at this moment."""
+    settings, machine = vllm_settings(spec), this_machine()
+    memory = device_memory(settings.tensor_parallel_size, is_cpu=machine.device == "cpu")
+    return with_packing(settings, spec, machine, expected_sizes(settings), memory)
 
 
 KIND: EngineKind = VllmKind()

@@ -35,10 +35,12 @@ def describe_memory(settings: VllmSettings, quantization: str) -> list[str]:
     estimate = estimate_of(settings, settings.needs, sizes)
     length = settings.max_model_len
     lines = [
-        f"about {gib(estimate.weights)} of weights ({quantization}), "
+        f"about {gib(estimate.weights)} of weights ({quantization}{_kept(settings)}), "
         f"{gib(estimate.step)} for a step of {num_tokens:,} tokens and {num_seqs:,} sequences, "
         f"{gib(estimate.cache_bytes(length))} of KV cache for {length:,} tokens",
     ]
+    if settings.packing_note:
+        lines.append(settings.packing_note)
     if memory is None:
         return lines
     room = room_of(settings, estimate, memory)
@@ -54,6 +56,10 @@ def describe_memory(settings: VllmSettings, quantization: str) -> list[str]:
         f"{gib(budget_of(settings, memory))} of {gib(memory.total_bytes)} are {whose}: room for "
         f"{room:,} tokens, {room // length:,} sequences of {length:,}",
     ]
+
+
+def _kept(settings: VllmSettings) -> str:
+    return ", packed" if settings.keeps_packed else ""
 
 
 def examine() -> Iterator[Finding]:

@@ -28,6 +28,7 @@ from batchinfer.engine.vllm.sizes import (
 from batchinfer.errors import ConfigError, import_failure
 from batchinfer.model import Lora
 from batchinfer.quantization.methods import plugins
+from batchinfer.quantization.methods.base import KEEP_PACKED
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,9 @@ def prepare_platform(settings: VllmSettings) -> None:
         num_threads = os.environ.get("OMP_NUM_THREADS", "")
         if num_threads.isdecimal():  # torch may have been imported before it was set
             torch.set_num_threads(int(num_threads))
+    os.environ[KEEP_PACKED] = str(int(settings.keeps_packed))
+    if settings.packing_note:
+        log.log(logging.INFO if settings.keeps_packed else logging.WARNING, settings.packing_note)
     modules = [plugin.module for plugin in plugins(settings.quantization)]
     os.environ[PLUGINS_VARIABLE] = ",".join(modules)
     # vLLM's workers find them by the entry point; we may run from a source tree that has none.

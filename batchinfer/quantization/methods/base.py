@@ -26,6 +26,10 @@ Settings = Mapping[str, Any]
 #: A scheme for layers that have several of those known: the engine sorts them out.
 MIXED = "mixed"
 
+#: Environment variable of processes that compute: 1 where a CPU keeps trellis codes packed in
+#: memory and decodes them in every step.
+KEEP_PACKED = "BATCHINFER_KEEP_PACKED"
+
 #: What unquantized weights and their buffers are stored as.
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "U64")
 
@@ -51,6 +55,7 @@ class Loading(NamedTuple):
     scheme: str
     device: str | None  # as in `Machine`
     dtype_bytes: int  # of a number of the dtype that the model is computed in
+    keeps_packed: bool = False  # on a CPU, which would else decode trellis codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,9 @@ class Method:
     check_stored: Callable[[Stored], None] = check_packed
     #: (what is loaded, tensor's name, tensor of a packed layer) -> its bytes once loaded.
     loaded_bytes: Callable[[Loading, str, Tensor], int] = _as_stored
+    #: Of codes that a CPU decodes while it loads them, unless they are to stay packed: (the CPU's
+    #: flags) -> why it could not compute with those; None: it can.
+    why_not_packed: Callable[[frozenset[str]], str | None] | None = None
     #: (scheme, bytes of a number of the model's dtype) -> bytes that a step holds of each weight
     #: of one layer, dequantized.
     step_bytes_per_weight: Callable[[str, int], int] = _nothing

@@ -10,6 +10,7 @@ from batchinfer.quantization.methods.base import (
     Quantization,
 )
 from batchinfer.quantization.methods.qtip.files import check_stored, count_weights, loaded_bytes
+from batchinfer.quantization.methods.qtip.packed import why_not_packed
 from batchinfer.quantization.methods.qtip.record import MODULE, NO_EXPERTS
 
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
@@ -38,6 +39,7 @@ METHOD = Method(
     families=("exl3",),
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
+    why_not_packed=why_not_packed,
     count_weights=count_weights,
     hints={word: ("exl3",) for word in ("exl3", "4bit", "8bit")},
     format_hints=("exl3",),

@@ -190,8 +190,11 @@ def wrong_shape(shape: list[int]) -> Iterator[str]:
 
 def loaded_bytes(loading: Loading, name: str, tensor: Tensor) -> int:
     """As stored, or decoded: on a CPU, and with Hadamards that kernels do not know."""
-    if loading.device != "cpu" and loading.scheme != FULL_SCHEME:
-        return tensor.num_bytes
+    if loading.scheme != FULL_SCHEME:
+        if loading.device != "cpu":
+            return tensor.num_bytes
+        if loading.keeps_packed:  # scales are float32 there
+            return tensor.num_bytes * (1 if name.endswith(".trellis") else 2)
     return _num_weights(tensor) * loading.dtype_bytes if name.endswith(".trellis") else 0
 
 

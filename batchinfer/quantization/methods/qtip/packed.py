@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 
+from batchinfer.quantization.methods.base import KEEP_PACKED
 from batchinfer.quantization.native import user_folder, why_none
 
-#: Environment variable: 1 where a CPU keeps layers packed and decodes them in every step.
-KEEP_PACKED = "BATCHINFER_KEEP_PACKED"
 SOURCE = "cpu/linear.cpp"
 
 _AVX2 = ("avx2", "fma", "f16c")

@@ -19,6 +19,7 @@ from batchinfer.quantization.methods.qtip.files import (
     loaded_bytes,
     unknown_format,
 )
+from batchinfer.quantization.methods.qtip.packed import why_not_packed
 from batchinfer.quantization.methods.qtip.recipes import RECIPES
 
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
@@ -63,6 +64,7 @@ METHOD = Method(
     scheme_of=_scheme_of,
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
+    why_not_packed=why_not_packed,
     count_weights=count_weights,
     recipes=RECIPES,
     hints={word: tuple(_SCHEMES) for word in ("qtip", "4bit", "8bit")},
