@@ -77,7 +77,7 @@ def test_a_code_that_the_kernel_does_not_search_is_left_to_torch_and_said(
         search = search_on_gpu(values_of(code), bits, libraries)
     assert isinstance(search, TorchSearch) and f"{bits} bits a weight" in caplog.text
     tiles = gaussian(40, 256)
-    assert cost(tiles, search(tiles), values_of(code)).mean() < 256 * 1.1 * 4.0**-bits
+    assert cost(tiles, search(tiles), values_of(code)).mean() < 256 * 1.7 * 4.0**-bits
 
 
 def test_a_layer_is_coded_with_the_loss_that_it_has_on_a_cpu(libraries: Path) -> None:
