@@ -7,7 +7,8 @@ into one event. So what is given is
     KL = sum over events e of p(e) * (log p(e) - log q(e)),   p the reference, q the candidate
 
 of two coarser distributions, which is never more than that of the full ones (data processing
-inequality, Cover and Thomas, theorem 2.8.1) and grows towards it with k. Must not know: files.
+inequality, Cover and Thomas, theorem 2.8.1) and grows towards it with k. A token that one of them
+rules out (-inf) is in the rest too, so that the figure is finite. Must not know: files.
 """
 
 from __future__ import annotations
@@ -73,9 +74,10 @@ def _divergence(scored: npt.NDArray[np.int32], reference: Tops, candidate: Tops)
     log_p = np.concatenate([log_p, reference.token_logprobs[:, None]], axis=1, dtype=np.float64)
     log_q = np.concatenate([log_q, candidate.token_logprobs[:, None]], axis=1, dtype=np.float64)
     is_event = np.concatenate([is_shared, ~is_listed[:, None]], axis=1)
-    p = np.where(is_event, np.exp(log_p), 0.0)
-    q = np.where(is_event, np.exp(log_q), 0.0)
-    events = np.where(is_event, p * (log_p - np.where(is_event, log_q, 0.0)), 0.0).sum(axis=1)
+    is_event &= np.isfinite(log_p) & np.isfinite(log_q)  # what one rules out is in the rest
+    log_p, log_q = (np.where(is_event, log, -np.inf) for log in (log_p, log_q))
+    p, q = np.exp(log_p), np.exp(log_q)
+    events = (p * np.subtract(log_p, log_q, where=is_event, out=np.zeros_like(p))).sum(axis=1)
     rest_p = np.maximum(1 - p.sum(axis=1), _MIN_MASS)
     rest_q = np.maximum(1 - q.sum(axis=1), _MIN_MASS)
     divergence: Float64Array = events + rest_p * np.log(rest_p / rest_q)

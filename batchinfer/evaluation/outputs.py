@@ -6,17 +6,21 @@ is read, so no figure is of a part of the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.evaluation.intervals import Float64Array
 from batchinfer.ledger import layout, read_facts, records, survey
 from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
+from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 _T = TypeVar("_T")
 
@@ -101,6 +105,31 @@ def of_task(ways: Mapping[str, _T], output: Output) -> _T:
             f"{' or '.join(ways)} can be evaluated so"
         )
     return ways[output.task]
+
+
+def logprobs_of(output: Output, table: pa.Table) -> tuple[Float64Array, Float64Array]:
+    """(sum of logprobs, scored tokens) of each row, none of which failed.
+
+    Raises InputError for a sum that no model gives: what reads as a number would be a figure, and
+    null a perplexity of 1. Runs write none, but files are damaged and other versions were laxer.
+    """
+    num_tokens = _floats(table["num_scored_tokens"].fill_null(0))
+    logprobs = _floats(table["cumulative_logprob"].fill_null(math.nan))
+    logprobs = np.where(num_tokens == 0, 0.0, logprobs)
+    is_bad = ~(np.isfinite(logprobs) & (logprobs <= MAX_LOGPROB * num_tokens))
+    if is_bad.any():
+        at = int(np.flatnonzero(is_bad)[0])
+        raise InputError(
+            f"row {table['row'][at]} of {output.url}: the log-probability of its "
+            f"{int(num_tokens[at])} tokens is {table['cumulative_logprob'][at]}, which no model "
+            "gives: the file is damaged, run its job again with --restart"
+        )
+    return logprobs, num_tokens
+
+
+def _floats(column: pa.ChunkedArray) -> Float64Array:
+    numbers: Float64Array = column.to_numpy().astype(np.float64)
+    return numbers
 
 
 def refuse_failed(output: Output) -> None:

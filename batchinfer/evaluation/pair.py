@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.divergence import kl_divergence, top1_agrees
 from batchinfer.evaluation.intervals import ratio_interval
-from batchinfer.evaluation.outputs import Output, of_task, read_output
+from batchinfer.evaluation.outputs import Output, logprobs_of, of_task, read_output
 from batchinfer.evaluation.pairs import (
     TOPS,
     both_succeeded,
@@ -143,17 +143,14 @@ class _Scores:
 
     def add(self, left: pa.Table, right: pa.Table) -> None:
         check_same_tokens(self.one, self.other, left["token_ids"], right["token_ids"])
-        columns = (
-            left["cumulative_logprob"],
-            right["cumulative_logprob"],
-            left["num_scored_tokens"],
-        )
-        self.nll.append(np.stack([c.to_numpy().astype(np.float64) for c in columns], axis=1))
+        one, num_tokens = logprobs_of(self.one, left)
+        other, _ = logprobs_of(self.other, right)
+        self.nll.append(np.stack([one, other, num_tokens], axis=1))
         if self.has_tops and self.nll[-1][:, 2].any():  # else rows of one token: no top tokens
-            one, other = tops_of(self.one, left), tops_of(self.other, right)
-            self.kl.append(math.fsum(kl_divergence(scored_token_ids(left), one, other)))
-            self.agreeing += int(top1_agrees(one, other).sum())
-            self.top_k = min(one.k, other.k)
+            tops = tops_of(self.one, left), tops_of(self.other, right)
+            self.kl.append(math.fsum(kl_divergence(scored_token_ids(left), *tops)))
+            self.agreeing += int(top1_agrees(*tops).sum())
+            self.top_k = min(top.k for top in tops)
 
     def found(self) -> Scored:
         one, other, num_tokens = np.concatenate(self.nll).T

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.divergence import Tops
 from batchinfer.evaluation.outputs import Output
+from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 KEYS = ("row", "sample")
 TOPS = ("top_token_ids", "top_logprobs")
@@ -88,11 +89,19 @@ def tops_of(output: Output, table: pa.Table) -> Tops:
     k = int(lengths[0])
     if int(pc.sum(pc.list_value_length(ids)).as_py()) != k * len(lengths):
         raise InputError(f"{output.url}: tokens without a logprob have top tokens")
-    return Tops(
+    tops = Tops(
         ids.flatten().to_numpy().reshape(-1, k),
         logprobs.flatten().to_numpy().reshape(-1, k),
         token_logprobs.drop_null().to_numpy(),
     )
+    # Tokens that a model rules out have -inf, and may be among the likeliest; the scored ones not.
+    is_sound = (tops.logprobs <= MAX_LOGPROB).all() and np.isfinite(tops.token_logprobs).all()
+    if not is_sound or (tops.token_logprobs > MAX_LOGPROB).any():
+        raise InputError(
+            f"{output.url} has log-probabilities that are no number or above 0, which no model "
+            "gives: the file is damaged, run its job again with --restart"
+        )
+    return tops
 
 
 def scored_token_ids(table: pa.Table) -> npt.NDArray[np.int32]:

@@ -25,7 +25,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.evaluation.bits import StoredBits, stored_bits
 from batchinfer.evaluation.folders import check_begun, check_work
 from batchinfer.evaluation.intervals import Float64Array, ratio_interval
-from batchinfer.evaluation.outputs import Output, read_output, refuse_failed
+from batchinfer.evaluation.outputs import Output, logprobs_of, read_output, refuse_failed
 from batchinfer.evaluation.record import Record, Request
 from batchinfer.evaluation.reference import (
     Closeness,
@@ -187,15 +187,14 @@ class Totals:
 
 
 def totals_of(output: Output, bytes_column: str) -> Totals:
-    """Raises InputError for failed rows, ConfigError for another task's output."""
+    """Raises InputError for failed or damaged rows, ConfigError for another task's output."""
     if output.task != "score":
         raise ConfigError(f"{output.url} is of task {output.task}, not of score")
     refuse_failed(output)
-    columns = ["cumulative_logprob", "num_scored_tokens", bytes_column]
-    parts = [
-        [table.column(name).fill_null(0).to_numpy().astype(np.float64) for name in columns]
-        for table in output.tables(columns)
-    ]
+    parts = []
+    for table in output.tables(["row", "cumulative_logprob", "num_scored_tokens", bytes_column]):
+        num_bytes = table[bytes_column].fill_null(0).to_numpy().astype(np.float64)
+        parts.append((*logprobs_of(output, table), num_bytes))
     logprob, num_tokens, num_bytes = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Totals(-logprob, num_tokens, num_bytes)
 

@@ -51,6 +51,20 @@ def test_it_is_never_more_than_the_true_divergence_and_with_all_tokens_equal_to_
         np.testing.assert_allclose(found, true, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_token_that_one_model_rules_out_is_in_the_rest() -> None:
+    """As a mask or a padded vocabulary does. In the true divergence it is infinite, or nothing."""
+    log_p = np.log(np.array([[0.5, 0.3, 0.2]]))
+    with np.errstate(divide="ignore"):
+        masked = np.log(np.array([[0.6, 0.4, 0.0]]))
+    scored = np.zeros(1, np.int32)
+    full, cut = tops(log_p, scored, 3), tops(masked, scored, 3)
+    assert 0 < kl_divergence(scored, full, cut)[0] < 10
+    (found,) = kl_divergence(scored, cut, full)
+    assert found == pytest.approx(0.6 * np.log(0.6 / 0.5) + 0.4 * np.log(0.4 / 0.3), abs=1e-4)
+    assert kl_divergence(scored, cut, cut)[0] == pytest.approx(0, abs=1e-6)
+
+
 def test_more_tokens_bring_it_nearer_to_the_truth() -> None:
     log_p, log_q = distributions(0, 400, 1000, 0.5)
     scored = np.zeros(400, np.int32)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -242,3 +245,43 @@ def test_the_commands_print_json(place: Place) -> None:
 def test_what_is_no_price_is_refused_before_anything_is_read(price: str) -> None:
     ended = CliRunner().invoke(cli, ["pair", "no", "no", f"--price-per-hour={price}"])
     assert ended.exit_code == 2 and "--price-per-hour" in ended.output, ended.output
+
+
+def with_first(output: str, column: str, value: Any) -> str:
+    """A copy in which the first number of a column is another."""
+    copy = f"{output}-damaged"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(output, copy)
+    path = sorted(Path(copy).glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    row = next(n for n, number in enumerate(table["num_scored_tokens"].to_pylist()) if number)
+    if column == "cumulative_logprob":
+        values[row] = value
+    else:
+        place = next(n for n, found in enumerate(values[row]) if found)
+        inner = values[row][place]
+        values[row][place] = [value, *inner[1:]] if isinstance(inner, list) else value
+    at = table.schema.get_field_index(column)
+    field = table.schema.field(at)
+    pq.write_table(table.set_column(at, field, pa.array(values, field.type)), path)
+    return copy
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("column", ["cumulative_logprob", "token_logprobs", "top_logprobs"])
+def test_numbers_that_no_model_gives_are_no_figures(place: Place, column: str) -> None:
+    """In a file that was damaged, or that another version wrote. Null was a perplexity of 1."""
+    one, other = scores(place, "one"), scores(place, "other")
+    values = [math.nan, math.inf, 5.0]
+    if column != "top_logprobs":  # where -inf is a token that is ruled out
+        values.append(-math.inf)
+    values += [None] if column == "cumulative_logprob" else []
+    for value in values:
+        damaged = with_first(one, column, value)
+        for pairs in ((damaged, other), (other, damaged)):
+            with pytest.raises(InputError, match="which no model gives: the file is damaged"):
+                pair(*pairs)
+        if column == "cumulative_logprob":
+            with pytest.raises(InputError, match=r"row \d+ of .*-damaged: the log-probability"):
+                grade(damaged, None)
