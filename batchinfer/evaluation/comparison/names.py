@@ -36,4 +36,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
+def shortened(text: str, max_chars: int) -> str:
+    """Without its middle: names of one kind differ at the end as often as at the start."""
+    if len(text) <= max_chars:
+        return text
+    head = (max_chars - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (max_chars - 1 - head) :]}"
+
+
 Name = Annotated[Text, AfterValidator(check_name)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.comparison.axes import Picture, Point
 from batchinfer.evaluation.comparison.labels import Box, Label, Segment, leader_of, place_labels
+from batchinfer.evaluation.comparison.names import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,14 +191,6 @@ def _drawn(picture: Picture) -> list[str]:
     return [family for family in picture.families if _of(picture.points, family)]
 
 
-def _shortened(text: str, max_chars: int) -> str:
-    """Without its middle: names of one kind differ at the end as often as at the start."""
-    if len(text) <= max_chars:
-        return text
-    head = (max_chars - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (max_chars - 1 - head) :]}"
-
-
 def _of(points: Sequence[Point], family: str) -> list[Point]:
     """The points of a family, in the order in which they are joined."""
     return sorted((p for p in points if p.family == family), key=lambda p: (p.x, p.y, p.label))
@@ -223,7 +216,7 @@ def _head(figure: Figure, picture: Picture, title: str | None) -> None:
     )
     for family, text in zip(families, legend.get_texts(), strict=True):
         text.set_parse_math(False)
-        text.set_text(_shortened(family, max_chars))
+        text.set_text(shortened(family, max_chars))
     legend.get_title().set_parse_math(False)
 
 
@@ -237,7 +230,7 @@ def _draw_labels(axes: Axes, picture: Picture, theme: Theme) -> None:
     backing = {"boxstyle": "square,pad=0.05", "facecolor": theme.background, "linewidth": 0}
     for point, label, place in zip(picture.points, labels, places, strict=True):
         axes.annotate(
-            _shortened(point.label, _LABEL_CHARS),
+            shortened(point.label, _LABEL_CHARS),
             (place.box.left, place.box.bottom),
             xycoords="figure points",
             fontsize=_LABEL_POINTS,
@@ -267,7 +260,7 @@ def _measured(axes: Axes, picture: Picture) -> list[Label]:
     pixels = axes.transData.transform([(point.x, point.y) for point in picture.points])
     labels = []
     for point, (x, y) in zip(picture.points, pixels, strict=True):
-        shown = _shortened(point.label, _LABEL_CHARS)
+        shown = shortened(point.label, _LABEL_CHARS)
         text = axes.text(0, 0, shown, fontsize=_LABEL_POINTS, parse_math=False)
         size = _in_points(axes, text.get_window_extent().extents)
         text.remove()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.cells import cell_len
 
 from batchinfer.evaluation.comparison.outputs import schema, write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.page import page_of
@@ -33,6 +34,17 @@ def test_a_figure_beyond_measure_does_not_widen_the_table() -> None:
 def test_a_column_that_nobody_has_is_left_out() -> None:
     assert "KL" not in table_lines([record()])[0]
     assert "KL" in table_lines([record(), record("c", kl=0.01)])[0]
+
+
+def test_a_label_of_any_kind_leaves_the_columns_below_one_another() -> None:
+    """A very long one is shown without its middle; some characters take two cells, or none."""
+    labels = ("a", "漢字 😀", "e\u0301te\u0301", f"start {'x' * 3000} end")
+    lines = table_lines([record(label, perplexity=6.25) for label in labels])
+    lines += table_lines([failed("漢字"), record("a b c d")])[1:2]
+    starts = {cell_len(line[: line.index("6.2500")]) for line in lines[1:-1]}
+    assert len(starts) == 1 and max(map(len, lines)) < 200
+    assert lines[4].startswith("start xxx") and "xxx end " in lines[4]
+    assert lines[-1].startswith("漢字     failed: ")
 
 
 def test_only_failures_are_a_table_too() -> None:
