@@ -19,7 +19,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class TextCommand(click.Command):
-    """Takes only arguments that are text, as it writes them into records."""
+    """Takes only arguments that are text, as it writes them into records.
+
+    And none that is empty: `--work "$UNSET"` would be the current directory.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for arg in args:
@@ -27,7 +30,12 @@ class TextCommand(click.Command):
                 arg.encode()
             except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
                 raise click.UsageError(f"{printable(arg)} is not UTF-8 text", ctx) from None
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            if "" in (given if isinstance(given, tuple) else (given,)):
+                raise click.BadParameter("it is empty", ctx, parameter)
+        return rest
 
 
 def job_argument(command: _F) -> _F:

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from batchinfer.cli.app import cli
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.comparison.spec import read_spec
 from batchinfer.evaluation.settings import check_settings
@@ -32,6 +34,33 @@ def test_arguments_that_are_not_utf_8_are_refused(command: str, arguments: tuple
     assert (ended.code, ended.stdout) == (2, "")
     assert "is not UTF-8 text" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "name"),
+    [
+        ("perplexity", ("",), "'MODEL'"),
+        ("perplexity", (str(MODEL), "--work", ""), "'--work'"),
+        ("perplexity", (str(MODEL), "--data="), "'--data'"),
+        ("perplexity", (str(MODEL), "--reference", ""), "'--reference'"),
+        ("compare", ("spec.yaml", "--out", ""), "'--out'"),
+        ("compare", ("spec.yaml", "--filter", "a", "--filter", ""), "'--filter'"),
+        ("pair", ("x", ""), "'OTHER'"),
+        ("grade", ("x", "--reference", ""), "'--reference'"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_directory(
+    command: str,
+    arguments: tuple[str, ...],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(cli, [command, *arguments])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert f"Invalid value for {name}: it is empty" in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
