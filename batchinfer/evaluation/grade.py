@@ -93,11 +93,16 @@ def _of_scores(
 def _of_texts(
     output: Output, reference: str | None, rouge: Callable[[str, str], float] | None
 ) -> Grade:
-    if reference is None:
-        kept = (output.job.get("input") or {}).get("keep_columns") or []
+    given = output.job.get("input") or {}
+    kept = [*(["id"] if given.get("id_column") else []), *(given.get("keep_columns") or [])]
+    if (
+        reference is None or reference not in kept
+    ):  # `completion` would be graded by itself, as always right
+        what = "no reference" if reference is None else f"--reference {reference}"
         raise ConfigError(
-            f"{output.url} has completions: give --reference COLUMN, the column with the right "
-            f"ones, of those that the job kept (input.keep_columns): {', '.join(kept) or 'none'}"
+            f"{output.url} has completions, and {what}: give --reference COLUMN, the column with "
+            "the right ones, of those that the job kept of its input (input.keep_columns): "
+            f"{', '.join(kept) or 'none'}"
         )
     near: list[float] = []
     rows_graded = exact = failed = without = 0

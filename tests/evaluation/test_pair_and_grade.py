@@ -195,15 +195,17 @@ def test_rows_of_one_token_have_no_share_in_the_figures(place: Place) -> None:
 
 
 def test_what_cannot_be_graded_is_said(place: Place) -> None:
-    output = make(job(place, "one", input={"keep_columns": ["wanted"]}), place)
-    with pytest.raises(
-        ConfigError, match=r"give --reference COLUMN.*\(input\.keep_columns\): wanted"
-    ):
-        grade(output, None)
-    with pytest.raises(ConfigError, match="has no column right, only id, wanted, shard"):
-        grade(output, "right")
-    with pytest.raises(ConfigError, match=r"is int(32|64), not text"):
-        grade(output, "num_prompt_tokens")
+    """Not what the job wrote itself, either: a completion is always right about itself."""
+    for root in ("in/a.parquet", "in/b.parquet"):
+        path = Path(place.root, root)
+        pl.read_parquet(path).with_columns(number=pl.lit(1)).write_parquet(path)
+    output = make(job(place, "one", input={"keep_columns": ["wanted", "number"]}), place)
+    for reference in (None, "right", "completion", "num_prompt_tokens"):
+        said = r"give --reference COLUMN.*\(input\.keep_columns\): (id, )?wanted, number$"
+        with pytest.raises(ConfigError, match=said):
+            grade(output, reference)
+    with pytest.raises(ConfigError, match=r"column 'number' .* is int32, not text"):
+        grade(output, "number")
     empty = Place(place.url("empty"))
     empty.write_parquet("in/a.parquet", rows(3).with_columns(wanted=pl.lit(None, pl.String)))
     nothing = make(job(empty, input={"keep_columns": ["wanted"]}), empty)

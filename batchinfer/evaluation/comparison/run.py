@@ -46,7 +46,10 @@ def choose(planned: Sequence[Planned], patterns: Sequence[str]) -> list[Planned]
     if not patterns:
         return list(planned)
     chosen = [
-        plan for plan in planned if any(fnmatchcase(plan.label, pattern) for pattern in patterns)
+        plan
+        for plan in planned
+        # A label may itself have brackets or stars.
+        if plan.label in patterns or any(fnmatchcase(plan.label, glob) for glob in patterns)
     ]
     if not chosen:
         labels = ", ".join(repr(plan.label) for plan in planned)

@@ -165,6 +165,11 @@ def test_filter_chooses_labels_by_glob(tmp_path: Path) -> None:
         choose(found, ["int*"])
 
 
+def test_filter_takes_a_label_that_looks_like_a_glob_by_its_name(tmp_path: Path) -> None:
+    found = planned(tmp_path, "entries: [{model: a, label: 'x[1]'}, {model: a, label: x1}]")
+    assert [plan.label for plan in choose(found, ["x[1]"])] == ["x[1]", "x1"]
+
+
 @pytest.mark.parametrize("key", ["label", "family", "title"])
 @pytest.mark.parametrize(
     ("name", "message"),
