@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +18,9 @@ pytestmark = [pytest.mark.real_engine, pytest.mark.slow, pytest.mark.timeout(900
 SUMMARIZE = ROOT / "jobs" / "summarize.yaml"
 
 
-def summarize(folder: Place, model: Path, name: str, *sets: str) -> Ended:
+def summarize(
+    folder: Place, model: Path, name: str, *sets: str, environ: Mapping[str, str] | None = None
+) -> Ended:
     """In float32, which on the CPU is bit-equal whatever shares a batch."""
     prompts = ROOT / "jobs" / "demo" / "prompts" / "prompts-00000-of-00004.parquet"
     few = model.parent / "few.parquet"
@@ -30,7 +34,8 @@ def summarize(folder: Place, model: Path, name: str, *sets: str) -> Ended:
         f"output.path={folder.url(name)}",
         *sets,
     )
-    return run(SUMMARIZE, *(a for s in sets for a in ("--set", s)), engine="real", timeout_s=280)
+    arguments = [a for s in sets for a in ("--set", s)]
+    return run(SUMMARIZE, *arguments, engine="real", timeout_s=280, environ=environ)
 
 
 @pytest.mark.parametrize("kind", ["qtip", "exl3"])
@@ -77,6 +82,28 @@ def test_a_model_whose_weights_stay_packed_gives_the_same_tokens(
     assert "trellis-coded layers stay packed in memory, and the CPU decodes them" in log
     loaded = [_layers(folder, name)["weights_bytes"] for name in ("packed", "decoded")]
     assert loaded[0] < loaded[1] / 2
+
+
+def test_two_workers_that_share_packed_layers_give_the_tokens_of_one_that_decodes_them(
+    folder: Place, tmp_path: Path
+) -> None:
+    """Outputs of q, k, v, gate and up are cut, and inputs of o and down; each has a CPU."""
+    from tests.support.qtip_checkpoints import write_coded
+
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    write_coded("qtip", tmp_path / "qtip", kv_heads=4)
+    alone = summarize(folder, tmp_path / "qtip", "alone", "model.quantization=qtip")
+    assert alone.code == 0, alone.stderr
+    sets = ("model.quantization=qtip", "model.keep_packed=true", "model.tensor_parallel_size=2")
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": f"{cpus[0]}|{cpus[1]}"}
+    shared = summarize(folder, tmp_path / "qtip", "shared", *sets, environ=bound)
+    assert shared.code == 0, shared.stderr
+    found, expected = results(folder, "shared"), results(folder, "alone")
+    assert found.height == 16 and found["token_ids"].equals(expected["token_ids"])
+    off = (found["cumulative_logprob"] - expected["cumulative_logprob"]).abs().max()
+    assert isinstance(off, float) and off < 1e-4  # sums of float32 in another order
 
 
 def _layers(folder: Place, name: str) -> dict[str, int]:

@@ -31,14 +31,22 @@ _EXL3 = (("mcg", 3), ("mul1", 4), ("3inst", 2), ("mul1", 2))
 NUM_LAYERS = 2
 
 
-def write_coded(kind: str, folder: Path, dense_folder: Path | None = None) -> None:
-    """The model as `qtip` or `exl3`; in `dense_folder` unquantized, as it decodes in float32."""
+def write_coded(
+    kind: str, folder: Path, dense_folder: Path | None = None, *, kv_heads: int = 2
+) -> None:
+    """The model as `qtip` or `exl3`; in `dense_folder` unquantized, as it decodes in float32.
+
+    `kv_heads`: 2, as it has, or 4, each of its own twice, so that two devices can share it.
+    """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
     modules: dict[str, Any] = {}
     stored = load_file(DEMO / "model.safetensors")
     beyond = tuple(f"model.layers.{number}." for number in range(NUM_LAYERS, 100))
     stored = {name: tensor for name, tensor in stored.items() if not name.startswith(beyond)}
+    if kv_heads == 4:
+        for name in [name for name in stored if name.endswith(("k_proj.weight", "v_proj.weight"))]:
+            stored[name] = stored[name].unflatten(0, (2, -1)).repeat_interleave(2, 0).flatten(0, 1)
     if kind == "exl3":
         stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
     for number, (name, weight) in enumerate(sorted(stored.items())):
@@ -56,9 +64,10 @@ def write_coded(kind: str, folder: Path, dense_folder: Path | None = None) -> No
     settings = {"quant_method": "exl3", "version": "0.0.1", "bits": 5.0, "head_bits": 6}
     if kind == "qtip":
         settings = qtip_settings(modules)
-    _save(folder, tensors, {"quantization_config": settings})
+    heads = {"num_key_value_heads": kv_heads}
+    _save(folder, tensors, {**heads, "quantization_config": settings})
     if dense_folder is not None:
-        _save(dense_folder, plain, {"tie_word_embeddings": kind == "qtip"})
+        _save(dense_folder, plain, {**heads, "tie_word_embeddings": kind == "qtip"})
 
 
 def qtip_settings(modules: dict[str, Any]) -> dict[str, Any]:
