@@ -1,4 +1,4 @@
-"""The program of an entry's process: REQUEST WORK ANSWER PARENT -> the record or the error.
+"""The program of an entry's process: REQUEST WORK ANSWER PARENT -> record or error, and warnings.
 
 Must not know: specs, other entries.
 """
@@ -18,6 +18,7 @@ from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.evaluation.comparison.cache import write_whole
 from batchinfer.evaluation.perplexity import measure
 from batchinfer.evaluation.record import Request
+from batchinfer.telemetry.logs import Warnings
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,10 +30,12 @@ def main(arguments: list[str]) -> int:
     asked, work, answer = map(Path, arguments)
     request = Request.model_validate_json(asked.read_bytes())
     content: dict[str, Any]
-    try:
-        content = {"record": measure(request, work=work).model_dump(mode="json")}
-    except BatchInferError as error:
-        content = {"error": str(error), "exit_code": exit_code_of(error)}
+    with Warnings() as warned:
+        try:
+            content = {"record": measure(request, work=work).model_dump(mode="json")}
+        except BatchInferError as error:
+            content = {"error": str(error), "exit_code": exit_code_of(error)}
+    content["warnings"] = warned.texts()
     write_whole(answer, json.dumps(content).encode())
     return int(content.get("exit_code", 0))
 

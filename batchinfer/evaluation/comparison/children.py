@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +37,16 @@ class Failure:
 
 
 def measure_in_child(
-    request: Request, work: Path, log: Path, program: Sequence[str] = CHILD
+    request: Request,
+    work: Path,
+    log: Path,
+    program: Sequence[str] = CHILD,
+    on_warning: Callable[[str], None] = lambda text: None,
 ) -> Record | Failure:
     """Raises TransientError, ConfigError only for what this process cannot write.
 
-    Everything that the child and its libraries print goes to `log`.
+    Everything that the child and its libraries print goes to `log`; `on_warning` gets what our own
+    loggers warned of in it.
     """
     asked, answer = work.parent / "request.json", work.parent / "answer.json"
     with os_errors("write", work.parent):
@@ -50,7 +55,7 @@ def measure_in_child(
         asked.write_text(request.model_dump_json(indent=1), encoding="utf-8")
         with log.open("wb") as sink:
             code = _run([*program, str(asked), str(work), str(answer), str(os.getpid())], sink)
-    return _read(answer, code, log)
+    return _read(answer, code, log, on_warning)
 
 
 def _run(command: list[str], sink: Any) -> int:
@@ -71,9 +76,13 @@ def _run(command: list[str], sink: Any) -> int:
             child.wait()
 
 
-def _read(answer: Path, code: int, log: Path) -> Record | Failure:
+def _read(
+    answer: Path, code: int, log: Path, on_warning: Callable[[str], None]
+) -> Record | Failure:
     try:
         content = json.loads(answer.read_bytes())
+        for text in content.get("warnings", []):
+            on_warning(text)
         if "record" in content:
             return Record.model_validate(content["record"])
         return Failure(str(content["error"]), int(content["exit_code"]))

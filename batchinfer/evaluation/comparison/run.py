@@ -162,7 +162,11 @@ class _Run:
         request = plan.request.model_copy(
             update={"reference": str(reference) if reference else None}
         )
-        return measure_in_child(request, slot.work, slot.log, self.program)
+
+        def warn(text: str) -> None:
+            self.report.warns(f"{plan.label}: {text}")
+
+        return measure_in_child(request, slot.work, slot.log, self.program, warn)
 
     def _fail(self, plan: Planned, failure: Failure) -> None:
         record = Record(

@@ -91,6 +91,17 @@ def test_each_entry_is_a_row(bench: Bench) -> None:
     assert "<title>Demo</title>" in page and "demo bf16" in page
 
 
+def test_what_an_entry_warns_of_is_said_under_its_label(bench: Bench) -> None:
+    """Not only in its log, which nobody opens of an entry that succeeded."""
+    text = bench.folder / "rows.parquet"
+    pl.DataFrame({"t": ["one two three " * 20, "", None]}).write_parquet(text)
+    entries = [{"model": str(MODEL), "label": "a"}]
+    ended = bench.compare(bench.write(data=str(text), column="t", entries=entries))
+    assert ended.code == 0, ended.stderr
+    assert "warning: a: the data" in ended.stderr
+    assert "2 of 3 rows that were read have no text" in ended.stderr
+
+
 def test_what_is_finished_is_kept(bench: Bench) -> None:
     """A second run computes nothing; --clear-cache computes all, to the same numbers."""
     path = bench.write()
