@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from functools import cache, wraps
-from itertools import islice
+from functools import cache
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined, nodes
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, Undefined
 from jinja2.utils import Namespace
 
 from batchinfer.errors import ConfigError, RowError
-from batchinfer.prompt.numbers import check_integer, check_operation, check_places, readable_reason
+from batchinfer.prompt.bounds import check_printable
+from batchinfer.prompt.numbers import readable_reason
 from batchinfer.prompt.references import Refused, find_references, operation_problem
+from batchinfer.prompt.sandbox import Sandbox, begin_row, bounded_range
 from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
 _MAX_MESSAGE_CHARS = 500
-# Of what a template makes for one row; no model takes a tenth of it.
-_MAX_CHARS = 2**27
-_MAX_BATCH_PIECES = 4096
-_MAX_STEPS = 1_000_000  # of all loops over `range` for one row
 # Names that are no columns, so that a column of the same name is meant everywhere else; and
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
-_WIDE_FILTERS = ("center", "indent", "batch", "slice")  # given a width or a number
-_WITH_WIDTHS = (str, bytes, int)  # methods: ljust, to_bytes
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}", re.IGNORECASE)
 _PRINTABLE = (str, int, float, Decimal, list, tuple, dict, Undefined)
 
@@ -50,6 +42,7 @@ class TextTemplate:
             if problem := operation_problem(tree, environment):
                 raise Refused(problem)
             found = find_references(tree, _FUNCTIONS)
+            environment.count_loops(tree)
             self._template = environment.from_string(tree)
         except TemplateSyntaxError as error:
             raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
@@ -64,7 +57,6 @@ class TextTemplate:
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
         self._has_address = _ADDRESS.search(source) is not None  # then the template means it
-        self._has_range = any(name.name == "range" for name in tree.find_all(nodes.Name))
         self.key = key
         self.columns: tuple[str, ...] = tuple(sorted(set(found.columns.values())))
         self.references = found.places
@@ -74,8 +66,7 @@ class TextTemplate:
         """The text for one row. `values`: column -> plain value. Raises RowError."""
         if self._renamed:
             values = {**values, **{v: values[column] for v, column in self._renamed.items()}}
-        if self._has_range:
-            _steps.left = _MAX_STEPS
+        begin_row()
         try:
             text = self._template.render(values)
         except RowError:
@@ -119,64 +110,12 @@ def _all_text(values: Mapping[str, Any]) -> str:
     return "\n".join((text, text.lower(), text.upper(), text.title(), text.capitalize()))
 
 
-class _Steps(threading.local):
-    left = _MAX_STEPS
-
-
-_steps = _Steps()
-
-
-def _range(*arguments: int) -> range:
-    """The function `range`: loops in loops must end, too."""
-    found = safe_range(*arguments)
-    _steps.left -= len(found)
-    if _steps.left < 0:
-        raise OverflowError(f"more than {_MAX_STEPS} steps over range() in one row")
-    return found
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Bounds what a template can make of short values: it would take all memory for one row."""
-
-    intercepted_binops = frozenset({"*", "**", "//", "%"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int):
-            check_operation(operator, left, right)
-        elif operator == "*" and _length_of(left, right) > _MAX_CHARS:
-            raise OverflowError(f"{operator!r} makes more than {_MAX_CHARS} characters")
-        return super().call_binop(context, operator, left, right)
-
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(getattr(function, "__self__", None), _WITH_WIDTHS):
-            _check_widths((*args, *kwargs.values()))
-        result = super().call(context, function, *args, **kwargs)
-        check_integer(result)  # int.from_bytes
-        return result
-
-    @staticmethod
-    def concat(pieces: Iterable[str]) -> str:
-        """Join what a template prints; a loop may print without an end."""
-        pieces = iter(pieces)
-        joined: list[str] = []
-        num_chars = 0
-        while batch := list(islice(pieces, _MAX_BATCH_PIECES)):
-            joined.append("".join(batch))
-            num_chars += len(joined[-1])
-            if num_chars > _MAX_CHARS:
-                raise OverflowError(f"the text has more than {_MAX_CHARS} characters")
-        return "".join(joined)
-
-
 @cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(undefined=StrictUndefined, finalize=_printable)
-    environment.globals = {"range": _range, "namespace": Namespace}
+def _environment() -> Sandbox:
+    environment = Sandbox(undefined=StrictUndefined, finalize=_printable)
+    environment.globals = {"range": bounded_range, "namespace": Namespace}
     del environment.filters["random"]
     environment.filters |= {"default": default, "d": default}
-    environment.filters |= {name: _bounded(environment.filters[name]) for name in _WIDE_FILTERS}
-    environment.filters["int"] = _bounded_int(environment.filters["int"])
-    environment.filters["round"] = _bounded_round(environment.filters["round"])
     environment.tests |= {
         "none": is_none,
         "defined": is_defined,
@@ -189,6 +128,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _printable(value: Any) -> Any:
     """What `{{ }}` may print: a method or a generator in a prompt is always a mistake."""
     if isinstance(value, _PRINTABLE):
+        check_printable(value)
         return value
     if value is None:
         raise RowError("missing_value", "the template prints a null; give it a default")
@@ -198,48 +138,3 @@ def _printable(value: Any) -> Any:
 def _to_json(value: Any, **options: Any) -> str:
     """The filter `tojson`. NaN and infinity are not JSON, and fail."""
     return json.dumps(value, default=json_value, allow_nan=False, **options)
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_widths((*args[1:], *kwargs.values()))
-        return function(*args, **kwargs)
-
-    return bounded
-
-
-def _bounded_int(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def bounded(value: Any, *args: Any, **kwargs: Any) -> Any:
-        check_integer(value)
-        result = function(value, *args, **kwargs)
-        check_integer(result)
-        return result
-
-    return bounded
-
-
-def _bounded_round(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def bounded(value: Any, precision: Any = 0, method: Any = "common") -> Any:
-        check_integer(value)
-        check_places(precision)
-        return function(value, precision, method)
-
-    return bounded
-
-
-def _check_widths(arguments: Iterable[Any]) -> None:
-    """Text is filled up to them, by `center` and others."""
-    for argument in arguments:
-        if isinstance(argument, int) and argument > _MAX_CHARS:
-            raise OverflowError(f"{argument} is more than {_MAX_CHARS}")
-
-
-def _length_of(left: Any, right: Any) -> int:
-    """Characters or entries of a product, if they can be many."""
-    texts, factors = (str, bytes, list, tuple), (left, right)
-    length = next((len(factor) for factor in factors if isinstance(factor, texts)), 0)
-    times = next((factor for factor in factors if isinstance(factor, int)), 0)
-    return length * times

@@ -239,8 +239,64 @@ _HUGE = [
     "{{ (tenth ** -999999) | int }}",
     "{{ n.to_bytes(100000000000, 'big') | length }}",
 ]
+_DOUBLED = "{%% set ns = namespace(x='x') %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ ns.x }}"
+_LISTS = (
+    "{% set ns = namespace(x=[1]) %}"
+    "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
+)
+#: What makes gigabytes of nothing, or loops for ever.
+_LONG = [
+    "{{ '%2000000000d' % n }}",
+    "{{ '%.2000000000f' % 1.5 }}",
+    "{{ '%*d' % (n * 2000000000, n) }}",
+    "{{ '%(a)2000000000d' % {'a': n} }}",
+    "{{ ('%(a)s' * 100000) % {'a': 'x' * 100000} }}",
+    "{{ '%2000000000s' | format(n) }}",
+    "{{ '{:2000000000}'.format(n) }}",
+    "{{ '{:{}}'.format(n, n * 2000000000) }}",
+    "{{ '{:.2000000000f}'.format(1.5) }}",
+    "{{ ('{a}' * 100000).format(a='x' * 100000) }}",
+    "{{ '{a:2000000000}'.format_map({'a': n}) }}",
+    "{{ 'x' * 10**10 }}",
+    "{{ [1, 2] * 10**9 }}",
+    "{{ 'x' | center(2000000000) }}",
+    "{{ 'x'.zfill(2000000000) }}",
+    "{{ ('\t' * 100000).expandtabs(100000) }}",
+    "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
+    "{{ ('x' * 1000000) | replace('', 'y' * 1000000) }}",
+    "{{ ('x' * 1000000).join('y' * 1000000) }}",
+    "{{ ('x' * 1000000) | join('y' * 1000000) }}",
+    "{{ (['x' * 1000000] * 1000000) | join }}",
+    "{{ ('x' * 1000000).translate({120: 'y' * 1000000}) }}",
+    "{{ 'x' | indent(10**9) }}",
+    "{{ ('\n' * 100000) | indent('x' * 100000, true, true) }}",
+    "{{ ('a b ' * 100000) | wordwrap(1, true, 'x' * 1000000) }}",
+    "{{ ('http://a.b ' * 100000) | urlize(target='x' * 1000000) }}",
+    "{{ [1, 2] | tojson(indent=10**9) }}",
+    "{{ ([1] * 1000000) | tojson(indent=1000000) }}",
+    "{{ [1] | slice(10**8) | list | length }}",
+    "{{ [1] | batch(10**8, 1) | list | length }}",
+    "{{ ([[1] * 10000] * 10000) | sum(start=[]) | length }}",
+    "{{ ('x ' * 60000000) | wordcount }}",
+    "{{ ('x ' * 60000000) | list | length }}",
+    "{{ ('x ' * 60000000).split() | length }}",
+    _DOUBLED % "{% set ns.x = ns.x ~ ns.x %}",
+    _DOUBLED % "{% set ns.x = ns.x + ns.x %}",
+    _DOUBLED % "{% set ns.x = '%s%s' % (ns.x, ns.x) %}",
+    _DOUBLED % "{% set ns.x = '{0}{0}'.format(ns.x) %}",
+    _DOUBLED % "{% set ns.x = ns.x.replace('x', 'xx') %}",
+    _DOUBLED % "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}",
+    _LISTS + "{{ ns.x }}",
+    *(f"{_LISTS}{{{{ ns.x | {name} }}}}" for name in ("tojson", "string", "join", "upper")),
+    *(_LISTS + one for one in ("{{ ns.x ~ '' }}", "{{ '%s' % ns.x }}", "{{ '{}'.format(ns.x) }}")),
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "{% set x = 'x' * 10000 %}"
+    "{% for a in x %}{% for b in x %}{% for c in x %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for a in 'x' * 10000 %}{% for b in 'x' * 10000 %}"
+    "{% for c in ['y'] | map('upper') %}{% endfor %}{% endfor %}{% endfor %}",
+]
 _RENDER_EACH = """
-import json, sys
+import json, resource, sys
 from batchinfer.errors import RowError
 from batchinfer.prompt.numbers import ExactNumber
 from batchinfer.prompt.render import TextTemplate
@@ -249,23 +305,27 @@ for source in json.load(sys.stdin):
         print(TextTemplate(source, "prompt.template").render({"n": 1, "tenth": ExactNumber("0.1")}))
     except RowError as error:
         print(error.kind, error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def test_an_integer_without_end_is_its_rows_error_before_it_is_computed() -> None:
+@pytest.mark.parametrize("sources", [_HUGE, _LONG], ids=["integers", "texts"])
+def test_what_has_no_end_is_its_rows_error_before_it_is_computed(sources: list[str]) -> None:
     """One is a single call into Python of minutes, and no signal ends it: so another process."""
     shown = subprocess.run(
         [sys.executable, "-c", _RENDER_EACH],
-        input=json.dumps(_HUGE),
+        input=json.dumps(sources),
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     ).stdout.splitlines()
-    assert len(shown) == len(_HUGE)
-    for source, line in zip(_HUGE, shown, strict=True):
+    mib = int(shown.pop())
+    assert len(shown) == len(sources)
+    for source, line in zip(sources, shown, strict=True):
         assert line.startswith("template_error prompt.template: OverflowError: "), (source, line)
         assert "more than " in line, (source, line)
+    assert mib < 1500
 
 
 @pytest.mark.parametrize(
@@ -282,6 +342,45 @@ def test_an_integer_without_end_is_its_rows_error_before_it_is_computed() -> Non
     ],
 )
 def test_integers_that_end_are_computed(source: str, text: str) -> None:
+    assert TextTemplate(source, "prompt.template").render({"n": 1}) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (
+            "{{ '%5d|%-5s|%.2f|%%|%(' % (n, 'a', 1.0) if n > 1 else '%5d|%.2f' % (n, 1.0) }}",
+            "    1|1.00",
+        ),
+        ("{{ '%(a)s-%(b)03d' % {'a': 'x', 'b': n} }} {{ '%s %s' | format('a', n) }}", "x-001 a 1"),
+        ("{{ '{:>5}|{a!r:<4}|{:{}}'.format(n, 3, 2, a='b') }}", "    1|'b' | 3"),
+        ("{{ '{a[b]}'.format_map({'a': {'b': n}}) }}", "1"),
+        ("{{ 'a,b'.split(',') | join('-') }} {{ ','.join(['a', 'b']) }}", "a-b a,b"),
+        ("{{ ['a', 'b'] | map('upper') | join(', ') }}", "A, B"),
+        ("{{ [{'v': 'a'}, {'v': 'b'}] | join('+', attribute='v') }}", "a+b"),
+        ("{{ 'a\nb' | indent(2) }} {{ 'aXb' | replace('X', '--') }}", "a\n  b a--b"),
+        ("{{ [[1], [2]] | sum(start=[]) }} {{ [1, 2] | sum }}", "[1, 2] 3"),
+        ("{{ [1, {'a': 2}] | tojson(indent=1) | length }}", "22"),
+        ("{{ range(5) | batch(2, 0) | list }}", "[[0, 1], [2, 3], [4, 0]]"),
+        ("{{ range(5) | slice(2) | list }}", "[[0, 1, 2], [3, 4]]"),
+        (
+            "{{ n ~ 'a' ~ [n] ~ none }} {{ 'a' + 'b' }} {{ [n] + [2] }} {{ n + 1.5 }}",
+            "1a[1]None ab [1, 2] 2.5",
+        ),
+        (
+            "{% for a in [1, 2, 3] | map('string') if a != '2' %}"
+            "{{ loop.index }}/{{ loop.length }}{{ '' if loop.last else ', ' }}{% endfor %}",
+            "1/2, 2/2",
+        ),
+        (
+            "{% for k, v in {'a': [1, 2]}.items() recursive %}{{ k }}{{ v }}{% endfor %}"
+            "{% for a in [] %}{% else %}none{% endfor %}",
+            "a[1, 2]none",
+        ),
+        ("{{ '&<' | escape }}{{ ('<b>{}</b>' | safe).format('&') }}", "&amp;&lt;<b>&amp;</b>"),
+    ],
+)
+def test_what_has_an_end_is_rendered_as_ever(source: str, text: str) -> None:
     assert TextTemplate(source, "prompt.template").render({"n": 1}) == text
 
 

@@ -370,7 +370,7 @@ def test_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "steps over range() in one row" in said
     once = "{% for i in range(9999) %}{{ x }}{% endfor %}"
     assert x(once, pa.array(["a"] * 200)) == ["a" * 9999] * 200
-    monkeypatch.setattr("batchinfer.prompt.render._MAX_CHARS", 9_000)
+    monkeypatch.setattr("batchinfer.prompt.bounds.MAX_CHARS", 9_000)
     assert "the text has more than" in x(once, pa.array(["a"]))[0]
 
 
