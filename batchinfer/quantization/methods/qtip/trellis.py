@@ -28,7 +28,6 @@ from batchinfer.quantization.methods.qtip.codes import STATE_BITS
 TILE = 16
 TILE_WEIGHTS = TILE * TILE
 LANE_ORDERS = ("exl3", "qtip")
-WINDOWS = ("end", "start")
 
 #: Tiles that are packed at once: their single bits take a byte each.
 _PACKED_AT_ONCE = 1 << 15
@@ -50,17 +49,10 @@ def unpack(trellis: Tensor, num_values: int) -> Tensor:
 def pack(states: Tensor, num_bits: int) -> Tensor:
     """Stored tiles of circular states: int [..., 256 / V] -> int16 [..., 16 K], on the CPU.
 
-    `num_bits`: K, the bits of a weight. Only the fresh bits of each state are looked at:
-    `is_circular` says whether the states can be told from them.
+    `num_bits`: K, the bits of a weight. Only the fresh bits of each state are looked at: the others
+    must be its neighbour's.
     """
     return swap_halves(stream_of_states(states, num_bits, "end"))
-
-
-def is_circular(states: Tensor, num_bits: int) -> bool:
-    """Whether each state [..., 256 / V] shares its bits with the next, the last with the first."""
-    num_kept = STATE_BITS - num_bits * TILE_WEIGHTS // states.shape[-1]
-    following = states.roll(-1, -1)
-    return bool(torch.equal(following >> (STATE_BITS - num_kept), states & ((1 << num_kept) - 1)))
 
 
 def swap_halves(words: Tensor) -> Tensor:
