@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
@@ -16,7 +16,8 @@ from batchinfer.telemetry.counters import Snapshot
 from batchinfer.telemetry.logs import log_event
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.measure import Measurement
 
 Display = Literal["live", "plain", "none"]
 
@@ -26,8 +27,9 @@ PLAIN_PERIOD_S = 30.0
 _FIRST_PERIOD_S = 5.0
 _PHASE_POLL_S = 1.0
 _CLOSE_WAIT_S = 2.0
-#: With it, rows in flight still fit into 100 columns.
+#: With it, all facts of most runs still fit into 100 columns.
 _BAR_WIDTH = 12
+_GAP = "  "
 
 
 def choose_display(
@@ -135,7 +137,6 @@ class _AboveLive:
 def live_line(snapshot: Snapshot) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
-    from rich.text import Text
 
     line = Table.grid(padding=(0, 1))
     cells: list[RenderableType] = [snapshot.phase]
@@ -144,14 +145,35 @@ def live_line(snapshot: Snapshot) -> RenderableType:
         done = min(snapshot.rows_done, snapshot.rows_total)
         cells.append(ProgressBar(total=snapshot.rows_total, completed=done, width=_BAR_WIDTH))
         line.add_column(no_wrap=True)
-    cells.append(Text("  ".join(_facts(snapshot)), no_wrap=True, overflow="ellipsis"))
+    cells.append(_Fitting(_facts(snapshot)))
     line.add_column()  # of the columns only this one may shrink
     line.add_row(*cells)
     return line
 
 
+class _Fitting:
+    """The facts for which there is room, each whole; the first one is cut if it has to be."""
+
+    def __init__(self, facts: Sequence[str]) -> None:
+        self._facts = facts
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(1, max(1, len(_GAP.join(self._facts)))).with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        text = self._facts[0] if self._facts else ""
+        for fact in self._facts[1:]:
+            if len(longer := f"{text}{_GAP}{fact}") <= options.max_width:
+                text = longer
+        yield Text(text, no_wrap=True, overflow="ellipsis")
+
+
 def _facts(snapshot: Snapshot) -> list[str]:
-    """What is known and not zero, most important first: a narrow terminal cuts the end."""
+    """What is known and not zero, most important first: a narrow terminal has no room for all."""
     facts = []
     if snapshot.rows_total:
         share = min(1.0, snapshot.rows_done / snapshot.rows_total)
@@ -167,7 +189,7 @@ def _facts(snapshot: Snapshot) -> list[str]:
     if snapshot.num_in_flight:
         facts.append(f"{snapshot.num_in_flight:,} in flight")
     if num_waiting := snapshot.rows_computed - snapshot.rows_durable:
-        facts.append(f"{num_waiting:,} finished, not yet durable")
+        facts.append(f"{num_waiting:,} not yet durable")
     return facts
 
 

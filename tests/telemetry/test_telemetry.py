@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from batchinfer.config import Job
 from batchinfer.plan import Chunk, WorkItem
@@ -34,6 +35,7 @@ from batchinfer.telemetry import (
     utc_seconds,
     utc_text,
 )
+from batchinfer.telemetry.progress import live_line
 from batchinfer.testing import FakeEngine, FakePlan
 from tests.support.jobs import Place
 from tests.support.jobs import job as job_settings
@@ -459,6 +461,33 @@ def test_a_live_line_redraws_and_logs_stand_above_it(
     erase_line = re.escape("\r\x1b[2K")
     assert re.search(erase_line + r"[^\r]*warning something \[bold\]happened\[/bold\]\n", text)
     assert logs.terminal.stream is err
+
+
+@pytest.mark.parametrize(
+    ("columns", "facts"),
+    [
+        (120, 6),
+        (100, 5),
+        (80, 3),
+        (60, 2),
+        (30, 0),
+    ],
+)
+def test_a_live_line_leaves_out_whole_facts_the_last_first(
+    columns: int, facts: int, hands: Hands
+) -> None:
+    console = Console(width=columns, file=io.StringIO(), force_terminal=False)
+    with console.capture() as shown:
+        console.print(live_line(_counters_at_work(hands).snapshot()))
+    line = shown.get().rstrip()
+    assert "\n" not in line and len(line) <= columns
+    all_facts = [
+        *("240/1,000 rows (24%)", "3 failed", "500 tokens/s", "ETA about 0:00:30"),
+        *("8 in flight", "10 not yet durable"),
+    ]
+    assert facts == sum(fact in line for fact in all_facts), line
+    if facts:
+        assert line.endswith("  ".join(all_facts[:facts])), line
 
 
 def test_no_display_starts_no_thread(hands: Hands, logger: logging.Logger) -> None:
