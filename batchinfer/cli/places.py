@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from batchinfer.config import Job
-from batchinfer.config.load import relative_to
+from batchinfer.config.job_file import relative_to
 from batchinfer.errors import ConfigError
 
 _WILDCARDS = frozenset("*?[")

@@ -8,27 +8,35 @@ every problem found, one a line, each with its place.
 from __future__ import annotations
 
 import copy
+import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from batchinfer.config.job import Job
+from batchinfer.config.job_file import read_document
 from batchinfer.config.problems import nearest_keys, settings, submodel, translate, unknown_key
 from batchinfer.config.values import shown
-from batchinfer.config.yaml12 import MAX_DEPTH, Document, load_yaml
+from batchinfer.config.yaml12 import MAX_DEPTH, Document
 from batchinfer.errors import ConfigError
+
+logger = logging.getLogger("batchinfer.config")
 
 ENVIRONMENT_PREFIX = "BATCHINFER__"
 SET_OPTION = "--set"
-MAX_JOB_BYTES = 4 << 20
-_LEADING_TABS = re.compile(r"^[ \t]*\t[ \t]*", re.MULTILINE)
+#: What other packages read, each with a name of its own.
+_OTHER_VARIABLES = frozenset(
+    {"BATCHINFER_KERNELS", "BATCHINFER_ENGINE_OWNER_PID", "BATCHINFER_ENGINE_PLUGINS"}
+)
+#: It gives each pod such variables for a service of our name.
+_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 _S = TypeVar("_S", bound=BaseModel)
 
 
@@ -78,7 +86,7 @@ def load_job(
 
     `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
     """
-    document = _read(os.fspath(path))
+    document = read_document(os.fspath(path))
     environ = os.environ if environ is None else environ
     return _load(document, sets, environ, os.fspath(path), sets_name)
 
@@ -123,7 +131,7 @@ def load_section(path: str | os.PathLike[str], model: type[_S], what: str) -> _S
     not. Raises ConfigError naming every problem with its line.
     """
     name = os.fspath(path)
-    document = _read(name, what)
+    document = read_document(name, what)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
     problems = list(document.problems)
     problems += (_placed(key, why, origins, name) for key, why in _unusable(document.data, ""))
@@ -145,46 +153,28 @@ def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     ]
 
 
-def relative_to() -> str:
-    """Where relative paths start, for messages."""
-    return f"relative paths start at the current directory, {Path.cwd()}"
-
-
-def _read(name: str, what: str = "job file") -> Document:
-    try:
-        with Path(name).open("rb") as file:
-            content = file.read(MAX_JOB_BYTES + 1)
-        if len(content) > MAX_JOB_BYTES:
-            raise ConfigError(
-                f"{name}: is larger than {MAX_JOB_BYTES:,} bytes, the limit for a {what}"
-            )
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        where = "" if Path(name).is_absolute() else f" ({relative_to()})"
-        raise ConfigError(f"{name}: no such {what}{where}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: is not UTF-8 text (byte {error.start})") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{name}: cannot read the {what}: {reason}") from None
-    if name.endswith(".json"):  # where a line cannot begin inside of a text
-        text = _LEADING_TABS.sub(lambda tabs: "  " * len(tabs[0]), text)
-    document = load_yaml(text, name)
-    if document.data is None and not document.problems:
-        raise ConfigError(f"{name}: the {what} is empty")
-    if not isinstance(document.data, dict):
-        problem = f"{name}: must be a mapping (keys with values) at the top"
-        raise ConfigError("\n".join([*document.problems, problem]))
-    return document
-
-
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Override]:
     for variable in sorted(environ):
+        _warn_of_misspelt(variable)
         if variable.startswith(ENVIRONMENT_PREFIX):
             key = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
             override = _Override(key, environ[variable], variable)
             if _is_known(override, problems):
                 yield override
+
+
+def _warn_of_misspelt(variable: str) -> None:
+    """One with our name that sets nothing: mostly an underscore is missing."""
+    is_ours = variable.startswith("BATCHINFER_") and not variable.startswith(ENVIRONMENT_PREFIX)
+    if not is_ours or variable in _OTHER_VARIABLES or _OF_KUBERNETES.search(variable):
+        return
+    spelt = {_variable(key).replace("__", "_"): _variable(key) for key in settings()}
+    meant = difflib.get_close_matches(variable.replace("__", "_"), spelt, n=1)
+    logger.warning(
+        "the environment variable %s sets nothing: that of a setting is %sSECTION__KEY%s",
+        *(variable, ENVIRONMENT_PREFIX),
+        f" (did you mean {spelt[meant[0]]}?)" if meant else "",
+    )
 
 
 def _from_sets(sets: Iterable[str], origin: str, problems: list[str]) -> Iterator[_Override]:

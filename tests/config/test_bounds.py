@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchinfer.config import load_job
-from batchinfer.config.load import MAX_JOB_BYTES
+from batchinfer.config.job_file import MAX_JOB_BYTES
 from batchinfer.config.problems import settings
 from batchinfer.config.yaml12 import MAX_DEPTH, MAX_VALUES, load_yaml
 from batchinfer.errors import BatchInferError, ConfigError

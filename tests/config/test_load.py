@@ -374,7 +374,7 @@ def test_all_problems_are_reported_together(load: Load) -> None:
 def test_a_file_that_cannot_be_a_job_is_refused_with_its_name(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no\.yaml: no such job file"):
         load_job("no.yaml")
-    with pytest.raises(ConfigError, match="cannot read the job file: Is a directory"):
+    with pytest.raises(ConfigError, match="is a folder, not a job file"):
         load_job(tmp_path)
     assert problems_of(load, "# nothing\n") == ["job.yaml: the job file is empty"]
     assert problems_of(load, "- a\n") == [
