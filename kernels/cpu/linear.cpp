@@ -3,10 +3,8 @@
 //     y = svh * H (C' (H (suh * x)))        C: the decoded tiles, H: Hadamards of blocks of 128
 //
 // Of a column of tiles (16 outputs) 8 tiles (128 inputs) are decoded at a time into float32, 8 KiB
-// of the first-level cache, and multiplied with every token before the next 8 are decoded. A vector
-// of decoded weights has 4 outputs x 4 inputs (2 x 4 with AVX2), as they lie in a tile: 4 numbers of
-// x are repeated in all of its quarters, and sums of quarters are put together once, after the last
-// input. So nothing is rearranged for a weight. Sums are float32.
+// of the first-level cache, and multiplied with every token before the next 8 are decoded. Factors
+// are float32, or rounded to bfloat16 where the caller wants that; sums are float32.
 //
 // For many tokens `trellis_dense` decodes some outputs into rows, which a library for matrices
 // multiplies.
@@ -22,18 +20,12 @@
 #include <vector>
 
 #include "decode.h"
+#include "products.h"
 #include "transform.h"
 
 extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
 
 namespace {
-
-constexpr int kTile = 16;
-constexpr int kTilesAtOnce = kBlock / kTile;
-constexpr int kSums = 4 * kTile;  // of a token: 16 outputs x 4 inputs
-constexpr int kVectors = 4;       // of sums, that a pass over decoded tiles keeps in registers
-constexpr int kOutHalves = kFloats == 16 ? 2 : 1;  // of 8 outputs, in so many vectors
-constexpr int kTokensAtOnce = kFloats == 16 ? 6 : 3;
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }
@@ -43,7 +35,6 @@ using Memory = std::unique_ptr<float[], Free>;
 Memory floats(size_t count) {
     return Memory((float*)std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64));
 }
-
 
 // work(i) for i in [0, count), on so many threads.
 template <class Work>
@@ -65,57 +56,6 @@ void parallel(int count, int threads, const Work& work) {
     for (auto& other : others) other.join();
 }
 
-// Adds the products of T tokens with 8 decoded tiles. x: the first token's 128 numbers, tokens
-// `stride` apart. sums: [T][kSums].
-template <int T>
-void multiply_tiles(const float* weights, const float* x, int64_t stride, float* sums) {
-    for (int out_half = 0; out_half < 2; out_half += kOutHalves) {
-        float* own = sums + 32 * out_half;
-        Floats sum[T][kVectors];
-        for (int t = 0; t < T; ++t)
-            for (int v = 0; v < kVectors; ++v) sum[t][v] = load(own + kSums * t + kFloats * v);
-        for (int quarter = 0; quarter < 4 * kTilesAtOnce; ++quarter) {
-            const float* tile = weights + kTileWeights * (quarter / 4) + 32 * (quarter % 4);
-            Floats inputs[T];
-            for (int t = 0; t < T; ++t) inputs[t] = four(x + stride * t + 4 * quarter);
-            for (int v = 0; v < kVectors; ++v) {
-                // Lanes of one slot, then of the same inputs for the other 8 outputs.
-                const int at = kFloats * v, half = out_half + at / 32;
-                const Floats weight = load(tile + 128 * half + at % 32);
-                for (int t = 0; t < T; ++t)
-                    sum[t][v] = multiply_add(weight, inputs[t], sum[t][v]);
-            }
-        }
-        for (int t = 0; t < T; ++t)
-            for (int v = 0; v < kVectors; ++v) store(own + kSums * t + kFloats * v, sum[t][v]);
-    }
-}
-
-void multiply_tokens(const float* weights, const float* x, int64_t stride, int tokens,
-                     float* sums) {
-    int t = 0;
-    for (; t + kTokensAtOnce <= tokens; t += kTokensAtOnce)
-        multiply_tiles<kTokensAtOnce>(weights, x + stride * t, stride, sums + kSums * t);
-    x += stride * t, sums += kSums * t;
-    switch (tokens - t) {
-        case 1: return multiply_tiles<1>(weights, x, stride, sums);
-        case 2: return multiply_tiles<2>(weights, x, stride, sums);
-#if defined(__AVX512BW__) && defined(__AVX512VBMI2__)
-        case 3: return multiply_tiles<3>(weights, x, stride, sums);
-        case 4: return multiply_tiles<4>(weights, x, stride, sums);
-        case 5: return multiply_tiles<5>(weights, x, stride, sums);
-#endif
-    }
-}
-
-// The sums of 4 inputs to one each: 16 outputs.
-void add_quarters(const float* sums, float* to) {
-    for (int out = 0; out < kTile; ++out) {
-        const float* four = sums + 4 * out;
-        to[out] = (four[0] + four[1]) + (four[2] + four[3]);
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -134,46 +74,76 @@ struct TrellisLayer {
 
 namespace {
 
-// Where weight j of a lane goes: [out div 8][in div 8][in mod 2].
-const int kSlots[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 1, 4, 5, 2, 3, 6, 7}};
-
 Constants constants_of(const TrellisLayer& layer) {
-    return {layer.multiplier, layer.addend, layer.table, kSlots[layer.is_qtip_order]};
+    return {layer.multiplier, layer.addend, layer.table};
 }
 
-// Outputs [128 i, 128 i + 128) of all tokens. x: [tokens][in], ordered.
-void linear_block(const TrellisLayer& layer, Decoder decode, int i, const float* x, int tokens,
-                  void* y, int64_t y_stride, int dtype) {
-    const Constants with = constants_of(layer);
-    const int64_t tile_bytes = 32 * layer.bits, num_tiles = layer.inputs / kTile;
-    const Memory weights = floats(kTilesAtOnce * kTileWeights);
-    const Memory sums = floats(size_t(tokens) * kSums), z = floats(size_t(tokens) * kBlock);
-    for (int column = 0; column < kTilesAtOnce; ++column) {
-        const uint8_t* tiles =
-            layer.weights + (int64_t(i) * kTilesAtOnce + column) * num_tiles * tile_bytes;
-        std::fill_n(sums.get(), size_t(tokens) * kSums, 0.0f);
-        for (int64_t k = 0; k < num_tiles; k += kTilesAtOnce) {
+// 16 outputs: decodes 128 inputs at a time, and calls what multiplies them.
+struct Column {
+    const TrellisLayer& layer;
+    Decoder decode;
+    const uint8_t* tiles;
+
+    template <class Multiply>
+    void run(const Memory& weights, const Multiply& multiply) const {
+        const Constants with = constants_of(layer);
+        const int64_t tile_bytes = 32 * layer.bits;
+        for (int64_t k = 0; k < layer.inputs / kTile; k += kTilesAtOnce) {
             decode(tiles + k * tile_bytes, kTilesAtOnce, with, weights.get());
-            multiply_tokens(weights.get(), x + kTile * k, layer.inputs, tokens, sums.get());
+            multiply(kTile * k);
         }
-        for (int t = 0; t < tokens; ++t)
-            add_quarters(sums.get() + kSums * t, z.get() + kBlock * t + kTile * column);
     }
-    for (int t = 0; t < tokens; ++t) {
-        float* row = z.get() + kBlock * t;
-        hadamard(row);
-        for (int o = 0; o < kBlock; ++o) row[o] *= layer.svh[kBlock * i + o];
-        write_block(row, y, y_stride * t + kBlock * i, dtype);
+};
+
+// Outputs [128 i, 128 i + 128) of all tokens. x: [tokens][in] of float32 or bfloat16, ordered.
+void linear_block(const TrellisLayer& layer, Decoder decode, int i, const void* x, int x_dtype,
+                  int tokens, float* z) {
+    const Order order = kOrders[layer.is_qtip_order];
+    const int64_t column_bytes = layer.inputs * 2 * layer.bits;
+    const Memory weights = floats(kTilesAtOnce * kTileWeights);
+    const Memory sums = floats(size_t(tokens) * kSums);
+    for (int column = 0; column < kTilesAtOnce; ++column) {
+        const Column own{layer, decode,
+                         layer.weights + (int64_t(i) * kTilesAtOnce + column) * column_bytes};
+        std::fill_n(sums.get(), size_t(tokens) * kSums, 0.0f);
+        float* to = z + kTile * column;
+        if (x_dtype == kFloat32) {
+            own.run(weights, [&](int64_t k) {
+                multiply_tokens(weights.get(), order, (const float*)x + k, layer.inputs, tokens,
+                                sums.get());
+            });
+            for (int t = 0; t < tokens; ++t) add_up<4>(sums.get() + kSums * t, to + kBlock * t);
+        }
+#if defined(__AVX512BF16__)
+        else {
+            alignas(64) uint16_t narrow[kTilesAtOnce * kTileWeights];
+            own.run(weights, [&](int64_t k) {
+                to_bfloat16(weights.get(), narrow);
+                dot_tokens(narrow, order, (const uint16_t*)x + k, layer.inputs, tokens,
+                           sums.get());
+            });
+            for (int t = 0; t < tokens; ++t) add_up<2>(sums.get() + kDotSums * t, to + kBlock * t);
+        }
+#endif
     }
 }
 
-// One row of 128 inputs of 8 decoded tiles.
-void write_row(const float* weights, int out, float* row) {
-    for (int tile = 0; tile < kTilesAtOnce; ++tile)
-        for (int slot = 0; slot < 4; ++slot)
-            std::memcpy(row + kTile * tile + 4 * slot,
-                        weights + kTileWeights * tile + 128 * (out / 8) + 32 * slot + 4 * (out % 8),
-                        4 * sizeof(float));
+// 128 outputs from `first` on of a token, whose row of y begins at `row_start`.
+void finish(const TrellisLayer& layer, int64_t first, float* row, void* y, int64_t row_start,
+            int dtype) {
+    hadamard(row);
+    for (int o = 0; o < kBlock; ++o) row[o] *= layer.svh[first + o];
+    write_block(row, y, row_start + first, dtype);
+}
+
+// One row of 128 inputs of 8 decoded tiles, float32 or bfloat16. `lanes`: of the output's 4.
+void write_row(const float* lanes, Order order, void* to, int64_t first, int dtype) {
+    for (int i = 0; i < kBlock; i += kFloats) {
+        const float* from = lanes + kTileWeights * (i / kTile) + order.inputs * (i % kTile / 8);
+        const Floats row = fours(from, 32, order.inputs);
+        if (dtype == kFloat32) store((float*)to + first + i, row);
+        else store_bfloat16((uint16_t*)to + first + i, row);
+    }
 }
 
 }  // namespace
@@ -200,12 +170,26 @@ void trellis_input(const TrellisLayer* layer, const void* x, int64_t x_stride, i
     });
 }
 
-// x: what trellis_input made, float32. y: [tokens, out], rows `y_stride` apart.
-void trellis_linear(const TrellisLayer* layer, const float* x, int tokens, void* y,
+// Whether trellis_linear takes bfloat16.
+int trellis_has_bfloat16() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// x: what trellis_input made, float32 or bfloat16. y: [tokens, out], rows `y_stride` apart.
+void trellis_linear(const TrellisLayer* layer, const void* x, int x_dtype, int tokens, void* y,
                     int64_t y_stride, int dtype, int threads) {
     const Decoder decode = decoder_of(layer->bits, layer->code);
     parallel(int(layer->outputs / kBlock), threads, [&](int i) {
-        linear_block(*layer, decode, i, x, tokens, y, y_stride, dtype);
+        const Memory z = floats(size_t(tokens) * kBlock);
+        linear_block(*layer, decode, i, x, x_dtype, tokens, z.get());
+        for (int t = 0; t < tokens; ++t) {
+            float* row = z.get() + kBlock * t;
+            finish(*layer, kBlock * i, row, y, y_stride * t, dtype);
+        }
     });
 }
 
@@ -215,18 +199,18 @@ void trellis_dense(const TrellisLayer* layer, int64_t first, int64_t count, void
                    int threads) {
     const Decoder decode = decoder_of(layer->bits, layer->code);
     const Constants with = constants_of(*layer);
+    const Order order = kOrders[layer->is_qtip_order];
     const int64_t tile_bytes = 32 * layer->bits, num_tiles = layer->inputs / kTile;
     parallel(int(count / kTile), threads, [&](int column) {
         const Memory weights = floats(kTilesAtOnce * kTileWeights);
-        alignas(64) float row[kBlock];
         const uint8_t* tiles =
             layer->weights + (first / kTile + column) * num_tiles * tile_bytes;
         for (int64_t k = 0; k < num_tiles; k += kTilesAtOnce) {
             decode(tiles + k * tile_bytes, kTilesAtOnce, with, weights.get());
             for (int out = 0; out < kTile; ++out) {
-                write_row(weights.get(), out, row);
                 const int64_t at = (int64_t(column) * kTile + out) * layer->inputs + kTile * k;
-                write_block(row, to, at, dtype);
+                const float* lanes = weights.get() + order.outputs * (out / 8) + 4 * (out % 8);
+                write_row(lanes, order, to, at, dtype);
             }
         }
     });
@@ -241,9 +225,7 @@ void trellis_output(const TrellisLayer* layer, const void* z, int z_dtype, int t
         alignas(64) float row[kBlock];
         for (int64_t b = 0; b < count; b += kBlock) {
             read_block(z, count * t + b, z_dtype, row);
-            hadamard(row);
-            for (int o = 0; o < kBlock; ++o) row[o] *= layer->svh[first + b + o];
-            write_block(row, y, y_stride * t + first + b, dtype);
+            finish(*layer, first + b, row, y, y_stride * t, dtype);
         }
     });
 }

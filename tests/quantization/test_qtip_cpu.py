@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,9 @@ pytestmark = [
 ]
 
 BUILDS = {
+    "avx512_bf16": frozenset(
+        {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vbmi2", "avx512_bf16"}
+    ),
     "avx512": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vbmi2"}),
     "avx2": frozenset({"avx2", "fma", "f16c"}),
 }
@@ -128,11 +132,21 @@ def test_products_are_those_of_the_matrix_that_the_layer_stands_for(
     """Any number of tokens, decoded within the kernel or in slices; inputs that are a view."""
     coded = random_coded(code, bits)
     weight, layer = dense(coded).double(), layer_of(coded)
+
+    def in_bfloat16(x: Tensor, layer: Layer, y: Tensor) -> None:
+        library.multiply(x, layer, y, torch.bfloat16)
+
     for tokens, dtype in product(TOKENS, LIMITS):
         wide = torch.cat([inputs(tokens, dtype), inputs(tokens, dtype)], 1)
         x = wide[:, :SIZE_IN]  # rows that are further apart than they are long
         expected = x.double() @ weight.T
-        for multiply in (library.multiply, library.multiply_dense):
+        ways: list[Callable[[Tensor, Layer, Tensor], None]] = [
+            library.multiply,
+            library.multiply_dense,
+        ]
+        if library.has_bfloat16 and dtype == torch.bfloat16:
+            ways.append(in_bfloat16)
+        for multiply in ways:
             y = torch.full((tokens, SIZE_OUT + 128), torch.nan, dtype=dtype)
             multiply(x, layer, y[:, :SIZE_OUT])
             off = (y[:, :SIZE_OUT] - expected).abs().max() / expected.abs().max()
@@ -243,3 +257,31 @@ def test_a_cpu_without_the_instructions_or_a_compiler_is_told_why(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("BATCHINFER_KERNELS", raising=False)
     assert "there is no C++ compiler" in (packed.why_not_packed(BUILDS["avx2"]) or "")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_bfloat16", "expected"),
+    [
+        (torch.float32, True, "32 32 32 32 32 slices slices"),
+        (torch.float16, True, "32 32 32 32 32 slices slices"),
+        (torch.bfloat16, True, "32 16 16 16 16 slices slices"),
+        (torch.bfloat16, False, "32 32 32 slices slices slices slices"),
+    ],
+)
+def test_the_way_depends_on_tokens_and_on_what_the_cpu_multiplies(
+    dtype: torch.dtype, has_bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As benchmarks/qtip_cpu.py showed to be fastest, or near it."""
+    taken: list[str] = []
+
+    def multiply(x: Tensor, layer: Layer, y: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        taken.append(str(8 * dtype.itemsize))
+
+    library = Library.__new__(Library)
+    library.has_bfloat16 = has_bfloat16
+    monkeypatch.setattr(library, "multiply", multiply)
+    monkeypatch.setattr(library, "multiply_dense", lambda x, layer, y: taken.append("slices"))
+    for tokens in (1, 4, 16, 32, 255, 256, 4096):
+        x = torch.empty(tokens, 1, dtype=dtype)
+        library.linear(x, layer_of(random_coded("mcg", 2)), x)
+    assert " ".join(taken) == expected

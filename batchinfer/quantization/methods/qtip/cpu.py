@@ -25,9 +25,13 @@ KINDS = {
     "1mad": (3, 34038481, 76625530),
 }
 ORDERS = {"exl3": 0, "qtip": 1}
-#: From so many tokens on outputs are decoded in slices and multiplied by torch, by the activations'
-#: dtype (kernels/README.md has what was measured).
-DENSE_FROM = {torch.bfloat16: 64, torch.float16: 256, torch.float32: 256}
+#: From so many tokens on factors are rounded to bfloat16, where activations are and the CPU
+#: multiplies such numbers (kernels/README.md has what was measured).
+BFLOAT16_FROM = 4
+#: From so many on outputs are decoded in slices that torch multiplies; and where activations are
+#: bfloat16 and the kernels lack its products.
+DENSE_FROM = 256
+_DENSE_FROM_WITHOUT = 32
 
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 _BLOCK = 128
@@ -39,14 +43,16 @@ _DENSE_BYTES = 8 << 20
 def words_of(trellis: Tensor) -> Tensor:
     """Stored tiles int16 [in / 16, out / 16, 16 K] as the kernels read them.
 
-    uint8 [out / 16, in / 16, 32 K]: the first 16 of the 8 K bits that each of a tile's 32 lanes
-    owns, as little-endian numbers, then the next 16, then 8 if K is odd. See `decode.h`.
+    uint8 [out / 16, in / 16, 32 K]: of the 8 K bits that each of a tile's 32 lanes owns the first
+    16, as little-endian numbers, then the next 16, then 8 if K is odd; lanes in the order 0, 16, 1,
+    17 and so on. See `decode.h`.
     """
     num_bits = bits_of(trellis)
     # Big-endian halves of the stream to bytes, in the stream's order.
     stream = swap_halves(trellis).contiguous().view(torch.uint8).unflatten(-1, (-1, 2)).flip(-1)
     lanes = stream.flatten(-2).unflatten(-1, (_LANES, num_bits)).transpose(0, 1)
-    planes = [lanes[..., i : i + 2].flip(-1).flatten(-2) for i in range(0, num_bits, 2)]
+    pairs = lanes.unflatten(-2, (2, _LANES // 2)).transpose(-2, -3)
+    planes = [pairs[..., i : i + 2].flip(-1).flatten(-3) for i in range(0, num_bits, 2)]
     return torch.cat(planes, -1).contiguous()
 
 
@@ -104,20 +110,27 @@ class Library:
 
     def __init__(self, file: Path) -> None:
         self._lib = ctypes.CDLL(str(file))
+        self.has_bfloat16 = bool(self._lib.trellis_has_bfloat16())
 
     def linear(self, x: Tensor, layer: Layer, y: Tensor) -> None:
         """y = x W'. x [tokens, in], y [tokens, out] of the same dtype; rows are contiguous."""
-        if len(x) >= DENSE_FROM[x.dtype]:
+        is_narrow = x.dtype == torch.bfloat16
+        lacks = is_narrow and not self.has_bfloat16
+        if len(x) >= (_DENSE_FROM_WITHOUT if lacks else DENSE_FROM):
             self.multiply_dense(x, layer, y)
+        elif is_narrow and not lacks and len(x) >= BFLOAT16_FROM:
+            self.multiply(x, layer, y, torch.bfloat16)
         else:
             self.multiply(x, layer, y)
 
-    def multiply(self, x: Tensor, layer: Layer, y: Tensor) -> None:
-        """The same, decoding for all tokens within the kernel."""
+    def multiply(
+        self, x: Tensor, layer: Layer, y: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """The same, decoding for all tokens within the kernel. `dtype`: of products' factors."""
         own = layer.as_struct()
-        inputs = self._transformed(x, own, torch.float32)
+        inputs = self._transformed(x, own, dtype)
         self._lib.trellis_linear(
-            *(ctypes.byref(own), _void(inputs), len(x), _void(y)),
+            *(ctypes.byref(own), _void(inputs), _DTYPES[dtype], len(x), _void(y)),
             *(ctypes.c_int64(y.stride(0)), _DTYPES[y.dtype], torch.get_num_threads()),
         )
 

@@ -14,6 +14,7 @@ from batchinfer.quantization.native import user_folder, why_none
 SOURCE = "cpu/linear.cpp"
 
 _AVX2 = ("avx2", "fma", "f16c")
+_OPTIONAL = ("avx512_bf16",)
 _AVX512 = ("avx512f", "avx512bw", "avx512_vbmi2")
 
 
@@ -24,7 +25,9 @@ def is_asked() -> bool:
 
 def flags_for(cpu_flags: frozenset[str]) -> tuple[str, ...]:
     """The compiler's options for a CPU with AVX2 or more."""
-    wanted = (*_AVX2, *_AVX512) if cpu_flags.issuperset(_AVX512) else _AVX2
+    wanted = [*_AVX2]
+    if cpu_flags.issuperset(_AVX512):
+        wanted += [*_AVX512, *(flag for flag in _OPTIONAL if flag in cpu_flags)]
     return tuple(f"-m{flag.replace('_', '')}" for flag in wanted)
 
 
