@@ -9,6 +9,7 @@
     │   ├── LeaseHeld     75
     │   ├── MemoryHeld    75
     │   ├── LeaseLost     75
+    │   ├── AccessLost    75
     │   └── EngineDied    75
     ├── Stopped     128+n/75   asked to stop; everything finished is durable
     └── (RowError is data, not an exit: it becomes the row's error_type and error_message)
@@ -84,6 +85,10 @@ class MemoryHeld(TransientError):
 
 class LeaseLost(TransientError):
     """The output was deleted, moved or replaced under the run."""
+
+
+class AccessLost(TransientError):
+    """The store refuses credentials that it accepted when the run began; every write will fail."""
 
 
 class EngineDied(TransientError):

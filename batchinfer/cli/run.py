@@ -24,6 +24,7 @@ from batchinfer.cli.places import explained_places
 from batchinfer.cli.watchdog import Watchdog
 from batchinfer.config import load_job
 from batchinfer.errors import (
+    AccessLost,
     BatchInferError,
     ConfigError,
     LeaseHeld,
@@ -75,6 +76,7 @@ class RunProcess:
         )
         self._run: Run | None = None  # none before the job is read
         self._output = ""  # the job's, once it is read
+        self._has_lost_access = False  # and the outcome says so
         self._upload: _Upload | None = None
         self._ending = threading.Lock()
         self._last_line = threading.Lock()  # taken for good by who writes it
@@ -102,6 +104,7 @@ class RunProcess:
                 logger.info("skipped: %s", error)
                 outcome = self._outcome("skipped", 0, str(error))
             else:
+                self._has_lost_access = isinstance(error, AccessLost)
                 outcome = self._outcome("failed", exit_code_of(error), str(error))
         except BaseException as error:  # the process's edge: a bug
             logger.critical("this is a bug in batchinfer; please report it", exc_info=True)
@@ -171,7 +174,8 @@ class RunProcess:
             if self._upload is not None:
                 self._upload.send()
         except (BatchInferError, OSError) as error:
-            logger.warning("%s", error)
+            if not (self._has_lost_access and isinstance(error, AccessLost)):
+                logger.warning("%s", error)
         with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
             self._logs.flush()
         self._stdio.err.flush()

@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import Protocol
 
-from batchinfer.errors import BatchInferError, LeaseHeld, LeaseLost
+from batchinfer.errors import AccessLost, BatchInferError, LeaseHeld, LeaseLost
 from batchinfer.ledger import Lease
 from batchinfer.runner.stop import Stop
 
@@ -34,6 +34,7 @@ class Heartbeat:
         self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._error: BaseException | None = None
+        self._has_lost_access = False
 
     @property
     def error(self) -> BaseException | None:
@@ -72,7 +73,7 @@ class Heartbeat:
         except (LeaseHeld, LeaseLost):
             raise
         except BatchInferError as error:
-            logger.warning("could not renew the lease: %s", error)
+            self._warn("could not renew the lease", error)
 
     def _show(self) -> None:
         try:
@@ -80,4 +81,12 @@ class Heartbeat:
         except LeaseLost:
             raise
         except BatchInferError as error:
-            logger.warning("could not write the status: %s", error)
+            self._warn("could not write the status", error)
+
+    def _warn(self, what: str, error: BatchInferError) -> None:
+        """Lost access is told in full when it ends the run, and here once, shortly."""
+        if not isinstance(error, AccessLost):
+            logger.warning("%s: %s", what, error)
+        elif not self._has_lost_access:
+            self._has_lost_access = True
+            logger.warning("%s: the store refuses the credentials by now", what)

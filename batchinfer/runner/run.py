@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from batchinfer.config import Job
-from batchinfer.errors import BatchInferError
+from batchinfer.errors import AccessLost, BatchInferError
 from batchinfer.ledger import Holder, Lease, Results, layout
 from batchinfer.runner.beside import find_beside, warn_of_beside
 from batchinfer.runner.claim import claim, take_lease
@@ -125,6 +125,8 @@ class Run:
         if self._lease is not None:
             try:
                 self._lease.release()
+            except AccessLost:  # whatever else wrote was refused, too, and says so
+                logger.debug("the lease could not be given back: no access")
             except BatchInferError as error:
                 logger.warning("could not give the lease back: %s", error)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import ssl
 
-from batchinfer.errors import ConfigError, TransientError
+from batchinfer.errors import AccessLost, ConfigError, TransientError
 from batchinfer.limits import file_limit
 from batchinfer.storage.retry import RetryableFailure
 from batchinfer.storage.s3_setup import odd_variables, set_up_wrong
@@ -102,7 +102,7 @@ class S3Refusal(Exception):
             return TransientError(f"{cannot}the store is full ({self}): free space and start again")
         if passing := self._passing():
             if was_accepted:
-                return TransientError(
+                return AccessLost(
                     f"{cannot}{passing} since the run began ({self}). Finished rows are durable: "
                     "renew what is refused and start again"
                 )
@@ -199,7 +199,7 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
         return LostConnection(_in_words(error, cause))
     if isinstance(error, _no_credentials()):
         if was_accepted:
-            return TransientError(
+            return AccessLost(
                 f"cannot {what} {url}: the credentials have expired since the run began ({error}). "
                 "Finished rows are durable: renew them and start again"
             )

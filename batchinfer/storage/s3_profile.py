@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
+from pathlib import Path
 from typing import Any
 
 _CONFIG_FILE = ("AWS_CONFIG_FILE", "~/.aws/config")
@@ -15,6 +17,7 @@ _CREDENTIALS_FILE = ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
 _PROCESS = "credential_process"
 #: botocore's names of providers: the first asks a service of the machine, which may be starting.
 _CONTAINER = "container-role"
+_CREDENTIALS_MODULES = {(name, "credentials.py") for name in ("botocore", "aiobotocore")}
 _MAX_SAID = 500  # characters; the end of it, where a program says why
 
 
@@ -36,9 +39,19 @@ def no_credentials(error: BaseException, session: Any) -> str | None:
         why = f"failed: {said[-_MAX_SAID:]}" if said else "failed and said nothing on stderr"
     elif isinstance(error, json.JSONDecodeError) and profile.has(_PROCESS):
         why = "does not print JSON"
+    elif profile.has(_PROCESS) and _is_of_credentials(error):
+        why = f"prints JSON that is no credentials ({type(error).__name__}: {error})"
     else:
         return None
     return f"{_PROCESS} of {profile.where(_PROCESS)} {why}. Correct it, or set other credentials"
+
+
+def _is_of_credentials(error: BaseException) -> bool:
+    """Whether botocore failed on what credentials are made of: it looks at little of it before."""
+    if not isinstance(error, AttributeError | KeyError | TypeError | ValueError):
+        return False
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(Path(file).parts[-2:] in _CREDENTIALS_MODULES for file in files)
 
 
 def no_client(error: BaseException, session: Any) -> str:

@@ -117,6 +117,25 @@ def test_a_store_that_goes_away_ends_with_75_and_nothing_durable_is_lost(
     must_be_whole(bucket)
 
 
+def test_credentials_that_expire_in_mid_run_are_told_in_full_once(
+    proxy: FaultProxy, bucket: Place, tmp_path: Path
+) -> None:
+    """Though the part, the status and the lease are all refused."""
+    path = write_job(tmp_path, job(bucket))
+    expired = {"method": "PUT", "status": 400, "code": "ExpiredToken", "times": None}
+    proxy.reset(
+        Rule("status", path=r"/parts/", skip=3, **expired),
+        Rule("status", path=r"/status/|/leases/", skip=4, **expired),
+    )
+    ended = run(path, place=through(proxy, bucket), fake={"step_s": 0.02})
+    assert ended.code == 75, ended.stderr
+    assert ended.stderr.count("ExpiredToken") == 1, ended.stderr
+    assert ended.stderr.count("refuses the credentials by now") <= 1
+    assert "since the run began" in ended.result["message"]
+    assert run(path, place=bucket).code == 0
+    must_be_whole(bucket)
+
+
 def test_slow_storage_does_not_stop_a_sigterm_from_ending_in_time(
     proxy: FaultProxy, bucket: Place, tmp_path: Path
 ) -> None:

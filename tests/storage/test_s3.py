@@ -597,7 +597,8 @@ def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
             "failed: vault is sealed",
         ),
         ("credential_process = echo hello", "credential_process of .* does not print JSON"),
-        ("credential_process = echo 1", "correct profile default in .*config"),
+        ("credential_process = echo 1", "credential_process of .* prints JSON that is no cred"),
+        ("credential_process = echo '[]'", "credential_process of .* prints JSON that is no cred"),
         ("credential_process = echo '{\"Version\": 1}'", "credential_process .*AccessKeyId"),
         (
             "role_arn = arn:aws:iam::1:role/r\ncredential_source = Environment",
@@ -642,6 +643,35 @@ def test_a_provider_of_credentials_that_fails_in_mid_run_is_waited_for(
     num_failing = 1_000_000
     with pytest.raises(TransientError, match="sealed"):
         store.read("k")
+
+
+@pytest.mark.parametrize("printed", ["1", "[]", '"sealed"', "sealed", "{}"])
+def test_a_program_that_prints_no_credentials_in_mid_run_is_waited_for(
+    printed: str, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that it printed first end soon, so it is asked again."""
+    environ = server.environment()
+    output, config = tmp_path / "credentials.json", tmp_path / "config"
+    good = {
+        "Version": 1,
+        "AccessKeyId": environ.pop("AWS_ACCESS_KEY_ID"),
+        "SecretAccessKey": environ.pop("AWS_SECRET_ACCESS_KEY"),
+        "SessionToken": "token",
+        "Expiration": (datetime.now(UTC) + timedelta(seconds=30)).isoformat(),
+    }
+    output.write_text(json.dumps(good))
+    config.write_text(f"[default]\ncredential_process = cat {output}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (environ | {"AWS_CONFIG_FILE": str(config)}).items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"s3://{server.create_bucket()}/x", retry_s=1)
+    store.put("k", b"content")
+    output.write_text(printed)
+    with pytest.raises(TransientError, match="credential_process of profile default"):
+        store.read("k")
+    output.write_text(json.dumps(good))
+    assert store.read("k") == b"content"
 
 
 def test_refused_credentials_name_a_variable_that_ends_in_a_newline(
