@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from batchinfer.errors import TooManyFailedRows, TransientError
 from batchinfer.ledger import Totals, layout, records, survey
 from batchinfer.runner.digest import complete_digest
+from batchinfer.runner.record import warn_of_damage
 from batchinfer.runner.session import Session
 from batchinfer.runner.start import Start
 from batchinfer.tasks import Task
@@ -38,6 +39,7 @@ def finalise(
         _warn(session.task, outcome)
         return outcome
     session.lease.check()
+    warn_of_damage(session.store, session.written)
     names = {s.name for s in session.shards}
     listed = survey(session.store)
     own = {s.name for s in session.start.own}

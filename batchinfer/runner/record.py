@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from batchinfer import __version__
-from batchinfer.errors import TransientError
+from batchinfer.errors import ConfigError, TransientError
 from batchinfer.ledger import Holder, layout, records
 from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.carried import RECORD_KEY, to_text
@@ -107,3 +107,20 @@ def restore(store: Store, written: Mapping[str, bytes]) -> None:
     for key, content in written.items():
         if store.stat(key) is None and store.create(key, content):
             logger.warning("%s was deleted while the run worked: written again", store.url_of(key))
+
+
+def warn_of_damage(store: Store, written: Mapping[str, bytes]) -> None:
+    """Say which records were damaged while the run that wrote them worked.
+
+    Its results are right: it read them once, and every part names what they say. They are not
+    written again, unlike deleted ones: who wrote there may be at work, and the next start refuses
+    them by the same sentence.
+    """
+    for key in written:
+        try:
+            if key == layout.JOB_KEY:
+                records.read_job(store)
+            else:
+                records.read_run(store, key)
+        except ConfigError as error:
+            logger.warning("while the run worked, a record of it was overwritten: %s", error)

@@ -96,6 +96,24 @@ def test_a_deleted_job_record_is_rewritten(folder: Place, path: Path) -> None:
     assert run(path).result["rows_computed"] == 0
 
 
+@pytest.mark.parametrize("name", ["job.json", "runs/0001.json"])
+def test_a_record_that_is_damaged_in_mid_run_is_said_at_its_end(
+    name: str, folder: Place, path: Path
+) -> None:
+    process = started(folder, path)
+    record = Path(folder.url("out", "_batchinfer", name))
+    record.write_bytes(b"{")
+    ended = wait(process)
+    assert ended.code == 0, ended.stderr
+    assert any(f"{record} is damaged" in text for text in ended.result["warnings"])
+    done = results(folder)
+    must_fail(run(path), 2, f"{record} is damaged", "Remove it and start again")
+    record.unlink()
+    again = run(path)
+    assert again.code == 0 and again.result["rows_computed"] == 0
+    assert results(folder).equals(done)
+
+
 def test_parts_say_enough_to_go_on_without_any_record(folder: Place, path: Path) -> None:
     """As when somebody deletes an output while a run works on it, and a part comes after that."""
     process = started(folder, path)
