@@ -51,7 +51,10 @@ def with_packing(
     if needs is None or needs.packed is None:
         if asked == "auto":
             return settings
-        reason = method.why_not_packed(machine.cpu_flags) or "its layers can only be decoded"
+        reason = method.why_not_packed(machine.cpu_flags)
+        if needs is None and reason is None:  # weights that the engine invents
+            return replace(settings, keeps_packed=True)
+        reason = reason or "its layers can only be decoded"
         return replace(settings, packing_note=f"{_KEY}: true has no effect here: {reason}")
     packed = replace(settings, keeps_packed=True, needs=replace(needs, weights=needs.packed))
     if asked is True:

@@ -112,6 +112,16 @@ def test_without_instructions_or_compiler_they_are_decoded_and_counted_so(
     assert weights(found) == weights(settings_of(folder, coded, False))
 
 
+def test_weights_that_the_engine_invents_are_kept_packed_too(folder: Place, coded: Path) -> None:
+    """Nothing is known of what they take."""
+    for asked in (True, "auto"):
+        of_model = {"path": str(coded), "keep_packed": asked}
+        found = Job.model_validate(job(folder, model=of_model))
+        spec = engine_spec(found, replace(read_model(str(coded), machine=CPU), needs=None))
+        settings = with_packing(vllm_settings(spec), spec, CPU, (4, 64), None)
+        assert settings.keeps_packed is (asked is True) and not settings.packing_note
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_other_models_are_refused_with_the_setting(folder: Place, asked: bool) -> None:
     with pytest.raises(
