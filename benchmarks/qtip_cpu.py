@@ -36,7 +36,7 @@ WITHOUT = {
 }
 #: More than the third-level cache.
 ROTATED_BYTES = 96 << 20
-SECONDS = 1.2  # of rounds
+SECONDS = 2.5  # of rounds
 
 
 def main() -> None:
