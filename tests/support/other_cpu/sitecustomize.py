@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-_AVX2 = frozenset({"avx2", "fma"})
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw"}
 #: CPU -> its instruction sets, as far as anything asks for them.
 FLAGS = {
     "avx2": _AVX2,
-    "avx512": _AVX2 | {"avx512f"},
-    "avx512_bf16": _AVX2 | {"avx512f", "avx512_bf16"},
-    "amx": _AVX2 | {"avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"},
+    "avx512": _AVX512,
+    "avx512_bf16": _AVX512 | {"avx512_bf16"},
+    "amx": _AVX512 | {"avx512_vbmi2", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"},
 }
 #: CPU -> how names of capabilities begin, as torch has them, that it lacks.
 _LACKS = {
@@ -46,13 +47,13 @@ def _patch_torch(module: ModuleType, cpu: str) -> None:
     module.__dict__["get_capabilities"] = get_capabilities
 
 
-def _patch_hardware(module: ModuleType, cpu: str) -> None:
+def _patch_native(module: ModuleType, cpu: str) -> None:
     module.__dict__["cpu_flags"] = lambda: FLAGS[cpu]
 
 
 _PATCHES: dict[str, Callable[[ModuleType, str], None]] = {
     "torch.cpu": _patch_torch,
-    "batchinfer.engine.hardware": _patch_hardware,
+    "batchinfer.quantization.native": _patch_native,
 }
 
 
