@@ -64,13 +64,15 @@ def find_references(tree: nodes.Template, functions: frozenset[str]) -> Referenc
         raise Refused(f"{type(found).__name__.lower()}: there is no other template to take")
     if tree.find(nodes.Extends):
         raise Refused("extends: there is no other template to take")
+    spelt = _spell_apart(tree)
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
     _refuse_names(tree, functions - own)
     columns: dict[str, str] = {}
     if ROW not in own:
         taken = {name.name for name in tree.find_all(nodes.Name)}
         _RowReader(columns, taken).visit(tree)
-    columns |= {name: name for name in find_undeclared_variables(tree) if name not in columns}
+    variables = find_undeclared_variables(tree) - columns.keys()
+    columns |= {name: spelt.get(name, name) for name in variables}
     places = _places(tree, {v: c for v, c in columns.items() if v not in own})
     return References(columns, tuple(places))
 
@@ -96,6 +98,36 @@ def operation_problem(tree: nodes.Template, environment: Environment) -> str | N
             except TypeError as error:
                 return f"{name}: {error}"
     return None
+
+
+def _spell_apart(tree: nodes.Template) -> dict[str, str]:
+    """Give names outside ASCII others within it: new -> old.
+
+    A template is compiled to Python, for which names are one if they are under NFKC: an "é" of two
+    characters is that of one, a ligature is its letters. Columns and Jinja know no such thing.
+    """
+    taken = {name.name for name in tree.find_all(nodes.Name)}
+    new: dict[str, str] = {}
+
+    def spell(name: str) -> str:
+        if name.isascii():
+            return name
+        if name not in new:
+            other = f"name_{len(new)}"
+            while other in taken:
+                other += "_"
+            new[name] = other
+        return new[name]
+
+    for name in tree.find_all(nodes.Name):
+        name.name = spell(name.name)
+    for namespace in tree.find_all(nodes.NSRef):
+        namespace.name = spell(namespace.name)
+    for macro in tree.find_all(nodes.Macro):
+        macro.name = spell(macro.name)
+    for keyword in tree.find_all(nodes.Keyword):
+        keyword.key = new.get(keyword.key, keyword.key)  # of a macro
+    return {other: name for name, other in new.items()}
 
 
 class _RowReader(NodeTransformer):

@@ -166,6 +166,27 @@ def test_what_only_looks_like_such_a_name_is_left_alone(source: str) -> None:
     assert refusal(source, columns) == ""
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ s }} {{ \u017f }}", "ess long"),
+        ("{{ fi }} {{ \ufb01 }}", "f-i ligature"),
+        ("{{ \u00e9 }} {{ e\u0301 }}", "one two"),
+        ("{{ name_0 }} {{ \u017f }}", "own long"),
+        ("{% set \u017f = 'set' %}{{ s }} {{ \u017f }}", "ess set"),
+        ("{% for \u017f in 'ab' %}{{ s }}{{ \u017f }} {% endfor %}", "essa essb "),
+        ("{% macro f(s, \u017f) %}{{ s }}{{ \u017f }}{% endmacro %}{{ f(s=3, \u017f=4) }}", "34"),
+        ("{% macro \ufb01() %}macro{% endmacro %}{{ \ufb01() }} {{ fi }}", "macro f-i"),
+        ("{% set n = namespace(a=1) %}{% set n.a = \ufb01 %}{{ n.a }}", "ligature"),
+    ],
+)  # fmt: skip
+def test_names_that_are_one_for_python_are_two_columns(source: str, text: str) -> None:
+    """Python reads names in NFKC, in which each of these pairs is one name."""
+    values = {"s": "ess", "\u017f": "long", "fi": "f-i", "\ufb01": "ligature", "name_0": "own"}
+    values |= {"\u00e9": "one", "e\u0301": "two"}
+    assert TextTemplate(source, "prompt.template").render(values) == text
+
+
 def test_a_variable_of_the_template_called_row_stays_its_own() -> None:
     template = TextTemplate(
         '{% for row in table %}{{ row["x"] }},{% endfor %}{{ text }}', "prompt.template"
