@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.cli.common import Looked, look_at, seen
+from batchinfer.cli.common import Looked, accept, look_at
 from batchinfer.config import explain, load_job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError
@@ -61,7 +61,7 @@ def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
     looked = look_at(load_job(path, sets).job, path)
     job = looked.job
-    seen(looked.start)
+    accept(looked)
     looked.start.kind.check_fit(looked.start.spec)
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))

@@ -13,14 +13,23 @@ import pyarrow as pa
 
 from batchinfer.cli.places import explained_places
 from batchinfer.config import Job
-from batchinfer.ledger import Results, records
+from batchinfer.ledger import Results
 from batchinfer.model import ModelFacts
 from batchinfer.runner.beside import find_beside, warn_of_beside
 from batchinfer.runner.carried import carried_columns, carried_schema
 from batchinfer.runner.checks import check_schema, check_shards
-from batchinfer.runner.decide import Complete, Restart, Resume, accepted, decide
+from batchinfer.runner.decide import (
+    Complete,
+    Decision,
+    Refused,
+    Restart,
+    Resume,
+    accepted,
+    decide,
+)
+from batchinfer.runner.input import refuse_changed
 from batchinfer.runner.look import OutputView, look
-from batchinfer.runner.restart import read_pending, warn_of_pending
+from batchinfer.runner.restart import warn_of_pending
 from batchinfer.runner.start import Start, open_start
 from batchinfer.source import Footer, RowFilter, Shard, read_footer
 from batchinfer.storage import Store
@@ -33,6 +42,8 @@ class Looked:
     """A job with everything that can be known of it without a model in memory."""
 
     start: Start
+    view: OutputView
+    decision: Decision  # what a start would do with the output
     footers: list[Footer]
     carried: pa.Schema | None  # the id and kept columns of the output
 
@@ -68,6 +79,7 @@ def look_at(job: Job, job_path: str) -> Looked:
 
 
 def _look_at(job: Job) -> Looked:
+    """Raises InputError, too, unless the output can hold the id and kept columns of all shards."""
     start = open_start(job)
     for warning in start.model.warnings:
         logger.warning("%s", warning)
@@ -78,26 +90,23 @@ def _look_at(job: Job) -> Looked:
         return footer
 
     footers = check_shards(start.shards, check)
-    return Looked(start, footers, _carried(start, footers))
-
-
-def _carried(start: Start, footers: list[Footer]) -> pa.Schema | None:
-    """Raises InputError unless the output can hold the id and kept columns of all shards."""
-    record = records.read_job(start.store)
-    is_deleted = read_pending(start.store) is not None
-    if record is not None and (is_deleted or start.identity.changes_since(record)):
-        record = None  # of another job: it is refused or replaced, and does not bind this one
-    columns = (carried_columns(start.job, footer) for footer in footers)
-    return carried_schema(start.job, zip(start.shards, columns, strict=True), record)
-
-
-def seen(start: Start) -> tuple[OutputView, Complete | Resume]:
-    """The output as it is, and what a start would do with it. Raises what it would refuse for."""
     view = look(start)
-    decision = accepted(decide(start, view))
+    decision = decide(start, view)
+    # One that is refused does not bind the job: whoever needs it to be accepted calls `accept`.
+    record = None if isinstance(decision, Refused) else decision.record
+    columns = (carried_columns(start.job, footer) for footer in footers)
+    carried = carried_schema(start.job, zip(start.shards, columns, strict=True), record)
+    return Looked(start, view, decision, footers, carried)
+
+
+def accept(looked: Looked) -> Complete | Resume:
+    """What a start would do with the output. Raises what it would refuse this job for."""
+    start, view, decision = looked.start, looked.view, accepted(looked.decision)
     if view.pending is not None:
         warn_of_pending(view.url, view.pending)
+    if isinstance(decision, Resume):
+        refuse_changed(start, decision, view.survey)
     if not isinstance(decision, Restart):
         results = Results(start.store, decision.digest)
         warn_of_beside(results, find_beside(results, view.survey, (s.name for s in start.shards)))
-    return view, decision
+    return decision

@@ -6,20 +6,17 @@ With --measure also how long it would take: some rows are really run, and nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import dataclass
 
 import click
 import numpy as np
 
-from batchinfer.cli.common import Looked, look_at, seen
+from batchinfer.cli.common import Looked, accept, look_at
 from batchinfer.cli.measure import show_forecast
 from batchinfer.config import load_job
 from batchinfer.errors import ConfigError
-from batchinfer.forecast.predict import Rest
 from batchinfer.forecast.sample import Sample, read_sample
-from batchinfer.ledger import Results
-from batchinfer.runner.decide import Restart
+from batchinfer.forecast.work import Work, read_work
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -35,19 +32,6 @@ class PlanOptions:
     price_per_hour: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """Results that are durable already."""
-
-    num_finished: int  # in finished files
-    num_in_parts: int
-    finished: Set[str]  # shards
-
-    @property
-    def num_results(self) -> int:
-        return self.num_finished + self.num_in_parts
-
-
 def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
     looked = look_at(load_job(path, sets).job, path)
     job, task = looked.job, looked.start.task
@@ -58,53 +42,45 @@ def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
             "the last line"
         )
     shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
-    num_rows = sum(footer.num_rows for footer in looked.footers)
-    window_rows = job.packing.window_rows
-    num_windows = sum(math.ceil(footer.num_rows / window_rows) for footer in looked.footers)
-    done = _done(looked)
-    # How many rows of a shard pass the filter is known once its file is finished.
-    num_left = sum(size for shard, size in shards if shard.name not in done.finished)
-    num_results = num_left * task.num_samples + done.num_finished
-    note = " before the filter" if looked.row_filter else ""
-    click.echo(
-        f"input    {len(looked.shards):,} shards, {num_rows:,} rows{note}, {num_windows:,} windows"
-    )
-    click.echo(f"results  {num_results:,} to compute in all ({task.num_samples} a row)")
-    share = done.num_results / num_results if num_results else 1.0
-    click.echo(
-        f"done     {done.num_results:,} ({share:.0%}) {_bar(share)}  "
-        f"{len(done.finished):,} finished files"
-    )
+    work = read_work(looked.start, shards, looked.view.survey, accept(looked))
+    _show_work(looked, work)
     kind, spec = looked.start.kind, looked.start.spec
     for line in kind.describe_memory(spec):
         click.echo(f"memory   {line}")
-    if options.max_rows is None or num_rows == 0:
+    if options.max_rows is None or work.num_rows == 0:
         return
     if options.num_measured is not None:
-        shards = [(shard, size) for shard, size in shards if shard.name not in done.finished]
-        num_rows = sum(size for _, size in shards)
-        if num_rows * task.num_samples <= done.num_in_parts:
+        if work.is_done:
             click.echo("left     nothing: every row has its result, so none was run")
             return
         kind.prepare(spec)
     prompter = task.prompter(job, looked.model)
     ready_s = StartUp().now()
     sample = read_sample(
-        shards,
+        work.shards if options.num_measured is None else work.left,
         prompter,
         looked.row_filter,
         max_rows=max(options.max_rows, options.num_measured or 0),
         num_prompts=options.num_measured or 0,
     )
-    _show_lengths(looked, sample, num_rows)
-    if options.num_measured is not None:
-        num_expected = round(num_rows * sample.passing_share) * task.num_samples
-        rest = Rest(
-            num_results=num_expected - done.num_in_parts,
-            chunk_rows=min(window_rows, -(-num_rows // len(shards))),
-            ready_s=ready_s,
-        )
-        show_forecast(looked, sample, rest, options.price_per_hour)
+    is_measured = options.num_measured is not None
+    _show_lengths(looked, sample, work.num_rows_left if is_measured else work.num_rows)
+    if is_measured:
+        show_forecast(looked, sample, work.rest(sample, ready_s), options.price_per_hour)
+
+
+def _show_work(looked: Looked, work: Work) -> None:
+    note = " before the filter" if looked.row_filter else ""
+    click.echo(
+        f"input    {len(looked.shards):,} shards, {work.num_rows:,} rows{note}, "
+        f"{work.num_windows:,} windows"
+    )
+    click.echo(f"results  {work.num_results:,} to compute in all ({work.num_samples} a row)")
+    share = work.num_done / work.num_results if work.num_results else 1.0
+    click.echo(
+        f"done     {work.num_done:,} ({share:.0%}) {_bar(share)}  "
+        f"{len(work.finished):,} finished files"
+    )
 
 
 def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
@@ -143,20 +119,3 @@ def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
 
 def _bar(share: float) -> str:
     return "█" * round(share * _BAR_WIDTH)
-
-
-def _done(looked: Looked) -> _Done:
-    """Raises what a run would refuse this output for."""
-    view, decision = seen(looked.start)
-    if view.record is None or isinstance(decision, Restart):
-        return _Done(0, 0, frozenset())
-    results = Results(looked.store, str(view.record["digest"]))
-    names = {shard.name for shard in looked.shards}
-    finished = names & view.survey.finished
-    totals = [results.totals_of(name) for name in sorted(finished)]
-    in_parts = names & view.survey.with_parts - finished
-    return _Done(
-        num_finished=sum(total.rows for total in totals),
-        num_in_parts=sum(results.num_rows_of_parts(name) for name in sorted(in_parts)),
-        finished=finished,
-    )

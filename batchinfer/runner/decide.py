@@ -32,6 +32,8 @@ class Complete:
 
     totals: Totals
     digest: str
+    window_rows: int
+    record: Mapping[str, Any] | None  # job.json; None: it is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def _complete(start: Start, view: OutputView) -> Complete | None:
     names = {shard.name for shard in start.shards}
     if names - view.survey.finished or names & view.survey.with_parts:
         return None
-    return Complete(Totals.from_facts(view.success), digest)
+    rows = view.record["window_rows"] if view.record else start.job.packing.window_rows
+    return Complete(Totals.from_facts(view.success), digest, int(rows), view.record)
 
 
 def _begin(start: Start, view: OutputView) -> Resume:

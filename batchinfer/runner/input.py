@@ -29,6 +29,15 @@ class InputView:
     carried: pa.Schema | None  # the id and kept columns; None: each shard's own types
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The shards beside their records, before any new one is read."""
+
+    known: dict[str, Fingerprint]
+    new: list[Fingerprint]  # of `known`, those that no run's record has as they are now
+    unread: list[Shard]
+
+
 def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
     """Compare each shard with its record; read the footers of new ones, and settle on the types of
     the columns that are taken over.
@@ -36,35 +45,44 @@ def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
     Raises InputError for shards that changed since their rows were computed, that cannot be read,
     or that lack what the job needs.
     """
-    unread: list[Shard] = []
+    compared = _compare(start, decision, survey)
+    checked = _read(start, compared.unread)
+    schemas = zip(compared.unread, (schema for _, schema in checked), strict=True)
+    carried = carried_schema(start.job, schemas, decision.record)
+    read = [fingerprint for fingerprint, _ in checked]
+    fingerprints = compared.known | {f.name: f for f in read}
+    return InputView(fingerprints, compared.new + read, carried)
+
+
+def refuse_changed(start: Start, decision: Resume, survey: Survey) -> None:
+    """Raise InputError for shards that changed since their rows were computed."""
+    _compare(start, decision, survey)
+
+
+def _compare(start: Start, decision: Resume, survey: Survey) -> _Compared:
+    compared = _Compared({}, [], [])
     changed: list[str] = []
-    new: list[Fingerprint] = []
-    fingerprints: dict[str, Fingerprint] = {}
     for shard in start.shards:
         old = decision.known.get(shard.name)
         if old is None:
-            unread.append(shard)
+            compared.unread.append(shard)
         elif (old.size_bytes, old.version) == (shard.size_bytes, shard.version):
-            fingerprints[shard.name] = old
+            compared.known[shard.name] = old
             if shard.name in decision.unrecorded:
-                new.append(old)
+                compared.new.append(old)
         elif same_content(old, shard):
             now = _fingerprint(shard, old.num_rows, old.footer_sha256)
-            fingerprints[shard.name] = now
-            new.append(now)
+            compared.known[shard.name] = now
+            compared.new.append(now)
         elif shard.name in survey.finished or shard.name in survey.with_parts:
             changed.append(
                 f"{shard.url}: {old.size_bytes} bytes then, {shard.size_bytes} bytes now"
             )
         else:
-            unread.append(shard)
+            compared.unread.append(shard)
     if changed:
         raise _changed(start, changed)
-    checked = _read(start, unread)
-    schemas = zip(unread, (schema for _, schema in checked), strict=True)
-    carried = carried_schema(start.job, schemas, decision.record)
-    new += [fingerprint for fingerprint, _ in checked]
-    return InputView(fingerprints | {f.name: f for f, _ in checked}, new, carried)
+    return compared
 
 
 def _read(start: Start, shards: Sequence[Shard]) -> list[tuple[Fingerprint, pa.Schema]]:
