@@ -15,6 +15,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.ledger import Results, Survey
 from batchinfer.runner.decide import Resume
 from batchinfer.runner.input import InputView
+from batchinfer.runner.look import RunRecord
 from batchinfer.source import Fingerprint
 
 logger = logging.getLogger("batchinfer.runner")
@@ -98,16 +99,51 @@ def warn_of_beside(results: Results, beside: Beside) -> None:
         )
 
 
-def warn_of_renamed(decision: Resume, inputs: InputView, beside: Beside) -> None:
-    """Results stay when their shard comes back under another name, and are computed again."""
-    current = {_content(now): now.name for now in inputs.fingerprints.values()}
-    contents = {k: _content(decision.known[k]) for k in beside.finished if k in decision.known}
-    renamed = [f"{key} (now {current[c]})" for key, c in contents.items() if c in current]
+def warn_of_renamed(
+    decision: Resume, inputs: InputView, beside: Beside, runs: Iterable[RunRecord]
+) -> None:
+    """Results stay when their shard comes back under another name, and are computed again.
+
+    Files that an earlier run had beside each other are two, however alike they look.
+    """
+    known_since: dict[str, int] = dict.fromkeys(decision.unrecorded, 0)
+    for run in runs:
+        for shard in run.shards if run.number >= decision.first_run else ():
+            known_since[shard.name] = min(run.number, known_since.get(shard.name, run.number))
+    current: dict[tuple[int, str, int], list[str]] = {}
+    for now in inputs.fingerprints.values():
+        current.setdefault(_content(now), []).append(now.name)
+    renamed = []
+    for key in beside.finished:
+        if key not in decision.known:
+            continue
+        since = known_since.get(key, 0)
+        later = [
+            name
+            for name in current.get(_content(decision.known[key]), [])
+            if known_since.get(name, since + 1) > since
+        ]
+        renamed += [f"{key} (now {name})" for name in later[:1]]
     if renamed:
         logger.warning(
             "the output has rows twice: %s, the same input under another name. Give the file its "
             "old name below input.path, or move one of the two results away",
             _some_of(renamed),
+        )
+
+
+def warn_of_rewritten(inputs: InputView) -> None:
+    """What is guessed of a file's content is said."""
+    if inputs.rewritten:
+        is_one = len(inputs.rewritten) == 1
+        logger.warning(
+            "%s %s written anew since rows of %s were computed. Size and footer are as before, so "
+            "the content is taken to be the same, and those rows stay; if values in it were "
+            "changed, compute %s again with --restart or under another name",
+            _some_of(inputs.rewritten),
+            "was" if is_one else "were",
+            "it" if is_one else "them",
+            "it" if is_one else "them",
         )
 
 

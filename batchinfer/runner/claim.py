@@ -39,7 +39,13 @@ from batchinfer.ledger import (
     records,
     survey,
 )
-from batchinfer.runner.beside import Beside, find_beside, warn_of_beside, warn_of_renamed
+from batchinfer.runner.beside import (
+    Beside,
+    find_beside,
+    warn_of_beside,
+    warn_of_renamed,
+    warn_of_rewritten,
+)
 from batchinfer.runner.decide import Restart, Resume
 from batchinfer.runner.input import look_at_input
 from batchinfer.runner.look import OutputView
@@ -87,7 +93,8 @@ def claim(
         results = Results(start.store, decision.digest)
         beside = find_beside(results, listed, (shard.name for shard in start.shards))
         warn_of_beside(results, beside)
-        warn_of_renamed(decision, inputs, beside)
+        warn_of_renamed(decision, inputs, beside, view.runs)
+        warn_of_rewritten(inputs)
     _announce(start, decision)
     if decision.record is not None and decision.is_recorded:
         job_record = records.to_json(decision.record)

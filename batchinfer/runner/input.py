@@ -27,6 +27,8 @@ class InputView:
     fingerprints: Mapping[str, Fingerprint]  # of every shard, by name
     new: Sequence[Fingerprint]  # those that no run's record has as they are now
     carried: pa.Schema | None  # the id and kept columns; None: each shard's own types
+    #: Names of shards with results whose time alone has changed.
+    rewritten: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class _Compared:
     known: dict[str, Fingerprint]
     new: list[Fingerprint]  # of `known`, those that no run's record has as they are now
     unread: list[Shard]
+    rewritten: list[str]
 
 
 def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
@@ -51,7 +54,7 @@ def look_at_input(start: Start, decision: Resume, survey: Survey) -> InputView:
     carried = carried_schema(start.job, schemas, decision.record)
     read = [fingerprint for fingerprint, _ in checked]
     fingerprints = compared.known | {f.name: f for f in read}
-    return InputView(fingerprints, compared.new + read, carried)
+    return InputView(fingerprints, compared.new + read, carried, compared.rewritten)
 
 
 def refuse_changed(start: Start, decision: Resume, survey: Survey) -> None:
@@ -60,9 +63,10 @@ def refuse_changed(start: Start, decision: Resume, survey: Survey) -> None:
 
 
 def _compare(start: Start, decision: Resume, survey: Survey) -> _Compared:
-    compared = _Compared({}, [], [])
+    compared = _Compared({}, [], [], [])
     changed: list[str] = []
     for shard in start.shards:
+        has_results = shard.name in survey.finished or shard.name in survey.with_parts
         old = decision.known.get(shard.name)
         if old is None:
             compared.unread.append(shard)
@@ -74,7 +78,9 @@ def _compare(start: Start, decision: Resume, survey: Survey) -> _Compared:
             now = _fingerprint(shard, old.num_rows, old.footer_sha256)
             compared.known[shard.name] = now
             compared.new.append(now)
-        elif shard.name in survey.finished or shard.name in survey.with_parts:
+            if has_results:
+                compared.rewritten.append(shard.name)
+        elif has_results:
             changed.append(
                 f"{shard.url}: {old.size_bytes} bytes then, {shard.size_bytes} bytes now"
             )

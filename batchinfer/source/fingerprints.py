@@ -24,7 +24,8 @@ class Fingerprint:
 def same_content(old: Fingerprint, shard: Shard) -> bool:
     """Whether the shard is what `old` describes. Reads a local footer if only its time differs.
 
-    A copied file has another mtime and the same footer; on S3 another ETag is another object.
+    A copied file has another mtime and the same footer; on S3 another ETag is another object. A
+    footer has sizes and bounds of columns: values changed within them leave it as it is.
     """
     if old.size_bytes != shard.size_bytes:
         return False

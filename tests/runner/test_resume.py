@@ -110,6 +110,34 @@ def test_a_renamed_input_file_is_computed_again(folder: Place, tmp_path: Path) -
         Path(folder.url("out", "_SUCCESS")).unlink()
 
 
+def test_files_that_look_alike_were_not_renamed(folder: Place, tmp_path: Path) -> None:
+    """Each of them had results before the others left the input."""
+    for name in "abc":
+        folder.write_parquet(f"in/{name}.parquet", rows(10))
+    assert run(write_job(tmp_path, job(folder, input={"path": folder.url("in")}))).code == 0
+    one = write_job(tmp_path, job(folder, input={"path": folder.url("in", "a.parquet")}))
+    ended = run(one)
+    assert ended.code == 0, ended.stderr
+    (gone,) = ended.result["warnings"]
+    assert gone.startswith("b.parquet, c.parquet are no longer in the input")
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_file_that_was_written_anew_is_taken_for_a_copy_and_said(
+    folder: Place, tmp_path: Path, is_finished: bool
+) -> None:
+    folder.write_parquet("in/a.parquet", rows(100))
+    path = write_job(tmp_path, job(folder, checkpoint={"every_rows": 1}))
+    assert run(path, *([] if is_finished else ["--limit", "30"])).code == 0
+    file = Path(folder.url("in", "a.parquet"))
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    ended = run(path)
+    assert ended.code == 0, ended.stderr
+    (said,) = ended.result["warnings"]
+    assert said.startswith("a.parquet was written anew since rows of it were computed")
+    assert results(folder).height == 100
+
+
 def test_of_a_changed_file_alone_the_results_can_be_deleted(
     folder: Place, two_shards: Path
 ) -> None:
