@@ -53,7 +53,7 @@ def work_folder(request: Request) -> str:
     """The folder of a request. Equal requests share one, so a second start continues the first."""
     digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8]
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", request.label).strip("-._")[:60]
-    return f"out/perplexity/{label}-{digest}"
+    return f"out/measured/{label}-{digest}"
 
 
 def show_layers(bits: Bits) -> None:

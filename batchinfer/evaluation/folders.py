@@ -75,7 +75,7 @@ def _check_place(option: str, folder: Path) -> None:
     for place in (real, *real.parents):
         with os_errors("read", place):
             is_file = place.exists() and not place.is_dir()
-            is_output = not is_file and (place / layout.META).is_dir()
+            is_output = not is_file and _is_output(place)
         if is_output:
             where = "is" if place == real else f"is inside {place},"
             raise ConfigError(f"{option} {folder}: it {where} an output of a job: {_ADVICE}")
@@ -83,6 +83,14 @@ def _check_place(option: str, folder: Path) -> None:
             raise ConfigError(f"{option} {folder}: {place} is not a folder: {_ADVICE}")
     if (problem := why_no_folder(folder)) is not None:
         raise ConfigError(f"{option} {folder}: {problem}")
+
+
+def _is_output(folder: Path) -> bool:
+    """Not if there are only leases, which refused starts of earlier versions left behind."""
+    meta = folder / layout.META
+    return meta.is_dir() and any(
+        f"{layout.META}/{f.name}/" != layout.LEASES_PREFIX for f in meta.iterdir()
+    )
 
 
 def _make(option: str, folder: Path) -> None:

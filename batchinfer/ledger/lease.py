@@ -44,6 +44,9 @@ class Lease(Protocol):
     def release(self) -> None:
         """Give the lease back. Idempotent."""
 
+    def undo(self) -> None:
+        """Give back a lease under which nothing was written; a local output is as it was."""
+
 
 def acquire_lease(
     store: Store,
@@ -125,6 +128,9 @@ class _ObjectLease:
             if not self._is_released and not self._is_lost:
                 self._is_released = True
                 self._store.put(self.key, self.record())
+
+    def undo(self) -> None:
+        self.release()  # whoever counts on from its number must find it
 
     def forget_older(self) -> None:
         self._store.delete(

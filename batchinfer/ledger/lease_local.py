@@ -7,7 +7,9 @@ holds `<i>-of-<n>.lock`. Must not know: what the lease protects.
 from __future__ import annotations
 
 import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,9 +24,10 @@ _PROMISE = "set output.single_writer: true and let only one run at a time work o
 
 
 class LocalLease:
-    def __init__(self, folder: Path, locks: list[FileLock]) -> None:
+    def __init__(self, folder: Path, locks: list[FileLock], made: list[Path]) -> None:
         self._output = folder.parent.parent
         self._locks = locks
+        self._made = made
         self._is_released = False
 
     def beat(self) -> None:
@@ -41,6 +44,20 @@ class LocalLease:
         for lock in reversed(self._locks):
             lock.release()
 
+    def undo(self) -> None:
+        """Release, and remove the files and empty folders that taking the lease made."""
+        self._is_released = True
+        for lock in reversed(self._locks):
+            if lock.path in self._made:
+                lock.delete()
+            else:
+                lock.release()
+        with suppress(OSError):  # not empty: something was written after all
+            for folder in (self._locks[0].path.parent, *self._locks[0].path.parent.parents):
+                if folder not in self._made:
+                    break
+                folder.rmdir()
+
 
 class _Taken(Exception):
     """Somebody else has a lock; `paths` are those that its holder may have written into."""
@@ -55,6 +72,8 @@ def acquire_local(
 ) -> LocalLease:
     """The lease `name`, of which `whole` is the one that excludes all others."""
     deadline_s = time.monotonic() + _WAIT_S
+    places = [folder / f"{whole}.lock", folder / f"{name}.lock", folder, *folder.parents]
+    made = [place for place in places if not os.path.lexists(place)]
     while True:
         try:
             locks = _take(folder, name, whole, single_writer)
@@ -74,7 +93,7 @@ def acquire_local(
                 f"{error}. Start again when its lock service answers, or {_PROMISE}"
             ) from error
         time.sleep(_POLL_S)
-    lease = LocalLease(folder, locks)
+    lease = LocalLease(folder, locks, made)
     try:
         locks[-1].write(json.dumps(asdict(holder)).encode())
     except BaseException:

@@ -39,6 +39,7 @@ class Run:
         self._process = process
         self._status = Status(process)
         self._lease: Lease | None = None
+        self._is_begun = False  # whether something was written under the lease
         self._heartbeat: Heartbeat | None = None
 
     @property
@@ -87,6 +88,7 @@ class Run:
         if isinstance(decision, Restart):
             _check_before_deleting(start)
         session = claim(start, decision, view, lease, holder)
+        self._is_begun = True
         self._status.begin(session)
         process.startup.add("listing", listing_begin_s)
         for note in start.model.notes:
@@ -116,7 +118,7 @@ class Run:
         return lease, heartbeat
 
     def _release(self) -> None:
-        """Give the lease back.
+        """Give the lease back; a start that was refused leaves an output as it was.
 
         Never raises: a lease that stays is taken over when its holder is gone.
         """
@@ -124,7 +126,10 @@ class Run:
             self._heartbeat.stop()
         if self._lease is not None:
             try:
-                self._lease.release()
+                if self._is_begun:
+                    self._lease.release()
+                else:
+                    self._lease.undo()
             except AccessLost:  # whatever else wrote was refused, too, and says so
                 logger.debug("the lease could not be given back: no access")
             except BatchInferError as error:

@@ -70,6 +70,15 @@ class FileLock:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, content, 0)
 
+    def delete(self) -> None:
+        """Release it and delete its file, unless others share the lock or the file is not ours."""
+        with suppress(OSError, TransientError, ConfigError):
+            if self._fd is not None:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_named(self._fd, self.path):
+                    self.path.unlink()
+        self.release()
+
     def release(self) -> None:
         if self._fd is not None:
             fd, self._fd = self._fd, None

@@ -9,13 +9,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from batchinfer.cli.perplexity import work_folder
+from batchinfer.config import load_job
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation import Request
 from batchinfer.evaluation.folders import check_out, check_work, local_folder
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.perplexity import measure
 from tests.support.in_process import run_here
-from tests.support.jobs import MODEL, Place, job, rows, run, write_job
+from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 
 
 def request(text: Path, **changes: Any) -> Request:
@@ -48,6 +50,23 @@ def test_the_output_of_a_job_is_no_place_for_an_evaluation(
         measure(request(text), work=made / below, restart=True)
     assert files(made) == before
     read_output(str(made / "output"))
+
+
+def test_a_folder_with_nothing_but_an_old_lease_is_no_output(tmp_path: Path) -> None:
+    """Earlier versions left one where a start was refused."""
+    lease = tmp_path / "_batchinfer/leases/all.lock"
+    lease.parent.mkdir(parents=True)
+    lease.touch()
+    check_work(tmp_path / "below")
+    (tmp_path / "_batchinfer/job.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is an output of a job"):
+        check_work(tmp_path)
+
+
+def test_the_example_job_and_the_command_keep_their_results_in_different_places() -> None:
+    asked = Request(label="demo", model=str(MODEL))
+    of_job = load_job(str(ROOT / "jobs/perplexity.yaml")).job.output.path
+    assert Path(of_job) not in [*Path(work_folder(asked)).parents, Path(work_folder(asked))]
 
 
 @pytest.mark.usefixtures("fake")

@@ -334,6 +334,19 @@ def test_a_lock_service_that_does_not_answer_is_a_reason_to_try_again(
         acquire(root, "all", here())
 
 
+def test_a_slice_that_takes_back_its_traces_leaves_those_of_another(root: Store) -> None:
+    meta = Path(root.url)
+    first, second = (acquire(root, f"{i}-of-2", here()) for i in (1, 2))
+    first.undo()
+    second.check()
+    with pytest.raises(LeaseHeld):
+        acquire(root, "all", here())
+    second.undo()
+    assert [f.name for f in meta.rglob("*") if f.is_file()] == ["all.lock"]
+    acquire(root, "all", here()).undo()
+    assert meta.exists(), "what was there before stays"
+
+
 def test_the_holder_of_a_lock_is_waited_for_until_it_has_said_who_it_is(root: Store) -> None:
     lock = FileLock(Path(root.url) / LEASES_PREFIX / "all.lock")
     of_the_run_before = json.dumps(asdict(dead_here())).encode()

@@ -47,6 +47,21 @@ def ends_well(path: Path, place: Place, *arguments: str) -> None:
     assert ended.code == 0, ended.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("--restart",), ("--slice", "1/1")])
+@pytest.mark.parametrize("below", ["", "new/deep/"])
+def test_a_start_that_is_refused_leaves_no_file_and_no_folder(
+    folder: Place, jobs: Any, below: str, arguments: tuple[str, ...]
+) -> None:
+    """Traces of an output would stand in the way of others."""
+    ends_well(jobs(folder, "out/second"), folder)
+    before = sorted(Path(folder.root).rglob("*"))
+    if not below:
+        must_fail(run(jobs(folder, "out"), *arguments, place=folder), 2, "another output")
+    typo = jobs(folder, f"{below}out/third", input={"keep_columns": ["no such"]})
+    must_fail(run(typo, *arguments, place=folder), 2, "no such")
+    assert sorted(Path(folder.root).rglob("*")) == before
+
+
 @pytest.mark.parametrize("arguments", [(), ("--restart",)], ids=["start", "restart"])
 def test_an_output_with_another_inside_is_refused_and_nothing_is_deleted(
     place: Place, jobs: Any, arguments: tuple[str, ...]

@@ -65,6 +65,8 @@ class NoLease:
 
     def release(self) -> None: ...
 
+    def undo(self) -> None: ...
+
 
 class Crash:
     """Counts matching steps and kills at the n-th."""
