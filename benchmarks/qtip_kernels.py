@@ -48,7 +48,8 @@ ALSO_CHECKED = [
 ]
 #: Bytes a second, measurable; weights a second that the notes' counts of logic operations allow.
 BYTE_ROOF = 4.3e12
-ALU_ROOF = {"mcg": 3.7e12, "3inst": 3.7e12, "mul1": 7.4e12, "hyb": 9.9e12}
+#: 132 SMs x 64 logic operations at 1.98 GHz, of which a weight needs 4, 4, 2 and 1.5.
+ALU_ROOF = {"mcg": 4.18e12, "3inst": 4.18e12, "mul1": 8.36e12, "hyb": 11.2e12}
 
 
 # ---------------------------------------------------------------- build

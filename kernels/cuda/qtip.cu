@@ -74,14 +74,12 @@ const Variant kVariants[] = {
 };
 constexpr int kNumVariants = sizeof(kVariants) / sizeof(kVariants[0]);
 
+// Of the current device.
 int sms() {
-    static const int count = [] {
-        int device = 0, found = 0;
-        cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
-        return found;
-    }();
-    return count;
+    int device = 0, found = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
+    return found;
 }
 
 int units(const Variant &v, int inputs, int outputs) {

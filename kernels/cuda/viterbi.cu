@@ -272,9 +272,14 @@ int64_t scratch_bytes(int steps) {
 }
 
 template <int kBits, int kValues>
-cudaError_t launch(const Task& task, int blocks, cudaStream_t stream) {
+int shared_bytes(int steps) {
     using S = Shape<kBits, kValues>;
-    const int bytes = S::kSharedBytes + S::kTiles * task.steps * kValues * int(sizeof(float));
+    return S::kSharedBytes + S::kTiles * steps * kValues * int(sizeof(float));
+}
+
+template <int kBits, int kValues>
+cudaError_t launch(const Task& task, int blocks, cudaStream_t stream) {
+    const int bytes = shared_bytes<kBits, kValues>(task.steps);
     const cudaError_t failed = cudaFuncSetAttribute(
         search<kBits, kValues>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (failed != cudaSuccess) return failed;
@@ -294,6 +299,14 @@ int64_t viterbi_scratch_bytes(int bits, int values, int steps) {
 #define BYTES(B, V) if (bits == B && values == V) return scratch_bytes<B, V>(steps);
     FOR_EACH_CODE(BYTES)
 #undef BYTES
+    return 0;
+}
+
+// Bytes of shared memory that a block of threads needs beside 1 KiB of the system's and of ours.
+int viterbi_shared_bytes(int bits, int values, int steps) {
+#define SHARED(B, V) if (bits == B && values == V) return shared_bytes<B, V>(steps);
+    FOR_EACH_CODE(SHARED)
+#undef SHARED
     return 0;
 }
 

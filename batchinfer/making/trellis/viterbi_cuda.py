@@ -18,6 +18,8 @@ from batchinfer.quantization.native import CUDA, NotCompiled, compiled
 logger = logging.getLogger("batchinfer.making")
 
 SOURCE = "cuda/viterbi.cu"
+_TILE_WEIGHTS = 256
+_RESERVED_BYTES = 1 << 10  # of a block's shared memory, for the system and what the kernel declares
 
 
 def search_on_gpu(table: Tensor, num_bits: int, libraries: Path) -> Search:
@@ -40,7 +42,8 @@ def flags_for_gpu() -> tuple[str, ...]:
 class CudaSearch:
     """On the GPU that is present when it is made.
 
-    Raises NotCompiled for a code that the kernel does not search, or that float16 does not hold.
+    Raises NotCompiled for a code that the kernel does not search, that float16 does not hold, or
+    that needs more shared memory than the GPU has.
     """
 
     def __init__(self, table: Tensor, num_bits: int, library: Path) -> None:
@@ -55,8 +58,17 @@ class CudaSearch:
             )
         if not torch.equal(table.half().to(table), table):
             raise NotCompiled("the code has weights that are not float16")
+        gpu = torch.cuda.get_device_properties("cuda")
+        needed = _RESERVED_BYTES + self._library.viterbi_shared_bytes(
+            self._step_bits, self._num_values, _TILE_WEIGHTS // self._num_values
+        )
+        if needed > gpu.shared_memory_per_block_optin:
+            raise NotCompiled(
+                f"it needs {needed:,} bytes of shared memory, and {gpu.name} has "
+                f"{gpu.shared_memory_per_block_optin:,}"
+            )
         self._table = table.half().contiguous().cuda()
-        self._num_blocks = torch.cuda.get_device_properties("cuda").multi_processor_count
+        self._num_blocks = gpu.multi_processor_count
 
     def __call__(self, tiles: Tensor) -> Tensor:
         device = self._table.device
@@ -69,18 +81,19 @@ class CudaSearch:
         scratch = torch.empty(
             blocks * self._scratch_bytes(num_steps), dtype=torch.uint8, device=device
         )
-        error = self._library.viterbi_search(
-            ctypes.c_void_p(wanted.data_ptr()),
-            ctypes.c_int64(num_tiles),
-            num_steps,
-            ctypes.c_void_p(self._table.data_ptr()),
-            self._step_bits,
-            self._num_values,
-            ctypes.c_void_p(states.data_ptr()),
-            ctypes.c_void_p(scratch.data_ptr()),
-            blocks,
-            ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream),
-        )
+        with torch.cuda.device(device):
+            error = self._library.viterbi_search(
+                ctypes.c_void_p(wanted.data_ptr()),
+                ctypes.c_int64(num_tiles),
+                num_steps,
+                ctypes.c_void_p(self._table.data_ptr()),
+                self._step_bits,
+                self._num_values,
+                ctypes.c_void_p(states.data_ptr()),
+                ctypes.c_void_p(scratch.data_ptr()),
+                blocks,
+                ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream),
+            )
         if error:
             message = self._library.viterbi_error(error).decode()
             raise RuntimeError(f"the search on the GPU: {message} (CUDA error {error})")

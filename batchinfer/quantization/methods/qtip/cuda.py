@@ -136,14 +136,18 @@ def variant_for(tokens: int, inputs: int, outputs: int) -> int:
 
 
 class Library:
-    """One shared library: its kernels' launches, with tensors instead of pointers."""
+    """One shared library: its kernels' launches, with tensors instead of pointers.
+
+    A launch goes to the device of its tensors, whichever is the current one.
+    """
 
     def __init__(self, file: Path) -> None:
         self._lib = ctypes.CDLL(str(file))
         for name in ("qtip_fragment_bytes", "qtip_part_bytes"):
             getattr(self._lib, name).restype = ctypes.c_int64
         self._lib.qtip_error.restype = ctypes.c_char_p
-        self._check(self._lib.qtip_prepare())
+        self._prepared: set[torch.device] = set()
+        self._prepare(torch.device("cuda", torch.cuda.current_device()))  # not inside a graph
         count = self._lib.qtip_variants()
         self.variants = [self._lib.qtip_variant_tokens(i) for i in range(count)]
 
@@ -155,6 +159,13 @@ class Library:
         self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None, variant: int
     ) -> None:
         """y = x W', decoding in kernel `variant`. x [tokens, in], y [tokens, out], same dtype."""
+        with torch.cuda.device(x.device):
+            self._multiply(x, layer, y, bias, variant)
+
+    def _multiply(
+        self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None, variant: int
+    ) -> None:
+        self._prepare(x.device)
         tokens, (inputs, outputs) = len(x), layer.sizes
         if -(-tokens // self.variants[variant]) * (outputs // _BLOCK) > len(layer.counters):
             raise ValueError(f"{tokens} tokens, and counters for {len(layer.counters)} blocks")
@@ -174,11 +185,12 @@ class Library:
     def transformed(self, x: Tensor, layer: Layer) -> Tensor:
         """x * suh and its Hadamard, times 1/32: float16 [tokens, in]."""
         to = torch.empty(x.shape, dtype=torch.float16, device=x.device)
-        error = self._lib.qtip_input(
-            *(_void(x), ctypes.c_int64(x.stride(0)), _void(layer.suh), _void(to)),
-            *(len(x), x.shape[1], _DTYPES[x.dtype], ROWS, 1),
-            *(ctypes.c_float(_X_SCALE), _stream(x)),
-        )
+        with torch.cuda.device(x.device):
+            error = self._lib.qtip_input(
+                *(_void(x), ctypes.c_int64(x.stride(0)), _void(layer.suh), _void(to)),
+                *(len(x), x.shape[1], _DTYPES[x.dtype], ROWS, 1),
+                *(ctypes.c_float(_X_SCALE), _stream(x)),
+            )
         self._check(error)
         return to
 
@@ -189,11 +201,13 @@ class Library:
         inputs, _ = layer.sizes
         to = torch.empty(count, inputs, dtype=dtype, device=layer.weights.device)
         _, multiplier, addend = KINDS[layer.code]
-        error = self._lib.qtip_dense(
-            *(_void(layer.weights), _void(to), inputs, first, count, _DTYPES[dtype]),
-            *(ctypes.c_uint32(multiplier), ctypes.c_uint32(addend), _void(layer.table)),
-            _stream(to),
-        )
+        with torch.cuda.device(to.device):
+            self._prepare(to.device)
+            error = self._lib.qtip_dense(
+                *(_void(layer.weights), _void(to), inputs, first, count, _DTYPES[dtype]),
+                *(ctypes.c_uint32(multiplier), ctypes.c_uint32(addend), _void(layer.table)),
+                _stream(to),
+            )
         self._check(error)
         return to
 
@@ -207,11 +221,12 @@ class Library:
         for first in range(0, outputs, at_once):
             count = min(at_once, outputs - first)
             z = transformed @ self.dense(layer, first, count).T
-            error = self._lib.qtip_output(
-                *(_void(z), ctypes.c_int64(z.stride(0)), _DTYPES[z.dtype], _void(layer.svh)),
-                *(_void(bias), _void(y), ctypes.c_int64(y.stride(0)), len(x), first, count),
-                *(_DTYPES[y.dtype], ctypes.c_float(_X_SCALE), _stream(x)),
-            )
+            with torch.cuda.device(x.device):
+                error = self._lib.qtip_output(
+                    *(_void(z), ctypes.c_int64(z.stride(0)), _DTYPES[z.dtype], _void(layer.svh)),
+                    *(_void(bias), _void(y), ctypes.c_int64(y.stride(0)), len(x), first, count),
+                    *(_DTYPES[y.dtype], ctypes.c_float(_X_SCALE), _stream(x)),
+                )
             self._check(error)
 
     def linear(self, x: Tensor, layer: Layer, y: Tensor, bias: Tensor | None = None) -> None:
@@ -221,6 +236,12 @@ class Library:
             self.multiply_dense(x, layer, y, bias)
         else:
             self.multiply(x, layer, y, bias, variant)
+
+    def _prepare(self, device: torch.device) -> None:
+        """Once on each device, which is the current one."""
+        if device not in self._prepared:
+            self._check(self._lib.qtip_prepare())
+            self._prepared.add(device)
 
     def _check(self, error: int) -> None:
         if error:
