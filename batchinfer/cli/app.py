@@ -12,18 +12,18 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from batchinfer import __version__
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.options import PRICE, job_argument, run_options
+from batchinfer.cli.quantization import quantize
 from batchinfer.cli.renamed import Group
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
 from batchinfer.limits import limit_met, raise_open_files, shortage
-from batchinfer.quantization import RECIPES
 from batchinfer.signals import STOP_CODES, release_signals
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: Commands that handle signals themselves; for the others `cli` restores the default action.
 _OWN_SIGNALS = ("run", "quantize")
-
-_CODES = [code for recipe in RECIPES.values() for code in recipe.codes]
 
 _EXIT_CODES = """\b
 Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row,
@@ -204,65 +202,6 @@ def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     show_rows(output, max_rows=max_rows, failed=failed, as_json=as_json)
 
 
-@cli.command(short_help="Make a quantized checkpoint of an unquantized model.")
-@click.argument("model")
-@click.argument("out", type=click.Path())
-@click.option(
-    "--method",
-    type=click.Choice(list(RECIPES)),
-    required=True,
-    help="int8, int4, fp8, nvfp4, mxfp4 round to nearest; awq and gptq calibrate an int4 model; "
-    "qtip codes --bits a weight.",
-)
-@click.option(
-    "--bits",
-    type=click.IntRange(1, 8),
-    help="Of a weight, usually 2, 3 or 4. Only with --method qtip, which needs it: no default.",
-)
-@click.option(
-    "--code",
-    type=click.Choice(_CODES),
-    help=f"What weights are computed by. Only with --method qtip.  [default: {_CODES[0]}]",
-)
-@click.option("--calibration", metavar="PARQUET", help="File, folder or glob of calibration texts.")
-@click.option("--column", metavar="NAME", help="Column of --calibration that holds the texts.")
-@click.option(
-    "--rows",
-    "max_rows",
-    type=click.IntRange(min=1),
-    help="Number of rows to calibrate with: the first that are not blank.  [default: 512]",
-)
-def quantize(
-    model: str,
-    out: str,
-    method: str,
-    bits: int | None,
-    code: str | None,
-    **texts: Any,
-) -> None:
-    """Write a quantized checkpoint of MODEL, a folder or hub name, into the new folder OUT.
-
-    Jobs with model.path: OUT run in that quantization; plain vLLM can load it too.
-    """
-    from batchinfer.cli.quantize import Calibration, Trellis, quantize_model
-
-    recipe = RECIPES[method]
-    calibration, column, max_rows = (texts[name] for name in ("calibration", "column", "max_rows"))
-    if recipe.modifier is None and (calibration, column) != (None, None):
-        raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
-    if recipe.modifier is not None and not recipe.codes and None in (calibration, column):
-        raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
-    if (calibration is None) != (column is None):
-        raise click.UsageError("--calibration PARQUET and --column NAME go together")
-    if calibration is None and max_rows is not None:
-        raise click.UsageError("--rows goes with --calibration PARQUET")
-    if not recipe.codes and (bits, code) != (None, None):
-        raise click.UsageError(f"--method {method} takes no --bits and no --code")
-    trellis = Trellis(bits, code) if recipe.codes else None
-    rows = Calibration(calibration, column, max_rows or 512) if calibration else None
-    quantize_model(model, out, method, rows, trellis)
-
-
 @cli.command()
 @click.option(
     "--write", is_flag=True, help="Rewrite the files in ./schemas instead of printing them."
@@ -284,7 +223,7 @@ def doctor(job: str | None, url: str | None) -> None:
     examine(job, url)
 
 
-for _command in EVALUATIONS:
+for _command in (quantize, *EVALUATIONS):
     cli.add_command(_command)
 
 

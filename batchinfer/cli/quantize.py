@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -16,10 +18,12 @@ from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.making.foreign import is_convertible
+from batchinfer.making.make import make
+from batchinfer.making.order import Order, Teller
 from batchinfer.making.publish import is_there, publish_folder
-from batchinfer.model import ModelFacts, read_model
+from batchinfer.model import read_model
 from batchinfer.model.weights import read_weights
-from batchinfer.quantization import RECIPES, Recipe
+from batchinfer.quantization import Recipe
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.source import Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, local_path, open_store
@@ -35,65 +39,67 @@ class Calibration:
     max_rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trellis:
-    """Options of methods that have codes."""
-
-    num_bits: int | None  # None: for models of QTIP's authors, which have them
-    code: str | None  # None: the method's first
-
-
 def quantize_model(
     path: str,
     out: str,
-    method: str,
+    recipe: Recipe,
+    options: Mapping[str, str],
     calibration: Calibration | None,
-    trellis: Trellis | None = None,
 ) -> None:
     """Raises ConfigError, InputError, TransientError, Stopped. `out` is there as a whole or not.
 
-    `trellis`: of a method with codes.
+    `options`: those of the recipe that were given.
     """
-    recipe = RECIPES[method]
-    _stop_by_error("what is finished is kept: the same command goes on" if trellis else "")
+    is_kept = recipe.make is not None
+    _stop_by_error("what is finished is kept: the same command goes on" if is_kept else "")
     target = _target(path, out)
-    if method == "qtip" and is_convertible(local_path(path)):
-        _refuse_options(path, calibration, trellis)
-        return convert_model(local_path(path), target)
+    if is_convertible(local_path(path), recipe):
+        _refuse_options(path, options, calibration)
+        return convert_model(local_path(path), target, recipe)
     model = read_model(ModelSettings.model_construct(path=path))
     if model.quantization != "none":
         raise ConfigError(
             f"{path} is already quantized ({model.quantization}): give the unquantized model"
         )
-    if trellis is not None and trellis.num_bits is None:
-        raise ConfigError(f"--method {method} needs --bits, such as --bits 3")
+    options = _with_defaults(recipe, options)
     texts = _texts(calibration) if calibration else []
-    recipe = recipe.on(engine_kind(DEFAULT_ENGINE).machine())
+    device = (machine := engine_kind(DEFAULT_ENGINE).machine()).device
+    recipe, finished = recipe.on(machine), target.parent / f".{target.name}.blocks"
     with _Bar() as bar:
 
         def fill(temporary: Path) -> None:
-            if trellis is not None:
-                _code(model, temporary, target, (recipe, trellis, texts), bar)
-            elif recipe.modifier is None:
-                bar.say(f"quantizing to {method} ({recipe.preset})")
-                _round(model, temporary, recipe, bar)
-            else:
-                _calibrate(model, temporary, recipe, texts, bar)
+            order = Order(model, temporary, recipe, options, texts, finished, device)
+            make(order, Teller(bar.say, bar.move, bar.note))
 
-        is_made = publish_folder(
-            target,
-            fill,
-            on_wait=lambda: bar.say("waiting for another process to finish this folder"),
-            advice="Choose another OUT",
-        )
-    if not is_made:
-        raise ConfigError(f"{target} was made by another process in the meantime")
-    shutil.rmtree(_finished(target), ignore_errors=True)
+        _publish(target, fill, bar)
+    shutil.rmtree(finished, ignore_errors=True)
     size_bytes = read_weights(target).size_bytes
     click.echo(
         f"{target}: {recipe.meaning}; {size_bytes:,} bytes of weights, the model has "
         f"{model.weights_bytes:,}. Give it as model.path"
     )
+
+
+def _with_defaults(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
+    """Raises ConfigError if one is missing that has no default."""
+    found = {}
+    for option in recipe.options:
+        value = given.get(option.name, option.default)
+        if value is None:
+            raise ConfigError(f"--method {recipe.method} needs --{option.name}: {option.meaning}")
+        found[option.name] = value
+    return found
+
+
+def _publish(target: Path, fill: Callable[[Path], None], bar: _Bar) -> None:
+    is_made = publish_folder(
+        target,
+        fill,
+        on_wait=lambda: bar.say("waiting for another process to finish this folder"),
+        advice="Choose another OUT",
+    )
+    if not is_made:
+        raise ConfigError(f"{target} was made by another process in the meantime")
 
 
 def _target(path: str, out: str) -> Path:
@@ -120,38 +126,29 @@ def _target(path: str, out: str) -> Path:
     return target
 
 
-def _refuse_options(path: str, calibration: Calibration | None, trellis: Trellis | None) -> None:
+def _refuse_options(path: str, options: Mapping[str, str], calibration: Calibration | None) -> None:
     """Raise ConfigError for options that say how to code weights: these are coded."""
-    given = {
-        "--bits": trellis is not None and trellis.num_bits is not None,
-        "--code": trellis is not None and trellis.code is not None,
-        "--calibration and --column": calibration is not None,
-    }
-    if found := [option for option, is_given in given.items() if is_given]:
+    found = [f"--{name}" for name in options]
+    if calibration is not None:
+        found.append("--calibration and --column")
+    if found:
         raise ConfigError(
-            f"{path} is a model of QTIP's authors: its weights are coded already and are only "
-            f"stored anew, so leave out {', '.join(found)}"
+            f"{path} is a model as its method's authors write it: its weights are coded already "
+            f"and are only stored anew, so leave out {', '.join(found)}"
         )
 
 
-def convert_model(source: Path, target: Path) -> None:
-    """Convert a model of QTIP's authors: its weights stay, nothing is quantized again."""
-    from batchinfer.making.converted import convert
-
+def convert_model(source: Path, target: Path, recipe: Recipe) -> None:
+    """Store the weights of a model in its authors' format anew: nothing is quantized again."""
+    assert recipe.convert is not None
+    convert = importlib.import_module(recipe.convert).convert
     with _Bar() as bar:
         bar.say("storing the coded layers anew")
 
         def fill(temporary: Path) -> None:
             convert(source, temporary, lambda done, total: bar.move(done / total))
 
-        is_made = publish_folder(
-            target,
-            fill,
-            on_wait=lambda: bar.say("waiting for another process to finish this folder"),
-            advice="Choose another OUT",
-        )
-    if not is_made:
-        raise ConfigError(f"{target} was made by another process in the meantime")
+        _publish(target, fill, bar)
     click.echo(f"{target}: the weights of {source}, stored anew. Give it as model.path")
 
 
@@ -183,60 +180,6 @@ def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str
             if len(texts) >= max_rows:
                 return texts[:max_rows]
     return texts
-
-
-def _round(model: ModelFacts, target: Path, recipe: Recipe, bar: _Bar) -> None:
-    from batchinfer.making.rounding_writer import round_to_nearest
-
-    made = round_to_nearest(
-        Path(model.path), target, recipe, lambda done, total: bar.move(done / total)
-    )
-    bar.say(f"quantized {made.num_quantized} of {made.num_linear} linear layers")
-
-
-def _calibrate(
-    model: ModelFacts, target: Path, recipe: Recipe, texts: list[str], bar: _Bar
-) -> None:
-    from batchinfer.making.calibrated import calibrate
-    from batchinfer.making.environment import llm_compressor_python
-
-    is_cpu = engine_kind(DEFAULT_ENGINE).machine().device != "cuda"
-    python = llm_compressor_python(is_cpu=is_cpu, on_step=bar.say)
-    bar.say(f"calibrating {recipe.method} with {len(texts):,} rows")
-    calibrate(python, model, target, recipe, texts, bar.move)
-
-
-def _code(
-    model: ModelFacts,
-    temporary: Path,
-    target: Path,
-    how: tuple[Recipe, Trellis, list[str]],
-    bar: _Bar,
-) -> None:
-    from batchinfer.engine.hardware import cpu_flags
-    from batchinfer.making.cached import content_key, user_cache
-    from batchinfer.making.trellis.make import Coding, Places, Teller, code_model
-
-    recipe, trellis, texts = how
-    assert trellis.num_bits is not None
-    code = trellis.code or recipe.codes[0]
-    bar.say(f"coding with {trellis.num_bits} bits a weight ({code})")
-    source = Path(model.path)
-    coding = Coding(trellis.num_bits, code, texts, model.max_model_len)
-    made_by = repr((recipe.identity, replace(trellis, code=code), texts))
-    places = Places(
-        finished=_finished(target),
-        key=content_key(source, made_by, user_cache() / "models"),
-        libraries=user_cache() / "libraries",
-    )
-    teller = Teller(bar.move, bar.note)
-    made = code_model(source, temporary, coding, places, cpu_flags(), teller)
-    bar.say(f"quantized {made.num_coded} of {made.num_linear} linear layers")
-
-
-def _finished(target: Path) -> Path:
-    """Where blocks of a checkpoint are kept until it is whole."""
-    return target.parent / f".{target.name}.blocks"
 
 
 def _stop_by_error(what_is_left: str) -> None:

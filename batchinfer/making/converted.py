@@ -17,12 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from batchinfer.errors import ConfigError
-from batchinfer.making.foreign import PARAMS
 from batchinfer.making.stored_weights import copy_settings
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
 from batchinfer.model.folder import read_json
 from batchinfer.model.weights import read_header, weight_files
 from batchinfer.quantization.methods.qtip import relaxml
+from batchinfer.quantization.methods.qtip.recipes import AUTHORS_KEY
 from batchinfer.storage.local_errors import os_errors
 
 #: Of Hadamard matrices that the checkpoint does not hold, `had_12` and so on.
@@ -40,12 +40,14 @@ def convert(source: Path, target: Path, on_progress: OnProgress) -> int:
     Raises ConfigError for what cannot be converted.
     """
     config = read_json(source / "config.json", "a model folder needs it")
-    if unknown := relaxml.unknown_params(config.pop(PARAMS)):
-        raise ConfigError(f"{source}: config.json has {PARAMS} with {unknown}")
+    if unknown := relaxml.unknown_params(config.pop(AUTHORS_KEY)):
+        raise ConfigError(f"{source}: config.json has {AUTHORS_KEY} with {unknown}")
     places = _places(source)
     layers = _layers(places)
     if not layers:
-        raise ConfigError(f"{source} has {PARAMS} in config.json, and no trellis: copy it again")
+        raise ConfigError(
+            f"{source} has {AUTHORS_KEY} in config.json, and no trellis: copy it again"
+        )
     specs = list(_plan(places, layers))
     bits = {spec.name.removesuffix(".trellis"): spec.shape[2] // 16 for spec in specs
             if spec.name.endswith(".trellis")}  # fmt: skip

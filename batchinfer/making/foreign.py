@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchinfer.model.folder import read_optional_json
-
-#: Settings of QTIP's own models.
-PARAMS = "quip_params"
+from batchinfer.quantization import Recipe
 
 
-def is_convertible(source: Path) -> bool:
-    """Whether the folder is a model of QTIP's authors, as their code writes it."""
-    return isinstance(read_optional_json(source / "config.json").get(PARAMS), dict)
+def is_convertible(source: Path, recipe: Recipe) -> bool:
+    """Whether the folder is a model as the authors of the recipe's method write it."""
+    key = recipe.converts
+    return key is not None and isinstance(read_optional_json(source / "config.json").get(key), dict)

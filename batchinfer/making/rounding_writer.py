@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from batchinfer.errors import ConfigError
 from batchinfer.making.layers import computed_together, linear_layers
+from batchinfer.making.order import Made
 from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
     DTYPES,
@@ -35,12 +35,6 @@ from batchinfer.storage.local_errors import os_errors
 
 #: (bytes of the model that are done, all bytes)
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    num_quantized: int  # linear layers
-    num_linear: int
 
 
 def round_to_nearest(source: Path, target: Path, recipe: Recipe, on_progress: OnProgress) -> Made:
@@ -68,6 +62,7 @@ def round_to_nearest(source: Path, target: Path, recipe: Recipe, on_progress: On
 
 def _writer(recipe: Recipe) -> Any:
     """The method's module that rounds a weight; see `Recipe.write`."""
+    assert recipe.write is not None
     return importlib.import_module(recipe.write)
 
 

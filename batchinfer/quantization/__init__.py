@@ -49,7 +49,15 @@ from batchinfer.quantization.kv_cache import (
     kv_cache_why_not,
 )
 from batchinfer.quantization.machine import CpuLibrary, Machine
-from batchinfer.quantization.methods import METHODS, Method, Recipe, Stored, Tensor, method_of
+from batchinfer.quantization.methods import (
+    METHODS,
+    Method,
+    Option,
+    Recipe,
+    Stored,
+    Tensor,
+    method_of,
+)
 from batchinfer.quantization.methods.base import Loading, Quantization
 from batchinfer.quantization.methods.gguf.files import is_gguf
 from batchinfer.quantization.support import (
@@ -87,6 +95,7 @@ __all__ = [
     "Loading",
     "Machine",
     "Method",
+    "Option",
     "Quantization",
     "Recipe",
     "Stored",

@@ -14,7 +14,7 @@ from batchinfer.cli.quantize import convert_model
 from batchinfer.errors import ConfigError
 from batchinfer.making.converted import convert
 from batchinfer.making.foreign import is_convertible
-from batchinfer.quantization import Checkpoint, detect
+from batchinfer.quantization import RECIPES, Checkpoint, detect
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from tests.support.jobs import run
 
@@ -52,12 +52,12 @@ def write_model(folder: Path, *, has_matrices: bool = True, **params: Any) -> Pa
 def test_the_converted_model_has_the_same_weights(tmp_path: Path) -> None:
     source, target = write_model(tmp_path / "source"), tmp_path / "target"
     target.mkdir()
-    assert is_convertible(source)
+    assert is_convertible(source, RECIPES["qtip"])
     steps: list[tuple[int, int]] = []
     assert convert(source, target, lambda *done: steps.append(done)) == 2
     assert steps == [(1, 2), (2, 2)]
     config = json.loads((target / "config.json").read_text())
-    assert "quip_params" not in config and not is_convertible(target)
+    assert "quip_params" not in config and not is_convertible(target, RECIPES["qtip"])
     assert detect(config["quantization_config"], "x") == Checkpoint("qtip-full", "qtip")
     modules = config["quantization_config"]["modules"]
     assert [modules[f"layers.{i}"]["K"] for i in range(2)] == [2, 3]
@@ -82,12 +82,12 @@ def test_the_command_publishes_a_whole_folder_or_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_model(tmp_path / "source")
-    convert_model(source, tmp_path / "out")
+    convert_model(source, tmp_path / "out", RECIPES["qtip"])
     assert "the weights of" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").exists()
     bad = write_model(tmp_path / "bad", has_matrices=False)
     with pytest.raises(ConfigError, match="had_12"):
-        convert_model(bad, tmp_path / "nothing")
+        convert_model(bad, tmp_path / "nothing", RECIPES["qtip"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "out", "source"]
 
 

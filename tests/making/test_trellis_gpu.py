@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchinfer.making.order import Teller
 from batchinfer.making.trellis.ldlq import Coder, code_layers
-from batchinfer.making.trellis.make import Coding, Places, Teller, code_model
+from batchinfer.making.trellis.make import Coding, Places, code_model
 from batchinfer.making.trellis.viterbi import TorchSearch
 from batchinfer.making.trellis.viterbi_cuda import CudaSearch, search_on_gpu
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
@@ -102,8 +103,8 @@ def test_the_demo_model_is_coded(libraries: Path, tmp_path: Path) -> None:
         Coding(2, "mcg", texts),
         Places(tmp_path / "finished", "key", libraries),
         frozenset(),
-        Teller(lambda share: None, losses.append),
+        Teller(losses.append, lambda share: None, losses.append),
     )
-    assert made.num_coded == made.num_linear == 42
+    assert made.num_quantized == made.num_linear == 42
     assert (target / "model.safetensors").stat().st_size < 4_500_000
     assert sum("loss" in line for line in losses) == 6

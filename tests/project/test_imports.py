@@ -45,10 +45,10 @@ OWNERS = {
     "torch": (
         "engine/vllm/*.py",
         "making/*.py",
-        "making/trellis/*.py",
+        "making/*/*.py",
         "quantization/methods/*/*.py",
     ),
-    "safetensors": ("making/*.py", "making/trellis/*.py"),
+    "safetensors": ("making/*.py", "making/*/*.py"),
     "compressed_tensors": ("quantization/methods/compressed_tensors/write.py",),
     "llmcompressor": ("making/in_llm_compressor.py",),
     "datasets": ("making/in_llm_compressor.py",),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.making.layers import computed_together, linear_layers
+from batchinfer.making.order import Made, Teller
 from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
     FLOATS,
@@ -60,20 +61,6 @@ class Places:
     finished: Path  # of blocks that are done: with them a killed process goes on
     key: str  # names the model, the coding and the texts; finished blocks of another are deleted
     libraries: Path  # of compiled C++
-
-
-@dataclass(frozen=True, slots=True)
-class Teller:
-    """Who is told how far it is."""
-
-    move: Callable[[float], None]  # 0 to 1
-    note: Callable[[str], None]  # of each block that is done, and of what is left out
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    num_coded: int  # linear layers
-    num_linear: int
 
 
 def computed_on() -> torch.device:

@@ -8,7 +8,7 @@ registers itself). Must not know: engines, model folders.
 from collections.abc import Iterable
 
 from batchinfer.quantization.methods.awq.record import METHOD as AWQ
-from batchinfer.quantization.methods.base import Method, Plugin, Recipe, Stored, Tensor
+from batchinfer.quantization.methods.base import Method, Option, Plugin, Recipe, Stored, Tensor
 from batchinfer.quantization.methods.bitsandbytes.record import METHOD as BITSANDBYTES
 from batchinfer.quantization.methods.compressed_tensors.record import METHOD as COMPRESSED_TENSORS
 from batchinfer.quantization.methods.exl3.record import METHOD as EXL3
@@ -20,7 +20,17 @@ from batchinfer.quantization.methods.modelopt.record import METHOD as MODELOPT
 from batchinfer.quantization.methods.qtip.record import METHOD as QTIP
 from batchinfer.quantization.methods.unquantized.record import METHOD as UNQUANTIZED
 
-__all__ = ["METHODS", "Method", "Plugin", "Recipe", "Stored", "Tensor", "method_of", "plugins"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Option",
+    "Plugin",
+    "Recipe",
+    "Stored",
+    "Tensor",
+    "method_of",
+    "plugins",
+]
 
 #: In the order in which tables and advice name them.
 METHODS: tuple[Method, ...] = (

@@ -4,7 +4,7 @@ A method recognises checkpoints by config.json (`scheme_of`), holds their stored
 those settings (`check_stored`), says what they take once loaded, how one is made of an unquantized
 model (`Recipe.write`), and brings its own code to an engine that lacks it (`vllm`). What needs
 torch or an engine is named by a dotted module and imported late, where it runs. Must not know:
-which methods there are, files, engines.
+which methods there are, files, how an engine works (a plug-in names the one that it is for).
 """
 
 from __future__ import annotations
@@ -116,23 +116,47 @@ def quantize_command(recipe: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """An option of `batchinfer quantize` that a recipe takes, `--NAME`."""
+
+    name: str
+    meaning: str  # for `--help`
+    values: range | tuple[str, ...]  # of words the usual one first
+    is_needed: bool = False  # there is no usual one
+
+    @property
+    def default(self) -> str | None:
+        return None if self.is_needed else str(self.values[0])
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How a checkpoint is made. `preset`: the scheme of every linear layer, in its format's word.
 
-    `write`: the module that rounds one weight; it has `round_weight`, `uses_shared_scale`,
-    `group_size_of` and `settings_of`, each of which takes the preset. With `codes`, the module that
-    makes the whole checkpoint.
+    By one of three: a module that rounds one weight (`write`), a modifier of llm-compressor, or a
+    module that makes the whole checkpoint in its own way (`make`).
     """
 
     method: str  # `batchinfer quantize --method`
     meaning: str
     preset: str
     makes: str  # the name in `model.quantization` of what it makes
-    write: str
-    modifier: str | None = None  # of llm-compressor; None: rounded to nearest, without calibration
-    codes: tuple[str, ...] = ()  # of a trellis, the usual one first: of so many bits as asked for
-    cpu_preset: str | None = None  # where the machine's engine is vLLM's CPU build
+    #: Has `round_weight`, `uses_shared_scale`, `group_size_of` and `settings_of`, each of which
+    #: takes the preset.
+    write: str | None = None
+    make: str | None = None  # has `make(order, teller)`, see making/order.py
+    modifier: str | None = None  # what learns from calibration texts; None: it takes none
+    options: tuple[Option, ...] = ()  # for `make`
+    #: Of models in the format of the method's authors, which are only stored anew: their key in
+    #: config.json, and the module with `convert(source, target, on_progress)`.
+    converts: str | None = None
+    convert: str | None = None
+    cpu_preset: str | None = None  # where the device is a CPU
     revision: int = 1  # another one makes other numbers: what was made by this one is not taken
+
+    @property
+    def needs_texts(self) -> bool:
+        return self.modifier is not None and self.make is None
 
     def on(self, machine: Machine) -> Recipe:
         """The recipe of checkpoints that this machine can run."""

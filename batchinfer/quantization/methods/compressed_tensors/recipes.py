@@ -6,7 +6,9 @@ from functools import partial
 
 from batchinfer.quantization.methods.base import Recipe
 
-_recipe = partial(Recipe, write="batchinfer.quantization.methods.compressed_tensors.write")
+_WRITE = "batchinfer.quantization.methods.compressed_tensors.write"
+
+_recipe = partial(Recipe, write=_WRITE)
 
 RECIPES = (
     _recipe("int8", "8-bit integer weights and activations (W8A8)", "W8A8", "int8"),
@@ -25,14 +27,14 @@ RECIPES = (
     _recipe(
         "mxfp4", "4-bit float weights in groups of 32, weights only (MXFP4A16)", "MXFP4A16", "fp4"
     ),
-    _recipe(
+    Recipe(
         "awq",
         "int4, its weights scaled by activations first",
         "W4A16",
         "int4",
         modifier="AWQModifier",
     ),
-    _recipe(
+    Recipe(
         "gptq",
         "int4, each weight's error spread on later ones",
         "W4A16",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from batchinfer.quantization.methods.base import Recipe
+from batchinfer.quantization.methods.base import Option, Recipe
+
+#: In config.json of models as QTIP's authors write them.
+AUTHORS_KEY = "quip_params"
 
 RECIPES = (
     Recipe(
@@ -10,8 +13,13 @@ RECIPES = (
         "weights of 1 to 8 bits as walks through a trellis",
         "QTIP",
         "qtip",
-        write="batchinfer.making.trellis.make",
+        make="batchinfer.making.trellis.recipe",
         modifier="BlockLDLQ",
-        codes=("mcg", "mul1", "3inst", "1mad", "hyb"),
+        options=(
+            Option("bits", "of a weight, usually 2, 3 or 4", range(1, 9), is_needed=True),
+            Option("code", "what weights are computed by", ("mcg", "mul1", "3inst", "1mad", "hyb")),
+        ),
+        converts=AUTHORS_KEY,
+        convert="batchinfer.making.converted",
     ),
 )

@@ -20,7 +20,7 @@ from batchinfer.quantization.methods.qtip.files import (
     unknown_format,
 )
 from batchinfer.quantization.methods.qtip.packed import why_not_packed
-from batchinfer.quantization.methods.qtip.recipes import RECIPES
+from batchinfer.quantization.methods.qtip.recipes import AUTHORS_KEY, RECIPES
 
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
 VLLM_NAME = "qtip"
@@ -39,7 +39,7 @@ _DEVICE = DeviceSupport(
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
-    if family == "quip_params":
+    if family == AUTHORS_KEY:
         return RELAXML_SCHEME
     if unknown := unknown_format(settings):
         return unknown
@@ -60,7 +60,7 @@ METHOD = Method(
             support={("vllm", "cpu"): _DEVICE, ("vllm", "cuda"): _DEVICE},
         ),
     ),
-    families=("qtip", "quip_params"),
+    families=("qtip", AUTHORS_KEY),
     scheme_of=_scheme_of,
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
