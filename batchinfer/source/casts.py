@@ -26,6 +26,19 @@ def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def fixed_size_lists(
+    values: pa.Array, kind: pa.FixedSizeListType, is_null: pa.BooleanArray
+) -> pa.FixedSizeListArray:
+    """Lists of the values in order, those of null lists among them.
+
+    Arrow finds their number by a division that ends the process for lists of size 0.
+    """
+    if kind.list_size:
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=is_null)
+    valid = pc.invert(is_null).buffers()[1]
+    return pa.Array.from_buffers(kind, len(is_null), [valid], children=[values])
+
+
 def _is_cast_wrong(data_type: pa.DataType) -> bool:
     types = pa.types
     if types.is_list_view(data_type) or types.is_large_list_view(data_type):
@@ -63,7 +76,7 @@ def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
         values = _cast(
             array.values.slice(array.offset * size, len(array) * size), wanted.value_type
         )
-        return pa.FixedSizeListArray.from_arrays(values, type=wanted, mask=is_null)
+        return fixed_size_lists(values, wanted, is_null)
     entries = _cast_map_to_list(array) if types.is_map(kind) else array
     lengths = pc.fill_null(pc.list_value_length(entries), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

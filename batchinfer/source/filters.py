@@ -32,6 +32,13 @@ _CLOCKS = frozenset(
 #: by recursion: 400 OR took 7 s for each file, 5,000 did not end, and 1,000 `||` ended the process.
 _MAX_OPERATORS = 200
 _CHAINING = frozenset({"and", "or", "not", "when", "+", "-", "*", "/", "%", "||"})
+#: Of text, polars guesses their format from all rows.
+_GUESSES = re.compile(r"\b(date|timestamp|datetime)\s*\(", re.IGNORECASE)
+_OF_DAYS = "the day of a time is CAST(column AS DATE), that of a text STRPTIME(column, '%Y-%m-%d')"
+_OF_TIMES = (
+    "Write times as DATE '2026-01-31' or TIMESTAMP '2026-01-31 12:00:00', and compare a column "
+    "with a time zone as CAST(column AS TIMESTAMP), which is in UTC"
+)
 _TEXT_OR_COMMENT = r"'[^']*'|--[^\n]*|/\*.*?\*/"
 _SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\|\||\S', re.DOTALL)
 
@@ -59,7 +66,8 @@ class RowFilter:
                 f"input.filter {sql!r} is not understood by polars: {error}"
             ) from None
         if not is_row_wise:
-            raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}")
+            hint = f"; {_OF_DAYS}" if _GUESSES.search(sql) else ""
+            raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}{hint}")
         if clock := _clock_in(sql):
             raise ConfigError(
                 f"input.filter {sql!r} depends on the current time ({clock}), so each start would "
@@ -92,9 +100,11 @@ class RowFilter:
             assert isinstance(frame, pl.DataFrame)
             dtypes = frame.select(self._expression).dtypes
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            reason = str(error).splitlines()[0]
+            # What stands in brackets there is advice for whoever calls polars from Python.
+            reason = re.sub(r" \(create native python.*", "", str(error).splitlines()[0])
+            hint = f". {_OF_TIMES}" if any(map(pa.types.is_temporal, types.values())) else ""
             raise ConfigError(
-                f"input.filter {self._sql!r} does not fit the input: {reason}"
+                f"input.filter {self._sql!r} does not fit the input: {reason}{hint}"
             ) from None
         if dtypes != [pl.Boolean]:
             kind = ", ".join(str(dtype) for dtype in dtypes)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from batchinfer.source.casts import fixed_size_lists
+
 _REPLACED = "replace"  # invalid bytes become U+FFFD
 
 
@@ -36,7 +38,7 @@ def _mended(array: pa.Array) -> pa.Array:
         return pa.ListArray.from_arrays(array.offsets, values, type=kind, mask=is_null)
     if types.is_fixed_size_list(kind):
         values = _mended(array.values)
-        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=is_null)
+        return fixed_size_lists(values, kind, is_null)
     if types.is_struct(kind):
         fields = [_mended(array.field(index)) for index in range(kind.num_fields)]
         return pa.StructArray.from_arrays(fields, fields=list(kind), mask=is_null)

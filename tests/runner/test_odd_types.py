@@ -21,6 +21,7 @@ _VIEW = pa.list_view(pa.int64())
         (pa.struct([("xs", _VIEW), ("n", pa.int8())]), [{"xs": [1], "n": 1}, None]),
         (pa.list_(_VIEW), [[[1], None], None, [[2, 3]]]),
         (pa.list_(_VIEW, 2), [[[1], [2]], None, [None, [3]]]),
+        (pa.list_(_VIEW, 0), [[], None, []]),
         (pa.map_(pa.string(), _VIEW), [[("a", [1, 2])], None, [("b", None), ("c", [])]]),
         (pa.list_view(pa.map_(pa.large_string(), _VIEW)), [[[("a", [1])], None], None]),
     ],

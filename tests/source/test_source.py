@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -638,6 +639,37 @@ def test_a_filter_passes_rows_where_it_is_true_and_null_is_not(
 def test_a_filter_that_cannot_work_says_why(sql: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         RowFilter(sql).check(schema())
+
+
+@pytest.mark.parametrize(
+    ("sql", "sentence"),
+    [
+        ("at > '2026-01-01'", "to a string value. Write times as DATE '2026-01-31'"),
+        ("zoned > TIMESTAMP '2026-01-01'", "CAST(column AS TIMESTAMP), which is in UTC"),
+        ("date(at) = DATE '2026-01-01'", "CAST(column AS DATE)"),
+        ("date(day) = DATE '2026-01-01'", "STRPTIME(column, '%Y-%m-%d')"),
+    ],
+)
+def test_a_filter_of_times_that_polars_refuses_says_how_to_write_it(
+    sql: str, sentence: str
+) -> None:
+    """And what it says to write works."""
+    zone = pa.timestamp("us", "Europe/Berlin")
+    names = {"at": pa.timestamp("us"), "zoned": zone, "day": pa.string()}
+    with pytest.raises(ConfigError) as refusal:
+        RowFilter(sql).check(pa.schema(names))
+    assert sentence in str(refusal.value) and "python" not in str(refusal.value)
+    noon = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - the column has no zone
+    table = pa.table({"at": [noon], "zoned": pa.array([noon], zone), "day": ["2026-01-31"]})
+    for advised in (
+        "at > DATE '2026-01-30'",
+        "CAST(zoned AS TIMESTAMP) = TIMESTAMP '2026-01-31 12:00:00'",
+        "CAST(at AS DATE) = DATE '2026-01-31'",
+        "STRPTIME(day, '%Y-%m-%d') = DATE '2026-01-31'",
+    ):
+        row_filter = RowFilter(advised)
+        row_filter.check(table.schema)
+        assert row_filter.mask(table).tolist() == [True], advised
 
 
 @pytest.mark.parametrize(
