@@ -12,10 +12,14 @@ from batchinfer.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """At most `max_tokens` tokens; `excess` ends the sentence about more of them."""
+    """At most `max_tokens` tokens; `excess` ends the sentence about more of them.
+
+    `room`: for people, what prompts that are shortened are cut to fit.
+    """
 
     max_tokens: int
     excess: str
+    room: str
 
     @classmethod
     def of_generation(cls, *, max_model_len: int, max_tokens: int) -> PromptLimit:
@@ -28,4 +32,5 @@ class PromptLimit:
         return cls(
             max_model_len - max_tokens,
             f"and max_tokens {max_tokens} exceed max_model_len {max_model_len}",
+            "max_model_len less sampling.max_tokens",
         )

@@ -42,6 +42,7 @@ class ScoredPrompter:
         self._completions = completions
         added = completions.columns if completions is not None else ()
         self.columns: tuple[str, ...] = tuple(dict.fromkeys((*prompts.columns, *added)))
+        self.limit = prompts.limit
 
     def prepare(self, table: pa.Table) -> Prepared:
         """Tokens of all rows, with `num_given`. Raises InputError as `Prompter.prepare` does."""

@@ -72,7 +72,7 @@ class Prompter:
         put around it. Raises ConfigError for whatever would fail in every row.
         """
         self._prompt = prompt
-        self._limit = limit
+        self.limit = limit
         self._max_prompt_tokens = limit.max_tokens
         self._counts_bytes = counts_bytes
         self._max_chars = max(_ALLOWED_CHARS, _MAX_CHARS_PER_TOKEN * self._max_prompt_tokens)
@@ -309,7 +309,7 @@ class Prompter:
     def _too_long_error(self, num_tokens: int | str, when: str = "") -> RowError:
         return RowError(
             "prompt_too_long",
-            f"{num_tokens} prompt tokens{when} {self._limit.excess}",
+            f"{num_tokens} prompt tokens{when} {self.limit.excess}",
         )
 
 

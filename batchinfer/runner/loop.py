@@ -227,8 +227,8 @@ class Loop:
         num_tokens = 0
         for row in rows:
             completion = row.error or row.work.completion()
-            num_tokens += self._task.num_tokens(completion)
             chunk, index, sample = row.item.chunk, row.item.index, row.item.sample
+            num_tokens += self._task.num_tokens(completion, chunk.num_prompt_tokens(index))
             results.append(Result(chunk, index, sample, completion, finished_at_us))
             leader_row = int(chunk.rows[index])
             results.extend(

@@ -106,9 +106,9 @@ class Reader:
         """Say how many prompts of this run were cut, as `prompt.on_too_long` asks for."""
         if self._num_shortened:
             logger.warning(
-                "%d prompts of this run were cut to fit max_model_len less sampling.max_tokens "
-                "(prompt.on_too_long: %s)",
+                "%d prompts of this run were cut to fit %s (prompt.on_too_long: %s)",
                 self._num_shortened,
+                self._prompter.limit.room,
                 self._job.prompt.on_too_long,
             )
 

@@ -73,6 +73,24 @@ class RowWork(Protocol):
         """What came of the row, once every request of `asks` was added."""
 
 
+@dataclass(slots=True, eq=False)
+class OneRequest:
+    """The work of a task whose rows are one request each: its completion is the result."""
+
+    ask: Ask
+    result: Completion | None = None
+
+    def asks(self) -> Iterator[Ask]:
+        return iter((self.ask,))
+
+    def add(self, ask: Ask, completion: Completion) -> None:
+        self.result = completion
+
+    def completion(self) -> Completion:
+        assert self.result is not None
+        return self.result
+
+
 class Task(Protocol):
     """A task with a job's settings. Stateless; used by several threads."""
 
@@ -127,8 +145,11 @@ class Task(Protocol):
     def work(self, item: WorkItem, max_model_len: int) -> RowWork:
         """Begin a (row, sample) on an engine that takes `max_model_len` tokens a request."""
 
-    def num_tokens(self, completion: Completion) -> int:
-        """Tokens of a result that speed and remaining time are measured in."""
+    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
+        """Tokens of a result that speed and remaining time are measured in.
+
+        `num_prompt_tokens`: of its row, all that the engine was given.
+        """
 
     def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
         """`columns` of results [n], failed ones included, whose values are null."""

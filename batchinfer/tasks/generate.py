@@ -26,6 +26,7 @@ from batchinfer.tasks.base import (
     Ask,
     Column,
     Detokenize,
+    OneRequest,
     Result,
     TaskKind,
     logprob_words,
@@ -123,14 +124,14 @@ class Generate:
             trust_remote_code=job.model.trust_remote_code,
         )
 
-    def work(self, item: WorkItem, max_model_len: int) -> _OneRequest:
+    def work(self, item: WorkItem, max_model_len: int) -> OneRequest:
         seed = None
         if self.settings.seed is not None and not self.settings.is_greedy:
             row = int(item.chunk.rows[item.index])
             seed = request_seed(self.settings.seed, item.chunk.shard, row, item.sample)
-        return _OneRequest(Ask(item.chunk.prompt(item.index), seed))
+        return OneRequest(Ask(item.chunk.prompt(item.index), seed))
 
-    def num_tokens(self, completion: Completion) -> int:
+    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
         return len(completion.token_ids)
 
     def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
@@ -199,24 +200,6 @@ class Generate:
     def _has_json_schema(self) -> bool:
         structured = self.settings.structured
         return structured is not None and structured.json_schema is not None
-
-
-@dataclass(slots=True, eq=False)
-class _OneRequest:
-    """A sample is one request, and its completion the result."""
-
-    ask: Ask
-    result: Completion | None = None
-
-    def asks(self) -> Iterator[Ask]:
-        return iter((self.ask,))
-
-    def add(self, ask: Ask, completion: Completion) -> None:
-        self.result = completion
-
-    def completion(self) -> Completion:
-        assert self.result is not None
-        return self.result
 
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:

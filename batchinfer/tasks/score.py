@@ -151,7 +151,9 @@ class Score:
                 f"{self._context(max_model_len)} tokens"
             )
         most = MAX_ROW_TOKENS // (1 + self._num_top)
-        return PromptLimit(most, f"exceed the {most} that a row may have")
+        return PromptLimit(
+            most, f"exceed the {most} that a row may have", f"the {most} tokens that a row may have"
+        )
 
     def work(self, item: WorkItem, max_model_len: int) -> Windows:
         num_given = item.chunk.num_given
@@ -175,7 +177,7 @@ class Score:
     def _stride(self, max_model_len: int) -> int:
         return self.settings.stride or self._context(max_model_len) // 2
 
-    def num_tokens(self, completion: Completion) -> int:
+    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
         return _num_scored(completion)
 
     def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
