@@ -77,7 +77,7 @@ def read_model(
     digest = dict(folder.digest)
     if choice.made_by:
         digest["made by"] = RECIPES[choice.made_by].identity
-    adapter = read_lora(model.lora, folder.weights.tensors) if model.lora else None
+    adapter = read_lora(model.lora, folder.weights.tensors, machine) if model.lora else None
     if adapter is not None:
         check_beside(choice.name, machine)
         digest |= adapter.digest

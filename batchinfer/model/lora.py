@@ -1,7 +1,8 @@
-"""A LoRA adapter's folder: that it is whole, that vLLM can compute it, that it fits the model.
+"""A LoRA adapter's folder: that it is whole, that the engine runs such adapters, that it fits the
+model.
 
-Must not know: engines. Everything is read from adapter_config.json and from headers; only the
-digest reads the weights, since adapters of one shape differ in nothing else.
+Everything is read from adapter_config.json and from headers; only the digest reads the weights, as
+adapters of one shape differ in nothing else. Must not know: what an engine runs; its table says it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import file_sha256, read_json, resolve_folder
 from batchinfer.model.weights import read_header
-from batchinfer.quantization import OTHER_FAMILIES, DeviceSupport, Machine, Tensor, record_of
+from batchinfer.quantization import (
+    OTHER_FAMILIES,
+    DeviceSupport,
+    Machine,
+    Tensor,
+    record_of,
+    support_of,
+)
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_RANK = 512  # vLLM's
 
 _PREFIX = "base_model.model."
-#: PEFT's ways to begin training that leave the model's own weights as they are.
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 #: Dtypes in which a weight has the shape [out, in]; others are packed.
 _UNPACKED = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8")
 
@@ -38,14 +43,17 @@ class Lora:
     digest: Mapping[str, str]
 
 
-def read_lora(path: str, base: Mapping[str, Tensor]) -> Lora:
-    """Facts of the adapter at `path`, for a model with the tensors of `base` (empty: unknown).
+def read_lora(path: str, base: Mapping[str, Tensor], machine: Machine) -> Lora:
+    """Facts of the adapter at `path`, for a model with the tensors of `base` (empty: unknown) on
+    the machine's engine.
 
     Raises ConfigError.
     """
     folder = resolve_folder(path, "model.lora", None)
     config = read_json(folder / CONFIG_NAME, "model.lora: an adapter folder needs it")
-    _refuse_other_kinds(config, folder / CONFIG_NAME)
+    support = support_of(machine)
+    if (why := support.why_no_adapter(config)) is not None:
+        raise ConfigError(f"{folder / CONFIG_NAME}: {why}")
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         raise ConfigError(
@@ -53,8 +61,11 @@ def read_lora(path: str, base: Mapping[str, Tensor]) -> Lora:
         )
     pairs = _pairs(read_header(file)[1], file)
     rank = max(_rank_of(config, folder / CONFIG_NAME), *(a.shape[0] for a, _ in pairs.values()))
-    if rank > MAX_RANK:
-        raise ConfigError(f"{folder}: the adapter's rank {rank} is above vLLM's {MAX_RANK}")
+    if support.max_adapter_rank is not None and rank > support.max_adapter_rank:
+        raise ConfigError(
+            f"{folder}: the adapter's rank {rank} is above {support.title}'s "
+            f"{support.max_adapter_rank}"
+        )
     if base:
         _check_fit(pairs, base, file, is_transposed=bool(config.get("fan_in_fan_out")))
     digest = {f"lora/{name}": file_sha256(folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}
@@ -65,36 +76,12 @@ def read_lora(path: str, base: Mapping[str, Tensor]) -> Lora:
 def check_beside(name: str, machine: Machine) -> None:
     """Raise ConfigError if no adapter runs beside the quantization `name` on this machine."""
     if name in OTHER_FAMILIES:
-        return  # vLLM's to say
+        return  # the engine's to say
     device = record_of(name).on(machine)
     if isinstance(device, DeviceSupport) and device.refused_adapters:
         raise ConfigError(
             f"model.lora cannot run here with quantization {name}: {device.refused_adapters}. "
             "Give the unquantized model or another quantization, or leave the adapter out"
-        )
-
-
-def _refuse_other_kinds(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse what vLLM does not compute: all but plain LoRA on linear layers and embeddings."""
-    kind = str(config.get("peft_type", "LORA"))
-    if kind.upper() != "LORA":
-        raise ConfigError(
-            f"{file}: peft_type {kind} is not a LoRA adapter, the only kind that vLLM runs"
-        )
-    start = config.get("init_lora_weights", True)
-    refused = {
-        "use_dora": bool(config.get("use_dora")),
-        "bias": config.get("bias", "none") != "none",
-        "lora_bias": bool(config.get("lora_bias")),
-        "modules_to_save": bool(config.get("modules_to_save")),
-        "layer_replication": bool(config.get("layer_replication")),
-        "alora_invocation_tokens": bool(config.get("alora_invocation_tokens")),
-        "init_lora_weights": isinstance(start, str) and start.lower() not in _PLAIN_STARTS,
-    }
-    if found := [key for key, is_refused in refused.items() if is_refused]:
-        raise ConfigError(
-            f"{file}: vLLM cannot run an adapter with {found[0]} {config[found[0]]!r}: merge it "
-            "into the model's weights (PEFT's merge_and_unload) and give that model"
         )
 
 

@@ -7,8 +7,9 @@ method.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from batchinfer.quantization.machine import Machine
 
@@ -51,6 +52,10 @@ class KvDevice:
     head_multiple: int = 1  # numbers of a head have to be a multiple of it
 
 
+def _runs_any_adapter(config: Mapping[str, Any]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Support:
     """What an engine runs on one kind of device; a text says why it does not."""
@@ -58,6 +63,9 @@ class Support:
     title: str  # the engine, as people call it
     names: Mapping[str, DeviceSupport | str]  # of `model.quantization`
     kv_cache: Mapping[str, KvDevice | str] = field(default_factory=dict)  # `model.kv_cache_dtype`
+    #: An adapter's adapter_config.json -> why the engine cannot run such an adapter; None: it can.
+    why_no_adapter: Callable[[Mapping[str, Any]], str | None] = _runs_any_adapter
+    max_adapter_rank: int | None = None
 
 
 def support_of(machine: Machine) -> Support:

@@ -66,6 +66,13 @@ def test_an_adapter_that_vllm_cannot_run_or_of_another_model_is_refused(
     assert str(folder) in str(caught.value)
 
 
+def test_another_engine_says_itself_which_adapters_it_runs(tmp_path: Path) -> None:
+    """That for tests runs any, of any rank."""
+    folder = write_adapter(tmp_path / "a", scale=0.1, use_dora=True, rank_pattern={"q_proj": 600})
+    machine = Machine("cpu", engine="batchinfer.testing")
+    assert read_model(str(MODEL), machine=machine, lora=str(folder)).lora is not None
+
+
 def test_an_adapter_of_a_wider_model_is_refused_with_both_sizes(tmp_path: Path) -> None:
     model = Path(shutil.copytree(MODEL, tmp_path / "model"))
 

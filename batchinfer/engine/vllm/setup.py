@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from batchinfer.engine.hardware import GIB, available_memory_bytes
+from batchinfer.engine.vllm.adapters import RANKS
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
 from batchinfer.engine.vllm.machine import this_machine
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 
 #: Below this many weight bytes a second OpenMP thread gains nothing (measured at 6 MB).
 SMALL_WEIGHTS_BYTES = 100_000_000
-
-#: What vLLM makes room for.
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 #: The worker plugin acts only in processes that descend from the one named here.
 OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
@@ -200,7 +198,7 @@ def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
         )
     arguments: dict[str, Any] = {
         "enable_lora": True,
-        "max_lora_rank": next(rank for rank in _LORA_RANKS if rank >= lora.rank),
+        "max_lora_rank": next(rank for rank in RANKS if rank >= lora.rank),
     }
     if "lora_target_modules" in argument_names() and "experts" not in lora.modules:
         arguments["lora_target_modules"] = list(lora.modules)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from batchinfer.engine.vllm.adapters import RANKS, why_no_adapter
 from batchinfer.quantization import (
     ALL_DTYPES,
     BFLOAT16_CAPABILITY,
@@ -138,6 +139,6 @@ _KV_CUDA: Mapping[str, KvDevice | str] = {
 }
 
 SUPPORT: Mapping[str, Support] = {
-    "cpu": Support("vLLM", _CPU, _KV_CPU),
-    "cuda": Support("vLLM", _CUDA, _KV_CUDA),
+    device: Support("vLLM", names, kv_cache, why_no_adapter, max_adapter_rank=RANKS[-1])
+    for device, names, kv_cache in (("cpu", _CPU, _KV_CPU), ("cuda", _CUDA, _KV_CUDA))
 }

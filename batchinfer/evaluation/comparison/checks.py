@@ -107,7 +107,7 @@ def _check_lora(_: Planned, job: Job, folder: Path) -> None:
         tensors = read_weights(folder).tensors
     except ConfigError:  # of the model, whose row says so
         tensors = {}
-    read_lora(job.model.lora, tensors)
+    read_lora(job.model.lora, tensors, engine_kind(job.engine.name).machine())
 
 
 def _check_context(plan: Planned, job: Job, _: Path) -> None:
