@@ -29,6 +29,7 @@ from batchinfer.quantization import (
     describe_auto_dtype,
     for_this_machine,
     kv_cache_why_not,
+    support_of,
 )
 from batchinfer.runner.start import list_input, open_output
 from batchinfer.storage import Store, open_store
@@ -87,7 +88,8 @@ def show_dtype(machine: Machine) -> None:
 def show_quantizations(machine: Machine) -> None:
     """A line for each name of `model.quantization`. Unsupported names do not fail the check."""
     if machine.device is None:
-        _line("names", "of model.quantization: unknown without vLLM and a device", mark="-")
+        title = support_of(machine).title
+        _line("names", f"of model.quantization: unknown without {title} and a device", mark="-")
         return
     for record in TABLE:
         can_run, text = for_this_machine(record, machine)

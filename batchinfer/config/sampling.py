@@ -1,6 +1,7 @@
 """How tokens are chosen, and what form a completion must have.
 
-Must not know: engines themselves (the ranges are vLLM's, its package is not imported), rows, files.
+The ranges are those of the first engine, vLLM; what another refuses besides, its kind says in
+`check`. Must not know: engines' code, rows, files.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class StructuredSettings(Section):
 
 
 class SamplingSettings(TaskSection):
-    """How tokens are chosen. Ranges are vLLM's; the defaults do not depend on the model."""
+    """How tokens are chosen. The defaults do not depend on the model."""
 
     task: ClassVar[str] = "generate"
 
@@ -159,7 +160,7 @@ class SamplingSettings(TaskSection):
         if 0 < self.temperature < 0.01:
             raise key_error(
                 "temperature",
-                f"must be 0 or at least 0.01, got {self.temperature} (vLLM would raise it to 0.01)",
+                f"must be 0 or at least 0.01, got {self.temperature}: engines raise it to that",
             )
         return self
 

@@ -1,6 +1,6 @@
 """How many tokens a prompt and its completion may have, from the model's and tokenizer's settings.
 
-Must not know: weights, engines.
+Must not know: weights, engines' code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import read_optional_json
 
-# The keys and the rope types are those of vLLM's own derivation of the context length.
+# Those that models are published with; vLLM derives the length from the same.
 _LENGTH_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -44,7 +44,7 @@ def context_length(
     tokenizer_folder: Path,
     notes: list[str],
 ) -> int:
-    """The one asked for, or the model's own, as vLLM derives it. `notes` get what to know of it.
+    """The one asked for, or the model's own. `notes` get what to know of it.
 
     Raises ConfigError.
     """

@@ -1,8 +1,9 @@
 """What a model will take of a device's memory, from headers and sizes alone.
 
 Weights as they are once loaded, the KV cache of a token, and what one engine step holds besides.
-Must not know: engines, how much memory a machine has. The estimates are from above where they are
-not exact.
+The estimates are from above where they are not exact: what depends on the engine is counted as vLLM
+has it, which keeps most at once of those known; a kind of engine may correct them in its own
+estimate. Must not know: engines' code, how much memory a machine has.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from batchinfer.quantization import (
     record_of,
 )
 
-#: Dtypes in which a checkpoint keeps numbers that vLLM casts to the model's own.
+#: Dtypes in which a checkpoint keeps numbers that are cast to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NOT_LINEAR = ("embed", "lm_head", "wte", "wpe", "norm", "conv")
-#: vLLM pads embedding and output layer to a multiple of so many tokens.
+#: Embedding and output layer are padded to a multiple of this many tokens.
 _VOCABULARY_MULTIPLE = 64
 #: Of a token's logits, besides one in the model's dtype: in float32, its softmax, and sorted values
-#: with their indices for top-p (vLLM's sampler keeps them all at once).
+#: with their indices for top-p (a sampler may keep them all at once).
 _LOGIT_BYTES = 4 + 4 + 4 + 8
 
 
@@ -138,7 +139,7 @@ def _step_bytes(shape: Shape) -> int:
     """Numbers that a layer holds of one token at its widest.
 
     Residual and normed input, and either the MLP's gate, up and their product, or queries, keys,
-    values and what attention makes of the queries: the tensors of vLLM's Llama, none of them freed
+    values and what attention makes of the queries: a Llama's tensors, none of them freed
     before the next is made.
     """
     queries = shape.num_heads * shape.head_size
@@ -148,7 +149,7 @@ def _step_bytes(shape: Shape) -> int:
 
 
 def _dequantized_bytes(shape: Shape, name: str, scheme: str, dtype_bytes: int) -> int:
-    """Bytes of the widest layer once dequantized; vLLM merges gate and up, and Q, K and V."""
+    """Bytes of the widest layer once dequantized: gate and up as one, and so Q, K and V."""
     method = method_by_name(name)
     if method is None:
         return 0

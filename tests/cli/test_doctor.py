@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from batchinfer.cli import doctor
 from batchinfer.cli.app import cli
 from batchinfer.errors import TransientError
+from batchinfer.quantization import Machine
 from batchinfer.storage.local import LocalStore
 from batchinfer.testing import FakePlan, fake_kind
 
@@ -27,6 +28,14 @@ def check(store: Path) -> Result:
 
 def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_what_is_unknown_is_unknown_of_the_engine_that_was_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for engine, title in (("vllm", "vLLM"), ("batchinfer.testing", "the engine for tests")):
+        doctor.show_quantizations(Machine(None, engine=engine))
+        assert f"unknown without {title} and a device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("there", ["", "results", "results/_batchinfer/parts"])

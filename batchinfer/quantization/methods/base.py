@@ -177,10 +177,10 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A method's own code in vLLM's processes: ours and those of its workers."""
+    """A method's own code in an engine's processes: ours and those of its workers."""
 
-    name: str  # vLLM's `quantization`
-    module: str  # registers itself with vLLM when it is imported
+    name: str  # the engine's `quantization`
+    module: str  # registers itself with the engine when it is imported
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further ones of the engine
 
 
@@ -251,4 +251,4 @@ class Method:
     hints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format_hints: tuple[str, ...] = ()  # those that name this very format of files
     recipes: tuple[Recipe, ...] = ()
-    vllm: Plugin | None = None
+    vllm: Plugin | None = None  # for that engine
