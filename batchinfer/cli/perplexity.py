@@ -5,8 +5,6 @@ Must not know: how anything is measured. What the engine prints goes to a log in
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,24 +15,27 @@ import click
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.evaluation.bits import Bits, read_bits, table
-from batchinfer.evaluation.folders import check_work, local_folder
-from batchinfer.evaluation.perplexity import measure
+from batchinfer.evaluation.folders import local_folder
+from batchinfer.evaluation.perplexity import prepare
 from batchinfer.evaluation.record import Request
-from batchinfer.evaluation.settings import check_settings
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Stdio
 
 
 def show_perplexity(request: Request, work: str | None, *, restart: bool, layers: bool) -> None:
     """Raises what `measure` raises."""
-    check_settings(request.settings)
-    folder = Path(work_folder(request)) if work is None else local_folder("--work", work)
-    check_work(folder)
-    if layers:
-        show_layers(read_bits(request.model))
-    click.echo(f"computing in {folder / 'output'} (`batchinfer status` shows how far)", err=True)
-    with held_warnings(), _logged(folder / "engine.log"):
-        record = measure(request, work=folder, restart=restart)
+    folder = None if work is None else local_folder("--work", work)
+    with held_warnings():
+        measurement = prepare(request, folder, restart=restart)
+        if layers:
+            show_layers(read_bits(request.model))
+        measurement.begin()
+        if not measurement.is_finished:
+            click.echo(
+                f"computing in {measurement.output} (`batchinfer status` shows how far)", err=True
+            )
+        with _logged(measurement.work / "engine.log"):
+            record = measurement.compute()
     click.echo(record.model_dump_json(indent=2))
 
 
@@ -49,13 +50,6 @@ def settings_of(sets: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def work_folder(request: Request) -> str:
-    """The folder of a request. Equal requests share one, so a second start continues the first."""
-    digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()[:8]
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", request.label).strip("-._")[:60]
-    return f"out/measured/{label}-{digest}"
-
-
 def show_layers(bits: Bits) -> None:
     """A line for each module, equal layers in one."""
     for name, kind, num_weights, num_bytes, per_weight in table(bits):
@@ -67,7 +61,6 @@ def show_layers(bits: Bits) -> None:
 def _logged(log: Path) -> Iterator[None]:
     """Lead what libraries and the engine print to a log; stdout is for the record."""
     with os_errors("write", log):
-        log.parent.mkdir(parents=True, exist_ok=True)
         stdio = Stdio()
         stdio.redirect(log)
     try:

@@ -1,13 +1,13 @@
 """Where an evaluation may write: not where others have written, and not where nothing can be.
 
-Must not know: what is measured. Apart from the folder itself nothing is created, so that whatever
-is refused stays as it was.
+Must not know: what is measured. Whatever is refused stays as it was.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from batchinfer.storage import is_s3, local_path, why_no_folder
 from batchinfer.storage.local_errors import os_errors
 
 _ADVICE = "give a new folder"
+_TEMPORARY = re.compile(r"\.job\.yaml\.\d+\.tmp")
+#: What the files of the model held: beside the windows.
+CONTENT = "content.json"
 
 
 def local_folder(option: str, location: str) -> Path:
@@ -29,35 +32,61 @@ def local_folder(option: str, location: str) -> Path:
 
 
 def check_work(work: Path) -> None:
-    """Make the work folder of a measurement. Raises ConfigError if others have written there."""
+    """Raise ConfigError unless it is new, empty, or a measurement's work folder."""
     _check_place("--work", work)
-    job = work / "job.yaml"
+    job, record = work / "job.yaml", work / "output" / layout.JOB_KEY
     if job.exists() and not _is_measurement(_read(job)):
         raise ConfigError(f"--work {work}: {job} is not of a measurement: {_ADVICE}")
-    record = work / "output" / layout.JOB_KEY
     if record.exists() and not _is_measurement(_read(record).get("job")):
         raise ConfigError(f"--work {work}: {work / 'output'} is another job's output: {_ADVICE}")
-    for path in sorted(work.glob("results.*")):
-        raise ConfigError(f"--work {work}: {path.name} there is not of a measurement: {_ADVICE}")
+    if job.exists() or record.exists() or not work.is_dir():
+        return
+    with os_errors("read", work):
+        others = sorted(path.name for path in work.iterdir() if not _TEMPORARY.fullmatch(path.name))
+    if others:
+        raise ConfigError(
+            f"--work {work}: that folder has {others[0]} and is not of a measurement: {_ADVICE}"
+        )
+
+
+def make_work(work: Path) -> None:
+    """Make the work folder of a measurement, which `check_work` did not refuse."""
     _make("--work", work)
 
 
-def check_begun(work: Path, windows: Path, *, restart: bool) -> bool:
-    """Whether the output of `work` is begun. Raises ConfigError if it is of other windows.
+def check_begun(work: Path, windows: Path, content: Mapping[str, str], *, restart: bool) -> bool:
+    """Whether the output of `work` is begun. Raises ConfigError if it is of other windows or of
+    files of a model that have changed since: figures of both would be one.
 
-    They would be one more file of its input, and figures of both would be one.
+    `windows`: the file, in a folder named after the `content` of the model.
     """
     record = work / "output" / layout.JOB_KEY
     if not record.exists():
         return False
     paths = (_read(record).get("job") or {}).get("input", {}).get("path") or []
-    paths = [paths] if isinstance(paths, str) else paths
-    if not restart and {Path(path).name for path in paths} != {windows.name}:
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    if restart:
+        return True
+    if {path.name for path in paths} != {windows.name}:
         raise ConfigError(
             f"--work {work}: its output is of other windows (another text, context, stride or "
             f"number of them): {_ADVICE}, or delete that output with --restart"
         )
+    was = {path.parent.name for path in paths}
+    if was != {windows.parent.name}:
+        raise ConfigError(
+            f"--work {work}: its output is of another content of the model: "
+            f"{_changed(_read(windows.parents[1] / was.pop() / CONTENT), content)}. {_ADVICE}, or "
+            "delete that output with --restart"
+        )
     return True
+
+
+def _changed(was: Mapping[str, Any], content: Mapping[str, str]) -> str:
+    names = sorted(n for n in was.keys() | content.keys() if was.get(n) != content.get(n))
+    if not was:
+        return "an earlier version computed it, which did not note what the files held"
+    return f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''} changed since"
 
 
 def check_out(out: Path) -> None:

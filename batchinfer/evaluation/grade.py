@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.evaluation.figures import bits_per_byte, mean_nll, totals_of
 from batchinfer.evaluation.intervals import ratio_interval, share_interval
 from batchinfer.evaluation.outputs import Output, of_task, read_output
-from batchinfer.evaluation.perplexity import bits_per_byte, mean_nll, totals_of
 from batchinfer.evaluation.record import Frozen
 
 #: Of a text for ROUGE-L: letters and digits in lower case, as Google's rouge-score takes them, but

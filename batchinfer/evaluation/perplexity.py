@@ -8,31 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from batchinfer import __version__
 from batchinfer.api import run
 from batchinfer.config import Job, job_from
 from batchinfer.config.load import SET_OPTION
 from batchinfer.errors import ConfigError
-from batchinfer.evaluation.bits import StoredBits, stored_bits
-from batchinfer.evaluation.folders import check_begun, check_work
-from batchinfer.evaluation.intervals import Float64Array, ratio_interval
-from batchinfer.evaluation.outputs import Output, logprobs_of, read_output, refuse_failed
+from batchinfer.evaluation.bits import stored_bits
+from batchinfer.evaluation.content import key_of_content, model_content
+from batchinfer.evaluation.figures import Found, record_of
+from batchinfer.evaluation.folders import CONTENT, check_begun, check_work, make_work
+from batchinfer.evaluation.outputs import Output, read_output
 from batchinfer.evaluation.record import Record, Request
-from batchinfer.evaluation.reference import (
-    Closeness,
-    check_reference,
-    closeness,
-    open_reference,
-)
+from batchinfer.evaluation.reference import check_reference, closeness, open_reference
 from batchinfer.evaluation.settings import check_settings
 from batchinfer.evaluation.texts import text_of
 from batchinfer.evaluation.windows import (
@@ -41,64 +34,139 @@ from batchinfer.evaluation.windows import (
     NUM_BYTES,
     SCORED,
     Windows,
+    make_windows,
     num_tokens_of,
     stream_of,
-    write_windows,
 )
+from batchinfer.ledger import layout
 from batchinfer.model import ModelFacts
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage.local_errors import os_errors
-from batchinfer.tasks.scoring_windows import MAX_LOGPROB
-
-#: exp() of more is no number. A model that guesses has log(vocabulary), about 12.
-_MAX_NLL = 700.0
 
 
 def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
-    """What `request` asks for, computed where it is not yet.
+    """What `request` asks for, computed where it is not yet. See `prepare`."""
+    return prepare(request, work, restart=restart).compute()
+
+
+def prepare(request: Request, work: Path | None = None, *, restart: bool = False) -> Measurement:
+    """Look at all that can be wrong with it. Nothing is written.
 
     `work`: a folder of this request's own; its windows, the job, the job's output and the record
     are kept there, so a call after an interruption goes on, and one after the end computes nothing.
-    `restart`: delete that output first. The engine runs in this process and holds its memory until
-    the process ends. Raises what `batchinfer.run` raises: ConfigError and InputError for what
-    cannot be measured.
+    None: one named after the request and the content of all that it names. `restart`: delete that
+    output first. Raises ConfigError and InputError for what cannot be measured.
     """
     check_settings(request.settings)
-    check_work(work)
-    model = model_of(score_job(request, work / "windows", work))
+    if work is not None:
+        check_work(work)
+    model = model_of(score_job(request, Path("windows"), Path("work")))
     check_windows(request, model.max_model_len)
     encoder = TokenEncoder(
         model.tokenizer_path,
         trust_remote_code=bool(request.settings.get("model.trust_remote_code")),
     )
-    windows = _windows(request, work, encoder)
-    is_begun = check_begun(work, windows.path, restart=restart)
+    windows = _windows(request, encoder)
     check_vocabulary(windows, model)
+    content = model_content(request)
+    if work is None:
+        work = default_work(request, content, windows)
+        check_work(work)
+    place = work / "windows" / key_of_content(content)
+    is_begun = check_begun(work, place / windows.name, content, restart=restart)
     reference = None
     if request.reference is not None:
         reference = open_reference(request.reference)
-        check_reference(reference, windows.path, model)
+        check_reference(reference, windows, model)
     # One more than a window: the engine generates a token for each, which is dropped.
     max_model_len = min(request.context + 1, model.max_model_len)
     top_k = request.top_k or (reference.job["score"]["top_logprobs"] if reference else None)
-    job = score_job(request, windows.path, work, max_model_len=max_model_len, top_k=top_k)
-    if not is_begun:
-        _write_job(job, work)
-    run(job, restart=restart, retry_failed=True)
-    if is_begun:  # not before: it may be another measurement's, which is refused
-        _write_job(job, work)
-    output = read_output(job.output.path)
-    found = Found(
+    return Measurement(
+        request=request,
+        work=work,
+        job=score_job(
+            request, place / windows.name, work, max_model_len=max_model_len, top_k=top_k
+        ),
+        model=model,
+        content=content,
         windows=windows,
-        output=output,
-        bits=stored_bits(model, output),
+        reference=reference,
         tokenizer_digest=vocabulary_digest(encoder),
-        closeness=closeness(reference, output) if reference else None,
+        is_begun=is_begun,
+        is_restart=restart,
     )
-    record = _record(request, found)
-    _write(work / "record.json", record.model_dump_json(indent=2) + "\n")
-    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A request that can be measured, and where. Made by `prepare`."""
+
+    request: Request
+    work: Path
+    job: Job
+    model: ModelFacts
+    content: Mapping[str, str]  # of the model: file -> sha256
+    windows: Windows
+    reference: Output | None
+    tokenizer_digest: str
+    is_begun: bool  # whether there is an output, of this very measurement unless it is a restart
+    is_restart: bool
+
+    @property
+    def output(self) -> Path:
+        return self.work / "output"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to compute."""
+        return not self.is_restart and (self.output / layout.SUCCESS_KEY).is_file()
+
+    def begin(self) -> None:
+        """Make the folder with all that the job reads. Idempotent.
+
+        First the job, by which the folder is known to be a measurement's. The windows lie in a
+        folder named after the model's content, so that the job says what it was computed with.
+        """
+        make_work(self.work)
+        if not self.is_begun:
+            _write_job(self.job, self.work)
+        place = self.work / "windows" / key_of_content(self.content)
+        _write(place / CONTENT, json.dumps(dict(self.content), indent=1))
+        self.windows.write(place)
+
+    def compute(self) -> Record:
+        """What is not there yet, and the record of all of it.
+
+        The engine runs in this process and holds its memory until the process ends. Raises what
+        `batchinfer.run` raises.
+        """
+        self.begin()
+        run(self.job, restart=self.is_restart, retry_failed=True)
+        if self.is_begun:  # not before: it may be another measurement's, which is refused
+            _write_job(self.job, self.work)
+        output = read_output(self.job.output.path)
+        found = Found(
+            windows=self.windows,
+            output=output,
+            bits=stored_bits(self.model, output),
+            tokenizer_digest=self.tokenizer_digest,
+            closeness=closeness(self.reference, output) if self.reference else None,
+        )
+        record = record_of(self.request, found)
+        _write(self.work / "record.json", record.model_dump_json(indent=2) + "\n")
+        return record
+
+
+def default_work(request: Request, content: Mapping[str, str], windows: Windows) -> Path:
+    """The folder of a request. Equal requests share one, so a second start continues the first.
+
+    Equal are those that name the same content: weights or a text that changed are measured anew.
+    `content`: of the model.
+    """
+    parts = (request.model_dump_json(), key_of_content(content), windows.digest)
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+    return Path("out", "measured", f"{_slug(request.label)}-{digest}")
 
 
 def check_windows(request: Request, max_model_len: int) -> None:
@@ -132,12 +200,12 @@ def vocabulary_digest(encoder: TokenEncoder) -> str:
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
-def _windows(request: Request, work: Path, encoder: TokenEncoder) -> Windows:
+def _windows(request: Request, encoder: TokenEncoder) -> Windows:
     max_tokens = None
     if request.max_rows is not None:
         max_tokens = num_tokens_of(request.max_rows, request.context, request.stride)
     stream = stream_of(text_of(request.data, request.column), encoder, max_tokens)
-    return write_windows(stream, request.context, request.stride, work / "windows")
+    return make_windows(stream, request.context, request.stride)
 
 
 def score_job(
@@ -175,108 +243,6 @@ def score_job(
 
 def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:60] or "perplexity"
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Totals of each row of a score output, in order. `num_bytes` is 0 where it is unknown."""
-
-    nll: Float64Array  # [n], nats: the sum over the row's scored tokens
-    num_tokens: Float64Array  # [n], scored
-    num_bytes: Float64Array  # [n]
-
-
-def totals_of(output: Output, bytes_column: str) -> Totals:
-    """Raises InputError for failed or damaged rows, ConfigError for another task's output."""
-    if output.task != "score":
-        raise ConfigError(f"{output.url} is of task {output.task}, not of score")
-    refuse_failed(output)
-    parts = []
-    for table in output.tables(["row", "cumulative_logprob", "num_scored_tokens", bytes_column]):
-        num_bytes = table[bytes_column].fill_null(0).to_numpy().astype(np.float64)
-        parts.append((*logprobs_of(output, table), num_bytes))
-    logprob, num_tokens, num_bytes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Totals(-logprob, num_tokens, num_bytes)
-
-
-def mean_nll(totals: Totals, what: str) -> float:
-    """The mean over tokens, in nats. Raises ConfigError if that gives no perplexity."""
-    num_tokens = totals.num_tokens.sum()
-    if not num_tokens:
-        raise ConfigError(f"{what} has no scored token")
-    nll = math.fsum(totals.nll) / float(num_tokens)
-    if not -MAX_LOGPROB <= nll < _MAX_NLL:
-        raise ConfigError(
-            f"{what}: the mean negative log-likelihood of a token is {nll}, which no working model "
-            "has: its weights or its quantization are damaged"
-        )
-    return nll
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """All that a record is made of."""
-
-    windows: Windows
-    output: Output
-    bits: StoredBits
-    tokenizer_digest: str
-    closeness: Closeness | None  # to the reference
-
-
-def _record(request: Request, found: Found) -> Record:
-    windows, output, near = found.windows, found.output, found.closeness
-    totals = totals_of(output, NUM_BYTES)
-    nll = mean_nll(totals, request.label)
-    interval = ratio_interval(totals.nll, totals.num_tokens)
-    low, high = (None, None) if interval is None else (math.exp(bound) for bound in interval)
-    engine = output.engine
-    quantization = str(output.model.get("quantization", request.quantization))
-    dtype = str(engine.get("dtype") or output.model["dtype"])
-    return Record(
-        label=request.label,
-        family=request.family or _family(request, quantization, dtype),
-        model=request.model,
-        quantization=quantization,
-        dtype=dtype,
-        engine=" ".join(str(engine[key]) for key in ("name", "version") if key in engine) or None,
-        device=engine.get("device"),
-        data=request.data,
-        context=request.context,
-        stride=request.stride,
-        windows=windows.num_windows,
-        tokens=int(totals.num_tokens.sum()),
-        bytes_of_text=windows.num_bytes or None,
-        nll=nll,
-        perplexity=math.exp(nll),
-        perplexity_low=low,
-        perplexity_high=high,
-        bits_per_byte=bits_per_byte(totals),
-        layer_bits_per_weight=found.bits.layers,
-        head_bits_per_weight=found.bits.head,
-        model_bytes=found.bits.num_bytes,
-        peak_memory_bytes=((engine.get("extra") or {}).get("layers") or {}).get("peak_bytes"),
-        tokens_per_s=output.tokens_per_s(),
-        kl=near.kl if near else None,
-        kl_top_k=near.top_k if near else None,
-        top1_agreement=near.top1_agreement if near else None,
-        reference=request.reference,
-        tokenizer_digest=found.tokenizer_digest,
-        data_digest=windows.digest,
-        batchinfer_version=__version__,
-    )
-
-
-def _family(request: Request, quantization: str, dtype: str) -> str:
-    if request.quantization not in ("auto", "none"):
-        return request.quantization
-    return dtype if quantization == "none" else quantization
-
-
-def bits_per_byte(totals: Totals) -> float | None:
-    """Bits for each byte of the scored text; None where its bytes are unknown."""
-    num_bytes = totals.num_bytes.sum()
-    return float(math.fsum(totals.nll) / math.log(2) / num_bytes) if num_bytes else None
 
 
 def _write_job(job: Job, work: Path) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.divergence import kl_divergence, top1_agrees
@@ -24,7 +23,7 @@ from batchinfer.evaluation.pairs import (
     scored_token_ids,
     tops_of,
 )
-from batchinfer.evaluation.windows import SCORED
+from batchinfer.evaluation.windows import SCORED, Windows
 from batchinfer.ledger import layout
 from batchinfer.model import ModelFacts
 from batchinfer.storage import is_s3
@@ -53,12 +52,12 @@ def open_reference(location: str) -> Output:
     return output
 
 
-def check_reference(reference: Output, windows: Path, model: ModelFacts) -> None:
+def check_reference(reference: Output, windows: Windows, model: ModelFacts) -> None:
     """Raise ConfigError unless the reference scored these windows, with the model's vocabulary.
 
     Before anything is computed.
     """
-    ours = pq.read_table(windows, columns=[SCORED]).column(0)
+    ours = windows.table[SCORED]
     theirs = pa.concat_tables(reference.tables(["token_ids", "top_token_ids"]))
     if not same_lists(theirs["token_ids"], ours):
         digest = model.digest.get("tokenizer.json", model.digest.get("tokenizer/tokenizer.json"))

@@ -50,14 +50,30 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """`path`: the Parquet file of windows, a row each."""
+    """`table`: a row each."""
 
-    path: Path
+    table: pa.Table
     digest: str  # sha256 of their token ids
     num_windows: int
     num_tokens: int  # scored
     num_bytes: int  # of the text of those
     max_token_id: int
+
+    @property
+    def name(self) -> str:
+        """Of their Parquet file."""
+        return f"{self.digest[:16]}.parquet"
+
+    def write(self, folder: Path) -> None:
+        """Write them into `folder`, as a whole; what is there stays."""
+        path = folder / self.name
+        with os_errors("write", path):
+            if path.exists():
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            pq.write_table(self.table, temporary)
+            temporary.replace(path)
 
 
 def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> Stream:
@@ -153,8 +169,8 @@ def num_tokens_of(num_windows: int, context: int, stride: int) -> int:
     return context + (num_windows - 1) * stride
 
 
-def write_windows(stream: Stream, context: int, stride: int, folder: Path) -> Windows:
-    """Write the windows into `folder`, unless they are there. Raises InputError if there is none.
+def make_windows(stream: Stream, context: int, stride: int) -> Windows:
+    """Raises InputError if there is none.
 
     The caller sees to it that 1 <= stride < context.
     """
@@ -180,10 +196,8 @@ def write_windows(stream: Stream, context: int, stride: int, folder: Path) -> Wi
             NUM_BYTES: pa.array(num_bytes),
         }
     )
-    path = folder / f"{digest.hexdigest()[:16]}.parquet"
-    _write(table, path)
     return Windows(
-        path=path,
+        table=table,
         digest=digest.hexdigest(),
         num_windows=len(bounds),
         num_tokens=int((bounds[:, 2] - bounds[:, 1]).sum()),
@@ -198,14 +212,3 @@ def _lists(arrays: Iterable[npt.NDArray[np.int32]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(
         pa.array(offsets.astype(np.int32)), pa.array(np.concatenate(arrays))
     )
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    """Appears as a whole; what is there stays."""
-    with os_errors("write", path):
-        if path.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(path)

@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
-from batchinfer.cli.perplexity import work_folder
 from batchinfer.config import load_job
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation import Request
-from batchinfer.evaluation.folders import check_out, check_work, local_folder
+from batchinfer.evaluation.folders import check_out, check_work, local_folder, make_work
 from batchinfer.evaluation.outputs import read_output
-from batchinfer.evaluation.perplexity import measure
+from batchinfer.evaluation.perplexity import default_work, measure
+from batchinfer.evaluation.windows import Stream, make_windows
 from tests.support.in_process import run_here
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 
@@ -64,9 +65,11 @@ def test_a_folder_with_nothing_but_an_old_lease_is_no_output(tmp_path: Path) -> 
 
 
 def test_the_example_job_and_the_command_keep_their_results_in_different_places() -> None:
-    asked = Request(label="demo", model=str(MODEL))
-    of_job = load_job(str(ROOT / "jobs/perplexity.yaml")).job.output.path
-    assert Path(of_job) not in [*Path(work_folder(asked)).parents, Path(work_folder(asked))]
+    windows = make_windows(Stream(np.arange(3, dtype=np.int32), np.arange(3)), 2, 1)
+    work = default_work(Request(label="demo", model=str(MODEL)), {}, windows)
+    of_job = Path(load_job(str(ROOT / "jobs/perplexity.yaml")).job.output.path)
+    assert of_job not in [work, *work.parents]
+    assert work not in of_job.parents
 
 
 @pytest.mark.usefixtures("fake")
@@ -84,6 +87,42 @@ def test_a_restart_deletes_no_other_jobs_output(
         with pytest.raises(ConfigError, match=what):
             measure(request(text), work=made, restart=restart)
     assert files(made) == before
+
+
+def test_a_folder_of_other_files_is_no_work_folder(text: Path, tmp_path: Path) -> None:
+    """Whatever they are called: a measurement would write over `record.json`."""
+    for name in ("record.json", "engine.log", "windows/mine", ".hidden"):
+        work = tmp_path / name.strip(".").replace("/", "-")
+        (work / name).parent.mkdir(parents=True)
+        (work / name).write_text("mine")
+        before = files(tmp_path)
+        ended = run(
+            *(str(MODEL), "--data", str(text), "--context", "16", "--stride", "4"),
+            *("--work", str(work)),
+            command=("perplexity",),
+        )
+        assert ended.code == 2, ended.stderr
+        assert f"--work {work}: that folder has {name.split('/')[0]}" in ended.stderr
+        assert files(tmp_path) == before
+
+
+def test_a_mistyped_call_leaves_no_folder(text: Path, tmp_path: Path) -> None:
+    work = tmp_path / "new/work"
+    for wrong in (
+        ("--quantization", "int3"),
+        ("--context", "100000"),
+        ("--data", "no-such"),
+        ("--set", "engine.options.no_such_option=1"),
+        ("--reference", str(tmp_path)),
+    ):
+        ended = run(
+            *(str(MODEL), "--data", str(text), "--context", "16", "--stride", "4"),
+            *("--work", str(work), *wrong),
+            command=("perplexity",),
+        )
+        assert ended.code == 2, ended.stderr
+        assert "computing" not in ended.stderr
+        assert not work.parent.exists(), wrong
 
 
 @pytest.mark.usefixtures("fake")
@@ -118,12 +157,12 @@ def test_a_comparisons_own_results_are_replaced(tmp_path: Path) -> None:
     check_out(tmp_path)
 
 
-@pytest.mark.parametrize("check", [check_work, check_out])
+@pytest.mark.parametrize(("check", "make"), [(check_work, make_work), (check_out, check_out)])
 def test_a_place_where_no_folder_can_be_is_a_mistake_of_the_caller(
-    check: Any, tmp_path: Path
+    check: Any, make: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="cannot be created"):
-        check(Path("/proc/no/such"))
+        make(Path("/proc/no/such"))
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(ConfigError, match="file is not a folder"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import pytest
 import batchinfer
 from batchinfer.errors import ConfigError, EngineDied, InputError
 from batchinfer.evaluation import Record, Request
+from batchinfer.evaluation.figures import Totals, mean_nll
 from batchinfer.evaluation.intervals import ratio_interval
 from batchinfer.evaluation.outputs import read_output
-from batchinfer.evaluation.perplexity import Totals, mean_nll, measure
+from batchinfer.evaluation.perplexity import measure, prepare
 from batchinfer.testing import engine
 from tests.evaluation.conftest import on_fake
 from tests.support.jobs import MODEL, run
@@ -44,6 +47,62 @@ def test_a_record_is_the_sum_over_the_windows_of_the_output(text: Path, tmp_path
     assert 0 < total_bytes - (record.bytes_of_text or 0) < 8  # the first token is not scored
     assert (record.layer_bits_per_weight, record.head_bits_per_weight) == (16, 16)
     assert Record.model_validate_json((tmp_path / "work/record.json").read_text()) == record
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the demo model."""
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+def change_a_weight(model: Path) -> None:
+    """In place: size and time stay, as of a file that was copied over with its times."""
+    file = model / "model.safetensors"
+    was = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)[0]
+        stream.seek(-1, 2)
+        stream.write(bytes([last ^ 1]))
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+@pytest.mark.parametrize("steps", [20, None], ids=["part-way", "finished"])
+def test_weights_that_changed_are_not_counted_as_those_before(
+    text: Path, tmp_path: Path, model: Path, steps: int | None
+) -> None:
+    settings = {"checkpoint.every_rows": 4, "packing.batch_rows": 2, "packing.deduplicate": False}
+    asked = request(text, model=str(model), settings=settings)
+    work = tmp_path / "work"
+    with on_fake(max_num_seqs=2, die_at_step=steps), suppress(EngineDied):
+        measure(asked, work=work)
+    change_a_weight(model)
+    with on_fake():
+        with pytest.raises(ConfigError, match=r"model\.safetensors changed since.*--restart"):
+            measure(asked, work=work)
+        again = measure(asked, work=work, restart=True)
+        assert measure(asked, work=work) == again
+    status = sorted(work.glob("output/_batchinfer/status/*.json"))[-1]
+    assert json.loads(status.read_text())["rows_computed"] == again.windows
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_measurement_without_a_folder_of_its_own_finds_only_what_is_of_the_same_content(
+    text: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = request(text, model=str(model))
+    first = prepare(asked)
+    first.compute()
+    assert prepare(asked).is_finished
+    change_a_weight(model)
+    assert not prepare(asked).is_finished
+    shutil.rmtree(model)
+    shutil.copytree(MODEL, model)
+    assert prepare(asked).work == first.work
+    text.write_text("another text, of other words and as many of them as are needed " * 8)
+    assert not prepare(asked).is_finished
+    assert len(list(tmp_path.glob("out/measured/*"))) == 1, "to look writes nothing"
 
 
 @pytest.mark.usefixtures("fake")
@@ -202,8 +261,10 @@ def test_the_command_prints_the_record_and_only_that(text: Path, tmp_path: Path)
     record = Record.model_validate_json(ended.stdout)
     assert record.label == "model auto"
     assert "model.layers.0-5.mlp.up_proj" in ended.stderr
+    assert "computing in" in ended.stderr
     again = run(str(MODEL), *options, command=("perplexity",), fake={"kill_at_step": 1})
     assert again.stdout == ended.stdout  # nothing was computed
+    assert "computing" not in again.stderr
 
 
 def test_a_measurement_that_was_killed_goes_on(text: Path, tmp_path: Path) -> None:
@@ -222,4 +283,6 @@ def test_a_measurement_that_was_killed_goes_on(text: Path, tmp_path: Path) -> No
     record = Record.model_validate_json(ended.stdout)
     last = json.loads(sorted(work.glob("output/_batchinfer/status/*.json"))[-1].read_text())
     assert last["rows_computed"] == (record.windows or 0) - done
-    assert [path.stem for path in (work / "windows").iterdir()] == [(record.data_digest or "")[:16]]
+    assert [path.stem for path in work.glob("windows/*/*.parquet")] == [
+        (record.data_digest or "")[:16]
+    ]

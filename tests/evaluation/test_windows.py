@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation import windows as module
 from batchinfer.evaluation.texts import NAMED, text_of
-from batchinfer.evaluation.windows import Stream, stream_of, windows_of, write_windows
+from batchinfer.evaluation.windows import Stream, make_windows, stream_of, windows_of
 from batchinfer.prompt.encode import TokenEncoder
 from tests.support.jobs import MODEL, ROOT
 
@@ -45,8 +45,9 @@ def test_each_token_is_scored_once_with_context_less_stride_tokens_before_it(
 
 
 def test_a_window_is_a_row_and_the_bytes_of_what_it_scores_are_counted(tmp_path: Path) -> None:
-    written = write_windows(stream(11), 6, 2, tmp_path)
-    rows = pq.read_table(written.path).to_pylist()
+    written = make_windows(stream(11), 6, 2)
+    written.write(tmp_path)
+    rows = pq.read_table(tmp_path / written.name).to_pylist()
     assert [row["window"] for row in rows] == [0, 1, 2, 3]
     assert [row["given_token_ids"] for row in rows] == [
         [0],
@@ -60,12 +61,14 @@ def test_a_window_is_a_row_and_the_bytes_of_what_it_scores_are_counted(tmp_path:
 
 
 def test_equal_windows_are_one_file_and_others_another(tmp_path: Path) -> None:
-    one = write_windows(stream(11), 6, 2, tmp_path)
-    before = one.path.stat().st_mtime_ns
-    assert write_windows(stream(11), 6, 2, tmp_path) == one
-    assert one.path.stat().st_mtime_ns == before
-    assert write_windows(stream(12), 6, 2, tmp_path).path != one.path
-    assert write_windows(stream(11), 6, 3, tmp_path).digest != one.digest
+    one = make_windows(stream(11), 6, 2)
+    one.write(tmp_path)
+    before = (tmp_path / one.name).stat().st_mtime_ns
+    assert make_windows(stream(11), 6, 2) == one
+    one.write(tmp_path)
+    assert (tmp_path / one.name).stat().st_mtime_ns == before
+    assert make_windows(stream(12), 6, 2).name != one.name
+    assert make_windows(stream(11), 6, 3).digest != one.digest
 
 
 def test_the_bytes_of_tokens_are_those_of_the_text(tmp_path: Path, encoder: TokenEncoder) -> None:
@@ -124,7 +127,7 @@ def test_a_text_with_nothing_to_measure_is_refused(
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=problem):
-        write_windows(stream_of(text_of(str(path)), encoder, 100), 8, 4, tmp_path)
+        make_windows(stream_of(text_of(str(path)), encoder, 100), 8, 4)
 
 
 @pytest.mark.parametrize(

@@ -19,23 +19,17 @@ from dataclasses import asdict
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from batchinfer import __version__
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import LeaseHeld
+from batchinfer.evaluation.content import model_content, text_digest
 from batchinfer.evaluation.record import Record, Request
-from batchinfer.evaluation.texts import text_of
-from batchinfer.making.cached import model_hashes
-from batchinfer.model.folder import file_sha256, resolve_folder
-from batchinfer.storage import local_path
 from batchinfer.storage.flock import FileLock
 from batchinfer.storage.local_errors import os_errors
 
-#: Settings that name a folder whose content decides.
-_FOLDERS = ("model.tokenizer", "model.lora")
 _RECORD, _WORK, _LOG = "record.json", "work", "log.txt"
 
 
@@ -107,12 +101,10 @@ def key_of(request: Request) -> str:
     Raises ConfigError for a model, a text or a folder that is not there or damaged.
     """
     asked = request.model_dump(mode="json", exclude={"label", "family", "model", "reference"})
-    folder = resolve_folder(request.model, "model", request.settings.get("model.revision"))
     packages = ("batchinfer", *engine_kind(request.engine).packages())
     parts = {
         "request": asked,
-        "model": model_hashes(folder),
-        "folders": {name: _folder_hashes(request.settings.get(name), name) for name in _FOLDERS},
+        "model": model_content(request),
         "text": text_digest(request.data, request.column),
         "machine": _machine(request.engine),
         "versions": {name: _version(name) for name in packages} | {"batchinfer": __version__},
@@ -127,25 +119,6 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(content)
         temporary.replace(path)
-
-
-def _folder_hashes(path: Any, key: str) -> dict[str, str]:
-    if not path:
-        return {}
-    files = sorted(f for f in resolve_folder(str(path), key, None).iterdir() if f.is_file())
-    return {file.name: file_sha256(file) for file in files}
-
-
-@cache
-def text_digest(data: str, column: str | None) -> str:
-    """Digest of a file's content, or of a folder's or bucket's listing with sizes and versions."""
-    text = text_of(data, column)
-    path = local_path(text.path)
-    if path.is_file():
-        with os_errors("read", path):
-            return file_sha256(path)
-    listing = [(shard.name, shard.size_bytes, shard.version) for shard in text.shards()]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 @cache

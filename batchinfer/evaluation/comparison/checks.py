@@ -14,8 +14,8 @@ from pathlib import Path
 from batchinfer.config import Job
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.evaluation.comparison.cache import text_digest
 from batchinfer.evaluation.comparison.spec import Planned
+from batchinfer.evaluation.content import text_digest
 from batchinfer.evaluation.perplexity import check_windows, score_job
 from batchinfer.evaluation.texts import text_of
 from batchinfer.model.contents import read_folder
