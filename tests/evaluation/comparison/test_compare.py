@@ -182,7 +182,7 @@ def durable(out: Path) -> list[int]:
     for work in out.glob("entries/*/work"):
         if not (done := ids(work)):
             continue
-        windows = pl.concat(map(pl.read_parquet, work.glob("windows/*.parquet")))
+        windows = pl.concat(map(pl.read_parquet, work.glob("windows/*/*.parquet")))
         for row in windows.filter(pl.col("window").is_in(done)).iter_rows(named=True):
             prompt = row["given_token_ids"] + row["scored_token_ids"]
             found.append(zlib.crc32(np.array(prompt, np.int32).tobytes()))
