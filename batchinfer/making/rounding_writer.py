@@ -24,6 +24,7 @@ from batchinfer.making.stored_weights import (
     DTYPES,
     FLOATS,
     StoredWeights,
+    check_finite,
     content_of,
     copy_settings,
 )
@@ -105,7 +106,9 @@ def _fill(
                 group = computed_together(layer, layers)
                 most = max(weights.read(f"{other}.weight").abs().max().item() for other in group)
                 largest |= dict.fromkeys(group, float(most))
-            parts = writer.round_weight(weights.read(name), recipe.preset, largest.get(layer))
+            weight = weights.read(name)
+            check_finite(name, weight)
+            parts = writer.round_weight(weight, recipe.preset, largest.get(layer))
             for part, tensor in parts.items():
                 files.write(f"{layer}.{part}", content_of(tensor))
         done_bytes += weights.num_bytes(name)

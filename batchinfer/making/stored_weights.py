@@ -50,6 +50,17 @@ def content_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raise ConfigError for a weight [out, in] with infinities or NaN: no scale holds them."""
+    if not (is_finite := weight.isfinite()).all():
+        row, column = (~is_finite).nonzero()[0].tolist()
+        raise ConfigError(
+            f"{name} has {int((~is_finite).sum()):,} values that are NaN or infinite, the first in "
+            f"row {row}, column {column}: the model is damaged or was trained to that. Copy it "
+            "again, or take another"
+        )
+
+
 class StoredWeights:
     """The tensors of a model's files, read one at a time.
 

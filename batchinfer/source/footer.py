@@ -81,6 +81,11 @@ def parse_footer(file: BinaryIO, shard: Shard) -> Footer:
             f"{shard.url} has a column of a type that pyarrow lacks: {error}"
         ) from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if "too deeply nested" in str(error):
+            raise InputError(
+                f"{shard.url} has a column that is nested too deeply to be read "
+                f"(pyarrow: {error}): write the file without it"
+            ) from error
         raise InputError(f"{shard.url}: the Parquet footer is damaged: {error}") from error
     metadata = parsed.metadata
     row_groups = _row_groups(metadata)

@@ -281,6 +281,37 @@ def test_what_cannot_be_made_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", ["qtip", "int8"])
+def test_a_weight_that_is_no_number_is_named(
+    method: str, model: Path, tmp_path: Path, cache: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    damaged = Path(shutil.copytree(model, tmp_path / "model"))
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    bits = ("--bits", "2") if method == "qtip" else ()
+    ended = quantize(str(damaged), str(tmp_path / "out"), "--method", method, *bits, cache=cache)
+    assert ended.code == 2, ended.stderr
+    assert "model.layers.1.mlp.up_proj.weight has 1 values that are NaN" in ended.stderr
+    assert "row 3, column 5" in ended.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_float16_scales_cannot_hold_is_named(
+    model: Path, tmp_path: Path, cache: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    uneven = Path(shutil.copytree(model, tmp_path / "model"))
+    tensors = load_file(uneven / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 1e-9
+    save_file(tensors, uneven / "model.safetensors", metadata={"format": "pt"})
+    ended = quantize(*arguments(uneven, tmp_path / "out", None), cache=cache)
+    assert ended.code == 0, ended.stderr
+    assert "model.layers.0.mlp.up_proj is lost: its weights are too small" in ended.stderr
+
+
 def test_bits_and_codes_belong_to_methods_that_have_them(tmp_path: Path, cache: Path) -> None:
     for options, said in (
         (["--method", "qtip"], "needs --bits"),

@@ -362,6 +362,15 @@ def test_encrypted_columns_are_named_and_the_others_are_read(encrypted: Path) ->
     assert rows == list(range(1000)) and table.column("plain")[999].as_py() == "plain 999"
 
 
+def test_a_column_nested_too_deeply_is_no_damage(tmp_path: Path) -> None:
+    kind: pa.DataType = pa.int64()
+    for _ in range(60):
+        kind = pa.list_(kind)
+    pq.write_table(pa.table({"text": ["a"], "deep": pa.nulls(1, kind)}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a column that is nested too deeply"):
+        read_footer(only_shard(tmp_path / "a.parquet"))
+
+
 def test_a_footer_whose_row_counts_differ_is_damaged(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", pa.table({"n": range(300)}), row_group_size=7)
     content = path.read_bytes()

@@ -24,6 +24,7 @@ from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
     FLOATS,
     StoredWeights,
+    check_finite,
     content_of,
     copy_settings,
 )
@@ -43,6 +44,8 @@ from batchinfer.storage.local_errors import os_errors
 
 #: Of a sequence that calibration goes through: texts are put one after the other.
 _MAX_TOKENS = 2048
+#: Of a layer's loss: nothing is left of it. The coarsest coding has 0.3.
+_LOST = 0.9
 _PARTS = ("trellis", "suh", "svh", "tlut")
 
 
@@ -201,13 +204,21 @@ class _Maker:
             moments = blocks.moments(name, [group[0] for group in groups])
             tensors, losses = {}, []
             for group in groups:
+                weights = [blocks.weight(layer) for layer in group]
+                for layer, weight in zip(group, weights, strict=True):
+                    check_finite(f"{layer}.weight", weight)
                 parts = code_layers(
-                    [blocks.weight(layer) for layer in group],
+                    weights,
                     moments.get(group[0]),
                     self._coder,
                     zlib.crc32(group[0].encode()),
                 )
                 for layer, part in zip(group, parts, strict=True):
+                    if part.loss > _LOST:
+                        self._progress.note(
+                            f"{layer} is lost: its weights are too small beside those that it is "
+                            "computed with for scales in float16"
+                        )
                     tensors |= self._tensors(layer, part)
                     losses.append(f"{layer.removeprefix(name)[1:]} {part.loss:.4f}")
             self._finished.write(name, tensors)
