@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from batchinfer.config.references import reference_problem
 from batchinfer.config.section import (
     Section,
     TaskSection,
@@ -49,6 +51,13 @@ class StructuredSettings(Section):
     grammar: Text | None = Field(
         default=None, description="Context-free grammar in EBNF that derives the completion."
     )
+
+    @field_validator("json_schema")
+    @classmethod
+    def _is_whole(cls, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        if schema is not None and (problem := reference_problem(schema)):
+            raise ValueError(problem)
+        return schema
 
     @field_validator("regex")
     @classmethod
