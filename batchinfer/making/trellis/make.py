@@ -44,6 +44,7 @@ from batchinfer.storage.local_errors import os_errors
 
 #: Of a sequence that calibration goes through: texts are put one after the other.
 _MAX_TOKENS = 2048
+_MOST_BITS_OF_HYB = 4
 #: Of a layer's loss: nothing is left of it. The coarsest coding has 0.3.
 _LOST = 0.9
 _PARTS = ("trellis", "suh", "svh", "tlut")
@@ -84,6 +85,11 @@ def code_model(
     On the GPU if torch sees one. Raises ConfigError for a model that cannot be coded, InputError
     for too short texts, TransientError if a GPU's memory does not do.
     """
+    if coding.code == "hyb" and coding.num_bits > _MOST_BITS_OF_HYB:
+        raise ConfigError(
+            f"--code hyb has 1,024 pairs of weights, and more than {_MOST_BITS_OF_HYB} bits do not "
+            "bring it nearer: take another --code, such as mcg"
+        )
     weights = StoredWeights(weight_files(source))
     layers, kept = linear_layers(source, weights.shapes)
     groups = _groups(weights, layers, teller)
