@@ -24,7 +24,9 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One generation. `key` is unique among the requests in flight."""
+    """What the engine is asked for a row, or for a part of one. `key` is unique among those in
+    flight.
+    """
 
     key: int
     token_ids: Int32Array  # [num_prompt_tokens]
@@ -68,7 +70,7 @@ class Completion:
     top_token_ids: Int32Array | None = None  # [top_offsets[-1]]
     top_logprobs: Float32Array | None = None  # [top_offsets[-1]]
     prompt_token_logprobs: Float32Array | None = None  # [num_prompt_tokens], NaN for the first
-    # Of task: score, the likeliest k tokens at each position, best first; NaN for the first.
+    # The likeliest k tokens at each position, best first; NaN for the first.
     prompt_top_token_ids: Int32Array | None = None  # [num_prompt_tokens, k]
     prompt_top_logprobs: Float32Array | None = None  # [num_prompt_tokens, k]
     timing: Timing = field(default_factory=Timing)

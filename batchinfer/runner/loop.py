@@ -79,7 +79,7 @@ class _Row:
 
 
 class Loop:
-    """Generates until the work is exhausted or `should_stop` says so."""
+    """Admits rows and steps the engine until the work is exhausted or `should_stop` says so."""
 
     def __init__(
         self,

@@ -162,6 +162,6 @@ def _nothing_to_do(start: Start, view: OutputView, complete: Complete) -> Outcom
     names = (shard.name for shard in start.shards)
     warn_of_beside(results, find_beside(results, view.survey, names))
     logger.info("nothing to do: %s is complete", url)
-    token_name = start.task.counts[0]
-    outcome = Outcome("complete", 0, url, totals=complete.totals, token_name=token_name)
+    counts = start.task.counts
+    outcome = Outcome("complete", 0, url, totals=complete.totals, count_names=counts)
     return judge(start, outcome)

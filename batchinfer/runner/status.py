@@ -17,7 +17,7 @@ from batchinfer.ledger import layout, records
 from batchinfer.runner.process import Process
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
-from batchinfer.telemetry import Outcome, status_record
+from batchinfer.telemetry import UNKNOWN_TASK, Outcome, status_record
 
 
 class InFlight(Protocol):
@@ -98,7 +98,7 @@ class Status:
             rows_computed=snapshot.rows_computed,
             prompt_tokens=snapshot.prompt_tokens,
             result_tokens=snapshot.completion_tokens,
-            token_name=session.task.counts[0] if session else "completion_tokens",
+            count_names=session.task.counts if session else UNKNOWN_TASK,
             generation_s=snapshot.generation_s,
             stalled_s=snapshot.stalled_s,
             steps=snapshot.num_steps,

@@ -6,12 +6,16 @@ prints the line too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchinfer.ledger import Totals
+
+
+#: What the line counts of a start that failed before it knew its task: as for generation.
+UNKNOWN_TASK = ("completion_tokens", "rows_cut", "rows_unparsed")
 
 
 @dataclass(slots=True)
@@ -30,7 +34,7 @@ class Outcome:
     rows_computed: int = 0
     prompt_tokens: int = 0
     result_tokens: int = 0  # generated, or scored
-    token_name: str = "completion_tokens"  # what the task calls them
+    count_names: Sequence[str] = UNKNOWN_TASK  # of what the task counts, its result tokens first
     generation_s: float = 0.0
     stalled_s: float = 0.0
     steps: int = 0
@@ -45,6 +49,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON line on stdout."""
+        token_name, *others = self.count_names
         speed = self.result_tokens / self.generation_s if self.generation_s else 0.0
         return {
             "status": self.status,
@@ -52,13 +57,12 @@ class Outcome:
             "run": self.run,
             "rows": self.totals.rows if self.totals else self.rows_durable,
             "rows_failed": self.totals.rows_failed if self.totals else self.rows_failed,
-            "rows_cut": self.count("rows_cut"),
-            "rows_unparsed": self.count("rows_unparsed"),
+            **{name: self.count(name) for name in others},
             "rows_computed": self.rows_computed,
             "prompt_tokens": self.prompt_tokens,
-            self.token_name: self.result_tokens,
+            token_name: self.result_tokens,
             "generation_s": round(self.generation_s, 3),
-            f"{self.token_name}_per_s": round(speed, 1),
+            f"{token_name}_per_s": round(speed, 1),
             "steps": self.steps,
             "mean_num_running": round(self.mean_num_running, 1),
             "share_of_steps_underfilled": round(self.share_of_steps_underfilled, 4),

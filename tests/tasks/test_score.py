@@ -296,6 +296,7 @@ def test_the_commands_know_outputs_of_scoring(place: Place, tmp_path: Path) -> N
     assert ended.code == 0, ended.stderr
     scored = results(place)["num_scored_tokens"].sum()
     assert ended.result["scored_tokens"] == scored
+    assert not {"completion_tokens", "rows_cut", "rows_unparsed"} & ended.result.keys()
     shown = run(place.url("out"), command=("show",))
     assert (shown.code, "tokens scored, logprob -" in shown.stdout) == (0, True)
     assert run(place.url("out"), command=("status",)).code == 0
