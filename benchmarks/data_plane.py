@@ -114,10 +114,6 @@ class InstantEngine:
         self._keys: list[int] = []
         self.facts = EngineFacts("instant", "0", "none", "none", "none", 2048, 1024, 8192, None)
 
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._keys)
-
     def num_tokens_in_flight(self) -> int:
         return 0  # each finishes in one step
 

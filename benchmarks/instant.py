@@ -35,10 +35,6 @@ class InstantEngine:
         self._num_added = 0
         self.facts = EngineFacts("instant", "0", "none", "float32", "none", 2048, 1024, 8192, None)
 
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._waiting)
-
     def num_tokens_in_flight(self) -> int:
         return 0  # each finishes in one step
 

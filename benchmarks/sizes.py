@@ -95,12 +95,15 @@ def _run(settings: VllmSettings, prompts: list[np.ndarray]) -> tuple[float, int,
     engine: Any = build_vllm_engine(settings)
     width = engine.facts.max_num_seqs
     waiting = [Request(key, prompt) for key, prompt in enumerate(prompts)][::-1]
-    num_steps = num_tokens = 0
+    num_steps = num_tokens = num_in_flight = 0
     begun_s = time.process_time()
-    while waiting or engine.num_in_flight:
-        while waiting and engine.num_in_flight < width + backlog_of(width):
+    while waiting or num_in_flight:
+        while waiting and num_in_flight < width + backlog_of(width):
             engine.add(waiting.pop())
-        num_tokens += sum(len(completion.token_ids) for completion in engine.step())
+            num_in_flight += 1
+        completions = engine.step()
+        num_in_flight -= len(completions)
+        num_tokens += sum(len(completion.token_ids) for completion in completions)
         num_steps += 1
     seconds = time.process_time() - begun_s
     engine.close()

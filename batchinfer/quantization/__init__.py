@@ -20,8 +20,9 @@ What really runs is counted by the engine once the model is loaded (`engine/vllm
 that quantized nothing ends the run, as several names of engines load and silently do nothing.
 
 Doctor, explain, the table in the docs and the errors are made from the records and those tables, so
-that none of them can say something else. Must not know: torch, how the machine was examined
-(`Machine` is plain values), whole model folders. Of engines it knows their names.
+that none of them can say something else. Must not know: how the machine was examined (`Machine` is
+plain values), whole model folders. Of engines it knows their names. Only modules that a method
+names by their dotted names import torch, and nothing here imports those.
 """
 
 from batchinfer.quantization.choose import (

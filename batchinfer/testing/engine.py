@@ -80,10 +80,6 @@ class FakeEngine:
             kv_cache_tokens=None,
         )
 
-    @property
-    def num_in_flight(self) -> int:
-        return len(self._waiting) + len(self._running)
-
     def num_tokens_in_flight(self) -> int:
         begun = (end - _hash(request) % self._max_tokens for end, _, request in self._running)
         return sum(max(0, 1 + self._step - first) for first in begun)

@@ -113,10 +113,6 @@ class VllmEngine:
         self.facts = _facts(core, settings)
 
     @property
-    def num_in_flight(self) -> int:
-        return self._num_in_flight
-
-    @property
     def num_running(self) -> int:
         return self._num_running
 

@@ -95,11 +95,12 @@ def text_of(completion: Completion) -> str:
     return str(tokenizer().decode(ids.tolist()))
 
 
-def run(engine: Any, *requests: Request) -> dict[int, Completion]:
+def run(engine: Any, *requests: Request, num_before: int = 0) -> dict[int, Completion]:
+    """All of them, and the `num_before` that were added before."""
     for request in requests:
         engine.add(request)
-    completions = []
-    while engine.num_in_flight:
+    completions: list[Completion] = []
+    while len(completions) < num_before + len(requests):
         completions += engine.step()
     return {c.key: c for c in completions}
 
@@ -612,8 +613,7 @@ def test_a_refused_request_is_that_rows_error_and_the_engine_goes_on(
     with pytest.raises(RowError) as caught:
         engine.add(Request(1, np.array(token_ids, np.int32)))
     assert caught.value.kind == "engine_rejected" and caught.value.message
-    assert engine.num_in_flight == 1
-    assert run(engine, Request(2, PROMPTS[1])).keys() == {0, 2}
+    assert run(engine, Request(2, PROMPTS[1]), num_before=1).keys() == {0, 2}
 
 
 def test_timing_is_filled_and_adds_up(core: Any) -> None:
@@ -764,7 +764,7 @@ def main():
     os.kill(worker.pid, signal.SIGKILL)
     killed = time.monotonic()
     try:
-        while engine.num_in_flight:
+        for _ in range(1000):
             engine.step()
     except EngineDied as error:
         engine.close()
