@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from batchinfer.config import Job, job_from, load_job
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
 from batchinfer.ledger import layout, read_schema, records, survey
-from batchinfer.runner import Process, Run, RunOptions
+from batchinfer.runner import Host, Run, RunOptions
 from batchinfer.runner.carried import recorded_schema
 from batchinfer.runner.start import open_location
 from batchinfer.sink import output_schema
@@ -73,9 +73,9 @@ def run(
     parsed = _parsed(job, {} if overrides is None else overrides)
     slice = None if slice is None else (slice[0], slice[1])
     options = RunOptions(limit=limit, slice=slice, restart=restart, retry_failed=retry_failed)
-    process = Process(Counters(Clock()), startup=StartUp(process_age_s=0.0))
-    process.stop.set_max_seconds(parsed.limits.max_seconds)
-    started = Run(parsed, options, process)
+    host = Host(Counters(Clock()), startup=StartUp(process_age_s=0.0))
+    host.stop.set_max_seconds(parsed.limits.max_seconds)
+    started = Run(parsed, options, host)
     exit_code = _BUG
     try:
         outcome = started.run()

@@ -45,7 +45,7 @@ from batchinfer.prompt import Prepared, Prompter, PromptLimit
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Drafter, make_drafter
 from batchinfer.prompt.encode import TokenEncoder
-from batchinfer.runner import Process, RunOptions, WholeProcess, run_job
+from batchinfer.runner import Host, RunOptions, WholeProcess, run_job
 from batchinfer.runner.loop import Loop
 from batchinfer.sink import build_table, output_schema, write_table
 from batchinfer.source import Shard, ShardReader, list_shards
@@ -525,7 +525,7 @@ def convert(outputs: list[Any]) -> int:
 def run_once(job: Job, engine: InstantEngine) -> int:
     register("instant", FakeKind(lambda spec: engine))
     job = job.model_copy(update={"engine": EngineSettings(name="instant")})
-    outcome = run_job(job, RunOptions(), Process(Counters(Clock()), tuning=WholeProcess()))
+    outcome = run_job(job, RunOptions(), Host(Counters(Clock()), tuning=WholeProcess()))
     assert outcome.status == "complete" and outcome.totals is not None
     return outcome.totals.rows
 

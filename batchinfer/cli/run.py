@@ -33,7 +33,7 @@ from batchinfer.errors import (
     exit_code_of,
 )
 from batchinfer.ledger import layout
-from batchinfer.runner import Process, Run, RunOptions, WholeProcess
+from batchinfer.runner import Host, Run, RunOptions, WholeProcess
 from batchinfer.storage import Store, is_s3
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Clock, Counters, Logs, Outcome, Progress, Stdio, choose_display
@@ -70,10 +70,8 @@ class RunProcess:
             json_lines=json_lines,
             level=logging.ERROR if quiet else logging.INFO,
         )
-        self._process = Process(Counters(Clock()), tuning=WholeProcess(), log=self._open_log)
-        self._watchdog = Watchdog(
-            self._process.stop, last_words=self._abandon, end=self._end_at_once
-        )
+        self._host = Host(Counters(Clock()), tuning=WholeProcess(), log=self._open_log)
+        self._watchdog = Watchdog(self._host.stop, last_words=self._abandon, end=self._end_at_once)
         self._run: Run | None = None  # none before the job is read
         self._output = ""  # the job's, once it is read
         self._has_lost_access = False  # and the outcome says so
@@ -87,13 +85,13 @@ class RunProcess:
         display = choose_display(
             self._stdio.err, os.environ, quiet=self._quiet, json_lines=self._json_lines
         )
-        counters = self._process.counters
+        counters = self._host.counters
         progress = Progress(display, counters.snapshot, logger, self._logs.terminal)
         try:
             job = load_job(self._job_path, self._sets).job
             self._output = _absolute(job.output.path)
             self._watchdog.set_max_seconds(job.limits.max_seconds)
-            self._run = Run(job, self._options, self._process)
+            self._run = Run(job, self._options, self._host)
             with progress, explained_places(job, self._job_path):
                 outcome = self._run.run()
         except Stopped as error:

@@ -67,7 +67,8 @@ class Output:
         for info in self.store.list(layout.STATUS_PREFIX):
             record = records.read_json(self.store, info.key)
             if record is not None:
-                tokens += int(record.get("completion_tokens") or 0)
+                # The second is what earlier versions called it, whatever the task.
+                tokens += int(record.get("result_tokens", record.get("completion_tokens")) or 0)
                 seconds += float(record.get("generation_s") or 0.0)
         return tokens / seconds if tokens and seconds > 0 else None
 

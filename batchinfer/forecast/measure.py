@@ -24,8 +24,8 @@ from batchinfer.plan import Chunk
 from batchinfer.runner.factory import build_engine, engine_spec
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
-from batchinfer.runner.startup import Tuning
 from batchinfer.runner.stop import Stop
+from batchinfer.runner.tuning import Tuning
 from batchinfer.telemetry import Clock, Counters
 
 #: Share of the measured rows that run in the first, narrow wave.

@@ -20,9 +20,9 @@ from batchinfer.ledger import Totals
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import build_engine
 from batchinfer.runner.heartbeat import Heartbeat
+from batchinfer.runner.host import Host
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.pipeline import Pipeline
-from batchinfer.runner.process import Process
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
 from batchinfer.telemetry import Counters, StartUp, log_event
@@ -43,7 +43,7 @@ class Computed:
 
 def compute(
     session: Session,
-    process: Process,
+    host: Host,
     status: Status,
     heartbeat: Heartbeat,
     *,
@@ -53,27 +53,25 @@ def compute(
 
     Raises Stopped, EngineDied, InputError and what else ended it, see `Causes`.
     """
-    return _Computation(session, process, status, heartbeat).run(is_cautious=is_cautious)
+    return _Computation(session, host, status, heartbeat).run(is_cautious=is_cautious)
 
 
 class _Computation:
-    def __init__(
-        self, session: Session, process: Process, status: Status, heartbeat: Heartbeat
-    ) -> None:
+    def __init__(self, session: Session, host: Host, status: Status, heartbeat: Heartbeat) -> None:
         self._session = session
-        self._process = process
+        self._host = host
         self._status = status
         self._heartbeat = heartbeat
         self._kind = session.start.kind
 
     def run(self, *, is_cautious: bool) -> Computed:
         pipeline = self._begin()
-        importing = _Import(self._kind, self._process.startup)
+        importing = _Import(self._kind, self._host.startup)
         engine: Engine | None = None
         error: BaseException | None = None
         try:
             has_work = self._wait_for_work(pipeline, importing)
-            self._process.tuning.imported()
+            self._host.tuning.imported()
             if has_work:
                 engine = self._build()
                 self._generate(engine, pipeline, is_cautious=is_cautious)
@@ -86,89 +84,87 @@ class _Computation:
         return Computed(pipeline.finished, pipeline.is_limited)
 
     def _begin(self) -> Pipeline:
-        session, process = self._session, self._process
-        process.tuning.begin()
+        session, host = self._session, self._host
+        host.tuning.begin()
         self._kind.prepare(session.start.spec)
-        process.counters.set_max_tokens(session.task.max_tokens)
-        process.counters.set_phase("loading the tokenizer")
-        process.tuning.importing()
-        with process.startup.span("tokenizer"):
+        host.counters.set_max_tokens(session.task.max_tokens)
+        host.counters.set_phase("loading the tokenizer")
+        host.tuning.importing()
+        with host.startup.span("tokenizer"):
             prompter = session.task.prompter(session.job, session.model)
-        pipeline = Pipeline(session, prompter, process, self._heartbeat.now)
+        pipeline = Pipeline(session, prompter, host, self._heartbeat.now)
         self._heartbeat.now()
         pipeline.start()
         return pipeline
 
     def _wait_for_work(self, pipeline: Pipeline, importing: _Import) -> bool:
         """Whether there is a row to compute; then the engine is imported too."""
-        process = self._process
-        process.counters.set_phase("reading input")
+        host = self._host
+        host.counters.set_phase("reading input")
         ready = pipeline.ready
-        with process.startup.span("first_window"):
+        with host.startup.span("first_window"):
             while not (ready.wait(_LOOK_S) or ready.is_exhausted or self._should_stop(pipeline)):
                 if importing.is_over:
-                    process.tuning.waiting()
+                    host.tuning.waiting()
         if ready.is_exhausted or self._should_stop(pipeline):
             return False
-        process.counters.set_phase("importing the engine")
+        host.counters.set_phase("importing the engine")
         importing.join()
         return True
 
     def _build(self) -> Engine:
-        counters = self._process.counters
+        counters = self._host.counters
         counters.set_phase("loading the model")
-        with self._process.startup.span("model"), self._kind.phases(counters.set_phase):
+        with self._host.startup.span("model"), self._kind.phases(counters.set_phase):
             return build_engine(self._kind, self._session.start.spec)
 
     def _generate(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
-        process = self._process
+        host = self._host
         log_event(logger, logging.INFO, "engine_ready", **asdict(engine.facts))
         self._session.ledger.add_facts(engine=asdict(engine.facts))
         loop = Loop(
             engine,
             pipeline.ready,
             pipeline.put,
-            process.counters,
+            host.counters,
             job=self._session.job,
             should_stop=lambda: self._should_stop(pipeline),
             is_cautious=is_cautious,
         )
-        self._status.generate(loop)
-        if not process.stop.begin_admission():
+        self._status.admitting(loop)
+        if not host.stop.begin_admission():
             return
-        process.counters.set_phase("generating")
+        host.counters.set_phase("generating")
         loop.admit()
         with contextlib.suppress(TransientError):
             self._status.write()  # names the rows in flight before a step can kill us
         try:
             steps = loop.steps()
             for _ in islice(steps, 1):
-                _end_startup(process.startup, engine.facts)
+                _end_startup(host.startup, engine.facts)
             for _ in steps:
                 pass
         finally:
-            _log_generation(process.counters)
+            _log_generation(host.counters)
 
     def _should_stop(self, pipeline: Pipeline) -> bool:
         return (
-            self._process.stop.is_requested
-            or pipeline.has_failed
-            or self._heartbeat.error is not None
+            self._host.stop.is_requested or pipeline.has_failed or self._heartbeat.error is not None
         )
 
     def _drain(self, pipeline: Pipeline, error: BaseException | None) -> None:
-        stop = self._process.stop
+        stop = self._host.stop
         error = self._causes(pipeline, error)._replace(stop=None, input=None).first
         if isinstance(error, EngineDied):
             self._status.bury_engine()
         if error is not None:
             stop.give_up_retrying()
-        self._process.counters.set_phase("writing finished rows")
+        self._host.counters.set_phase("writing finished rows")
         pipeline.drain(finish_shards=error is None and not stop.is_requested)
 
     def _causes(self, pipeline: Pipeline, error: BaseException | None) -> Causes:
         return Causes(
-            stop=stopped(self._process.stop, pipeline.writer_error),
+            stop=stopped(self._host.stop, pipeline.writer_error),
             writer=pipeline.writer_error,
             reader=pipeline.reader_error,
             lease=self._heartbeat.error,

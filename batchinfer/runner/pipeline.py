@@ -13,7 +13,7 @@ from batchinfer.errors import InputError
 from batchinfer.ledger import Totals
 from batchinfer.prompt import RowPrompter
 from batchinfer.runner.claims import whole_shards
-from batchinfer.runner.process import Process
+from batchinfer.runner.host import Host
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.session import Session
@@ -30,7 +30,7 @@ class Pipeline:
         self,
         session: Session,
         prompter: RowPrompter,
-        process: Process,
+        host: Host,
         on_first_durable: Callable[[], None],
     ) -> None:
         packing = session.job.packing
@@ -40,11 +40,11 @@ class Pipeline:
             session.ledger,
             tables,
             session.job.checkpoint,
-            process,
+            host,
             on_first_durable=on_first_durable,
         )
         claims = whole_shards(session)
-        self._reader = Reader(session, claims, prompter, self.ready, self._writer, process)
+        self._reader = Reader(session, claims, prompter, self.ready, self._writer, host)
 
     def start(self) -> None:
         self._writer.start()

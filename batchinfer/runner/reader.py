@@ -23,8 +23,8 @@ from batchinfer.prompt import RowPrompter
 from batchinfer.runner.carried import Carrier
 from batchinfer.runner.chunking import Gathered, build_chunk, error_results
 from batchinfer.runner.claims import Claim
+from batchinfer.runner.host import Host
 from batchinfer.runner.ids import IdWarnings
-from batchinfer.runner.process import Process
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.session import Session
@@ -52,7 +52,7 @@ class Reader:
         prompter: RowPrompter,
         ready: ReadyWork,
         writer: Writer,
-        process: Process,
+        host: Host,
     ) -> None:
         """`claims`: what to read, asked for one at a time; whoever gives them out may wait."""
         job = session.job
@@ -63,8 +63,8 @@ class Reader:
         self._carrier = Carrier(job, session.carried)
         self._ready = ready
         self._writer = writer
-        self._counters = process.counters
-        self._clock = process.clock
+        self._counters = host.counters
+        self._clock = host.clock
         self._num_rows_left = session.options.limit
         self._is_cut = False  # whether rows were left out because of it
         self._task = session.task

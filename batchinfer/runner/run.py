@@ -1,4 +1,4 @@
-"""One start of a job, from the parsed job to an Outcome: look, decide, claim, compute, finish.
+"""One start of a job, from the parsed job to an Outcome: look, decide, take over, compute, finish.
 
 Owns the order of these, the lease and its heartbeat. Must not know: click, terminals, signals; it
 changes nothing of the process it runs in.
@@ -12,19 +12,19 @@ from batchinfer.config import Job
 from batchinfer.errors import AccessLost, BatchInferError
 from batchinfer.ledger import Holder, Lease, Results, layout
 from batchinfer.runner.beside import find_beside, warn_of_beside
-from batchinfer.runner.claim import claim, take_lease
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.decide import Complete, Restart, accepted, decide
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
+from batchinfer.runner.host import Host
 from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.options import RunOptions
-from batchinfer.runner.process import Process
 from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
 from batchinfer.runner.start import Start, open_start
 from batchinfer.runner.status import Status
+from batchinfer.runner.take_over import take_lease, take_over
 from batchinfer.telemetry import Outcome
 
 logger = logging.getLogger("batchinfer.runner")
@@ -33,11 +33,11 @@ logger = logging.getLogger("batchinfer.runner")
 class Run:
     """`run` works, once; the other methods may be called from any thread, before and after it."""
 
-    def __init__(self, job: Job, options: RunOptions, process: Process) -> None:
+    def __init__(self, job: Job, options: RunOptions, host: Host) -> None:
         self._job = job
         self._options = options
-        self._process = process
-        self._status = Status(process)
+        self._host = host
+        self._status = Status(host)
         self._lease: Lease | None = None
         self._is_begun = False  # whether something was written under the lease
         self._heartbeat: Heartbeat | None = None
@@ -73,13 +73,13 @@ class Run:
             self._release()
 
     def _run(self) -> Outcome:
-        process = self._process
-        process.counters.set_phase("listing input and output")
-        listing_begin_s = process.startup.now()
-        start = open_start(self._job, self._options, process.stop.should_give_up)
+        host = self._host
+        host.counters.set_phase("listing input and output")
+        listing_begin_s = host.startup.now()
+        start = open_start(self._job, self._options, host.stop.should_give_up)
         if (outcome := _complete_already(start)) is not None:
             return outcome
-        holder = Holder.current(since=process.clock.utc())
+        holder = Holder.current(since=host.clock.utc())
         lease, heartbeat = self._begin_tenure(start, holder)
         view = look(start)  # again, and now nobody else changes what is seen
         decision = accepted(decide(start, view))
@@ -87,10 +87,10 @@ class Run:
             return _nothing_to_do(start, view, decision)
         if isinstance(decision, Restart):
             _check_before_deleting(start)
-        session = claim(start, decision, view, lease, holder)
+        session = take_over(start, decision, view, lease, holder)
         self._is_begun = True
         self._status.begin(session)
-        process.startup.add("listing", listing_begin_s)
+        host.startup.add("listing", listing_begin_s)
         for note in start.model.notes:
             logger.info("%s", note)
         for warning in start.model.warnings:
@@ -98,22 +98,22 @@ class Run:
         return self._finish(session, heartbeat)
 
     def _finish(self, session: Session, heartbeat: Heartbeat) -> Outcome:
-        process = self._process
+        host = self._host
         finished, is_limited = session.finished, False
         if session.pending:
-            count_input(session, process.counters)
-            process.log(session.store, session.run)
+            count_input(session, host.counters)
+            host.log(session.store, session.run)
             is_cautious = refuse_repeated_death(session)
-            computed = compute(session, process, self._status, heartbeat, is_cautious=is_cautious)
+            computed = compute(session, host, self._status, heartbeat, is_cautious=is_cautious)
             finished = {**finished, **computed.finished}
             is_limited = computed.is_limited
-        process.counters.set_phase("finishing")
+        host.counters.set_phase("finishing")
         outcome = self._status.outcome("partial", 0)
-        return finalise(session, finished, outcome, process.clock, is_limited=is_limited)
+        return finalise(session, finished, outcome, host.clock, is_limited=is_limited)
 
     def _begin_tenure(self, start: Start, holder: Holder) -> tuple[Lease, Heartbeat]:
         lease = self._lease = take_lease(start, holder)
-        heartbeat = self._heartbeat = Heartbeat(lease, self._status, self._process.stop)
+        heartbeat = self._heartbeat = Heartbeat(lease, self._status, self._host.stop)
         heartbeat.start()
         return lease, heartbeat
 
@@ -136,9 +136,9 @@ class Run:
                 logger.warning("could not give the lease back: %s", error)
 
 
-def run_job(job: Job, options: RunOptions, process: Process) -> Outcome:
+def run_job(job: Job, options: RunOptions, host: Host) -> Outcome:
     """As `Run.run`, for a caller that asks nothing else."""
-    return Run(job, options, process).run()
+    return Run(job, options, host).run()
 
 
 def _complete_already(start: Start) -> Outcome | None:

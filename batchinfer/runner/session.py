@@ -1,4 +1,4 @@
-"""A start that holds the lease and knows what to do: immutable, made by `claim`.
+"""A start that holds the lease and knows what to do: immutable, made by `take_over`.
 
 Must not know: how rows are computed, how it ended.
 """

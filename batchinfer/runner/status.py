@@ -14,7 +14,7 @@ from typing import Protocol
 
 from batchinfer.errors import LeaseLost
 from batchinfer.ledger import layout, records
-from batchinfer.runner.process import Process
+from batchinfer.runner.host import Host
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.telemetry import UNKNOWN_TASK, Outcome, status_record
@@ -28,8 +28,8 @@ class InFlight(Protocol):
 class Status:
     """Told what a run comes to; asked by everybody else."""
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._session: Session | None = None
         self._admitted: InFlight | None = None
         self._is_engine_dead = False
@@ -40,7 +40,7 @@ class Status:
         """The output is ours, and the run has its number if there is something to compute."""
         self._session = session
 
-    def generate(self, admitted: InFlight) -> None:
+    def admitting(self, admitted: InFlight) -> None:
         """From now on the engine has rows."""
         self._admitted = admitted
 
@@ -67,14 +67,14 @@ class Status:
             return  # it would be all that is at the place of an output that was deleted
         # In flight is what a death would be blamed on: not what an operator stopped.
         is_ended = exit_code is not None and not self._is_engine_dead
-        is_ended |= self._process.stop.is_requested
+        is_ended |= self._host.stop.is_requested
         record = status_record(
-            self._process.counters,
+            self._host.counters,
             run=session.run,
             slice_name=session.options.lease_name,
             holder=asdict(session.holder),
             in_flight=self._admitted.in_flight() if self._admitted and not is_ended else [],
-            startup=self._process.startup.as_dict(),
+            startup=self._host.startup.as_dict(),
             exit_code=exit_code,
         )
         with self._lock:  # a late beat must not overwrite the last word
@@ -84,7 +84,7 @@ class Status:
 
     def outcome(self, status: str, exit_code: int, message: str = "") -> Outcome:
         """What the process did so far, under the name and code with which it ends."""
-        snapshot = self._process.counters.snapshot()
+        snapshot = self._host.counters.snapshot()
         session = self._session
         return Outcome(
             status=status,
@@ -97,12 +97,12 @@ class Status:
             counts=snapshot.counts,
             rows_computed=snapshot.rows_computed,
             prompt_tokens=snapshot.prompt_tokens,
-            result_tokens=snapshot.completion_tokens,
+            result_tokens=snapshot.result_tokens,
             count_names=session.task.counts if session else UNKNOWN_TASK,
             generation_s=snapshot.generation_s,
             stalled_s=snapshot.stalled_s,
             steps=snapshot.num_steps,
             mean_num_running=snapshot.mean_num_running,
             share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
-            startup_s=self._process.startup.total_s,
+            startup_s=self._host.startup.total_s,
         )

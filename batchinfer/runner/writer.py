@@ -21,7 +21,7 @@ from batchinfer.config import CheckpointSettings
 from batchinfer.errors import InputError
 from batchinfer.ledger import Ledger, PartId, Totals
 from batchinfer.runner.flush import FlushPolicy
-from batchinfer.runner.process import Process
+from batchinfer.runner.host import Host
 from batchinfer.runner.shard_progress import ShardProgress
 from batchinfer.sink import build_table
 from batchinfer.tasks import Detokenize, Result, Task
@@ -88,15 +88,15 @@ class Writer:
         ledger: Ledger,
         tables: ResultTables,
         settings: CheckpointSettings,
-        process: Process,
+        host: Host,
         *,
         on_first_durable: Callable[[], None] = lambda: None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._ledger = ledger
         self._tables = tables
-        self._process = process
-        self._counters = process.counters
+        self._host = host
+        self._counters = host.counters
         self._on_first_durable = on_first_durable
         self._has_durable = False
         self._max_held_bytes = max_held_bytes
@@ -312,11 +312,11 @@ class Writer:
         totals = self._ledger.finish_shard(
             shard.name, shard.schema, shard.expected_by_window, shard.recheck, self._keep_folding
         )
-        self._process.tuning.freed()  # what a fold took, nobody needs until the next
+        self._host.tuning.freed()  # what a fold took, nobody needs until the next
         self._note_finished(shard, totals)
 
     def _keep_folding(self) -> None:
-        if self._process.stop.is_requested or self.error is not None:
+        if self._host.stop.is_requested or self.error is not None:
             raise _FoldAbandonedError
 
     def _note_finished(self, shard: ShardProgress, totals: Totals) -> None:

@@ -36,13 +36,13 @@ class Snapshot:
     shards_total: int
     shards_finished: int
     prompt_tokens: int
-    completion_tokens: int
+    result_tokens: int  # generated, or scored
     num_in_flight: int
-    tokens_in_flight: int  # completion tokens so far of what is in flight; counted now and then
+    tokens_in_flight: int  # result tokens so far of what is in flight; counted now and then
     elapsed_s: float  # since the counters were made
     generation_s: float  # first admission to last finish, idle included
-    tokens_per_s: float  # completion tokens, those in flight too, over the last WINDOW_S
-    mean_tokens_per_s: float  # completion tokens over generation_s
+    tokens_per_s: float  # result tokens, those in flight too, over the last WINDOW_S
+    mean_tokens_per_s: float  # result tokens over generation_s
     num_steps: int  # engine steps
     mean_num_running: float  # sequences in a step
     share_of_steps_underfilled: float  # of the steps while rows remained; see `add_step`
@@ -72,7 +72,7 @@ class Counters:
         self._shards_total = 0
         self._shards_finished = 0
         self._prompt_tokens = 0
-        self._completion_tokens = 0
+        self._result_tokens = 0
         self._num_in_flight = 0
         self._tokens_in_flight = 0
         self._max_tokens: int | None = None
@@ -83,9 +83,7 @@ class Counters:
         self._stalled_s = 0.0
         self._first_admission_s: float | None = None
         self._last_finish_s = self._started_s
-        self._samples: deque[tuple[float, int]] = (
-            deque()
-        )  # (monotonic s, completion tokens by then)
+        self._samples: deque[tuple[float, int]] = deque()  # (monotonic s, result tokens by then)
 
     @property
     def clock(self) -> Clock:
@@ -122,7 +120,7 @@ class Counters:
             self._max_tokens = max_tokens
 
     def set_tokens_in_flight(self, num_tokens: int) -> None:
-        """Completion tokens so far of the rows in flight, at this moment."""
+        """Result tokens so far of the rows in flight, at this moment."""
         with self._lock:
             self._tokens_in_flight = num_tokens
             self._add_sample(self._clock.monotonic())
@@ -146,14 +144,14 @@ class Counters:
         with self._lock:
             self._stalled_s += seconds
 
-    def add_computed(self, num_rows: int, prompt_tokens: int, completion_tokens: int) -> None:
+    def add_computed(self, num_rows: int, prompt_tokens: int, result_tokens: int) -> None:
         """Rows that got their result. Rows refused before the engine bring no tokens."""
         with self._lock:
             self._rows_computed += num_rows
             self._prompt_tokens += prompt_tokens
-            self._completion_tokens += completion_tokens
-            self._tokens_in_flight = max(0, self._tokens_in_flight - completion_tokens)
-            if prompt_tokens or completion_tokens:
+            self._result_tokens += result_tokens
+            self._tokens_in_flight = max(0, self._tokens_in_flight - result_tokens)
+            if prompt_tokens or result_tokens:
                 self._last_finish_s = self._clock.monotonic()
                 self._add_sample(self._last_finish_s)
 
@@ -179,7 +177,7 @@ class Counters:
             now_s = self._clock.monotonic()
             tokens_per_s = self._recent_tokens_per_s(now_s)
             generation_s = self._generation_s()
-            mean = self._completion_tokens / generation_s if generation_s > 0 else 0.0
+            mean = self._result_tokens / generation_s if generation_s > 0 else 0.0
             rows_total = self._rows_total()
             return Snapshot(
                 phase=self._phase,
@@ -192,7 +190,7 @@ class Counters:
                 shards_total=self._shards_total,
                 shards_finished=self._shards_finished,
                 prompt_tokens=self._prompt_tokens,
-                completion_tokens=self._completion_tokens,
+                result_tokens=self._result_tokens,
                 num_in_flight=self._num_in_flight,
                 tokens_in_flight=self._tokens_in_flight,
                 elapsed_s=now_s - self._started_s,
@@ -233,7 +231,7 @@ class Counters:
         return max(0, self._tokens() - tokens) / max(now_s - since_s, _SAMPLE_S)
 
     def _tokens(self) -> int:
-        return self._completion_tokens + self._tokens_in_flight
+        return self._result_tokens + self._tokens_in_flight
 
     def _rows_total(self) -> int | None:
         """Rows past the filter: known for what is read, extrapolated for the rest."""

@@ -56,6 +56,7 @@ def status_record(
         "started_at": holder["since"],
         "updated_at": counters.clock.utc(),
         **counts,
+        "completion_tokens": counts["result_tokens"],  # as versions before had it
         "startup": dict(startup),
         "in_flight": list(in_flight[:MAX_IN_FLIGHT_NAMES]),
     }

@@ -184,7 +184,9 @@ def test_max_seconds_ends_a_run_and_keeps_what_is_finished(
 
 def test_an_output_that_another_run_works_on_is_refused_by_name(settings: dict[str, Any]) -> None:
     with (
-        mock.patch("batchinfer.runner.claim.acquire_lease", side_effect=errors.LeaseHeld("held")),
+        mock.patch(
+            "batchinfer.runner.take_over.acquire_lease", side_effect=errors.LeaseHeld("held")
+        ),
         pytest.raises(errors.LeaseHeld),
     ):
         batchinfer.run(settings)

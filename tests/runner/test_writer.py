@@ -21,7 +21,7 @@ from batchinfer.engine.base import Completion
 from batchinfer.errors import InputError, TransientError
 from batchinfer.ledger import Ledger
 from batchinfer.plan import Chunk
-from batchinfer.runner import Process
+from batchinfer.runner import Host
 from batchinfer.runner.shard_progress import ShardProgress
 from batchinfer.runner.writer import ResultTables, Writer
 from batchinfer.sink import output_schema
@@ -64,7 +64,7 @@ def writer_on(
         ledger,
         ResultTables(TASK, lambda flat, offsets: ["x"] * (len(offsets) - 1), run),
         CheckpointSettings(every_rows=every_rows, every_s=every_s),
-        Process(Counters(Clock())),
+        Host(Counters(Clock())),
         **options,
     )
     writer.start()

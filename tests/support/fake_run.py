@@ -27,7 +27,7 @@ from batchinfer.engine.base import Engine, EngineKind, EngineSpec
 from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
-from batchinfer.runner import claim, heartbeat, start
+from batchinfer.runner import heartbeat, start, take_over
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
@@ -119,7 +119,7 @@ if __name__ == "__main__":
         for store in (LocalStore, S3Store):
             install(Crash(**json.loads(spec)), store)
     if os.environ.get("FAKE_NO_LEASE"):
-        claim.acquire_lease = lambda *_, **__: NoLease()
+        take_over.acquire_lease = lambda *_, **__: NoLease()
     if open_files := os.environ.get("FAKE_OPEN_FILES"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
     if beat_s := os.environ.get("FAKE_BEAT_S"):

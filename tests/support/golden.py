@@ -19,7 +19,7 @@ import pyarrow as pa
 from batchinfer.config import load_job
 from batchinfer.engine.kinds import KINDS
 from batchinfer.prompt import encode
-from batchinfer.runner import Process, RunOptions, run_job
+from batchinfer.runner import Host, RunOptions, run_job
 from batchinfer.telemetry import Clock, Counters
 from batchinfer.testing import FakePlan, LightTokenizer
 from tests.support.fake_run import fake_kinds
@@ -77,14 +77,14 @@ def finished_file(name: str) -> bytes:
         )
         plan = FakePlan(text=_TEXTS.get(name))
         clock = Clock(wall_ns=lambda: _WALL_NS, monotonic_ns=lambda: 0)
-        process = Process(Counters(clock))
+        host = Host(Counters(clock))
         with (
             mock.patch.object(encode, "_load", lambda path, **_: LightTokenizer(path)),
             mock.patch.dict(KINDS, fake_kinds(plan)),
             mock.patch("batchinfer.runner.flush._FIRST_FLUSH_S", 3600.0),
         ):
             parsed = load_job(str(write_job(Path(folder), settings)), []).job
-            outcome = run_job(parsed, RunOptions(), process)
+            outcome = run_job(parsed, RunOptions(), host)
         assert outcome.status == "complete", outcome.message
         return Path(place.url("out", "a.parquet")).read_bytes()
 

@@ -11,7 +11,7 @@ from batchinfer.config import load_job
 from batchinfer.engine.kinds import KINDS
 from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.prompt import encode
-from batchinfer.runner import Process, RunOptions, run_job
+from batchinfer.runner import Host, RunOptions, run_job
 from batchinfer.telemetry import Clock, Counters
 from batchinfer.testing import FakePlan, LightTokenizer
 from tests.support.fake_run import fake_kinds
@@ -36,7 +36,7 @@ def run_here(
             mock.patch.dict(KINDS, fake_kinds(FakePlan(**(fake or {})))),
         ):
             job = load_job(str(path), []).job
-            outcome = run_job(job, options or RunOptions(), Process(Counters(Clock())))
+            outcome = run_job(job, options or RunOptions(), Host(Counters(Clock())))
     except Exception as error:
         code = exit_code_of(error) if isinstance(error, BatchInferError) else 1
         return EndedHere(code, str(error), error)

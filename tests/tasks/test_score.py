@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from batchinfer.config import Job, ScoreSettings
 from batchinfer.engine.base import Completion
 from batchinfer.errors import RowError
+from batchinfer.evaluation.outputs import read_output
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.runner import RunOptions
 from batchinfer.tasks import Score
@@ -283,6 +284,22 @@ def test_a_completion_column_that_cannot_be_used_is_refused(
     place.write_parquet("in/a.parquet", frame)
     ended = run_in(place, score={"completion_column": "more"})
     assert (ended.code, problem in ended.message) == (2, True), ended.message
+
+
+def test_the_record_of_a_run_says_result_tokens_and_still_the_earlier_name(
+    place: Place, tmp_path: Path
+) -> None:
+    """An output that an earlier version measured keeps its speed."""
+    place.write_parquet("in/a.parquet", rows(12))
+    assert run(write_job(tmp_path, score_job(place))).code == 0
+    path = Path(place.url("out", "_batchinfer", "status", "0001.json"))
+    record = json.loads(path.read_text())
+    scored = results(place)["num_scored_tokens"].sum()
+    assert record["result_tokens"] == record["completion_tokens"] == scored
+    speed = read_output(place.url("out")).tokens_per_s()
+    assert speed is not None and speed > 0
+    path.write_text(json.dumps({k: v for k, v in record.items() if k != "result_tokens"}))
+    assert read_output(place.url("out")).tokens_per_s() == speed
 
 
 def test_the_commands_know_outputs_of_scoring(place: Place, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_no_addition_of_any_thread_is_lost(hands: Hands) -> None:
         thread.join()
     snapshot = counters.snapshot()
     assert (snapshot.rows_computed, snapshot.rows_durable) == (8000, 8000)
-    assert (snapshot.prompt_tokens, snapshot.completion_tokens) == (16000, 24000)
+    assert (snapshot.prompt_tokens, snapshot.result_tokens) == (16000, 24000)
 
 
 @pytest.fixture

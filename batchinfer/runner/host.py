@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from batchinfer.runner.startup import Tuning
 from batchinfer.runner.stop import Stop
+from batchinfer.runner.tuning import Tuning
 from batchinfer.storage import Store
 from batchinfer.telemetry import Clock, Counters, StartUp
 
@@ -16,10 +16,10 @@ def _no_log(store: Store, run: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class Host:
     """Made by the caller before the run, and looked at by it while the run works.
 
-    Several runs may live in one program, each with a Process of its own: nothing here reaches
+    Several runs may live in one program, each with a Host of its own: nothing here reaches
     beyond the run, unless the caller passes a `tuning` or a `log` that does.
     """
 

@@ -71,7 +71,7 @@ def take_lease(start: Start, holder: Holder) -> Lease:
     return acquire_lease(start.store, start.options.lease_name, holder, single_writer=single_writer)
 
 
-def claim(
+def take_over(
     start: Start, decision: Resume, view: OutputView, lease: Lease, holder: Holder
 ) -> Session:
     """Write what the decision says, and list what is to be done.
