@@ -22,7 +22,14 @@ from pydantic import BaseModel, ValidationError
 
 from batchinfer.config.job import Job
 from batchinfer.config.job_file import read_document
-from batchinfer.config.problems import nearest_keys, settings, submodel, translate, unknown_key
+from batchinfer.config.problems import (
+    given_twice,
+    nearest_keys,
+    settings,
+    submodel,
+    translate,
+    unknown_key,
+)
 from batchinfer.config.values import shown
 from batchinfer.config.yaml12 import MAX_DEPTH, Document
 from batchinfer.errors import ConfigError
@@ -190,6 +197,9 @@ def _from_sets(sets: Iterable[str], origin: str, problems: list[str]) -> Iterato
 
 def _is_known(override: _Override, problems: list[str]) -> bool:
     """Whether the key exists in the models; below a free mapping (engine.options) any key does."""
+    if (twice := given_twice(override.text)) is not None:
+        problems.append(f"{override.origin}: {'.'.join(override.key)}: {twice}: given twice")
+        return False
     model: type[BaseModel] = Job
     for depth, part in enumerate(override.key):
         field = model.model_fields.get(part)

@@ -6,6 +6,7 @@ Must not know: files, lines, environment variables. It speaks of dotted keys; `l
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -27,6 +28,21 @@ _SENTENCES = {
     "model_type": "must be a mapping (keys with values)",
     "tuple_type": "must be a list",
 }
+
+
+def given_twice(text: str) -> str | None:
+    """The first key that a JSON mapping has twice; None if none has, or `text` is no JSON."""
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        twice.extend(key for index, key in enumerate(keys) if key in keys[:index])
+
+    try:
+        json.loads(text, object_pairs_hook=look)
+    except (ValueError, RecursionError):
+        return None
+    return twice[0] if twice else None
 
 
 def submodel(annotation: Any, *, in_lists: bool = False) -> type[BaseModel] | None:

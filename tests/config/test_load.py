@@ -326,6 +326,16 @@ def test_a_mistake_in_the_file_is_a_sentence_with_its_line(
             "--set sampling.temprature: unknown key; did you mean sampling.temperature?",
         ),
         (["samplng.seed=1"], {}, "--set samplng.seed: unknown key; did you mean sampling.seed?"),
+        (
+            ['sampling={"seed": 1, "top_k": 2, "seed": 3}'],
+            {},
+            "--set: sampling: seed: given twice",
+        ),
+        (
+            [],
+            {"BATCHINFER__SAMPLING__STRUCTURED": '{"json_schema": {"a": 1, "a": 2}}'},
+            "BATCHINFER__SAMPLING__STRUCTURED: sampling.structured: a: given twice",
+        ),
         (["seed"], {}, '--set "seed": must look like section.key=value'),
         (["sampling.seed=-1"], {}, "--set: sampling.seed: must be at least 0, got -1"),
         (
