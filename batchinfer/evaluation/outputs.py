@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.intervals import Float64Array
 from batchinfer.ledger import layout, read_facts, records, survey
 from batchinfer.runner.start import open_location
-from batchinfer.storage import Store
+from batchinfer.storage import Store, is_s3
 from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 _T = TypeVar("_T")
@@ -74,10 +75,14 @@ class Output:
 
 
 def read_output(location: str) -> Output:
-    """`location`: an output's folder or s3:// location, or the job file that names it.
+    """`location`: an output's folder or s3:// location, the job file that names it, or the work
+    folder of a measurement.
 
     Raises ConfigError if there is none, or one that is not complete.
     """
+    inside = Path(location) / "output"
+    if not is_s3(location) and (inside / layout.JOB_KEY).is_file():
+        location = str(inside)
     store = open_location(location)
     record = records.read_json(store, layout.JOB_KEY)
     if record is None:

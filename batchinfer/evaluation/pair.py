@@ -26,6 +26,7 @@ from batchinfer.evaluation.pairs import (
     tops_of,
 )
 from batchinfer.evaluation.record import Frozen
+from batchinfer.evaluation.tokenizers import check_same_tokenizer, of_output
 
 _SCORED = ("token_ids", "token_logprobs", "cumulative_logprob", "num_scored_tokens")
 _GENERATED = ("token_ids", "completion")
@@ -88,6 +89,8 @@ def pair(one: str, other: str, *, price_per_hour: float | None = None) -> Pair:
             f"{first.url} is of task {first.task}, {second.url} of {second.task}: nothing compares"
         )
     totals = of_task(_COMPARISONS, first)(first, second)
+    if first.task == "score":
+        check_same_tokenizer(of_output(first), of_output(second))
     rows = left_out = 0
     for left, right in joined(first, second, totals.columns):
         kept = both_succeeded(left, right)

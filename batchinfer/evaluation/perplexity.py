@@ -28,6 +28,7 @@ from batchinfer.evaluation.record import Record, Request
 from batchinfer.evaluation.reference import check_reference, closeness, open_reference
 from batchinfer.evaluation.settings import check_settings
 from batchinfer.evaluation.texts import text_of
+from batchinfer.evaluation.tokenizers import tokenizer_digest
 from batchinfer.evaluation.windows import (
     GIVEN,
     ID,
@@ -92,7 +93,7 @@ def prepare(request: Request, work: Path | None = None, *, restart: bool = False
         content=content,
         windows=windows,
         reference=reference,
-        tokenizer_digest=vocabulary_digest(encoder),
+        tokenizer_digest=tokenizer_digest(model.tokenizer_path),
         is_begun=is_begun,
         is_restart=restart,
     )
@@ -192,12 +193,6 @@ def check_vocabulary(windows: Windows, model: ModelFacts) -> None:
             f"model {model.path} has a vocabulary of {model.vocab_size}: they do not belong "
             "together, give the model's own tokenizer"
         )
-
-
-def vocabulary_digest(encoder: TokenEncoder) -> str:
-    """sha256 of the tokens and their ids, however their file is written."""
-    vocabulary = json.dumps(sorted(encoder.vocabulary.items()))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
 def _windows(request: Request, encoder: TokenEncoder) -> Windows:

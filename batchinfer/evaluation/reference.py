@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -23,10 +22,9 @@ from batchinfer.evaluation.pairs import (
     scored_token_ids,
     tops_of,
 )
+from batchinfer.evaluation.tokenizers import check_same_tokenizer, of_model, of_output
 from batchinfer.evaluation.windows import SCORED, Windows
-from batchinfer.ledger import layout
 from batchinfer.model import ModelFacts
-from batchinfer.storage import is_s3
 
 COLUMNS = ("token_ids", "token_logprobs", *TOPS)
 
@@ -42,10 +40,7 @@ class Closeness:
 
 
 def open_reference(location: str) -> Output:
-    """`location`: an output, or the work folder of a measurement. Raises ConfigError."""
-    inside = Path(location) / "output"
-    if not is_s3(location) and (inside / layout.JOB_KEY).is_file():
-        location = str(inside)
+    """`location`: as of `read_output`. Raises ConfigError, InputError."""
     output = read_output(location)
     require_tops(output)
     refuse_failed(output)
@@ -59,14 +54,12 @@ def check_reference(reference: Output, windows: Windows, model: ModelFacts) -> N
     """
     ours = windows.table[SCORED]
     theirs = pa.concat_tables(reference.tables(["token_ids", "top_token_ids"]))
+    check_same_tokenizer(of_output(reference), of_model(model))
     if not same_lists(theirs["token_ids"], ours):
-        digest = model.digest.get("tokenizer.json", model.digest.get("tokenizer/tokenizer.json"))
-        content = reference.model.get("content", {})
-        other = content.get("tokenizer.json", content.get("tokenizer/tokenizer.json"))
-        why = "it is of another text, context, stride or number of windows"
-        if digest != other:
-            why = "its tokenizer is another one, so the perplexities would not compare"
-        raise ConfigError(f"the reference {reference.url} has other tokens: {why}")
+        raise ConfigError(
+            f"the reference {reference.url} has other tokens: it is of another text, context, "
+            "stride or number of windows"
+        )
     top_token_ids = theirs["top_token_ids"].combine_chunks().flatten().flatten()
     largest = int(top_token_ids.to_numpy().max(initial=0))
     if largest >= model.vocab_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.divergence import Tops, kl_divergence, top1_agrees
+from batchinfer.evaluation.pair import pair
 from batchinfer.evaluation.perplexity import measure
 from batchinfer.testing import engine
 from tests.evaluation.test_perplexity import request
@@ -151,8 +153,59 @@ def test_a_reference_with_another_tokenizer_is_refused(text: Path, tmp_path: Pat
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     asked = request(text, model=str(model), reference=str(tmp_path / "reference"))
-    with pytest.raises(ConfigError, match="its tokenizer is another one"):
+    with pytest.raises(ConfigError, match="has another tokenizer than"):
         measure(asked, work=tmp_path / "work")
+
+
+def with_tokenizer(folder: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """A copy of the demo model, and of its tokenizer with a change."""
+    model = Path(shutil.copytree(MODEL, folder))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    change(tokenizer)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer, indent=3))
+    return str(model)
+
+
+def swap_rare_tokens(tokenizer: dict[str, Any]) -> None:
+    """Two that no text here has."""
+    vocabulary = tokenizer["model"]["vocab"]
+    names = {number: name for name, number in vocabulary.items()}
+    vocabulary[names[3000]], vocabulary[names[3001]] = 3001, 3000
+
+
+def write_it_otherwise(tokenizer: dict[str, Any]) -> None:
+    """As another version of the library does; and what pads and cuts is of no account."""
+    merges = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    tokenizer["model"] = {**dict(reversed(tokenizer["model"].items())), "ignore_merges": False}
+    tokenizer["truncation"] = None
+
+
+@pytest.mark.usefixtures("fake")
+def test_tokenizers_are_one_if_they_make_the_same_tokens(
+    text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the scored text would not show that they are two."""
+    measure(request(text, top_k=4), work=tmp_path / "reference")
+    changed = with_tokenizer(tmp_path / "swapped", swap_rare_tokens)
+    asked = request(text, model=changed, top_k=4)
+    with pytest.raises(ConfigError, match="has another tokenizer than"):
+        of_it = asked.model_copy(update={"reference": str(tmp_path / "reference")})
+        measure(of_it, work=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    measure(asked, work=tmp_path / "other")
+    with pytest.raises(ConfigError, match="has another tokenizer than"):
+        pair(str(tmp_path / "reference"), str(tmp_path / "other"))
+
+    same = with_tokenizer(tmp_path / "same", write_it_otherwise)
+    (Path(same) / "chat_template.jinja").write_text("another")
+    asked = request(text, model=same, top_k=4, reference=str(tmp_path / "reference"))
+    assert measure(asked, work=tmp_path / "fine").kl == 0
+    assert pair(str(tmp_path / "reference"), str(tmp_path / "fine")).scored
+    assert not [r for r in caplog.records if "tokenizer" in r.message]
+    shutil.rmtree(same)
+    pair(str(tmp_path / "reference"), str(tmp_path / "fine"))
+    assert any("if it has other tokens" in r.message for r in caplog.records)
 
 
 @pytest.mark.usefixtures("fake")
