@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from batchinfer.cli.options import TextCommand
 
@@ -37,7 +38,7 @@ from batchinfer.cli.options import TextCommand
     show_default=True,
     help="Across: bits per weight, size of the weights, peak memory, tokens/s.",
 )
-@click.option("-v", "--vram", "x", flag_value="memory", help="The same as -x memory.")
+@click.option("-v", "--vram", "is_vram", is_flag=True, help="The same as -x memory.")
 @click.option(
     "-y",
     "y",
@@ -54,6 +55,8 @@ def compare(
     is_cleared: bool,
     has_plot: bool,
     title: str | None,
+    is_vram: bool,
+    x: str,
     **plot: Any,
 ) -> None:
     """Measure every entry of SPEC (YAML or JSON), each in a process of its own.
@@ -63,11 +66,16 @@ def compare(
     """
     from batchinfer.cli.comparison import PlotOptions, compare_spec
 
+    if is_vram:
+        given = click.get_current_context().get_parameter_source("x")
+        if given is not ParameterSource.DEFAULT and x != "memory":
+            raise click.UsageError(f"-v is short for -x memory: give it or -x {x}, not both")
+        x = "memory"
     compare_spec(
         spec,
         out,
         patterns,
         title=title,
-        plot=PlotOptions(**plot) if has_plot else None,
+        plot=PlotOptions(x, **plot) if has_plot else None,
         is_cleared=is_cleared,
     )

@@ -5,6 +5,8 @@ Must not know: how anything is measured or drawn.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from batchinfer.errors import ConfigError, TooManyFailedRows, TransientError
 from batchinfer.evaluation.comparison.axes import NothingToPlot
 from batchinfer.evaluation.comparison.cache import Cache
 from batchinfer.evaluation.comparison.checks import check_inputs, check_plot
-from batchinfer.evaluation.comparison.columns import figure_text
+from batchinfer.evaluation.comparison.columns import figure_text, notes_of
 from batchinfer.evaluation.comparison.names import check_name, printable
 from batchinfer.evaluation.comparison.outputs import write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.plot import is_available
@@ -53,6 +55,7 @@ def compare_spec(
     if title is not None:
         _check_title(title)
     planned = requests_of(spec)
+    all_planned = planned
     shown = choose(planned, patterns)
     planned = needed(planned, shown)
     check_inputs(planned, spec_path)
@@ -63,14 +66,22 @@ def compare_spec(
     folder = _folder(out, spec_path)
     check_out(folder)
     report = _Report()
-    done = compare(planned, shown, Cache(folder), report, is_cleared=is_cleared)
+    try:
+        done = compare(planned, shown, Cache(folder), report, is_cleared=is_cleared)
+    except KeyboardInterrupt:
+        report.warns(f"stopped: finished windows are kept in {folder}; start again to go on")
+        raise
     heading = title or spec.title or printable(Path(spec_path).stem)
+    if len(shown) < len(all_planned):
+        folder /= _filtered_name(patterns)
     write_results(done.records, folder, heading)
     files = [folder / "results.parquet", write_page(done.records, folder, heading)]
     for line in table_lines(done.records):
         click.echo(line)
+    for note in notes_of(done.records):
+        click.echo(note)
     try:
-        if plot is not None and any(record.error is None for record in done.records):
+        if plot is not None:
             files += write_plot(
                 done.records,
                 folder,
@@ -100,6 +111,13 @@ def _folder(out: str | None, spec_path: str) -> Path:
     if out:
         return local_folder("--out", out)
     return Path("out", "compare", Path(spec_path).stem)
+
+
+def _filtered_name(patterns: Sequence[str]) -> str:
+    """The folder for the results of some entries: those of all stay as they are."""
+    digest = hashlib.sha256("\n".join(sorted(patterns)).encode()).hexdigest()[:6]
+    words = "-".join(re.findall(r"[A-Za-z0-9.]+", " ".join(patterns)))[:40]
+    return f"filtered-{words}-{digest}".replace("--", "-")
 
 
 class _Report:

@@ -5,6 +5,8 @@ Must not know: who computed it, files other than the output's.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from batchinfer.evaluation.record import Record, Request
 from batchinfer.evaluation.reference import Closeness
 from batchinfer.evaluation.windows import NUM_BYTES, Windows
 from batchinfer.tasks.scoring_windows import MAX_LOGPROB
+
+logger = logging.getLogger("batchinfer.evaluation")
 
 #: exp() of more is no number. A model that guesses has log(vocabulary), about 12.
 _MAX_NLL = 700.0
@@ -76,6 +80,12 @@ def record_of(request: Request, found: Found) -> Record:
     totals = totals_of(output, NUM_BYTES)
     nll = mean_nll(totals, request.label)
     interval = ratio_interval(totals.nll, totals.num_tokens)
+    if interval is None:
+        logger.warning(
+            "%s: one window only, so there is no interval: how much its perplexity depends on the "
+            "choice of text cannot be said. Take a longer text, more windows or less context",
+            request.label,
+        )
     low, high = (None, None) if interval is None else (math.exp(bound) for bound in interval)
     engine = output.engine
     quantization = str(output.model.get("quantization", request.quantization))
@@ -88,6 +98,7 @@ def record_of(request: Request, found: Found) -> Record:
         dtype=dtype,
         engine=" ".join(str(engine[key]) for key in ("name", "version") if key in engine) or None,
         device=engine.get("device"),
+        settings=_settings_text(request),
         data=request.data,
         context=request.context,
         stride=request.stride,
@@ -112,6 +123,11 @@ def record_of(request: Request, found: Found) -> Record:
         data_digest=windows.digest,
         batchinfer_version=__version__,
     )
+
+
+def _settings_text(request: Request) -> str | None:
+    texts = (f"{key}={json.dumps(value)}" for key, value in sorted(request.settings.items()))
+    return ", ".join(texts) or None
 
 
 def _family(request: Request, quantization: str, dtype: str) -> str:

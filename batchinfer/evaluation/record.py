@@ -56,6 +56,7 @@ class Record(Frozen):
     dtype: str | None = None
     engine: str | None = None  # name and version
     device: str | None = None
+    settings: str | None = None  # of the job, where it says more than the model: KEY=VALUE, ...
 
     data: str | None = None
     context: int | None = None  # tokens

@@ -49,6 +49,23 @@ def test_a_record_is_the_sum_over_the_windows_of_the_output(text: Path, tmp_path
     assert Record.model_validate_json((tmp_path / "work/record.json").read_text()) == record
 
 
+@pytest.mark.usefixtures("fake")
+def test_the_record_says_with_which_settings_it_was_measured(text: Path, tmp_path: Path) -> None:
+    settings = {"model.kv_cache_dtype": "fp8", "engine.max_num_seqs": 8}
+    record = measure(request(text, settings=settings), work=tmp_path / "a")
+    assert record.settings == 'engine.max_num_seqs=8, model.kv_cache_dtype="fp8"'
+    assert measure(request(text), work=tmp_path / "b").settings is None
+
+
+@pytest.mark.usefixtures("fake")
+def test_that_one_window_has_no_interval_is_said(
+    text: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = measure(request(text, max_rows=1), work=tmp_path / "work")
+    assert (record.windows, record.perplexity_low) == (1, None)
+    assert "a b: one window only, so there is no interval" in caplog.text
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A copy of the demo model."""

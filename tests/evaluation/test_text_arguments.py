@@ -63,6 +63,12 @@ def test_an_empty_argument_is_not_the_current_directory(
     assert not list(tmp_path.iterdir())
 
 
+def test_two_options_for_one_axis_are_refused(tmp_path: Path) -> None:
+    for other in (("-v", "-x", "speed"), ("-x", "speed", "-v")):
+        ended = CliRunner().invoke(cli, ["compare", str(tmp_path / "spec.yaml"), *other])
+        assert (ended.exit_code, "not both" in ended.output) == (2, True)
+
+
 @pytest.mark.parametrize(
     "changes", [{"title": "\ud800"}, {"settings": {"engine.options.x": ["\ud800"]}}]
 )

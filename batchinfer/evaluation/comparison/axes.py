@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from batchinfer.errors import ConfigError
+from batchinfer.evaluation.comparison.columns import kl_text
 from batchinfer.evaluation.record import Record
 
 
@@ -39,7 +40,7 @@ Y_AXES = {
     for axis in (
         Axis("perplexity", "perplexity", lambda r: r.perplexity),
         Axis("bits-per-byte", "bits per byte of text", lambda r: r.bits_per_byte),
-        Axis("kl", "KL divergence from the reference, nats per token", lambda r: r.kl),
+        Axis("kl", "KL divergence, nats per token\n(from {reference})", lambda r: r.kl),
     )
 }
 
@@ -84,7 +85,7 @@ def picture_of(records: Sequence[Record], x: str, y: str) -> Picture:
     families = dict.fromkeys(record.family for record in records)
     return Picture(
         x_axis.title.format(unit=unit),
-        y_axis.title,
+        y_axis.title.format(reference=kl_text(records) or "each entry's reference"),
         tuple(Point(p.label, p.family, p.x / scale, p.y) for p in points),
         tuple(families),
     )

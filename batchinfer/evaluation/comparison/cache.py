@@ -15,22 +15,31 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from batchinfer import __version__
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.errors import LeaseHeld
+from batchinfer.errors import BatchInferError, LeaseHeld
+from batchinfer.evaluation.comparison.spec import Planned
 from batchinfer.evaluation.content import model_content, text_digest
+from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.record import Record, Request
 from batchinfer.storage.flock import FileLock
 from batchinfer.storage.local_errors import os_errors
 
 _RECORD, _WORK, _LOG = "record.json", "work", "log.txt"
+_WARNINGS = "warnings"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`warnings`: what the measurement warned of; they hold for the figures as long as these."""
+
+    record: Record
+    warnings: tuple[str, ...] = ()
 
 
 class Slot:
@@ -42,17 +51,38 @@ class Slot:
         self.output = self.work / "output"  # of the score job, as evaluation/perplexity.py has it
         self.log = folder / _LOG
 
-    def read(self, request: Request, reference_key: str | None) -> Record | None:
-        """What was measured, under the request's names. None: not yet, or not wholly."""
-        try:
-            record = Record.model_validate_json(self._path(reference_key).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-        names = {"label": request.label, "family": request.family, "model": request.model}
-        return record.model_copy(update=names)
+    def read(self, plan: Planned, reference_key: str | None) -> Measured | None:
+        """What was measured, under the names that the plan has now. None: not yet, or not wholly.
 
-    def write(self, record: Record, reference_key: str | None) -> None:
-        write_whole(self._path(reference_key), record.model_dump_json(indent=1).encode())
+        `reference_key`: the slot of the reference, None without one.
+        """
+        try:
+            content = json.loads(self._path(reference_key).read_bytes())
+            warnings = tuple(map(str, content.pop(_WARNINGS, ())))
+            record = Record.model_validate(content)
+        except (FileNotFoundError, ValueError, AttributeError):
+            return None
+        request = plan.request
+        names = {
+            "label": request.label,
+            "family": request.family,
+            "model": request.model,
+            "reference": plan.reference if reference_key else None,
+        }
+        return Measured(record.model_copy(update=names), warnings)
+
+    def write(self, measured: Measured, reference_key: str | None) -> None:
+        content = measured.record.model_dump(mode="json") | {_WARNINGS: measured.warnings}
+        write_whole(self._path(reference_key), json.dumps(content, indent=1).encode())
+
+    @property
+    def has_output(self) -> bool:
+        """Whether what the figures were read from is still there, as an output as a whole."""
+        try:
+            read_output(str(self.output))
+        except BatchInferError:
+            return False
+        return True
 
     def _path(self, reference_key: str | None) -> Path:
         """KL divergences from two references are two records of one output."""

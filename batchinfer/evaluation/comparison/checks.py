@@ -24,7 +24,11 @@ from batchinfer.model.folder import read_json, require_tokenizer, resolve_folder
 from batchinfer.model.lora import read_lora
 from batchinfer.model.weights import read_weights
 from batchinfer.prompt.encode import check_tokenizer
+from batchinfer.storage import local_path
 from batchinfer.tasks import task_of
+
+#: How a path begins that is no hub name; `out` is where this program writes by default.
+_LOCAL = ("/", "./", "../", "~", "out/")
 
 _Check = Callable[[Planned, Job, Path], None]
 
@@ -78,7 +82,7 @@ def _problems(plan: Planned) -> Iterator[tuple[str, ConfigError]]:
         job = score_job(request, Path("windows"), Path("work"), sets_name="settings")
         engine_kind(job.engine.name).check(job, task_of(job).demand)
     except ConfigError as error:
-        yield key, error
+        yield key, _with_advice(error, request.model) if key.endswith(".model") else error
         return
     of_tokenizer = f"{plan.key}.settings" if job.model.tokenizer else f"{plan.key}.model"
     checks: list[tuple[str, _Check]] = [
@@ -91,6 +95,17 @@ def _problems(plan: Planned) -> Iterator[tuple[str, ConfigError]]:
             check(plan, job, folder)
         except ConfigError as error:
             yield key, error
+
+
+def _with_advice(error: ConfigError, model: str) -> ConfigError:
+    """What is said of a model that is not there: most often a checkpoint that is to be made."""
+    folder = local_path(model)
+    if folder.exists():
+        return error
+    advice = "make that checkpoint first, or leave the entry out with --filter"
+    if folder.parent.is_dir() or model.startswith(_LOCAL):
+        return ConfigError(f"there is no folder {folder.absolute()}: {advice}")
+    return ConfigError(f"{error}. If it is a folder, {advice}")
 
 
 def _check_tokenizer(_: Planned, job: Job, folder: Path) -> None:

@@ -6,9 +6,13 @@ Must not know: how a table is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from batchinfer.evaluation.comparison.names import shortened
 from batchinfer.evaluation.record import Record
+
+_KL = "KL"
+_NAME_CHARS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +26,46 @@ class Column:
 
 
 def columns_of(records: Sequence[Record]) -> list[Column]:
-    """The columns that are not empty for every record."""
-    return [column for column in _ALL if any(column.text(record) for record in records)]
+    """The columns that are not empty for every record, and say something of each."""
+    known = kl_text(records)
+    columns = [replace(c, note=_kl_note(known)) if c.title == _KL else c for c in _ALL]
+    if known is None:
+        columns.append(Column("KL from", _kl_of, "the reference, and how many tokens", False))
+    if settings_text(records) is None:
+        columns.append(Column("settings", lambda r: r.settings or "", "of the job", False))
+    return [column for column in columns if any(column.text(record) for record in records)]
+
+
+def kl_text(records: Sequence[Record]) -> str | None:
+    """From which reference, with which k. "": there is no KL; None: the records differ in it."""
+    found = {_kl_of(record) for record in records} - {""}
+    return next(iter(found), "") if len(found) < 2 else None
+
+
+def settings_text(records: Sequence[Record]) -> str | None:
+    """The settings that all measured records have. "": none; None: they differ in them."""
+    found = {record.settings or "" for record in records if record.error is None}
+    return next(iter(found), "") if len(found) < 2 else None
+
+
+def notes_of(records: Sequence[Record]) -> list[str]:
+    """What a table has no column for, as all its records have it."""
+    notes = []
+    if known := kl_text(records):
+        notes.append(f"{_KL}: {_kl_note(known)}")
+    if settings := settings_text(records):
+        notes.append(f"settings: {settings}")
+    return notes
+
+
+def _kl_of(record: Record) -> str:
+    if record.kl is None:
+        return ""
+    return f"{shortened(record.reference or 'the reference', _NAME_CHARS)}, k = {record.kl_top_k}"
+
+
+def _kl_note(known: str | None) -> str:
+    return f"divergence from {known or 'the reference'}, nats per token"
 
 
 def size_text(num_bytes: int | None) -> str:
@@ -59,7 +101,7 @@ _ALL = (
     Column("perplexity", _number("perplexity", 4), "exp of the mean NLL of a token"),
     Column("95 % interval", _interval, "of the perplexity, over windows of this text"),
     Column("bits/byte", _number("bits_per_byte", 4), "compares also across tokenizers"),
-    Column("KL", _number("kl", 5), "divergence from the reference, nats per token"),
+    Column(_KL, _number("kl", 5), "divergence from the reference, nats per token"),
     Column("top-1", _share, "tokens for which both find the same token likeliest"),
     Column("bits/weight", _number("layer_bits_per_weight", 3), "of the decoder layers, as stored"),
     Column("head", _number("head_bits_per_weight", 3), "bits per weight of the head, as stored"),

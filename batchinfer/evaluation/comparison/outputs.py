@@ -48,7 +48,7 @@ def write_page(records: Sequence[Record], out: Path, title: str) -> Path:
     pictures = []
     for x, y in page_pictures(records) if is_available() else []:
         picture = picture_of(records, x, y)
-        caption = f"{picture.y_title}, against {picture.x_title}"
+        caption = f"{picture.y_title}, against {picture.x_title}".replace("\n", " ")
         light, dark = (draw(picture, theme, "svg") for theme in (LIGHT, DARK))
         pictures.append(PagePicture(caption, light, dark))
     path = out / PAGE

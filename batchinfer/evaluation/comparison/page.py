@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from batchinfer.evaluation.comparison.columns import columns_of
+from batchinfer.evaluation.comparison.columns import columns_of, settings_text
 from batchinfer.evaluation.record import Record
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -63,6 +63,8 @@ def facts_of(records: Sequence[Record]) -> str:
         f"{name} {common(name)}" for name in ("context", "stride") if common(name) is not None
     ]
     facts += [str(value) for name in ("engine", "device") if (value := common(name))]
+    if settings := settings_text(records):
+        facts.append(settings)
     return ", ".join(facts)
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, ConfigError, TransientError, exit_code_of
-from batchinfer.evaluation.comparison.cache import Cache, Slot, key_of
+from batchinfer.evaluation.comparison.cache import Cache, Measured, Slot, key_of
 from batchinfer.evaluation.comparison.children import CHILD, Failure, measure_in_child
 from batchinfer.evaluation.comparison.spec import Planned
 from batchinfer.evaluation.record import Record
@@ -84,7 +84,7 @@ def compare(
         if is_cleared:
             cache.clear(set(run.keys.values()))
         for plan in planned:
-            run.measure(plan)
+            run.measure(plan, planned)
     records = tuple(run.records[plan.label] for plan in shown)
     _warn_of_other_tokens(records, report)
     failed = [plan.label for plan in planned if run.records[plan.label].error is not None]
@@ -122,30 +122,49 @@ class _Run:
             if (key := self.keys.get(plan.label)) is None:
                 continue
             reference_key = self.keys.get(plan.reference) if plan.reference else None
-            kept = self.cache.slot(key).read(plan.request, reference_key)
+            kept = self._kept(plan, reference_key, planned)
             # Of a reference that fails after all, the entry is measured without one.
             may_fail = reference_key is not None and found[reference_key]
             found[key] = found.get(key, False) or is_cleared or kept is None or may_fail
         return found
 
-    def measure(self, plan: Planned) -> None:
+    def measure(self, plan: Planned, planned: Sequence[Planned]) -> None:
         if plan.label in self.records:
             return  # failed above
         slot = self.cache.slot(self.keys[plan.label])
         reference = self._reference(plan)
         reference_key = self.keys[plan.reference] if plan.reference and reference else None
-        record = slot.read(plan.request, reference_key)
-        is_cached = record is not None
-        if record is None:
+        measured = self._kept(plan, reference_key, planned)
+        is_cached = measured is not None
+        if measured is None:
             self.report.begins(plan.label, slot.log)
             outcome = self._compute(plan, slot, reference)
             if isinstance(outcome, Failure):
                 self._fail(plan, outcome)
                 return
-            record = outcome.model_copy(update={"reference": plan.reference if reference else None})
-            slot.write(record, reference_key)
-        self.records[plan.label] = record
-        self.report.ends(record, is_cached=is_cached)
+            measured = outcome
+            slot.write(measured, reference_key)
+        for text in measured.warnings if is_cached else ():
+            self.report.warns(f"{plan.label}: {text}")
+        self.records[plan.label] = measured.record
+        self.report.ends(measured.record, is_cached=is_cached)
+
+    def _kept(
+        self, plan: Planned, reference_key: str | None, planned: Sequence[Planned]
+    ) -> Measured | None:
+        """What was measured before. Of a reference that is needed, None without its output."""
+        slot = self.cache.slot(self.keys[plan.label])
+        measured = slot.read(plan, reference_key)
+        if measured is None or slot.has_output:
+            return measured
+        key = self.keys[plan.label]
+        of_it = [other for other in planned if other.reference == plan.label]
+        is_needed = any(
+            other.label in self.keys
+            and self.cache.slot(self.keys[other.label]).read(other, key) is None
+            for other in of_it
+        )
+        return None if is_needed else measured
 
     def _reference(self, plan: Planned) -> Path | None:
         """The finished output of the entry's reference."""
@@ -158,15 +177,21 @@ class _Run:
             return None
         return self.cache.slot(self.keys[plan.reference]).output
 
-    def _compute(self, plan: Planned, slot: Slot, reference: Path | None) -> Record | Failure:
+    def _compute(self, plan: Planned, slot: Slot, reference: Path | None) -> Measured | Failure:
         request = plan.request.model_copy(
             update={"reference": str(reference) if reference else None}
         )
+        warnings: list[str] = []
 
         def warn(text: str) -> None:
+            warnings.append(text)
             self.report.warns(f"{plan.label}: {text}")
 
-        return measure_in_child(request, slot.work, slot.log, self.program, warn)
+        found = measure_in_child(request, slot.work, slot.log, self.program, warn)
+        if isinstance(found, Failure):
+            return found
+        names = {"reference": plan.reference if reference else None}
+        return Measured(found.model_copy(update=names), tuple(warnings))
 
     def _fail(self, plan: Planned, failure: Failure) -> None:
         record = Record(

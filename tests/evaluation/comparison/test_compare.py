@@ -65,7 +65,9 @@ class Bench:
         return lines
 
     def records(self) -> list[dict[str, Any]]:
-        return json.loads((self.out / "results.json").read_text())["records"]
+        """Of the last comparison, whole or filtered."""
+        files = [*self.out.glob("results.json"), *self.out.glob("filtered-*/results.json")]
+        return json.loads(max(files, key=lambda f: f.stat().st_mtime_ns).read_text())["records"]
 
     def numbers(self) -> list[dict[str, Any]]:
         """What two runs have to agree on."""
@@ -80,8 +82,9 @@ def bench(tmp_path: Path) -> Bench:
 def test_each_entry_is_a_row(bench: Bench) -> None:
     ended = bench.compare(bench.write(title="Demo"))
     assert ended.code == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    *lines, settings = ended.stdout.splitlines()
     assert [line[:9] for line in lines] == ["entry    ", "demo fp32", "demo bf16"]
+    assert settings.startswith("settings: checkpoint.every_rows=2, ")
     fp32, bf16 = bench.records()
     assert fp32["perplexity"] == bf16["perplexity"] > 1  # the fake has no precision
     assert (fp32["family"], fp32["context"], fp32["stride"]) == ("demo", 32, 8)
@@ -98,8 +101,11 @@ def test_what_an_entry_warns_of_is_said_under_its_label(bench: Bench) -> None:
     entries = [{"model": str(MODEL), "label": "a"}]
     ended = bench.compare(bench.write(data=str(text), column="t", entries=entries))
     assert ended.code == 0, ended.stderr
-    assert "warning: a: the data" in ended.stderr
-    assert "2 of 3 rows that were read have no text" in ended.stderr
+    for _ in range(2):  # with figures that are kept, too
+        assert "warning: a: the data" in ended.stderr
+        assert "2 of 3 rows that were read have no text" in ended.stderr
+        ended = bench.compare(bench.folder / "spec.yaml")
+    assert "kept from before" in ended.stderr
 
 
 def test_what_is_finished_is_kept(bench: Bench) -> None:
@@ -149,7 +155,7 @@ def test_no_comparison_takes_an_entry_from_another(bench: Bench) -> None:
     """It is refused before anything is deleted, and the other's files stay as they are."""
     path = bench.write(reference="demo fp32")
     assert bench.compare(path, "--filter", "*fp32").code == 0
-    numbers, results = bench.numbers(), (bench.out / "results.json").read_bytes()
+    numbers, results = bench.numbers(), results_of(bench.out)
     first = bench.begin(path, step_s=0.5)
     wait_until(lambda: len([*bench.out.glob("entries/*/log.txt")]) == 2, 120, "the second entry")
     held = sorted(bench.out.glob("entries/*"))
@@ -158,12 +164,17 @@ def test_no_comparison_takes_an_entry_from_another(bench: Bench) -> None:
         assert second.code == 75
         assert "in use by another comparison that runs now" in second.stderr
     assert sorted(bench.out.glob("entries/*")) == held
-    assert (bench.out / "results.json").read_bytes() == results
+    assert results_of(bench.out) == results
     beside = bench.compare(path, "--filter", "*fp32")  # a finished reference is for all to read
     assert (beside.code, bench.numbers()) == (0, numbers)
     assert bench.compare(path, "--filter", "*fp32", "--clear-cache").code == 75
     assert wait(first, 280).code == 0
     assert [record["error"] for record in bench.records()] == [None, None]
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    files = [*out.glob("*.*"), *out.glob("filtered-*/*")]
+    return {str(path): path.read_bytes() for path in files}
 
 
 def ids(work: Path) -> set[int]:
@@ -290,7 +301,7 @@ def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench)
         (
             {"entries": [{"model": "nowhere"}, {"model": str(MODEL)}, {"model": "nor/here/x"}]},
             (),
-            "entries.0.model (nowhere): model.path: there is no folder",
+            "make that checkpoint first, or leave the entry out with --filter",
         ),
         ({}, ("--filter", "*int8"), "--filter *int8 matches no label"),
         ({"context": 99_999}, (), "spec.yaml: context (demo fp32): the context of 99999 tokens"),
@@ -322,6 +333,11 @@ def test_a_filter_shows_some_entries(bench: Bench) -> None:
     assert ended.code == 0
     assert [record["label"] for record in bench.records()] == ["demo bf16"]
     assert len(bench.asked()) == bench.records()[0]["windows"]
+    assert not (bench.out / "results.json").exists()
+    assert bench.compare(path, "-p").code == 0
+    whole = results_of(bench.out)
+    assert bench.compare(path, "--filter", "*fp32", "-p").code == 0
+    assert whole.items() <= results_of(bench.out).items(), "of all entries, as it was"
 
 
 def test_a_plot_is_drawn_on_request(bench: Bench) -> None:
@@ -369,16 +385,55 @@ def test_a_reference_gives_the_others_their_distance_from_it(bench: Bench) -> No
     assert (fp32["kl"], fp32["reference"]) == (None, None)
     assert (bf16["kl"], bf16["kl_top_k"], bf16["reference"]) == (0.0, 3, "demo fp32")
     assert bf16["top1_agreement"] == 1.0
+    bench.asked()
+    entry = {"model": str(MODEL)}
+    renamed = [entry | {"quantization": "fp32", "label": "the base"}]
+    renamed.append(entry | {"quantization": "bf16", "label": "bf16"})
+    ended = bench.compare(bench.write(reference="the base", top_k=3, entries=renamed))
+    assert [record["reference"] for record in bench.records()] == [None, "the base"]
+    assert "KL: divergence from the base, k = 3, nats per token" in ended.stdout
+    assert not bench.asked()
     shutil.rmtree(bench.out)
     bench.compare(bench.write(reference="demo fp32", top_k=3), "--filter", "*bf16")
     assert [record["kl"] for record in bench.records()] == [0.0]
+
+
+def test_a_reference_whose_output_was_deleted_is_computed_again_once_it_is_needed(
+    bench: Bench,
+) -> None:
+    bench.compare(bench.write(reference="demo fp32", top_k=3), "--filter", "*fp32")
+    (output,) = bench.out.glob("entries/*/work/output")
+    shutil.rmtree(output)
+    bench.asked()
+    ended = bench.compare(bench.write(reference="demo fp32", top_k=3))
+    assert ended.code == 0, ended.stderr
+    assert (bench.records()[1]["kl"], len(bench.asked())) == (0, 2 * bench.records()[0]["windows"])
+    shutil.rmtree(output)
+    assert bench.compare(bench.write(reference="demo fp32", top_k=3)).code == 0
+    assert not bench.asked(), "all figures are there"
+
+
+def test_a_text_of_the_same_size_and_time_is_another(bench: Bench) -> None:
+    """In a folder of Parquet files."""
+    folder = bench.folder / "texts"
+    folder.mkdir()
+    file = folder / "a.parquet"
+    entries = [{"model": str(MODEL)}]
+    sizes = set()
+    for word in ("one two three ", "two one three "):
+        pl.DataFrame({"t": [word * 20]}).write_parquet(file, compression="uncompressed")
+        os.utime(file, (1e9, 1e9))
+        sizes.add(file.stat().st_size)
+        bench.compare(bench.write(data=str(folder), column="t", entries=entries))
+        assert bench.asked()
+    assert len(sizes) == 1
 
 
 def test_a_tokenizer_that_differs_from_the_references_is_refused(bench: Bench) -> None:
     entries = [{"model": str(MODEL)}, {"model": with_other_tokenizer(bench.folder)}]
     ended = bench.compare(bench.write(entries=entries, reference="model"))
     assert ended.code == 3
-    assert "its tokenizer is another one" in bench.records()[1]["error"]
+    assert "has another tokenizer than" in bench.records()[1]["error"]
     assert bench.records()[0]["error"] is None
 
 

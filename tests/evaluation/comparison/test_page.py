@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
+from batchinfer.evaluation.comparison.axes import picture_of
+from batchinfer.evaluation.comparison.columns import notes_of
 from batchinfer.evaluation.comparison.outputs import schema, write_page, write_plot, write_results
 from batchinfer.evaluation.comparison.page import page_of
 from batchinfer.evaluation.comparison.table import table_lines
@@ -34,6 +36,30 @@ def test_a_figure_beyond_measure_does_not_widen_the_table() -> None:
 def test_a_column_that_nobody_has_is_left_out() -> None:
     assert "KL" not in table_lines([record()])[0]
     assert "KL" in table_lines([record(), record("c", kl=0.01)])[0]
+
+
+def test_from_what_a_divergence_is_and_how_it_was_found_is_said_wherever_it_is_shown(
+    tmp_path: Path,
+) -> None:
+    records = [record("base"), record("a", kl=0.01, kl_top_k=32, reference="base")]
+    records.append(record("b", kl=0.02, kl_top_k=32, reference="base"))
+    said = "divergence from base, k = 32"
+    assert notes_of(records) == [f"KL: {said}, nats per token"]
+    assert said in page_of(records, [], "t")
+    assert "(from base, k = 32)" in picture_of(records, "bits", "kl").y_title
+    records[-1] = record("b", kl=0.02, kl_top_k=8, reference="other")
+    assert "other, k = 8" in table_lines(records)[-1]
+    assert notes_of(records) == []
+    assert "each entry's reference" in picture_of(records, "bits", "kl").y_title
+
+
+def test_settings_are_shown_once_if_all_have_them_and_else_of_each() -> None:
+    records = [record("a", settings="x=1"), record("b", settings="x=1"), failed("c")]
+    assert notes_of(records) == ["settings: x=1"]
+    assert "x=1" not in "".join(table_lines(records))
+    records[1] = record("b")
+    assert notes_of(records) == []
+    assert "x=1" in table_lines(records)[1]
 
 
 def test_a_label_of_any_kind_leaves_the_columns_below_one_another() -> None:
