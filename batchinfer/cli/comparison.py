@@ -54,10 +54,9 @@ def compare_spec(
     spec = read_spec(spec_path)
     if title is not None:
         _check_title(title)
-    planned = requests_of(spec)
-    all_planned = planned
-    shown = choose(planned, patterns)
-    planned = needed(planned, shown)
+    all_planned = requests_of(spec)
+    shown = choose(all_planned, patterns)
+    planned = needed(all_planned, shown)
     check_inputs(planned, spec_path)
     if plot is not None:
         if not is_available():
@@ -71,33 +70,39 @@ def compare_spec(
     except KeyboardInterrupt:
         report.warns(f"stopped: finished windows are kept in {folder}; start again to go on")
         raise
-    heading = title or spec.title or printable(Path(spec_path).stem)
+    for line in (*table_lines(done.records), *notes_of(done.records)):
+        click.echo(line)
     if len(shown) < len(all_planned):
         folder /= _filtered_name(patterns)
-    write_results(done.records, folder, heading)
-    files = [folder / "results.parquet", write_page(done.records, folder, heading)]
-    for line in table_lines(done.records):
-        click.echo(line)
-    for note in notes_of(done.records):
-        click.echo(note)
-    try:
-        if plot is not None:
-            files += write_plot(
-                done.records,
-                folder,
-                plot.x,
-                plot.y,
-                title=title or spec.title,
-                is_dark=plot.is_dark,
-            )
-    except NothingToPlot as error:  # the entries' failures decide the exit code
-        report.warns(f"no plot was written: {error}")
-    finally:
-        click.echo(f"written: {', '.join(map(str, files))}", err=True)
+    heading = title or spec.title or printable(Path(spec_path).stem)
+    files = _write_results(done.records, folder, heading)
+    if plot is not None:
+        files += _write_plot(done.records, folder, plot, title or spec.title, report)
+    click.echo(f"written: {', '.join(map(str, files))}", err=True)
     if done.exit_code == TransientError.exit_code:
         raise TransientError(done.message)
     if done.exit_code:
         raise TooManyFailedRows(done.message)
+
+
+def _write_results(records: Sequence[Record], folder: Path, heading: str) -> list[Path]:
+    write_results(records, folder, heading)
+    return [folder / "results.parquet", write_page(records, folder, heading)]
+
+
+def _write_plot(
+    records: Sequence[Record],
+    folder: Path,
+    plot: PlotOptions,
+    title: str | None,
+    report: _Report,
+) -> list[Path]:
+    """One that cannot be is no failure: those of the entries decide the exit code."""
+    try:
+        return write_plot(records, folder, plot.x, plot.y, title=title, is_dark=plot.is_dark)
+    except NothingToPlot as error:
+        report.warns(f"no plot was written: {error}")
+        return []
 
 
 def _check_title(title: str) -> None:
