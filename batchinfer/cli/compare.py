@@ -55,8 +55,6 @@ def compare(
     is_cleared: bool,
     has_plot: bool,
     title: str | None,
-    is_vram: bool,
-    x: str,
     **plot: Any,
 ) -> None:
     """Measure every entry of SPEC (YAML or JSON), each in a process of its own.
@@ -66,16 +64,22 @@ def compare(
     """
     from batchinfer.cli.comparison import PlotOptions, compare_spec
 
-    if is_vram:
-        given = click.get_current_context().get_parameter_source("x")
-        if given is not ParameterSource.DEFAULT and x != "memory":
-            raise click.UsageError(f"-v is short for -x memory: give it or -x {x}, not both")
-        x = "memory"
+    plot["x"] = _x_axis(plot["x"], is_short=plot.pop("is_vram"))
     compare_spec(
         spec,
         out,
         patterns,
         title=title,
-        plot=PlotOptions(x, **plot) if has_plot else None,
+        plot=PlotOptions(**plot) if has_plot else None,
         is_cleared=is_cleared,
     )
+
+
+def _x_axis(x: str, *, is_short: bool) -> str:
+    """What -x and -v say. Raises UsageError if they say two things."""
+    if not is_short:
+        return x
+    source = click.get_current_context().get_parameter_source("x")
+    if source is not ParameterSource.DEFAULT and x != "memory":
+        raise click.UsageError(f"-v is short for -x memory: give it or -x {x}, not both")
+    return "memory"
