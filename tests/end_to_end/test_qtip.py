@@ -84,6 +84,22 @@ def test_a_model_whose_weights_stay_packed_gives_the_same_tokens(
     assert loaded[0] < loaded[1] / 2
 
 
+def test_a_layer_that_the_checkpoint_lacks_is_named(folder: Place, tmp_path: Path) -> None:
+    """It was computed with whatever was in memory."""
+    from safetensors.torch import load_file, save_file
+
+    from tests.support.qtip_checkpoints import write_coded
+
+    write_coded("exl3", tmp_path / "exl3")
+    file = tmp_path / "exl3" / "model.safetensors"
+    lost = "model.layers.1.mlp.down_proj"
+    tensors = {n: t for n, t in load_file(file).items() if not n.startswith(lost)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    ended = summarize(folder, tmp_path / "exl3", "out", "model.quantization=exl3")
+    assert ended.code == 2, ended.stderr
+    assert f"neither a trellis nor a weight of {lost}" in ended.stderr
+
+
 def test_two_workers_that_share_packed_layers_give_the_tokens_of_one_that_decodes_them(
     folder: Place, tmp_path: Path
 ) -> None:

@@ -86,6 +86,14 @@ def test_checkpoints_whose_tensors_are_as_said_are_taken() -> None:
         (QTIP, {"mcg": header("I32")}, "config.json says code mul1, and a tensor beside it mcg"),
         (QTIP, {"tlut": header("F16", 512, 2)}, r"code mul1 has a table \(tlut\)"),
         (QTIP, {"trellis": header("I16", 16, 8, 64)}, "says 3 bits, and its trellis .* has 4"),
+        (EXL3, {"suh": header("I32", 256)}, "suh is I32, and not one of F16, BF16, F32"),
+        (EXL3, {"weight": header("BF16", 128, 256)}, "it has a trellis and a weight"),
+        (QTIP, {"tlut": header("F32", 512, 2)}, r"table \(tlut\) is F32 \[512, 2\], and not F16"),
+        (
+            QTIP,
+            {"tlut": header("F16", 100, 2)},
+            r"tlut\) is F16 \[100, 2\], and not F16",
+        ),
     ],
 )
 def test_a_layer_that_cannot_be_right_is_named(
@@ -202,6 +210,7 @@ def test_what_is_stored_as_one_layer_becomes_several() -> None:
         (lambda parts: parts.pop("suh"), "layer: it has no suh"),
         (lambda parts: parts.pop("trellis"), "layer: it has suh and svh and no trellis"),
         (lambda parts: parts.update(parts_of(256, 256)), "256 outputs, and the model 128"),
+        (lambda parts: parts["svh"].fill_(torch.nan), "layer: svh has NaN or infinity"),
     ],
 )
 def test_a_layer_that_did_not_arrive_as_the_model_needs_it_is_named(

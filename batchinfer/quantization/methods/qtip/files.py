@@ -16,7 +16,8 @@ Hadamard of a whole side (`full`) is more than Sylvester's. Must not know: torch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,8 @@ CODES: Mapping[str, int] = {"3inst": 1, "mcg": 1, "mul1": 1, "1mad": 1, "hyb": 2
 MARKERS = ("mcg", "mul1")
 #: All that may stand beside a trellis, except a bias.
 PARTS = ("trellis", "suh", "svh", "su", "sv", *MARKERS, "tlut", "had_in", "had_out")
+_SCALE_DTYPES = ("F16", "BF16", "F32")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _LANE_ORDERS = ("exl3", "qtip")
 _HADAMARDS = ("block128", "full")
 _PADDED = "sizes are padded to multiples of 128"
@@ -122,7 +125,10 @@ def check_stored(stored: Stored) -> None:
     if not layers:
         raise stored.not_as_said()
     for module, parts in layers.items():
-        if wrong := next(_wrong(stored.settings, module, parts), None):
+        wrong = next(_wrong(stored.settings, module, parts), None)
+        if wrong is None and f"{module}.weight" in stored.tensors:
+            wrong = "it has a trellis and a weight"
+        if wrong:
             raise ConfigError(
                 f"{stored.folder}: {module}: {wrong}. The checkpoint is damaged or of another "
                 "format: copy it again, or quantize the model again"
@@ -161,8 +167,28 @@ def _wrong(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Iter
         scales = parts.get(name)
         if scales is not None and scales.shape != (TILE * size,):
             yield f"{name} is {list(scales.shape)} beside {TILE * size} {side}puts of the trellis"
+        if scales is not None and scales.dtype not in _SCALE_DTYPES:
+            yield f"{name} is {scales.dtype}, and not one of {', '.join(_SCALE_DTYPES)}"
+    tlut = parts.get("tlut")
+    if tlut is not None and not _is_tlut(tlut):
+        yield f"its table (tlut) is {tlut.dtype} {list(tlut.shape)}, and not F16 [2^Q, 2]"
     if (layer.code == "hyb") != ("tlut" in parts):
         yield f"code {layer.code} has {'no' if layer.code == 'hyb' else 'a'} table (tlut)"
+
+
+def _is_tlut(tensor: Tensor) -> bool:
+    size = tensor.shape[0] if len(tensor.shape) == 2 and tensor.shape[1] == 2 else 0
+    return tensor.dtype == "F16" and size in {1 << bits for bits in range(16)}
+
+
+def is_lost(module: str, coded: Collection[str], plain: Collection[str]) -> bool:
+    """Whether a linear layer of the model is not in its checkpoint, where other blocks have it.
+
+    An engine would compute with whatever its memory holds. `plain`: modules with a weight.
+    """
+    if module in coded or module in plain:
+        return False
+    return _NUMBER.sub("*", module) in {_NUMBER.sub("*", other) for other in coded}
 
 
 def missing(parts: Mapping[str, Any]) -> Iterator[str]:

@@ -92,6 +92,8 @@ class Pieces:
         problems = list(missing(parts))
         if not problems:
             problems = [*wrong_shape(list(parts["trellis"].shape)), *self._wrong_sizes(index)]
+            scales = (name for name in ("suh", "svh", "tlut") if name in parts)
+            problems += [f"{n} has NaN or infinity" for n in scales if not _is_finite(parts[n])]
         if problems:
             raise ValueError(f"{self.name}: {problems[0]}: copy the checkpoint again")
         cut = not all(span.is_whole for span in (self.inputs, self.outputs[index]))
@@ -124,6 +126,10 @@ class Pieces:
         """Whether the checkpoint has more inputs or outputs than the model."""
         wanted = [span.width for span in (self.inputs, self.outputs[index])]
         return list(sizes(layer)) != wanted
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def padded(size: int) -> int:

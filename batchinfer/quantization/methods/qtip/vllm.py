@@ -39,7 +39,7 @@ from batchinfer.quantization.methods.qtip.decided import (
     why_decoded,
 )
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
-from batchinfer.quantization.methods.qtip.files import PARTS, format_of, layers_of
+from batchinfer.quantization.methods.qtip.files import PARTS, format_of, is_lost, layers_of
 from batchinfer.quantization.methods.qtip.linear import Packed, backend_for, run_linear
 from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
 
@@ -57,6 +57,7 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
         super().__init__()
         self.settings = dict(settings)
         self.coded: frozenset[str] | None = None  # None: no headers, all but the output layer
+        self.plain: frozenset[str] = frozenset()  # modules with a weight that is stored as it is
 
     @classmethod
     def get_name(cls) -> str:
@@ -101,12 +102,14 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
 
         tensors = get_safetensors_params_metadata(model_name, revision=revision)
         self.coded = frozenset(layers_of(tensors)) if tensors else None
+        weights = (name for name in tensors if name.endswith(".weight"))
+        self.plain = frozenset(name.removesuffix(".weight") for name in weights)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Add vLLM's names of layers. Its rules for prefixes end in a dot: so do we."""
+        """Add vLLM's names of layers."""
         if self.coded is not None:
-            renamed = hf_to_vllm_mapper.apply_list([f"{name}." for name in self.coded])
-            self.coded |= {name.removesuffix(".") for name in renamed}
+            self.coded |= _renamed(self.coded, hf_to_vllm_mapper)
+            self.plain |= _renamed(self.plain, hf_to_vllm_mapper)
         modules = self.settings.get("modules", {})
         renamed = hf_to_vllm_mapper.apply_dict({f"{k}.": v for k, v in modules.items()})
         renamed = {name.removesuffix("."): said for name, said in renamed.items()}
@@ -144,6 +147,11 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
                 raise ValueError(
                     f"config.json says that {name} is coded, and the checkpoint has no trellis of "
                     "it: copy it again"
+                )
+            if said is None and is_lost(name, self.coded, self.plain):
+                raise ValueError(
+                    f"the checkpoint has neither a trellis nor a weight of {name}, which other "
+                    "blocks of the model have coded: copy it again"
                 )
             return name in self.coded
         if said is not None:
@@ -258,6 +266,12 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
                 raise ValueError(f"{name}: {error}: copy the checkpoint again") from error
             shards.append(pieces.coded(index, layer))
         return shards
+
+
+def _renamed(modules: frozenset[str], hf_to_vllm_mapper: Any) -> set[str]:
+    """vLLM's names of modules. Its rules for prefixes end in a dot: so do we."""
+    renamed = hf_to_vllm_mapper.apply_list([f"{name}." for name in modules])
+    return {name.removesuffix(".") for name in renamed}
 
 
 def _has_coded_head(settings: Mapping[str, Any]) -> bool:
