@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 _SOURCES = Path(__file__).parents[1] / "kernels_src"
 
+_DIGEST_BYTES = 32
 #: Environment variable: a folder with libraries that were compiled elsewhere.
 PREBUILT = "BATCHINFER_KERNELS"
 
@@ -83,6 +84,7 @@ def compiled(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP
         folder.mkdir(parents=True, exist_ok=True)
         command = [compiler, *tools.flags, *flags, str(_SOURCES / source), "-o", str(temporary)]
         _call(command)
+        _seal(temporary)
         temporary.replace(library)
     except OSError as error:
         raise NotCompiled(f"{folder} cannot be written: {error.strerror}") from error
@@ -98,7 +100,7 @@ def already_compiled(
     prebuilt = os.environ.get(PREBUILT)
     folders = [Path(prebuilt), folder] if prebuilt else [folder]
     files = [found / _name(source, flags, tools) for found in folders]
-    return next((file for file in files if file.is_file()), None)
+    return next(filter(_is_whole, files), None)
 
 
 def why_none(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP) -> str | None:
@@ -106,6 +108,26 @@ def why_none(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP
     if already_compiled(source, flags, folder, tools) is not None or _compiler(tools) is not None:
         return None
     return _no_compiler(tools)
+
+
+def _seal(library: Path) -> None:
+    """Write its digest behind it, where no loader looks, and have both on the disk.
+
+    A library that was cut off would end the process in the middle of a call.
+    """
+    with library.open("r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_whole(library: Path) -> bool:
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
 
 
 def _compiler(tools: Tools) -> str | None:

@@ -299,6 +299,16 @@ def test_a_weight_that_is_no_number_is_named(
     assert "row 3, column 5" in ended.stderr and not (tmp_path / "out").exists()
 
 
+def test_of_a_long_row_the_first_tokens_are_taken(model: Path, tmp_path: Path, cache: Path) -> None:
+    """Memory is that of rows of 2,048 tokens, whatever the texts are."""
+    long = tmp_path / "long.parquet"
+    pl.DataFrame({"description": ["a word and " * 200_000]}).write_parquet(long)
+    ended = quantize(*arguments(model, tmp_path / "out", long), cache=cache)
+    assert ended.code == 0, ended.stderr
+    assert "the first 2,048 tokens of 1 longer rows" in ended.stderr
+    assert "Token indices" not in ended.stderr
+
+
 def test_a_layer_that_float16_scales_cannot_hold_is_named(
     model: Path, tmp_path: Path, cache: Path
 ) -> None:

@@ -224,6 +224,16 @@ def test_a_library_that_was_compiled_elsewhere_needs_no_compiler(
         compiled("cpu/viterbi.cpp", ("-O1",), tmp_path / "here")
 
 
+@pytest.mark.parametrize("damage", [b"", b"\x7fELF", None])
+def test_a_library_that_was_cut_off_is_compiled_again(damage: bytes | None, tmp_path: Path) -> None:
+    """Loaded, it ends the process."""
+    library = compiled("cpu/viterbi.cpp", ("-O0",), tmp_path)
+    whole = library.read_bytes()
+    library.write_bytes(whole[:-4000] if damage is None else damage)
+    assert compiled("cpu/viterbi.cpp", ("-O0",), tmp_path) == library
+    assert library.stat().st_size == len(whole)
+
+
 def test_the_instruction_set_is_the_best_that_the_cpu_has() -> None:
     assert instruction_flags(BUILDS["avx512"]) == ("-mavx512f",)
     assert instruction_flags(BUILDS["avx2"]) == ("-mavx2", "-mfma")

@@ -172,7 +172,12 @@ def _tokens(source: Path, coding: Coding, teller: Teller, num_inputs: int) -> Te
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    ids = [token for row in tokenizer(list(coding.texts))["input_ids"] for token in row]
+    rows = tokenizer(list(coding.texts), verbose=False)["input_ids"]
+    if num_long := sum(len(row) > _MAX_TOKENS for row in rows):
+        teller.note(
+            f"of the texts, the first {_MAX_TOKENS:,} tokens of {num_long:,} longer rows"
+        )
+    ids = [token for row in rows for token in row[:_MAX_TOKENS]]
     if len(ids) < num_inputs:
         raise InputError(
             f"the calibration texts have {len(ids):,} tokens in {len(coding.texts):,} rows, and "

@@ -26,7 +26,7 @@ def search_on_gpu(table: Tensor, num_bits: int, libraries: Path) -> Search:
     """As `viterbi.search_on_cpu`, for tiles on the present GPU. `table`: float [65536, V]."""
     try:
         return CudaSearch(table, num_bits, compiled(SOURCE, flags_for_gpu(), libraries, CUDA))
-    except NotCompiled as error:
+    except (NotCompiled, OSError) as error:  # OSError: a library of another system
         logger.warning("torch searches instead of our kernel, some 30 times as long: %s", error)
         return TorchSearch(table, num_bits)
 

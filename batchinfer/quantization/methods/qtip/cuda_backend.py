@@ -69,7 +69,11 @@ def library(bits: int, code: str, lane_order: str) -> Library:
     folder = user_folder()
     if already_compiled(SOURCE, flags, folder, CUDA) is None:
         log.info("compiling the kernels of %d-bit %s weights, once", bits, code)
-    return Library(compiled(SOURCE, flags, folder, CUDA))
+    file = compiled(SOURCE, flags, folder, CUDA)
+    try:
+        return Library(file)
+    except (OSError, RuntimeError) as error:  # of another system's libraries, or another driver
+        raise NotCompiled(f"{file} does not run here: {error}") from error
 
 
 class CudaBackend(KernelBackend):
