@@ -174,9 +174,7 @@ def _tokens(source: Path, coding: Coding, teller: Teller, num_inputs: int) -> Te
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     rows = tokenizer(list(coding.texts), verbose=False)["input_ids"]
     if num_long := sum(len(row) > _MAX_TOKENS for row in rows):
-        teller.note(
-            f"of the texts, the first {_MAX_TOKENS:,} tokens of {num_long:,} longer rows"
-        )
+        teller.note(f"of the texts, the first {_MAX_TOKENS:,} tokens of {num_long:,} longer rows")
     ids = [token for row in rows for token in row[:_MAX_TOKENS]]
     if len(ids) < num_inputs:
         raise InputError(
