@@ -2,6 +2,7 @@
 
 from batchinfer.model.facts import ModelFacts, read_model
 from batchinfer.model.lora import Lora
+from batchinfer.model.marks import changed_weights, weight_marks
 from batchinfer.model.needs import Needs
 
-__all__ = ["Lora", "ModelFacts", "Needs", "read_model"]
+__all__ = ["Lora", "ModelFacts", "Needs", "changed_weights", "read_model", "weight_marks"]

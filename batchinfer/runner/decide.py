@@ -82,7 +82,7 @@ def _complete(start: Start, view: OutputView) -> Complete | None:
     """None unless the output is complete for just this job and input."""
     if view.is_restarting or start.options.retry_failed or view.success is None:
         return None
-    if view.record is not None and start.identity.changes_since(view.record):
+    if view.record is not None and _changes(start, view, view.record):
         return None
     digest = _digest_in(view.record, start)
     if view.success.get("digest") != complete_digest(digest, start.shards):
@@ -148,13 +148,22 @@ def _binding_record(start: Start, view: OutputView) -> Mapping[str, Any] | None:
     record = view.record
     if record is None:
         return None
-    changes = start.identity.changes_since(record)
+    changes = _changes(start, view, record)
     if start.options.slice is None and not view.survey.has_results:
         is_same = int(record["window_rows"]) == start.job.packing.window_rows
         return record if is_same and not changes else None
     if changes:
         raise other_settings(view.url, changes)
     return record
+
+
+def _changes(start: Start, view: OutputView, record: Mapping[str, Any]) -> list[str]:
+    """What differs from a job.json: settings, and weights of the same shape."""
+    weights = [
+        f"model.path: {start.model.path}/{name} holds other weights than those it was begun with"
+        for name in view.changed_weights
+    ]
+    return [*start.identity.changes_since(record), *weights]
 
 
 def other_settings(url: str, changes: Sequence[str]) -> ConfigError:

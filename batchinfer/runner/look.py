@@ -22,12 +22,16 @@ from batchinfer.ledger import (
     records,
     survey,
 )
+from batchinfer.model import changed_weights
 from batchinfer.runner.carried import to_text
 from batchinfer.runner.ownership import Neighbours, Origin, find_neighbours, read_origins
 from batchinfer.runner.restart import read_pending
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
+
+#: In job.json: what `weight_marks` said when the output was begun.
+WEIGHTS_KEY = "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class OutputView:
     neighbours: Neighbours
     origins: Mapping[str, Origin]  # of the finished files that no run accounts for, by key
     remains: Remains | None
+    changed_weights: tuple[str, ...] = ()  # files that are others than when it was begun
 
     def recorded_since(self, first_run: int) -> dict[str, Fingerprint]:
         """What each shard looked like when its rows were computed, by name."""
@@ -99,7 +104,16 @@ def look(start: Start) -> OutputView:
         neighbours=others,
         origins=read_origins(store, listed.finished - accounted),
         remains=_remains(start, listed) if is_lost else None,
+        changed_weights=() if is_restarting else _changed_weights(start, record),
     )
+
+
+def _changed_weights(start: Start, record: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The digest knows weights by their shapes. Outputs of earlier versions do not say more."""
+    marks = (record or {}).get(WEIGHTS_KEY)
+    if not isinstance(marks, dict) or not start.kind.needs_weights(start.job):
+        return ()
+    return tuple(changed_weights(start.model.path, marks))
 
 
 def _runs(store: Store) -> Iterator[RunRecord]:

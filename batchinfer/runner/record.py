@@ -15,10 +15,12 @@ from typing import Any
 from batchinfer import __version__
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.ledger import Holder, layout, records
+from batchinfer.model import weight_marks
 from batchinfer.runner.begun import differs_by_machine
 from batchinfer.runner.carried import RECORD_KEY, to_text
 from batchinfer.runner.decide import Resume, other_settings
 from batchinfer.runner.input import InputView
+from batchinfer.runner.look import WEIGHTS_KEY
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
@@ -29,6 +31,7 @@ logger = logging.getLogger("batchinfer.runner")
 def write_job_record(start: Start, decision: Resume, inputs: InputView, created_at: str) -> bytes:
     """Create job.json; what it is then. Raises if another slice began with something else."""
     carried = inputs.carried
+    has_weights = start.kind.needs_weights(start.job)
     created = {
         "name": start.job.name,
         "digest": decision.digest,
@@ -37,6 +40,7 @@ def write_job_record(start: Start, decision: Resume, inputs: InputView, created_
         "created_at": created_at,
         "ingredients": start.identity.ingredients,
         "job": start.job.model_dump(mode="json"),
+        **({WEIGHTS_KEY: weight_marks(start.model.path)} if has_weights else {}),
         **({RECORD_KEY: to_text(carried)} if carried is not None else {}),
     }
     store = start.store

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from tests.support.endings import must_fail
 from tests.support.in_process import run_here
 from tests.support.jobs import (
+    MODEL,
     SLOW,
     Place,
     job,
@@ -35,6 +38,53 @@ def test_a_finished_output_is_recognised_without_building_an_engine(
     assert again.code == 0, again.stderr
     assert again.result["rows"] == 200
     assert again.result["rows_computed"] == 0
+
+
+def change_the_weights(model: Path) -> None:
+    """As training does: to as many bytes, everywhere; with the times of the old file."""
+    file = model / "model.safetensors"
+    times, content = file.stat(), bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start:] = bytes(byte ^ 1 for byte in content[start:])
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", "70")], ids=["complete", "begun"])
+def test_results_of_two_sets_of_weights_are_not_mixed(
+    folder: Place, two_shards: Path, tmp_path: Path, limit: tuple[str, ...]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    at = ("--set", f"model.path={model}")
+    assert run(two_shards, *at, *limit).code == 0
+    shutil.rmtree(model)
+    shutil.copytree(MODEL, model, copy_function=shutil.copy)  # the same weights at another time
+    elsewhere = Path(shutil.copytree(MODEL, tmp_path / "copy"))
+    assert run(two_shards, "--set", f"model.path={elsewhere}", *limit).code == 0
+    before = {name: Path(folder.url("out", name)).read_bytes() for name in folder.names("out")}
+    change_the_weights(model)
+    refused = run(two_shards, *at)
+    must_fail(refused, 2, f"{model}/model.safetensors holds other weights", "--restart")
+    assert before.keys() <= set(folder.names("out"))
+    again = run(two_shards, *at, "--restart")
+    assert (again.code, again.result["rows_computed"]) == (0, 200), again.stderr
+    assert run(two_shards, *at).code == 0
+
+
+def test_an_output_of_a_version_that_did_not_mark_weights_is_resumed_with_any(
+    folder: Place, two_shards: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    at = ("--set", f"model.path={model}")
+    assert run(two_shards, *at, "--limit", "70").code == 0
+    path = Path(folder.url("out/_batchinfer/job.json"))
+    record = json.loads(path.read_text())
+    del record["weights"]
+    path.write_text(json.dumps(record))
+    change_the_weights(model)
+    assert run(two_shards, *at).code == 0
 
 
 def test_a_limit_ends_cleanly_and_the_next_start_goes_on(folder: Place, two_shards: Path) -> None:
