@@ -203,16 +203,6 @@ def cases(runs: Runs) -> dict[str, list[Case]]:
             is_said = any("other processes hold" in warning for warning in found["warnings"])
             return expect(found, (0,)) | {"is_said": is_said}
 
-    def other_device() -> dict[str, Any]:
-        with holder("take", busy, index=1) as pid:
-            found = runs.run_large(EAGER, "model.tensor_parallel_size=2")
-            return expect(found, (75,), "GPU 1", f"process {pid} |not shown")
-
-    def other_device_late() -> dict[str, Any]:
-        with holder("watch", 8 * GIB, index=1) as pid:
-            found = runs.run_large(EAGER, "model.tensor_parallel_size=2")
-            return expect(found, (75,), f"process {pid} |not shown")
-
     found: dict[str, list[Case]] = {
         "held": [("held, the model cannot fit", held), ("held, a share is asked for", share)],
         "full": [("all but 1.2 GiB held, tiny model", full)],
@@ -229,11 +219,27 @@ def cases(runs: Runs) -> dict[str, list[Case]]:
         ],
     }
     if len(gpus()) > 1:
-        found["devices"] = [
-            ("held on the second device", other_device),
-            ("taken on the second device while loading", other_device_late),
-        ]
+        found["devices"] = cases_of_two_devices(runs, busy)
     return found
+
+
+def cases_of_two_devices(runs: Runs, busy: int) -> list[Case]:
+    """`busy`: bytes that leave too little of a device."""
+
+    def other_device() -> dict[str, Any]:
+        with holder("take", busy, index=1) as pid:
+            found = runs.run_large(EAGER, "model.tensor_parallel_size=2")
+            return expect(found, (75,), "GPU 1", f"process {pid} |not shown")
+
+    def other_device_late() -> dict[str, Any]:
+        with holder("watch", 8 * GIB, index=1) as pid:
+            found = runs.run_large(EAGER, "model.tensor_parallel_size=2")
+            return expect(found, (75,), f"process {pid} |not shown")
+
+    return [
+        ("held on the second device", other_device),
+        ("taken on the second device while loading", other_device_late),
+    ]
 
 
 def main() -> None:

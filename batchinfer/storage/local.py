@@ -20,6 +20,7 @@ from typing import BinaryIO
 from batchinfer.errors import InputError, TransientError
 from batchinfer.storage.base import FileInfo, OnOther, Other
 from batchinfer.storage.local_errors import CheckedFile, os_errors, why_no_folder
+from batchinfer.storage.local_walk import Found, status_of, walk_folder
 from batchinfer.storage.urls import join_url, local_path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
@@ -34,9 +35,6 @@ _NO_HARD_LINKS = frozenset(
     {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL}
 )
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})  # as well
-
-# For annotations inside the class, where `list` is the method.
-Found = tuple[str, "os.DirEntry[str]"]
 
 
 class LocalStore:
@@ -76,7 +74,7 @@ class LocalStore:
         for key, entry in self._walk(prefix, recursive=recursive):
             if _TEMPORARY.fullmatch(entry.name):
                 continue
-            found = _status(entry)
+            found = status_of(entry)
             if isinstance(found, Other):
                 if on_other is not None:
                     on_other(key, found)
@@ -185,7 +183,7 @@ class LocalStore:
         folder_key, _, name_prefix = prefix.rpartition("/")
         key_prefix = f"{folder_key}/" if folder_key else ""
         folder = self._root / folder_key
-        return _walk_folder(folder, key_prefix, name_prefix, recursive, frozenset())
+        return walk_folder(folder, key_prefix, name_prefix, recursive, frozenset())
 
     def _create(self, key: str, content: bytes) -> bool:
         path = self._path(key)
@@ -235,61 +233,6 @@ def _vanished(path: Path) -> TransientError:
 
 def _file_info(key: str, found: os.stat_result) -> FileInfo:
     return FileInfo(key, found.st_size, str(found.st_mtime_ns))
-
-
-def _status(entry: os.DirEntry[str]) -> os.stat_result | Other | None:
-    """A file's status, else what it is. None: deleted or renamed since the folder was read."""
-    with os_errors("read", entry.path):
-        try:
-            found = entry.stat()
-        except FileNotFoundError:
-            return Other.DEAD_LINK if entry.is_symlink() else None
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            return Other.DEAD_LINK
-    if stat.S_ISREG(found.st_mode):
-        return found
-    return Other.FOLDER if stat.S_ISDIR(found.st_mode) else Other.SPECIAL
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:  # links in a circle
-        if error.errno != errno.ELOOP:
-            raise
-        return False
-
-
-def _walk_folder(
-    folder: Path,
-    key_prefix: str,
-    name_prefix: str,
-    recursive: bool,
-    ancestors: frozenset[tuple[int, int]],
-) -> Iterator[Found]:
-    """In the order of whole keys: a folder sorts as `name/`, so `a-b/x` precedes `a/x`."""
-    with os_errors("read", folder):
-        try:
-            found = folder.stat()
-            with os.scandir(folder) as scan:
-                entries = [(f"{e.name}/" if _is_folder(e) else e.name, e) for e in scan]
-        except (FileNotFoundError, NotADirectoryError):
-            return
-    this = (found.st_dev, found.st_ino)
-    if this in ancestors:  # a link back up the tree
-        return
-    for name, entry in sorted(entries, key=lambda named: named[0]):
-        if not name.startswith(name_prefix):
-            continue
-        if not name.endswith("/"):
-            yield key_prefix + name, entry
-        elif not recursive:
-            yield key_prefix + name.removesuffix("/"), entry
-        else:
-            below = Path(entry.path)
-            yield from _walk_folder(below, key_prefix + name, "", True, ancestors | {this})
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def test_a_layer_that_the_checkpoint_lacks_is_named(folder: Place, tmp_path: Pat
     assert f"neither a trellis nor a weight of {lost}" in ended.stderr
 
 
-def test_two_workers_that_share_packed_layers_give_the_tokens_of_one_that_decodes_them(
+def test_two_workers_with_packed_layers_give_the_tokens_of_one_that_decodes(
     folder: Place, tmp_path: Path
 ) -> None:
     """Outputs of q, k, v, gate and up are cut, and inputs of o and down; each has a CPU."""

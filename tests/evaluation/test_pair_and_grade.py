@@ -60,7 +60,7 @@ def test_an_output_is_at_no_distance_from_itself(place: Place) -> None:
         assert side.price_per_million_tokens == pytest.approx(1e-3 / side.tokens_per_s * 1e6)
 
 
-def test_the_difference_is_the_second_less_the_first_of_the_rows_that_succeeded_in_both(
+def test_the_difference_is_the_second_less_the_first_over_rows_of_both(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = scores(place, "one", reject_every=9)

@@ -104,7 +104,7 @@ def test_weights_that_changed_are_not_counted_as_those_before(
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_measurement_without_a_folder_of_its_own_finds_only_what_is_of_the_same_content(
+def test_a_measurement_without_its_own_folder_finds_only_equal_content(
     text: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,7 @@ def test_parts_of_a_model_without_their_index_have_to_be_all_there(folder: Path)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its imports
-def test_every_kind_of_quantized_checkpoint_is_refused_without_a_layer_a_weight_or_its_scales(
+def test_a_quantized_checkpoint_without_a_layer_weight_or_scale_is_refused(
     tmp_path: Path,
 ) -> None:
     import torch

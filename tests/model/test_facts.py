@@ -245,7 +245,7 @@ def test_bitsandbytes_weights_of_another_kind_than_the_settings_say_are_refused(
         ("none", CPU, False),
     ],
 )
-def test_a_mixture_of_experts_that_cannot_be_quantized_is_refused_before_it_is_loaded(
+def test_experts_that_cannot_be_quantized_are_refused_before_they_are_loaded(
     folder: Path, name: str, machine: Machine, is_refused: bool
 ) -> None:
     file = folder / "model.safetensors"

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 MAX_LINES = 60
 MAX_PARAMETERS = 8
 MAX_FILE_LINES = 350
-MAX_TEST_NAME = 90
+MAX_TEST_NAME = 80
 
 
 def functions(folder: str) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -20,31 +20,35 @@ def functions(folder: str) -> Iterator[tuple[str, ast.FunctionDef]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node
 
 
+def all_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for folder in ("batchinfer", "tests", "benchmarks"):
+        yield from functions(folder)
+
+
 def num_parameters(function: ast.FunctionDef) -> int:
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return len([argument for argument in named if argument.arg not in ("self", "cls")])
+    rest = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
+    return len([argument for argument in named + rest if argument.arg not in ("self", "cls")])
 
 
 def test_no_function_is_too_long() -> None:
     long = [
         place
-        for place, function in functions("batchinfer")
+        for place, function in all_functions()
         if (function.end_lineno or 0) - function.lineno + 1 >= MAX_LINES
     ]
     assert not long
 
 
 def test_no_function_takes_too_much() -> None:
-    many = [
-        p for p, function in functions("batchinfer") if num_parameters(function) >= MAX_PARAMETERS
-    ]
+    many = [p for p, function in all_functions() if num_parameters(function) >= MAX_PARAMETERS]
     assert not many
 
 
 def test_no_file_is_too_long() -> None:
     files = (ROOT / "batchinfer").rglob("*.py")
-    long = [file.name for file in files if len(file.read_text().splitlines()) > MAX_FILE_LINES]
+    long = [file.name for file in files if len(file.read_text().splitlines()) >= MAX_FILE_LINES]
     assert not long
 
 

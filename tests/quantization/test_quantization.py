@@ -11,7 +11,8 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -499,7 +500,7 @@ ADVICE = {
 
 @pytest.mark.parametrize("has_experts", [False, True])
 @pytest.mark.parametrize("asked_dtype", [None, *DTYPES])
-def test_what_is_advised_is_accepted_whatever_is_asked_of_whatever_on_whichever_machine(
+def test_advice_is_accepted_for_every_name_checkpoint_and_machine(
     asked_dtype: str | None, has_experts: bool
 ) -> None:
     num_found = dict.fromkeys(ADVICE, 0)
@@ -637,56 +638,63 @@ def test_explain_says_what_a_name_means_here(filled: Place, tmp_path: Path) -> N
     assert f"fp4: {record_of('fp4').meaning}. Not here: vLLM has no CPU kernel" in explained.stdout
 
 
-@pytest.mark.real_engine
-@pytest.mark.timeout(600)
-def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_run_it(
-    folder: Place, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A job of one name: of the demo model, or of a checkpoint `kind` of it."""
+
+    kind: str | None
+    num_quantized: int  # of 24 layers
+    method: str  # within the name of vLLM's class for them
+
+
+def cases() -> dict[str, Case]:
+    """Name of the job, which begins with the quantization's -> what is run."""
+    fp8 = Case(None, 24, "Fp8PerBlock") if runs_here("fp8") else Case(None, 0, "Unquantized")
+    plain = Case(None, 0, "Unquantized")
+    return {
+        "none": plain,
+        "fp32": plain,
+        "fp16": plain,
+        "bf16": plain,
+        "fp8": fp8,
+        "int8": Case("w8a8", 24, "CompressedTensorsW8A8Int8"),
+        "int4": Case("w4a16", 24, "CompressedTensorsWNA16"),
+        "awq": Case("awq", 24, "AWQ"),
+        "gptq": Case("gptq", 24, "GPTQ"),
+        "nf4": Case(None, 24, "Bits4LinearMethod"),
+        "nf4-checkpoint": Case("bnb-nf4", 24, "Bits4LinearMethod"),
+        "nf4-nested": Case("bnb-nf4-nested", 24, "Bits4LinearMethod"),
+        "nf4-fp4": Case("bnb-fp4", 24, "Bits4LinearMethod"),
+        "nf4-int8": Case("bnb-int8", 24, "Bits8LinearMethod"),
+        "int8-made": Case(None, 24, "CompressedTensorsW8A8Int8"),
+        "int4-made": Case(None, 24, "CompressedTensorsWNA16"),
+    }
+
+
+def write_case(name: str, case: Case, folder: Place, tmp_path: Path) -> tuple[str, Path]:
+    """Its job file and its model."""
     from tests.support.checkpoints import write_checkpoint  # imports torch
 
-    prompts = pl.read_parquet(ROOT / "jobs" / "demo" / "prompts" / "*.parquet").head(8)
-    folder.write_parquet("in/a.parquet", prompts)
-    has_fp8 = runs_here("fp8")
-    cases = {
-        "none": (None, 0, "Unquantized"),
-        "fp32": (None, 0, "Unquantized"),
-        "fp16": (None, 0, "Unquantized"),
-        "bf16": (None, 0, "Unquantized"),
-        "fp8": (None, 24 if has_fp8 else 0, "Fp8PerBlock" if has_fp8 else "Unquantized"),
-        "int8": ("w8a8", 24, "CompressedTensorsW8A8Int8"),
-        "int4": ("w4a16", 24, "CompressedTensorsWNA16"),
-        "awq": ("awq", 24, "AWQ"),
-        "gptq": ("gptq", 24, "GPTQ"),
-        "nf4": (None, 24, "Bits4LinearMethod"),
-        "nf4-checkpoint": ("bnb-nf4", 24, "Bits4LinearMethod"),
-        "nf4-nested": ("bnb-nf4-nested", 24, "Bits4LinearMethod"),
-        "nf4-fp4": ("bnb-fp4", 24, "Bits4LinearMethod"),
-        "nf4-int8": ("bnb-int8", 24, "Bits8LinearMethod"),
-        "int8-made": (None, 24, "CompressedTensorsW8A8Int8"),
-        "int4-made": (None, 24, "CompressedTensorsWNA16"),
-    }
-    paths = []
-    models = {}
-    for name, (kind, _, _) in cases.items():
-        model = models[name] = write_checkpoint(kind, tmp_path / name) if kind else MODEL
-        settings = job(
-            folder,
-            name,
-            prompt={"template": "{{ description }}"},
-            model={
-                "path": str(model),
-                "quantization": name.partition("-")[0],
-                "max_model_len": 1024,
-            },
-            sampling={"max_tokens": 4, "prompt_logprobs": True},
-            engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 1 << 25}},
-        )
-        if name == "fp8":
-            settings["model"]["quantization_fallback"] = ["bf16"]
-        paths.append(str(write_job(tmp_path, settings, f"{name}.yaml")))
-    settings = job(folder, "aborts", model={"path": str(tmp_path / "int8"), "dtype": "float16"})
-    paths.append(str(write_job(tmp_path, settings, "aborts.yaml")))
-    paths.append(str(tmp_path / "int8-made.yaml"))  # whose checkpoint is found now
+    model = write_checkpoint(case.kind, tmp_path / name) if case.kind else MODEL
+    settings = job(
+        folder,
+        name,
+        prompt={"template": "{{ description }}"},
+        model={
+            "path": str(model),
+            "quantization": name.partition("-")[0],
+            "max_model_len": 1024,
+        },
+        sampling={"max_tokens": 4, "prompt_logprobs": True},
+        engine={"max_num_seqs": 8, "options": {"kv_cache_memory_bytes": 1 << 25}},
+    )
+    if name == "fp8":
+        settings["model"]["quantization_fallback"] = ["bf16"]
+    return str(write_job(tmp_path, settings, f"{name}.yaml")), model
+
+
+def run_cases(paths: Sequence[str], cache: Path) -> tuple[list[str], str]:
+    """A line for each job, in one process, and what went to stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.run_many", *paths],
         capture_output=True,
@@ -694,42 +702,32 @@ def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_ru
         cwd=ROOT,
         timeout=560,
         check=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
     )
-    *lines, refused, again = done.stdout.splitlines()
-    assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
-    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
-    assert [folder.name.split("-")[0] for folder in made] == [
-        name for name in ("int4", "int8") if runs_here(name)
-    ]
-    assert refused.startswith("2 ")
-    assert "dtype float16 aborts the process in vLLM on a CPU" in refused
-    means = {}
-    for name, line in zip(cases, lines, strict=True):
-        if name != "fp8" and not runs_here(name.partition("-")[0]):  # fp8 has a fallback
-            assert line.startswith("2 "), f"{name}: {line}\n{done.stderr}"
-            assert "cannot run here: it needs the kernel cpu_gemm_wna16" in line
-            continue
-        assert line.startswith("0 "), f"{name}: {line}\n{done.stderr}"
-        file = folder.url(name, "a.parquet")
-        layers = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])["engine"]["extra"][
-            "layers"
-        ]
-        assert (layers["num_quantized_layers"], layers["num_layers"]) == (cases[name][1], 24)
-        estimated = read_model(
-            str(models[name]),
-            quantization=name.partition("-")[0],
-            quantization_fallback=("bf16",),
-            machine=this_machine(),
-        ).needs
-        assert estimated is not None
-        assert layers["weights_bytes"] == pytest.approx(estimated.weights, rel=0.05), name
-        (method,) = layers["methods"]
-        assert cases[name][2] in method
-        if "nf4" not in name:  # whose operators are no class of vLLM's
-            assert (sum(layers["kernels"].values()) == 24) == (cases[name][1] == 24)
-        column = pl.read_parquet(file)["prompt_token_logprobs"].explode().drop_nans()
-        means[name] = column.drop_nulls().mean()
+    return done.stdout.splitlines(), done.stderr
+
+
+def check_layers(name: str, case: Case, file: str, model: Path) -> None:
+    """Every layer was quantized as the name says, and memory is as it was estimated."""
+    facts = json.loads(pq.read_metadata(file).metadata[b"batchinfer"])
+    layers = facts["engine"]["extra"]["layers"]
+    assert (layers["num_quantized_layers"], layers["num_layers"]) == (case.num_quantized, 24)
+    estimated = read_model(
+        str(model),
+        quantization=name.partition("-")[0],
+        quantization_fallback=("bf16",),
+        machine=this_machine(),
+    ).needs
+    assert estimated is not None
+    assert layers["weights_bytes"] == pytest.approx(estimated.weights, rel=0.05), name
+    (method,) = layers["methods"]
+    assert case.method in method
+    if "nf4" not in name:  # whose operators are no class of vLLM's
+        assert (sum(layers["kernels"].values()) == 24) == (case.num_quantized == 24)
+
+
+def check_means(means: Mapping[str, float]) -> None:
+    """Mean log-probability of the prompts' tokens, by job."""
     # Rounding costs little where the packing is right; by chance a token of 4096 has -8.3.
     assert np.ptp(np.array([*means.values()], np.float64)) < 0.3, means
     assert means["none"] == means["bf16" if HAS_BFLOAT16 else "fp32"]
@@ -741,6 +739,42 @@ def test_every_name_quantizes_every_layer_or_is_refused_where_this_cpu_cannot_ru
     assert means["int8-made"] == pytest.approx(means["int8"], abs=0.02)
     # What is read is what was written: block scales are the same numbers again.
     assert means["nf4-checkpoint"] == means["nf4"] == pytest.approx(means["nf4-nested"], abs=0.01)
+
+
+@pytest.mark.real_engine
+@pytest.mark.timeout(600)
+def test_every_name_quantizes_every_layer_or_is_refused_on_this_cpu(
+    folder: Place, tmp_path: Path
+) -> None:
+    prompts = pl.read_parquet(ROOT / "jobs" / "demo" / "prompts" / "*.parquet").head(8)
+    folder.write_parquet("in/a.parquet", prompts)
+    written = {n: write_case(n, case, folder, tmp_path) for n, case in cases().items()}
+    aborts = job(folder, "aborts", model={"path": str(tmp_path / "int8"), "dtype": "float16"})
+    paths = [path for path, _ in written.values()]
+    paths.append(str(write_job(tmp_path, aborts, "aborts.yaml")))
+    paths.append(written["int8-made"][0])  # whose checkpoint is found now
+    (*lines, refused, again), stderr = run_cases(paths, tmp_path / "cache")
+    assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
+    made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
+    assert [folder.name.split("-")[0] for folder in made] == [
+        name for name in ("int4", "int8") if runs_here(name)
+    ]
+    assert refused.startswith("2 ")
+    assert "dtype float16 aborts the process in vLLM on a CPU" in refused
+    means: dict[str, float] = {}
+    for (name, case), line in zip(cases().items(), lines, strict=True):
+        if name != "fp8" and not runs_here(name.partition("-")[0]):  # fp8 has a fallback
+            assert line.startswith("2 "), f"{name}: {line}\n{stderr}"
+            assert "cannot run here: it needs the kernel cpu_gemm_wna16" in line
+            continue
+        assert line.startswith("0 "), f"{name}: {line}\n{stderr}"
+        file = folder.url(name, "a.parquet")
+        check_layers(name, case, file, written[name][1])
+        column = pl.read_parquet(file)["prompt_token_logprobs"].explode().drop_nans()
+        mean = column.drop_nulls().mean()
+        assert isinstance(mean, float)
+        means[name] = mean
+    check_means(means)
 
 
 @pytest.mark.real_engine

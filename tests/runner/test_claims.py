@@ -15,7 +15,7 @@ from tests.support.jobs import Place, job, results, rows, write_job
 NUM_ROWS = 200  # windows of 64
 
 
-def test_windows_that_are_given_alone_become_parts_and_a_later_run_finishes_the_shard(
+def test_windows_given_alone_become_parts_and_a_later_run_finishes_the_shard(
     folder: Place, tmp_path: Path
 ) -> None:
     folder.write_parquet("in/a.parquet", rows(NUM_ROWS))

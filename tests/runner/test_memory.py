@@ -77,7 +77,7 @@ def small_peak(tmp_path: Path) -> int:
 
 
 @pytest.mark.parametrize("num_groups", [1, 8])
-def test_a_shard_larger_than_the_memory_allowance_is_read_kept_and_folded_in_bounded_memory(
+def test_a_shard_larger_than_the_allowance_is_folded_in_bounded_memory(
     folder: Place, tmp_path: Path, small_peak: int, num_groups: int
 ) -> None:
     num_rows, row_bytes = 30_000, 20_000

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import fsspec
 import polars as pl
@@ -139,51 +139,53 @@ def write_job(folder: Path, settings: dict[str, Any], name: str = "job.yaml") ->
     return path
 
 
-def start(
-    path: Path | str,
-    *arguments: str,
-    place: Place | None = None,
-    fake: Mapping[str, Any] | None = None,
-    crash: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
-    command: Sequence[str] = ("run",),
-    engine: str = "fake",
-    stdout: Any = subprocess.PIPE,
-    ignored: Collection[int] = (),
-) -> subprocess.Popen[str]:
-    """Start the command line in a process group of its own. engine: "fake" or "real".
+class Launch(TypedDict, total=False):
+    """How a command is started."""
 
-    `ignored`: signals that the process ignores from its start, as under nohup.
-    """
+    place: Place | None
+    fake: Mapping[str, Any] | None  # settings of the fake engine
+    crash: Mapping[str, Any] | None
+    environ: Mapping[str, str] | None
+    command: Sequence[str]  # ("run",)
+    engine: str  # "fake" (the default) or "real"
+    stdout: Any
+    ignored: Collection[int]  # signals that the process ignores from its start, as under nohup
+
+
+def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> subprocess.Popen[str]:
+    """Start the command line in a process group of its own."""
+    place, ignored = options.get("place"), options.get("ignored", ())
 
     def ignore() -> None:
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
 
-    module = "tests.support.fake_run" if engine == "fake" else "batchinfer"
+    module = "tests.support.fake_run" if options.get("engine", "fake") == "fake" else "batchinfer"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHINFER", "AWS_"))}
     folders = filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])
     environment |= {
         "PYTHONPATH": os.pathsep.join(folders),
-        "FAKE_ENGINE": json.dumps(dict(fake or {})),
+        "FAKE_ENGINE": json.dumps(dict(options.get("fake") or {})),
     }
     environment |= dict(place.environ) if place else {}
-    if crash:
+    if crash := options.get("crash"):
         environment["CRASH"] = json.dumps(dict(crash))
     return subprocess.Popen(
-        [sys.executable, "-m", module, *command, str(path), *arguments],
+        [sys.executable, "-m", module, *options.get("command", ("run",)), str(path), *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=stdout,
+        stdout=options.get("stdout", subprocess.PIPE),
         stderr=subprocess.PIPE,
         text=True,
-        env=environment | dict(environ or {}),
+        env=environment | dict(options.get("environ") or {}),
         start_new_session=True,
         cwd=ROOT,
         preexec_fn=ignore if ignored else None,
     )
 
 
-def run(path: Path | str, *arguments: str, timeout_s: float = 150, **options: Any) -> Ended:
+def run(
+    path: Path | str, *arguments: str, timeout_s: float = 150, **options: Unpack[Launch]
+) -> Ended:
     """Start and wait."""
     return wait(start(path, *arguments, **options), timeout_s)
 

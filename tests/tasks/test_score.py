@@ -70,7 +70,7 @@ def answer(ask: Ask, logprobs: npt.NDArray[np.float32] | None = None) -> Complet
 
 
 @given(data=st.data(), num_tokens=st.integers(1, 60), context=st.integers(2, 20))
-def test_each_token_is_scored_once_with_at_least_context_less_stride_tokens_before_it(
+def test_each_token_is_scored_once_after_at_least_context_less_stride_others(
     data: st.DataObject, num_tokens: int, context: int
 ) -> None:
     stride = data.draw(st.integers(1, context - 1))

@@ -434,7 +434,7 @@ needs_more_than_avx2 = pytest.mark.skipif(
 
 @pytest.mark.real_engine
 @needs_more_than_avx2
-def test_a_job_runs_with_the_library_of_a_cpu_without_avx512_and_an_output_goes_on_there(
+def test_a_job_and_a_begun_output_run_on_a_cpu_without_avx512(
     filled: Place, tmp_path: Path
 ) -> None:
     engine = {"options": {"kv_cache_memory_bytes": 1 << 25}}

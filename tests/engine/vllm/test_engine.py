@@ -277,7 +277,7 @@ def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() ->
         (40, {}, MemoryError(), ConfigError, "does not fit the device's memory: it needs about"),
     ],
 )
-def test_a_start_that_fails_without_a_reason_is_the_jobs_mistake_where_memory_is_short(
+def test_a_start_that_fails_for_no_reason_where_memory_is_short_is_the_jobs(
     free_gib: float, options: dict[str, Any], error: Exception, kind: type, words: str
 ) -> None:
     needs = read_model(MODEL).needs
@@ -323,7 +323,7 @@ def test_layers_of_all_pipeline_stages_are_counted_once_each() -> None:
 # Engines of their own come before the shared one: vLLM allows one at a time in a process.
 
 
-def test_dummy_weights_without_a_tokenizer_run_and_close_frees_the_process_for_another() -> None:
+def test_dummy_weights_run_without_a_tokenizer_and_close_frees_the_process() -> None:
     from batchinfer.engine.vllm.engine import build_vllm_engine
 
     options = {"load_format": "dummy", "skip_tokenizer_init": True}
