@@ -128,7 +128,7 @@ def _parsed(
 
 def _json(key: object, value: object) -> str:
     if not isinstance(key, str) or "=" in key:
-        raise ConfigError(f"overrides: {key!r} is no dotted key such as 'sampling.max_tokens'")
+        raise ConfigError(f"overrides: {key!r} is not a dotted key such as 'sampling.max_tokens'")
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

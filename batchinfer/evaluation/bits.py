@@ -49,7 +49,7 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Bits:
-    """A checkpoint's modules, in the order of their names. None of a file that is no safetensors:
+    """A checkpoint's modules, in the order of their names. None of a file that is not safetensors:
     nothing is known of it.
     """
 

@@ -24,7 +24,7 @@ from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 logger = logging.getLogger("batchinfer.evaluation")
 
-#: exp() of more is no number. A model that guesses has log(vocabulary), about 12.
+#: exp() of more is infinite. A model that guesses has log(vocabulary), about 12.
 _MAX_NLL = 700.0
 
 

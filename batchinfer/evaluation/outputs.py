@@ -148,6 +148,6 @@ def refuse_failed(output: Output) -> None:
                 raise InputError(
                     f"{output.rows_failed} rows of {output.url} failed, such as row {row['row']} "
                     f"({row['error_type']}): {row['error_message']}. No figure is given without "
-                    "them: mend the cause, then compute them again, with `batchinfer run "
+                    "them: fix the cause, then compute them again, with `batchinfer run "
                     "--retry-failed` or by starting the same measurement again"
                 )

@@ -90,7 +90,7 @@ def tops_of(output: Output, table: pa.Table) -> Tops:
     is_sound = (tops.logprobs <= MAX_LOGPROB).all() and np.isfinite(tops.token_logprobs).all()
     if not is_sound or (tops.token_logprobs > MAX_LOGPROB).any():
         raise InputError(
-            f"{output.url} has log-probabilities that are no number or above 0, which no model "
+            f"{output.url} has log-probabilities that are not numbers or above 0, which no model "
             "gives: the file is damaged, run its job again with --restart"
         )
     return tops

@@ -2,7 +2,7 @@
 
 Must not know: tokenizers, models. Whatever they come from, the pieces joined with `separator` are
 the text. Files of text are read as they are; of Parquet, each row is a piece, and one that is null
-or only white space is no paragraph of the text.
+or only white space is not a paragraph of the text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Text:
     separator: str
 
     def is_left_out(self, piece: str) -> bool:
-        """Whether `piece` is no part of the text: a blank row between paragraphs."""
+        """Whether `piece` is not part of the text: a blank row between paragraphs."""
         return self.separator == PARAGRAPH and not piece.strip()
 
     def pieces(self) -> Iterator[str]:

@@ -115,7 +115,7 @@ class _Reader:
         self._num_left_out = 0
 
     def reads(self, want_chars: int) -> bool:
-        """Read until there are so many characters; whether that was all."""
+        """Read until there are `want_chars` characters; whether that was all."""
         while self._num_chars < want_chars:
             piece = next(self._pieces, None)
             if piece is None:
@@ -131,7 +131,7 @@ class _Reader:
         if self._num_left_out:
             logger.warning(
                 "the data %s: %s of %s rows that were read have no text (null, empty or white "
-                "space) and are no part of what is measured",
+                "space) and are not part of what is measured",
                 self._text.name,
                 f"{self._num_left_out:,}",
                 f"{self._num_left_out + len(self.read):,}",
@@ -165,7 +165,7 @@ def windows_of(stream: Stream, context: int, stride: int) -> Iterator[tuple[int,
 
 
 def num_tokens_of(num_windows: int, context: int, stride: int) -> int:
-    """Tokens of a stream that the first so many windows take."""
+    """Tokens of a stream that the first `num_windows` windows take."""
     return context + (num_windows - 1) * stride
 
 

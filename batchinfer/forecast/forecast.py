@@ -24,11 +24,11 @@ from batchinfer.plan.order import by_length
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
-#: More requests than this are extrapolated from the second half of so many: steady state.
+#: More requests than this are extrapolated from the second half of this many: steady state.
 MAX_SIMULATED_REQUESTS = 16384
 _NUM_RESAMPLES = 20
 _RANGE_PERCENT = (5, 95)
-#: A row gets the completion of a measured row of about its length: one of so many to either side.
+#: A row gets the completion of a measured row of about its length: one of this many to either side.
 _NUM_NEIGHBOURS = 3
 
 

@@ -37,7 +37,7 @@ class UnreadableSource(Exception):
 
 
 def batch_bytes_of(num_cursors: int) -> int:
-    """How much each of so many cursors may hold: parts lie side by side in a window."""
+    """How much each of `num_cursors` may hold: parts lie side by side in a window."""
     return max(_MIN_BATCH_BYTES, _CURSORS_BYTES // max(1, num_cursors))
 
 

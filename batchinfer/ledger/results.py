@@ -47,7 +47,7 @@ def read_facts(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def read_schema(store: Store, key: str) -> pa.Schema:
-    """Columns of a Parquet file, none if it is no such file. Raises FileNotFoundError."""
+    """Columns of a Parquet file, none if it is not one. Raises FileNotFoundError."""
     with store.open(key) as source:
         try:
             return pq.read_schema(source)

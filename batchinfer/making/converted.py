@@ -71,7 +71,7 @@ def _places(source: Path) -> dict[str, tuple[Path, TensorSpec]]:
     found = {}
     for file in weight_files(source):
         if file.suffix != ".safetensors":
-            raise ConfigError(f"{file} is no safetensors file: convert it to one first")
+            raise ConfigError(f"{file} is not a safetensors file: convert it to one first")
         if file.name != _MATRICES:
             for name, tensor in read_header(file)[1].items():
                 found[name] = (file, TensorSpec(name, tensor.dtype, tensor.shape))

@@ -207,5 +207,5 @@ def _split(rest: str) -> tuple[str, str, bool]:
     if not separator:
         module, _, part = rest.rpartition(".")
     is_weight = bool(_OF_WEIGHT.fullmatch(part))
-    # What is no part of a weight stands for itself: all experts in one tensor, for example.
+    # What is not part of a weight stands for itself: all experts in one tensor, for example.
     return _EXPERT.sub("experts.*", module if is_weight else rest), part, is_weight

@@ -49,7 +49,7 @@ class Needs:
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights
     packed: int | None = None  # weights, if a CPU that can keeps trellis codes packed
-    caches_all_tokens: bool = False  # `kv_per_token` is no estimate from above
+    caches_all_tokens: bool = False  # `kv_per_token` is not an estimate from above
 
 
 def needs_of(

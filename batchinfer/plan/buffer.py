@@ -18,7 +18,7 @@ from batchinfer.plan.order import by_length, prefix_trees
 #: Grouping by prefix has to save so much of all prompt tokens to be worth leaving the order of the
 #: rows, or of the windows: rows of several windows in flight finish their shards later.
 MIN_SHARED = 0.05
-#: Rows of so many chunks at most are mixed: each has a shard or window of its own, which costs a
+#: Rows of at most this many chunks are mixed: each has a shard or window of its own, which costs a
 #: part at every flush until it is done.
 MAX_MIXED_CHUNKS = 64
 

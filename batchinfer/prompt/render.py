@@ -24,7 +24,7 @@ from batchinfer.prompt.sandbox import Sandbox, begin_row, bounded_range
 from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
 _MAX_MESSAGE_CHARS = 500
-# Names that are no columns, so that a column of the same name is meant everywhere else; and
+# Names that are not columns, so that a column of the same name is meant everywhere else; and
 # nothing that a second run would render differently.
 _FUNCTIONS = frozenset({"range", "namespace"})
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}", re.IGNORECASE)
@@ -132,7 +132,7 @@ def _printable(value: Any) -> Any:
         return value
     if value is None:
         raise RowError("missing_value", "the template prints a null; give it a default")
-    raise TypeError(f"the template prints a {type(value).__name__}, which is no text")
+    raise TypeError(f"the template prints a {type(value).__name__}, which is not text")
 
 
 def _to_json(value: Any, **options: Any) -> str:

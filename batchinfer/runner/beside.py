@@ -26,7 +26,7 @@ _MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Numbers of results by name of shard; `strange` are keys of files that are no result."""
+    """Numbers of results by name of shard; `strange` are keys of files that are not results."""
 
     finished: Mapping[str, int] = field(default_factory=dict)
     unfinished: Mapping[str, int] = field(default_factory=dict)  # durable in parts only

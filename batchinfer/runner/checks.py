@@ -74,7 +74,7 @@ def _check_names(store: Store, shards: Sequence[Shard]) -> None:
         folders = shard.name.split("/")[:-1]
         above = ["/".join(folders[:depth]) for depth in range(1, len(folders) + 1)]
         if {"", ".", ".."}.intersection(folders):
-            problem = "a part of that path is no name"
+            problem = "a part of that path is not a name"
         elif folders and folders[0] in (layout.META, layout.SUCCESS_KEY):
             problem = f"the output has records of its own at {folders[0]}"
         elif layout.META in folders:

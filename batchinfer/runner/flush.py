@@ -15,7 +15,7 @@ class FlushPolicy:
     """Counts what is buffered. All times are monotonic seconds."""
 
     def __init__(self, every_rows: int, every_s: float, max_bytes: int) -> None:
-        """A flush is due after so many rows, bytes, or seconds since the oldest row."""
+        """A flush is due after a number of rows, of bytes, or of seconds since the oldest row."""
         self._every_rows = every_rows
         self._every_s = every_s
         self._max_bytes = max_bytes

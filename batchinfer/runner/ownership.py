@@ -109,7 +109,7 @@ def refuse_foreign_files(url: str, origins: Mapping[str, Origin], digest: str) -
 
 
 def refuse_strangers(url: str, origins: Mapping[str, Origin], digests: set[str]) -> None:
-    """Files that are no result of this output stop a restart before it deletes anything.
+    """Files that are not results of this output stop a restart before it deletes anything.
 
     `digests`: of every job that this output has been computed for, those before a restart too.
     """

@@ -46,7 +46,7 @@ class ShardProgress:
         self.num_done += 1
 
     def window_read(self, window: int, num_expected: int, num_done: int) -> None:
-        """The window must have so many results; some are durable already."""
+        """How many results the window must have, and how many are durable already."""
         self.num_expected[window] = num_expected
         self.num_done += num_done
 

@@ -125,7 +125,7 @@ class Writer:
         self._post(shard)
 
     def window_read(self, shard: str, window: int, num_expected: int, num_done: int) -> None:
-        """A window was read: it must have so many results, and so many are durable already.
+        """A window was read: how many results it must have, and how many are durable already.
 
         With its last window a shard is read; it is finished once all its results are in.
         """

@@ -20,8 +20,8 @@ FACTS_KEY = b"batchinfer"
 _DICTIONARY_COLUMNS = ("shard", "sample", "finish_reason", "stop_reason", "attempt", "error_type")
 
 _PAGE_BYTES = 1 << 20
-#: A page ends at the first multiple of so many rows that exceeds its size; Arrow's 1,024 would make
-#: pages of 20 MB of rows of 20 kB.
+#: A page ends at the first multiple of this number of rows that exceeds its size; Arrow's 1,024
+#: would make pages of 20 MB of rows of 20 kB.
 _PAGE_STEP_ROWS = 256
 #: A fold holds a page of each column of each part of a window, and there can be hundreds of parts.
 _PART_PAGE_BYTES = 64 << 10

@@ -40,7 +40,7 @@ def no_credentials(error: BaseException, session: Any) -> str | None:
     elif isinstance(error, json.JSONDecodeError) and profile.has(_PROCESS):
         why = "does not print JSON"
     elif profile.has(_PROCESS) and _is_of_credentials(error):
-        why = f"prints JSON that is no credentials ({type(error).__name__}: {error})"
+        why = f"prints JSON that has no credentials ({type(error).__name__}: {error})"
     else:
         return None
     return f"{_PROCESS} of {profile.where(_PROCESS)} {why}. Correct it, or set other credentials"

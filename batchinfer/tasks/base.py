@@ -158,7 +158,7 @@ class Task(Protocol):
         """`counts` of a table with all columns of an output, and what else a run warns of."""
 
     def remarks(self, num_done: int, counts: Mapping[str, int | None]) -> Iterable[str]:
-        """Warnings about `num_done` results without errors, of which so many are as `count` counts;
+        """Warnings about `num_done` results without errors, with their `counts`, see `count`;
         None: some of them were not counted. Not all that is counted need be in `counts`.
         """
 

@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
 }
 #: What it counts: tokens generated; completions ended by sampling.max_tokens; with a JSON schema,
-#: completions that are no whole document.
+#: completions that are not a whole document.
 COUNTS = ("completion_tokens", "rows_cut", "rows_unparsed")
 _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 
@@ -223,7 +223,7 @@ def _texts(
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and Infinity
+    raise ValueError(f"{name} is not JSON")  # Python's reader takes NaN and Infinity
 
 
 def _valid_json(text: str | None) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 from batchinfer.telemetry.clock import utc_seconds
 from batchinfer.telemetry.counters import Counters
 
-#: A run, which rewrites its record every few seconds, is taken for dead after so long a silence.
+#: A run, which rewrites its record every few seconds, is taken for dead if it is silent so long.
 DEAD_AFTER_S = 60.0
 _ROUNDED = (
     "elapsed_s",

@@ -53,7 +53,7 @@ def import_engine() -> None:
 def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     """Load the model and check the sampling parameters on it.
 
-    Raises ConfigError for what another start cannot mend, TransientError for what it may (a driver
+    Raises ConfigError for what another start cannot fix, TransientError for what it may (a driver
     or a worker process lost, memory that others hold). Call it in a thread that outlives the engine
     (see `plugin`).
     """

@@ -59,7 +59,7 @@ class Estimate:
         return max(0, num_blocks) * BLOCK_TOKENS
 
     def cache_bytes(self, num_tokens: int) -> int:
-        """The least cache that has room for so many tokens."""
+        """The least cache that has room for that many tokens."""
         return (-(-num_tokens // BLOCK_TOKENS) + 1) * BLOCK_TOKENS * self.kv_per_token
 
 

@@ -203,7 +203,7 @@ _SAMPLING_KEYS = frozenset(
 
 
 def check_options(options: Mapping[str, Any], demand: Demand) -> None:
-    """Raise ConfigError for names that are no engine argument, those that the job sets elsewhere,
+    """Raise ConfigError for names that are not engine arguments, those that the job sets elsewhere,
     and those with which vLLM would not keep what the task asks of it.
     """
     for name in options:

@@ -89,7 +89,7 @@ def explain_sizes(
     max_num_batched_tokens: int,
     kv_cache_tokens: int | None,
 ) -> str:
-    """What the sizes are, and why; and how long sequences may be if so many are to run at once."""
+    """What the sizes are, and why; and how long sequences may be if that many run at once."""
     default_seqs, default_tokens = default_sizes(settings.tensor_parallel_size)
     words = []
     for name, asked, size, default in (

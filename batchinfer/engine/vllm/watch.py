@@ -35,7 +35,8 @@ def watch_core_process(core: Any, processes: list[BaseProcess]) -> None:
     """Wake a step that waits for an engine core in a process of its own when that process dies.
 
     vLLM's synchronous client reads a queue without a timeout, and its own monitor puts nothing into
-    it: after a kill -9 (the OOM killer) `step` would wait for ever. In our process is no queue.
+    it: after a kill -9 (the OOM killer) `step` would wait for ever. Without a process of its own
+    the core has no such queue.
     """
     outputs = getattr(core.engine_core, "outputs_queue", None)
     if outputs is None:

@@ -18,7 +18,7 @@ _UNPRINTABLE = re.compile(r"[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\u
 
 
 def check_name(value: str) -> str:
-    """The name itself. Raises ValueError, with a sentence, for what is no line of text."""
+    """The name itself. Raises ValueError, with a sentence, for what is not a line of text."""
     if (found := _UNPRINTABLE.search(value)) is not None:
         raise ValueError(
             f"must be one line without control characters, has U+{ord(found[0]):04X} at character "

@@ -45,5 +45,5 @@ def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]
 
 
 def _padded(text: str, width: int) -> str:
-    """To so many cells of a terminal, of which some characters take two and some none."""
+    """To a number of cells of a terminal, of which some characters take two and some none."""
     return set_cell_size(text, width)

@@ -25,10 +25,10 @@ KINDS = {
     "1mad": (3, 34038481, 76625530),
 }
 ORDERS = {"exl3": 0, "qtip": 1}
-#: From so many tokens on factors are rounded to bfloat16, where activations are and the CPU
+#: From this many tokens on factors are rounded to bfloat16, where activations are and the CPU
 #: multiplies such numbers (kernels/README.md has what was measured).
 BFLOAT16_FROM = 4
-#: From so many on outputs are decoded in slices that torch multiplies; and where activations are
+#: From this many on outputs are decoded in slices that torch multiplies; and where activations are
 #: bfloat16 and the kernels lack its products.
 DENSE_FROM = 256
 _DENSE_FROM_WITHOUT = 32

@@ -34,9 +34,9 @@ _BLOCK = 128
 _X_SCALE = 1 / 32
 #: Blocks of tokens that a launch can have, at least: 512 tokens of the largest kernel's fewest.
 _TOKEN_BLOCKS = 4
-#: Above so many outputs a matrix gives each SM enough work in blocks of 256 outputs.
+#: Above this many outputs a matrix gives each SM enough work in blocks of 256 outputs.
 _MANY_OUTPUTS = 8192
-#: Above so many weights decoding apart from the product costs more than decoding twice.
+#: Above this many weights decoding apart from the product costs more than decoding twice.
 _MANY_WEIGHTS = 40 << 20
 #: Not a kernel's number: weights are decoded, and cuBLAS multiplies.
 DENSE = -1
