@@ -8,12 +8,10 @@ every problem found, one a line, each with its place.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import logging
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -22,28 +20,17 @@ from pydantic import BaseModel, ValidationError
 
 from batchinfer.config.job import Job
 from batchinfer.config.job_file import read_document
+from batchinfer.config.overrides import Override, from_environment, from_sets
 from batchinfer.config.problems import (
-    given_twice,
-    nearest_keys,
-    settings,
     submodel,
     translate,
-    unknown_key,
 )
-from batchinfer.config.values import shown
 from batchinfer.config.yaml12 import MAX_DEPTH, Document
 from batchinfer.errors import ConfigError
 
 logger = logging.getLogger("batchinfer.config")
 
-ENVIRONMENT_PREFIX = "BATCHINFER__"
 SET_OPTION = "--set"
-#: What other packages read, each with a name of its own.
-_OTHER_VARIABLES = frozenset(
-    {"BATCHINFER_KERNELS", "BATCHINFER_ENGINE_OWNER_PID", "BATCHINFER_ENGINE_PLUGINS"}
-)
-#: It gives each pod such variables for a service of our name.
-_OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")
 _S = TypeVar("_S", bound=BaseModel)
 
 
@@ -56,30 +43,6 @@ class LoadedJob:
     job: Job
     origins: Mapping[str, str]  # dotted key -> origin
     path: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Override:
-    key: tuple[str, ...]
-    text: str
-    origin: str  # "--set", "overrides" or the variable's name
-
-    @property
-    def value(self) -> Any:
-        try:
-            return json.loads(self.text)
-        except (ValueError, RecursionError):
-            return self.text
-
-    def spell(self, key: str, depth: int) -> str:
-        """`key`, meant by the part at `depth`, as the user writes it, with the parts after it."""
-        whole = ".".join([key, *self.key[depth + 1 :]])
-        key = whole if whole in settings() else key
-        return _variable(key) if self.is_variable else key
-
-    @property
-    def is_variable(self) -> bool:
-        return self.origin.startswith(ENVIRONMENT_PREFIX)
 
 
 def load_job(
@@ -114,8 +77,8 @@ def _load(
 ) -> LoadedJob:
     problems = list(document.problems)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
-    overrides = [*_from_environment(environ, problems)]
-    overrides += _from_sets(sets, sets_name, problems)
+    overrides = [*from_environment(environ, problems)]
+    overrides += from_sets(sets, sets_name, problems)
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
     if unusable := [_placed(key, sentence, origins, name) for key, sentence in _unusable(data, "")]:
@@ -160,65 +123,8 @@ def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     ]
 
 
-def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterator[_Override]:
-    for variable in sorted(environ):
-        _warn_of_misspelt(variable)
-        if variable.startswith(ENVIRONMENT_PREFIX):
-            key = tuple(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
-            override = _Override(key, environ[variable], variable)
-            if _is_known(override, problems):
-                yield override
-
-
-def _warn_of_misspelt(variable: str) -> None:
-    """One with our name that sets nothing: mostly an underscore is missing."""
-    is_ours = variable.startswith("BATCHINFER_") and not variable.startswith(ENVIRONMENT_PREFIX)
-    if not is_ours or variable in _OTHER_VARIABLES or _OF_KUBERNETES.search(variable):
-        return
-    spelt = {_variable(key).replace("__", "_"): _variable(key) for key in settings()}
-    meant = difflib.get_close_matches(variable.replace("__", "_"), spelt, n=1)
-    logger.warning(
-        "the environment variable %s sets nothing: that of a setting is %sSECTION__KEY%s",
-        *(variable, ENVIRONMENT_PREFIX),
-        f" (did you mean {spelt[meant[0]]}?)" if meant else "",
-    )
-
-
-def _from_sets(sets: Iterable[str], origin: str, problems: list[str]) -> Iterator[_Override]:
-    for assignment in sets:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            problems.append(f"{origin} {shown(assignment)}: must look like section.key=value")
-            continue
-        override = _Override(tuple(key.strip().split(".")), text, origin)
-        if _is_known(override, problems):
-            yield override
-
-
-def _is_known(override: _Override, problems: list[str]) -> bool:
-    """Whether the key exists in the models; below a free mapping (engine.options) any key does."""
-    if (twice := given_twice(override.text)) is not None:
-        problems.append(f"{override.origin}: {'.'.join(override.key)}: {twice}: given twice")
-        return False
-    model: type[BaseModel] = Job
-    for depth, part in enumerate(override.key):
-        field = model.model_fields.get(part)
-        if field is None:
-            near = nearest_keys(model, ".".join(override.key[:depth]), part)
-            sentence = unknown_key(model, [override.spell(key, depth) for key in near])
-            key = ".".join(override.key)
-            place = override.origin if override.is_variable else f"{override.origin} {key}"
-            problems.append(f"{place}: {sentence}")
-            return False
-        inner = submodel(field.annotation)
-        if inner is None:
-            return True
-        model = inner
-    return True
-
-
 def _apply(
-    data: dict[str, Any], override: _Override, origins: dict[str, str], problems: list[str]
+    data: dict[str, Any], override: Override, origins: dict[str, str], problems: list[str]
 ) -> bool:
     """Put the value in its place. A mapping for a section changes the keys it has, no others."""
     section = data
@@ -293,7 +199,7 @@ def _keys(value: Any, key: str) -> Iterator[str]:
             yield from _keys(below, f"{key}.{name}")
 
 
-def _validate(data: dict[str, Any], overrides: Sequence[_Override]) -> Job:
+def _validate(data: dict[str, Any], overrides: Sequence[Override]) -> Job:
     """Build the job. A number in an override is text where text is wanted (a revision)."""
     try:
         return Job.model_validate(data)
@@ -328,10 +234,6 @@ def _placed(key: str, sentence: str, origins: Mapping[str, str], name: str) -> s
         written = written.rpartition(".")[0]
     origin = origins[written] if written else name
     return f"{origin}: {key}: {sentence}" if key else f"{origin}: {sentence}"
-
-
-def _variable(key: str) -> str:
-    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
 
 
 def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
