@@ -19,10 +19,10 @@ import click
 import torch
 from torch.nn import functional
 
+from batchinfer.native import compiled, cpu_flags, user_folder
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut
 from batchinfer.quantization.methods.qtip.cpu import KINDS, Layer, Library, pairs_of
 from batchinfer.quantization.methods.qtip.packed import SOURCE, flags_for
-from batchinfer.quantization.native import compiled, cpu_flags, user_folder
 from benchmarks.common import heading
 
 SHAPES = ((2048, 2048), (4096, 14336))

@@ -56,8 +56,8 @@ ALU_ROOF = {"mcg": 4.18e12, "3inst": 4.18e12, "mul1": 8.36e12, "hyb": 11.2e12}
 
 
 def build(folder: Path, chosen: list[tuple[int, str, str]]) -> None:
+    from batchinfer.native import CUDA, compiled
     from batchinfer.quantization.methods.qtip.cuda_backend import SOURCE, flags_for
-    from batchinfer.quantization.native import CUDA, compiled
 
     def one(combination: tuple[int, str, str]) -> None:
         print(compiled(SOURCE, flags_for(*combination), folder, CUDA), flush=True)  # noqa: T201
@@ -193,8 +193,8 @@ def machine(lines: Lines) -> None:
 
 
 def section(libraries: Path, out: Path, name: str) -> None:
+    from batchinfer.native import PREBUILT
     from batchinfer.quantization.methods.qtip.cuda_backend import library
-    from batchinfer.quantization.native import PREBUILT
 
     os.environ[PREBUILT] = str(libraries)
     lines = Lines(out, name)

@@ -16,11 +16,11 @@ from pathlib import Path
 import click
 import torch
 
-from batchinfer.engine.hardware import cpu_flags
 from batchinfer.making.cached import user_cache
 from batchinfer.making.trellis.ldlq import Coder, code_layers
 from batchinfer.making.trellis.viterbi import Search, search_on_cpu
 from batchinfer.making.trellis.viterbi_cuda import search_on_gpu
+from batchinfer.native import cpu_flags
 from batchinfer.quantization.methods.qtip.codes import CODES, gaussian_tlut, table
 from benchmarks.common import heading
 from benchmarks.qtip_layers import SHAPES

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.limits import memory_bytes_left
-from batchinfer.quantization.native import cpu_flags as cpu_flags  # of the hardware, too
 
 GIB = 1 << 30
 

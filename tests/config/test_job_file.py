@@ -18,7 +18,7 @@ from batchinfer.config import load_job
 from batchinfer.config.job_file import read_document
 from batchinfer.engine.vllm.setup import OWNER_PID_VARIABLE, PLUGINS_VARIABLE
 from batchinfer.errors import ConfigError
-from batchinfer.quantization.native import PREBUILT
+from batchinfer.native import PREBUILT
 from tests.support.jobs import ROOT
 
 JOB = ROOT / "jobs" / "summarize.yaml"

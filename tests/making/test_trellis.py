@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchinfer.engine.hardware import cpu_flags
 from batchinfer.making.trellis.finished import FinishedBlocks
 from batchinfer.making.trellis.ldlq import CodedParts, Coder, code_layers, damped, feedback
 from batchinfer.making.trellis.viterbi import search_on_cpu
+from batchinfer.native import cpu_flags
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from tests.support.jobs import MODEL, Ended, kill, run, start, wait, wait_until

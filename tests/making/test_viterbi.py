@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchinfer.engine.hardware import cpu_flags
 from batchinfer.making.trellis.viterbi import NativeSearch, Search, TorchSearch, search_on_cpu
-from batchinfer.quantization.native import NotCompiled, compiled, instruction_flags
+from batchinfer.native import NotCompiled, compiled, cpu_flags, instruction_flags
 
 pytestmark = [
     pytest.mark.slow,

@@ -18,6 +18,7 @@ ROOMS = (
     "limits",
     "errors",
     "signals",
+    "native",
     "quantization",
     "config",
     "storage",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchinfer.native import NotCompiled, compiled, cpu_flags
 from batchinfer.quantization.methods.base import KEEP_PACKED
 from batchinfer.quantization.methods.qtip import cpu, cpu_backend, decided, linear, packed
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
@@ -21,7 +22,6 @@ from batchinfer.quantization.methods.qtip.cpu import KINDS, ORDERS, Layer, Libra
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.loading import Pieces, Span
 from batchinfer.quantization.methods.qtip.trellis import decode_tiles
-from batchinfer.quantization.native import NotCompiled, compiled, cpu_flags
 
 pytestmark = [
     pytest.mark.slow,
@@ -190,7 +190,7 @@ def test_without_torchs_threads_it_starts_its_own(folder: Path) -> None:
 import ctypes
 lib = ctypes.CDLL({str(file)!r})
 assert not hasattr(ctypes.CDLL(None), "GOMP_parallel")
-from batchinfer.quantization.native import cpu_flags
+from batchinfer.native import cpu_flags
 class Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "suh", "svh", "table")] + [
         ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64), ("bits", ctypes.c_int),

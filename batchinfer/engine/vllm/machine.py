@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 
-from batchinfer.engine.hardware import cpu_flags, gpus
+from batchinfer.engine.hardware import gpus
 from batchinfer.engine.vllm.cpu_library import cpu_library
 from batchinfer.engine.vllm.installation import version_of
+from batchinfer.native import cpu_flags
 from batchinfer.quantization import TABLE, DeviceSupport, Machine
 
 

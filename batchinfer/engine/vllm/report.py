@@ -11,7 +11,7 @@ from pathlib import Path
 
 from batchinfer.engine.base import Finding
 from batchinfer.engine.crowd import crowd_of
-from batchinfer.engine.hardware import cpu_flags, gib, gpus, own_pids
+from batchinfer.engine.hardware import gib, gpus, own_pids
 from batchinfer.engine.vllm.compiler import find_compiler
 from batchinfer.engine.vllm.fit import advice, budget_of, device_memory, estimate_of, room_of
 from batchinfer.engine.vllm.installation import check_variables, installation_fault, version_of
@@ -19,6 +19,7 @@ from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import cpu_kv_cache_bytes, expected_sizes
 from batchinfer.errors import BatchInferError, import_failure
+from batchinfer.native import cpu_flags
 
 #: Those that vLLM's libraries for a CPU differ by, and its kernels for matrices.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")

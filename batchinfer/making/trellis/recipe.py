@@ -10,7 +10,7 @@ from pathlib import Path
 from batchinfer.making.cached import content_key, user_cache
 from batchinfer.making.order import Made, Order, Teller
 from batchinfer.making.trellis.make import Coding, Places, code_model
-from batchinfer.quantization.native import cpu_flags
+from batchinfer.native import cpu_flags
 
 
 def make(order: Order, teller: Teller) -> Made:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batchinfer.quantization.native import NotCompiled, compiled, instruction_flags
+from batchinfer.native import NotCompiled, compiled, instruction_flags
 
 logger = logging.getLogger("batchinfer.making")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from batchinfer.making.trellis.viterbi import Search, TorchSearch
-from batchinfer.quantization.native import CUDA, NotCompiled, compiled
+from batchinfer.native import CUDA, NotCompiled, compiled
 
 logger = logging.getLogger("batchinfer.making")
 

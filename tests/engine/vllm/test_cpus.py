@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Demand
-from batchinfer.engine.hardware import cpu_flags
 from batchinfer.engine.vllm.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied
+from batchinfer.native import cpu_flags
 from batchinfer.quantization import (
     SCHEMES,
     TABLE,
@@ -366,7 +366,7 @@ PROBE = """
 import json, torch
 import vllm._custom_ops
 from batchinfer.engine.vllm.cpu_library import cpu_library, loaded_cpu_library
-from batchinfer.engine.hardware import cpu_flags
+from batchinfer.native import cpu_flags
 
 names = [name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
          if name.startswith("_C::")]

@@ -53,7 +53,7 @@ def _patch_native(module: ModuleType, cpu: str) -> None:
 
 _PATCHES: dict[str, Callable[[ModuleType, str], None]] = {
     "torch.cpu": _patch_torch,
-    "batchinfer.quantization.native": _patch_native,
+    "batchinfer.native": _patch_native,
 }
 
 

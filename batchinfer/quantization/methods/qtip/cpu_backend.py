@@ -14,6 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchinfer.native import (
+    NotCompiled,
+    already_compiled,
+    compiled,
+    cpu_flags,
+    user_folder,
+)
 from batchinfer.quantization.methods.qtip.cpu import (
     KINDS,
     ORDERS,
@@ -29,13 +36,6 @@ from batchinfer.quantization.methods.qtip.kernel_backend import (
     why_unknown,
 )
 from batchinfer.quantization.methods.qtip.packed import SOURCE, flags_for, why_not_packed
-from batchinfer.quantization.native import (
-    NotCompiled,
-    already_compiled,
-    compiled,
-    cpu_flags,
-    user_folder,
-)
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchinfer.native import (
+    CUDA,
+    NotCompiled,
+    already_compiled,
+    compiled,
+    user_folder,
+)
 from batchinfer.quantization.methods.qtip.cuda import (
     KINDS,
     ORDERS,
@@ -30,13 +37,6 @@ from batchinfer.quantization.methods.qtip.kernel_backend import (
     why_unknown,
 )
 from batchinfer.quantization.methods.qtip.trellis import bits_of
-from batchinfer.quantization.native import (
-    CUDA,
-    NotCompiled,
-    already_compiled,
-    compiled,
-    user_folder,
-)
 
 log = logging.getLogger(__name__)
 

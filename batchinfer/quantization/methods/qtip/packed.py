@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
+from batchinfer.native import user_folder, why_none
 from batchinfer.quantization.methods.base import KEEP_PACKED
-from batchinfer.quantization.native import user_folder, why_none
 
 SOURCE = "cpu/linear.cpp"
 

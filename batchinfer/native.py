@@ -1,8 +1,9 @@
-"""Our C++ and CUDA, compiled when first used: no import and no installation needs a compiler.
+"""Our C++ and CUDA, and the CPU that they are compiled for.
 
-The sources are in `kernels/` beside the package; an installed package has them as `kernels_src`. A
-library is named after its sources and the flags, so that other ones make another library, and one
-that was compiled elsewhere is taken where there is no compiler. Must not know: what is compiled.
+Compiled when first used: no import and no installation needs a compiler. The sources are in
+`kernels/` beside the package; an installed package has them as `kernels_src`. A library is named
+after its sources and the flags, so that other ones make another library, and one that was compiled
+elsewhere is taken where there is no compiler. Must not know: what is compiled.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_SOURCES = Path(__file__).parents[1] / "kernels_src"
+_SOURCES = Path(__file__).parent / "kernels_src"
 
 _DIGEST_BYTES = 32
 #: Environment variable: a folder with libraries that were compiled elsewhere.
