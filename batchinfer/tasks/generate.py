@@ -6,7 +6,6 @@ to do it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +32,13 @@ from batchinfer.tasks.base import (
     num_failed,
     row_values,
 )
+from batchinfer.tasks.documents import Documents
 from batchinfer.tasks.top_lists import top_lists
 
 #: Every column that a job of generation can have, in order.
 COLUMNS: Mapping[str, Column] = {
     "completion": (pa.string(), "the generated text, without special tokens"),
-    "parsed": (pa.string(), "with json_schema: the completion if it is valid JSON"),
+    "parsed": (pa.string(), "with json_schema: the completion if it is JSON that fits"),
     "finish_reason": (pa.string(), "stop | length"),
     "stop_reason": (pa.string(), "stop string or stop token id; null for the model's own end"),
     "num_prompt_tokens": (pa.int32(), "tokens of the prompt after the chat template"),
@@ -58,7 +58,7 @@ COLUMNS: Mapping[str, Column] = {
     ),
 }
 #: What it counts: tokens generated; completions ended by sampling.max_tokens; with a JSON schema,
-#: completions that are not a whole document.
+#: completions that are not a whole document that fits.
 COUNTS = ("completion_tokens", "rows_cut", "rows_unparsed")
 _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 
@@ -140,7 +140,10 @@ class Generate:
         texts = _texts(done, is_error, detokenize)
         num_prompt_tokens = row_values(results, lambda c: np.diff(c.offsets).astype(np.int32))
         token_logprobs = lists([c.token_logprobs for c in done], np.float32)
-        parsed = [_valid_json(t) if self._has_json_schema else None for t in texts]
+        parsed: list[str | None] = [None] * len(texts)
+        if (schema := self._json_schema) is not None:
+            documents = Documents(schema)
+            parsed = [documents.fitting(text) for text in texts]
         columns = {
             "completion": pa.array(texts, pa.string()),
             "parsed": pa.array(parsed, pa.string()),
@@ -163,7 +166,7 @@ class Generate:
 
     def count(self, table: pa.Table) -> Mapping[str, int]:
         num_unparsed = 0
-        if self._has_json_schema:
+        if self._json_schema is not None:
             num_unparsed = table.column("parsed").null_count - num_failed(table)
         return {
             "completion_tokens": pc.sum(table.column("num_completion_tokens")).as_py() or 0,
@@ -182,14 +185,9 @@ class Generate:
         num_cut, num_unparsed = counts.get("rows_cut"), counts.get("rows_unparsed")
         if self.settings.structured is None or num_cut is None or num_unparsed is None:
             return
-        if self._has_json_schema and num_unparsed:
-            num_other = max(0, num_unparsed - num_cut)
-            other = f"; {num_other} of them ended before, as by sampling.stop" if num_other else ""
-            yield (
-                f"{num_unparsed} of {num_done} completions are not complete JSON documents "
-                f"(finish_reason length): raise sampling.max_tokens{other}"
-            )
-        elif not self._has_json_schema and num_cut:
+        if self._json_schema is not None:
+            yield from _of_documents(num_done, num_cut, num_unparsed)
+        elif num_cut:
             kind, _ = self.settings.structured.constraint
             yield (
                 f"{num_cut} of {num_done} completions ended at sampling.max_tokens (finish_reason "
@@ -197,9 +195,26 @@ class Generate:
             )
 
     @property
-    def _has_json_schema(self) -> bool:
+    def _json_schema(self) -> dict[str, Any] | None:
         structured = self.settings.structured
-        return structured is not None and structured.json_schema is not None
+        if structured is None or structured.json_schema is None:
+            return None
+        _, schema = structured.constraint
+        return dict(schema)
+
+
+def _of_documents(num_done: int, num_cut: int, num_unparsed: int) -> Iterator[str]:
+    if num_unfinished := min(num_cut, num_unparsed):
+        yield (
+            f"{num_unfinished} of {num_done} completions are not complete JSON documents "
+            "(finish_reason length): raise sampling.max_tokens"
+        )
+    if num_others := num_unparsed - num_unfinished:
+        yield (
+            f"{num_others} of {num_done} completions ended by themselves and do not fit "
+            "sampling.structured.json_schema: sampling.stop cut them, or the engine's grammar "
+            "leaves a keyword of the schema out (see the job file's documentation)"
+        )
 
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
@@ -220,20 +235,6 @@ def _texts(
         for i, text in zip(to_decode, detokenize(flat, offsets), strict=True):
             texts[i] = text
     return texts
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")  # Python's reader takes NaN and Infinity
-
-
-def _valid_json(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        json.loads(text, parse_constant=_no_constant)
-    except ValueError:
-        return None
-    return text
 
 
 KIND = TaskKind(lambda job: Generate(job.sampling), COLUMNS, COUNTS, describe)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.jobs import Ended, Place, job, rows, run, write_job
+from tests.support.jobs import Ended, Place, job, results, rows, run, write_job
 
 SCHEMA = {"json_schema": {"type": "object"}}
 NOT_WHOLE = (
@@ -51,6 +51,17 @@ def test_whole_documents_are_no_warning(place: Place) -> None:
     assert (ended.result["rows_cut"], ended.result["rows_unparsed"]) == (5, 0)
 
 
+def test_documents_that_do_not_fit_the_schema_are_not_parsed_and_said(place: Place) -> None:
+    """An engine's grammar leaves out what it cannot express, and says nothing."""
+    schema = {"type": "object", "required": ["b"], "not": {"required": ["c"]}}
+    ended = start(place, fake={"text": '{"a": 1}'}, **with_form(8, json_schema=schema))
+    assert ended.code == 0 and ended.result["rows_unparsed"] == 5
+    (said,) = ended.result["warnings"]
+    assert said.startswith("5 of 5 completions") and "leaves a keyword of the schema out" in said
+    found = results(place)
+    assert found["parsed"].null_count() == 5 and found["completion"].null_count() == 0
+
+
 def test_a_part_counts_itself_and_a_complete_output_counts_all_of_it(place: Place) -> None:
     first = start(place, "--limit", "2", **with_form(**SCHEMA))
     assert first.result["warnings"] == [NOT_WHOLE.format(2)]
@@ -67,8 +78,9 @@ def test_documents_that_ended_before_are_told_apart(place: Place) -> None:
     ended = start(place, **with_form(max_tokens=16, **SCHEMA))
     num_cut = ended.result["rows_cut"]
     assert num_cut < 5
-    (told,) = ended.result["warnings"]
-    assert f"{5 - num_cut} of them ended before, as by sampling.stop" in told
+    told = ended.result["warnings"][-1]
+    assert told.startswith(f"{5 - num_cut} of 5 completions ended by themselves")
+    assert "sampling.stop" in told
 
 
 def test_rows_with_errors_are_no_completions(place: Place) -> None:

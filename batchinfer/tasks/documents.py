@@ -1,0 +1,41 @@
+"""Completions as JSON documents: which are whole, and fit the schema that they were asked for.
+
+Engines constrain tokens by a grammar that leaves some keywords of a schema out, so what they made
+is looked at. Must not know: engines, rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class Documents:
+    """Of `schema`, JSON Schema in the version that its `$schema` names, else 2020-12.
+
+    What cannot be decided fits: a pattern that is no regular expression of Python, say.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        from jsonschema.validators import Draft202012Validator, validator_for
+
+        kind = validator_for(schema, default=Draft202012Validator)
+        self._validator = kind(schema)
+
+    def fitting(self, text: str | None) -> str | None:
+        """`text` if it is a document that fits."""
+        if text is None:
+            return None
+        try:
+            document = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return None
+        try:
+            return text if self._validator.is_valid(document) else None
+        except Exception:  # of the schema, not of the document
+            return text
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and Infinity

@@ -1,0 +1,34 @@
+"""Completions that are JSON documents, and fit their schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from batchinfer.tasks.documents import Documents
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        (OBJECT, '{"a": 1}', True),
+        (OBJECT, '{"a": "1"}', False),
+        (OBJECT, '{"a": 1', False),
+        (OBJECT, "NaN", False),
+        (OBJECT, "[" * 100_000, False),
+        ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}], "type": "object"}, "5", False),
+        ({"$ref": "#/$defs/a", "minimum": 5, "$defs": {"a": {"type": "integer"}}}, "3", False),
+        ({"items": {"$ref": "#"}, "type": "array"}, "[[[]], []]", True),
+        ({"items": {"$ref": "#"}, "type": "array"}, "[[1]]", False),
+        ({"type": "string", "pattern": "\\p{L}"}, '"x"', True),  # no pattern of Python
+        ({"type": "nothing"}, "1", True),  # nor a type
+        ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 5,
+          "exclusiveMinimum": True}, "5", False),
+    ],
+)  # fmt: skip
+def test_a_document_fits_or_not(schema: dict[str, Any], text: str, fits: bool) -> None:
+    assert Documents(schema).fitting(text) == (text if fits else None)
+    assert Documents(schema).fitting(None) is None
