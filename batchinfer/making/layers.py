@@ -15,6 +15,8 @@ from batchinfer.errors import ConfigError
 
 #: Modules of mixtures of experts that choose the experts.
 _ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+#: Tensors of all experts of a layer: `experts.gate_up_proj`, `block_sparse_moe.input_linear`.
+_EXPERTS = re.compile(r"expert|moe", re.IGNORECASE)
 #: transformers keeps the experts of a layer in one module; files have a linear layer for each.
 _EXPERT = re.compile(r"\.experts\.\d+\.\w+$")
 #: Layers that vLLM computes as one, on the same inputs.
@@ -31,7 +33,7 @@ def linear_layers(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 
     `shapes` of all tensors, by name. Raises ConfigError if it cannot be told.
     """
-    if fused := [name for name, shape in shapes.items() if "experts" in name and len(shape) == 3]:
+    if fused := [n for n, shape in shapes.items() if len(shape) == 3 and _EXPERTS.search(n)]:
         raise ConfigError(
             f"{folder} keeps the experts of a layer in one tensor ({fused[0]}), which is not "
             "quantized here: give a checkpoint that is already quantized"

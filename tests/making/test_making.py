@@ -18,6 +18,7 @@ from batchinfer.cli.doctor import show_made_checkpoints
 from batchinfer.errors import ConfigError
 from batchinfer.making.cached import cached_checkpoint
 from batchinfer.making.environment import environment_folder
+from batchinfer.making.layers import linear_layers
 from batchinfer.making.publish import publish_folder, sweep
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
 from batchinfer.quantization import RECIPES, Machine
@@ -243,6 +244,13 @@ def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_mode
         assert ended.code == 2, ended.stderr
         assert words in " ".join(ended.stderr.split())
         assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["mlp.experts.down_proj", "block_sparse_moe.input_linear.weight"])
+def test_experts_in_one_tensor_are_not_quantized_around(name: str, tmp_path: Path) -> None:
+    shapes = {f"model.layers.0.{name}": (4, 128, 128), "model.layers.0.o_proj.weight": (128, 128)}
+    with pytest.raises(ConfigError, match="keeps the experts of a layer in one tensor"):
+        linear_layers(tmp_path, shapes)
 
 
 def test_out_and_model_are_not_inside_one_another(tmp_path: Path) -> None:

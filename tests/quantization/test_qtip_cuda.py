@@ -23,6 +23,7 @@ from batchinfer.quantization.methods.qtip.cuda import (
     variant_for,
     words_of,
 )
+from batchinfer.quantization.methods.qtip.cuda_backend import balanced
 from batchinfer.quantization.methods.qtip.trellis import decode_tiles
 
 pytestmark = [
@@ -111,3 +112,29 @@ def test_the_way_depends_on_tokens_and_on_the_matrix(
 ) -> None:
     tokens = (1, 8, 16, 32, 64, 128, 192, 256, 512, 513)
     assert [variant_for(count, inputs, outputs) for count in tokens] == chosen
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(0.016, 1.0), (0.14, 0.2), (30.0, 1e-3), (1, 1)])
+def test_scales_are_moved_to_where_float16_holds_small_inputs(
+    inputs: float, outputs: float
+) -> None:
+    """By a power of two, so their product stays the same to the bit."""
+    generator = torch.Generator().manual_seed(0)
+    suh = (torch.randn(512, generator=generator).sign() * inputs * 1.1).half()
+    svh = (torch.randn(256, generator=generator) * outputs).half()
+    found_suh, found_svh = balanced(suh, svh)
+    assert 0.5 <= found_suh.float().square().mean().sqrt() <= 2
+    before, after = (
+        one.double()[:, None] * other for one, other in ((suh, svh), (found_suh, found_svh))
+    )
+    large = svh.abs() > 0.02 * outputs
+    assert torch.equal(before[:, large], after[:, large])
+
+
+def test_scales_that_cannot_be_moved_stay_numbers() -> None:
+    tiny = torch.full((128,), 2.0**-14).half()
+    assert torch.equal(balanced(torch.full((128,), 1e-3).half(), tiny)[1], tiny)
+    none = torch.zeros(128).half()
+    assert torch.equal(balanced(none, tiny)[0], none)
+    huge = torch.full((128,), 40_000.0).half()
+    assert balanced(torch.full((128,), 100.0).half(), huge)[1].isfinite().all()

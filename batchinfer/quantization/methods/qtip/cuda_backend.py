@@ -7,6 +7,7 @@ how a kernel is called.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 SOURCE = "cuda/qtip.cu"
 #: Compute capability that they are written for (wgmma, bulk copies): H100, H200, GH200.
 CAPABILITY = (9, 0)
+#: float16's normal numbers begin at 2^-14, and end below 2^16.
+_NORMAL_BITS, _LARGEST_BITS = 14, 15
 _ARCH = ("-gencode=arch=compute_90a,code=sm_90a",)
 
 
@@ -93,9 +96,9 @@ class CudaBackend(KernelBackend):
         """The first tensors of a Layer, and the table if the code has one."""
         first = group[0]
         weights = torch.cat([words_of(shard.trellis) for shard in group])
-        svh = torch.cat([shard.svh for shard in group]).half()
+        suh, svh = balanced(first.suh, torch.cat([shard.svh for shard in group]))
         counters = counters_for(len(svh), first.trellis.device)
-        tensors = [weights, first.suh.half().contiguous(), svh, counters]
+        tensors = [weights, suh, svh, counters]
         return tensors if first.tlut is None else [*tensors, whole_table(first.tlut)]
 
     def multiply(
@@ -106,3 +109,23 @@ class CudaBackend(KernelBackend):
         table = tables[0] if tables else None
         layer = Layer(weights, suh, svh, counters, code, bits, table, lane_order)
         library(bits, code, lane_order).linear(x, layer, y)
+
+
+def balanced(suh: Tensor, svh: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales of the same product, float16, those of inputs about 1 in the mean.
+
+    The kernels hold inputs times `suh`, divided by 32, in float16: with the 0.02 that EXL3 gives it
+    small inputs would be below float16's normal numbers. A power of two goes from one side to the
+    other, as far as outputs' scales stay normal numbers (but for the least hundredth of them).
+    """
+    inputs, outputs = suh.float().abs(), svh.float().abs()
+    rms = inputs.square().mean().sqrt()
+    if not rms > 0 or not (outputs > 0).any():
+        return suh.half().contiguous(), svh.half().contiguous()
+    # quantile takes 16 million numbers at most; no layer has as many outputs
+    least = float(outputs[outputs > 0].quantile(0.01))
+    shift = -round(math.log2(float(rms)))
+    shift = min(shift, math.floor(math.log2(least)) + _NORMAL_BITS)
+    shift = max(shift, math.ceil(math.log2(float(outputs.max()))) - _LARGEST_BITS)
+    factor = 2.0**shift
+    return (suh.float() * factor).half().contiguous(), (svh.float() / factor).half().contiguous()
