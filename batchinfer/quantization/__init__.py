@@ -76,7 +76,7 @@ from batchinfer.quantization.table import (
     method_by_name,
     record_of,
 )
-from batchinfer.quantization.words import markdown_table
+from batchinfer.quantization.words import markdown_list
 
 __all__ = [
     "ALL_DTYPES",
@@ -116,7 +116,7 @@ __all__ = [
     "kv_cache_record",
     "kv_cache_why_not",
     "lacks_arithmetic",
-    "markdown_table",
+    "markdown_list",
     "meant_by",
     "method_by_name",
     "method_of",

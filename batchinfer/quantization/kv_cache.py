@@ -12,7 +12,7 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.support import KvDevice, support_of
-from batchinfer.quantization.words import dotted
+from batchinfer.quantization.words import dotted, markdown_item
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +120,15 @@ def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
 
 
 def kv_cache_markdown(engine: str) -> str:
-    """The table in docs/quantization.md: what runs on this engine."""
-    lines = [
-        "| name | what it is | bits | on a CPU | on a GPU |",
-        "|---|---|---|---|---|",
-        "| `auto` | `model.dtype`, or as the checkpoint says | 16 | yes | yes |",
-    ]
+    """The names in docs/quantization.md: what runs on this engine."""
+    machines = (Machine("cpu", engine=engine), Machine("cuda", engine=engine))
+    auto = "`auto`, 16 bits: `model.dtype`, or as the checkpoint says"
+    items = [markdown_item(auto, "yes", "yes")]
     for record in KV_CACHE_TABLE:
-        cells = (
-            f"`{record.name}`",
-            record.meaning,
-            str(record.bits),
-            _cell(_on(record, Machine("cpu", engine=engine))),
-            _cell(_on(record, Machine("cuda", engine=engine))),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cpu, gpu = (_cell(_on(record, machine)) for machine in machines)
+        what = f"`{record.name}`, {record.bits} bits: {record.meaning}"
+        items.append(markdown_item(what, cpu, gpu))
+    return "\n".join(items)
 
 
 def _cell(device: KvDevice | str) -> str:

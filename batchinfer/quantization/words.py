@@ -1,9 +1,11 @@
-"""The records in words: the table of the docs, and what doctor and messages are made of.
+"""The records in words: the list in the docs, and what doctor and messages are made of.
 
 Must not know: which machine this is.
 """
 
 from __future__ import annotations
+
+from textwrap import fill
 
 from batchinfer.quantization.machine import Machine
 from batchinfer.quantization.support import DeviceSupport, support_of
@@ -12,23 +14,29 @@ from batchinfer.quantization.table import RECIPES, SCHEMES, TABLE
 WEIGHT_ONLY = "only the weights are quantized (Marlin)"
 
 
-def markdown_table(engine: str) -> str:
-    """The table in docs/quantization.md: what runs on this engine."""
+def markdown_list(engine: str) -> str:
+    """The names in docs/quantization.md: what runs on this engine."""
     machines = (Machine("cpu", engine=engine), Machine("cuda", engine=engine))
-    lines = [
-        "| name | what it is | bits | on a CPU | on a GPU | how to make a checkpoint |",
-        "|---|---|---|---|---|---|",
-    ]
+    items = []
     for record in TABLE:
-        cells = (
-            f"`{record.name}`",
-            record.meaning,
-            f"{record.bits_per_weight:g}",
-            *(_cell(record.on(m), support_of(m).title) for m in machines),
-            record.how_to_make,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [_cell(record.on(m), support_of(m).title) for m in machines]
+        what = f"`{record.name}`, {record.bits_per_weight:g} bits: {record.meaning}"
+        items.append(markdown_item(f"{what}. Made by: {record.how_to_make}", *cells))
+    return "\n".join(items)
+
+
+def markdown_item(what: str, cpu: str, gpu: str) -> str:
+    """An item of a list in the docs: what a name is, and what of it runs where."""
+    if cpu == gpu:
+        return _wrapped(f"- {what}. On a CPU and a GPU: {cpu}.")
+    devices = (f"  - On a CPU: {cpu}.", f"  - On a GPU: {gpu}.")
+    return "\n".join(map(_wrapped, (f"- {what}.", *devices)))
+
+
+def _wrapped(item: str) -> str:
+    """In lines as wide as the docs'."""
+    indent = " " * (item.index("-") + 2)
+    return fill(item, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _cell(device: DeviceSupport | str, engine: str) -> str:

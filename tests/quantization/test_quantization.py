@@ -41,7 +41,7 @@ from batchinfer.quantization import (
     choose,
     detect,
     for_this_machine,
-    markdown_table,
+    markdown_list,
     record_of,
     why_not,
 )
@@ -148,7 +148,7 @@ def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:
 
 
 def test_the_documented_table_is_the_programs() -> None:
-    assert f"\n{markdown_table('vllm')}\n" in (ROOT / "docs" / "quantization.md").read_text()
+    assert f"\n{markdown_list('vllm')}\n" in (ROOT / "docs" / "quantization.md").read_text()
 
 
 # Detection.
