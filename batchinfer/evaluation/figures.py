@@ -82,9 +82,8 @@ def record_of(request: Request, found: Found) -> Record:
     interval = ratio_interval(totals.nll, totals.num_tokens)
     if interval is None:
         logger.warning(
-            "%s: one window only, so there is no interval: how much its perplexity depends on the "
-            "choice of text cannot be said. Take a longer text, more windows or less context",
-            request.label,
+            "one window only, so the perplexity has no interval: how much it depends on the choice "
+            "of text cannot be said. Take a longer text, more windows or less context"
         )
     low, high = (None, None) if interval is None else (math.exp(bound) for bound in interval)
     engine = output.engine

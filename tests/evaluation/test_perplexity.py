@@ -63,7 +63,7 @@ def test_that_one_window_has_no_interval_is_said(
 ) -> None:
     record = measure(request(text, max_rows=1), work=tmp_path / "work")
     assert (record.windows, record.perplexity_low) == (1, None)
-    assert "a b: one window only, so there is no interval" in caplog.text
+    assert "one window only, so the perplexity has no interval" in caplog.text
 
 
 @pytest.fixture

@@ -287,6 +287,25 @@ def test_a_process_that_dies_of_a_signal_is_a_row_and_worth_another_start(bench:
     assert len(bench.asked()) < 2 * bench.records()[0]["windows"]
 
 
+def test_a_comparison_that_is_interrupted_says_what_it_keeps(bench: Bench) -> None:
+    process = bench.begin(bench.write(), step_s=0.2)
+    wait_until(lambda: durable(bench.out), 120, "a window")
+    os.kill(process.pid, signal.SIGINT)
+    ended = wait(process, 120)
+    assert ended.code == 130
+    assert f"stopped: finished windows are kept in {bench.out}; start again" in ended.stderr
+    wait_until(lambda: not children(bench.out), 60, "the end of the entry's process")
+
+
+def test_a_plot_of_nothing_is_said(bench: Bench) -> None:
+    damaged = bench.folder / "damaged"
+    shutil.copytree(MODEL, damaged)
+    (damaged / "config.json").write_text("{")
+    ended = bench.compare(bench.write(entries=[{"model": str(damaged)}]), "-p")
+    assert ended.code == 3
+    assert "warning: no plot was written: nothing to plot" in ended.stderr
+
+
 def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench) -> None:
     path = bench.write(entries=[{"model": str(MODEL), "quantization": "fp32"}])
     ended = bench.compare(path, max_num_seqs="a bug")

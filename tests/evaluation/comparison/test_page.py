@@ -53,6 +53,12 @@ def test_from_what_a_divergence_is_and_how_it_was_found_is_said_wherever_it_is_s
     assert "each entry's reference" in picture_of(records, "bits", "kl").y_title
 
 
+def test_a_plot_is_never_wider_than_the_page() -> None:
+    """On a narrow screen half of it would be behind a scroll bar."""
+    (style,) = re.findall(r"figure img \{([^}]*)\}", page_of([record()], [], "t"))
+    assert "width: 100%" in style and "min-width" not in style
+
+
 def test_settings_are_shown_once_if_all_have_them_and_else_of_each() -> None:
     records = [record("a", settings="x=1"), record("b", settings="x=1"), failed("c")]
     assert notes_of(records) == ["settings: x=1"]
