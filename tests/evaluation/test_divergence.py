@@ -176,7 +176,9 @@ def swap_rare_tokens(tokenizer: dict[str, Any]) -> None:
 def write_it_otherwise(tokenizer: dict[str, Any]) -> None:
     """As another version of the library does; and what pads and cuts is of no account."""
     merges = tokenizer["model"]["merges"]
-    tokenizer["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
+    tokenizer["model"]["merges"] = [
+        m.split(" ") if isinstance(m, str) else " ".join(m) for m in merges
+    ]
     tokenizer["model"] = {**dict(reversed(tokenizer["model"].items())), "ignore_merges": False}
     tokenizer["truncation"] = None
 

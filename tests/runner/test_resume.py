@@ -58,9 +58,7 @@ def test_results_of_two_sets_of_weights_are_not_mixed(
     shutil.copytree(MODEL, model)
     at = ("--set", f"model.path={model}")
     assert run(two_shards, *at, *limit).code == 0
-    shutil.rmtree(model)
-    shutil.copytree(MODEL, model, copy_function=shutil.copy)  # the same weights at another time
-    elsewhere = Path(shutil.copytree(MODEL, tmp_path / "copy"))
+    elsewhere = shutil.copytree(model, tmp_path / "copy", copy_function=shutil.copy)
     assert run(two_shards, "--set", f"model.path={elsewhere}", *limit).code == 0
     before = {name: Path(folder.url("out", name)).read_bytes() for name in folder.names("out")}
     change_the_weights(model)
