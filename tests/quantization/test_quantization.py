@@ -30,6 +30,7 @@ from batchinfer.engine.vllm.support import SUPPORT
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import (
     METHODS,
+    RECIPES,
     SCHEMES,
     TABLE,
     Checkpoint,
@@ -142,9 +143,18 @@ def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:
     }
     assert sorted(folders) == sorted(method.name for method in METHODS)
     for method in METHODS:
-        modules = [recipe.write for recipe in method.recipes]
-        modules += [method.vllm.module] if method.vllm else []
-        assert all(find_spec(module) for module in modules), method.name
+        named = [n for r in method.recipes for n in (r.write, r.make, r.convert)]
+        named += [method.vllm.module] if method.vllm else []
+        assert all(find_spec(name) for name in named if name), method.name
+
+
+def test_each_recipe_is_made_in_one_way() -> None:
+    """A module rounds its weights, llm-compressor calibrates it, or a module makes it all."""
+    for recipe in RECIPES.values():
+        ways = (recipe.write, recipe.make, recipe.modifier if recipe.make is None else None)
+        assert len([way for way in ways if way]) == 1, recipe.method
+        assert (recipe.converts is None) == (recipe.convert is None)
+        assert recipe.make or not recipe.options
 
 
 def test_the_documented_table_is_the_programs() -> None:
