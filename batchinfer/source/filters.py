@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.source.plain import has_uuids
 from batchinfer.source.text import with_valid_text
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class RowFilter:
                 raise ConfigError(
                     f"input.filter {self._sql!r}: there is no column {name!r}"
                     f"{_did_you_mean(name, list(available))}"
+                )
+            if name in schema.names and has_uuids(schema.field(name)):
+                raise ConfigError(
+                    f"input.filter {self._sql!r} does not fit the input: column {name!r} holds "
+                    "UUIDs, of which polars would compare the 16 bytes with a text"
                 )
         # A row, as polars takes an empty column of types that it cannot read.
         types = {name: self._type_for_polars(name, available[name]) for name in self.columns}

@@ -75,6 +75,7 @@ class ShardReader:
                 metadata=self._footer.metadata,
                 pre_buffer=False,
                 buffer_size=_BUFFER_BYTES,
+                page_checksum_verification=True,  # of pages that have one
             )
         except BaseException:
             self._file.close()

@@ -150,6 +150,9 @@ def test_a_damaged_block_is_made_again(tmp_path: Path) -> None:
     blocks.write("layers.0", {"a": torch.arange(3)})
     (tmp_path / "blocks" / "layers.0.safetensors").write_bytes(b"torn")
     assert blocks.read("layers.0") is None
+    (tmp_path / "blocks" / "key").write_bytes(b"\xff\xfe")
+    FinishedBlocks(tmp_path / "blocks", "one")
+    assert (tmp_path / "blocks" / "key").read_text() == "one"
 
 
 # The command.

@@ -362,6 +362,25 @@ def test_encrypted_columns_are_named_and_the_others_are_read(encrypted: Path) ->
     assert rows == list(range(1000)) and table.column("plain")[999].as_py() == "plain 999"
 
 
+def test_a_page_that_is_not_as_its_checksum_says_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"p{number}" for number in range(100, 300)]})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    content = file.read_bytes()
+    assert content.count(b"p150") == 1
+    file.write_bytes(content.replace(b"p150", b"p950"))
+    with ShardReader(only_shard(file), ["text"]) as reader, pytest.raises(InputError):
+        list(reader.blocks(0, reader.num_rows))
+
+
+def test_a_filter_does_not_compare_uuids_with_text(tmp_path: Path) -> None:
+    values = pa.array([b"0" * 16], pa.uuid())
+    pq.write_table(pa.table({"text": ["a"], "uuid": values}), tmp_path / "a.parquet")
+    schema = read_footer(only_shard(tmp_path / "a.parquet")).schema
+    with pytest.raises(ConfigError, match="column 'uuid' holds UUIDs"):
+        RowFilter("uuid <> '30303030-3030-3030-3030-303030303030'").check(schema)
+
+
 def test_a_column_nested_too_deeply_is_no_damage(tmp_path: Path) -> None:
     kind: pa.DataType = pa.int64()
     for _ in range(60):

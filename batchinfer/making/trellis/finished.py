@@ -28,7 +28,7 @@ class FinishedBlocks:
         self._folder = folder
         with os_errors("write", folder):
             note = folder / _KEY
-            if not note.exists() or note.read_text(encoding="ascii") != key:
+            if not note.exists() or note.read_bytes() != key.encode("ascii"):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 note.write_text(key, encoding="ascii")

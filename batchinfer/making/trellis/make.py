@@ -207,8 +207,10 @@ class _Maker:
     def make(self, blocks: Blocks, name: str, which: str) -> None:
         """Code the block that comes next, or find it finished; then go through it."""
         groups = [group for group in self._groups if blocks_of(group) == [name]]
+        layers = [layer for group in groups for layer in group]
         tensors = self._finished.read(name)
-        if tensors is None:
+        wanted = {f"{layer}.{part}" for layer in layers for part in _PARTS[:3]}
+        if tensors is None or not wanted <= tensors.keys():
             begun_s = time.monotonic()
             moments = blocks.moments(name, [group[0] for group in groups])
             tensors, losses = {}, []
@@ -235,7 +237,6 @@ class _Maker:
             self._progress.note(f"block {which} in {took_s:.1f} s; loss: {', '.join(losses)}")
         else:
             self._progress.note(f"block {which} was finished before")
-        layers = [layer for group in groups for layer in group]
         blocks.replace(name, {layer: self._dense(layer, tensors) for layer in layers})
         tiles = (tensors[f"{layer}.trellis"].shape[:2] for layer in layers)
         self._progress.reach(sum(TILE_WEIGHTS * rows * columns for rows, columns in tiles))
