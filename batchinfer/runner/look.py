@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchinfer.errors import TransientError
 from batchinfer.ledger import (
     Survey,
     layout,
@@ -79,6 +80,16 @@ def look(start: Start) -> OutputView:
 
     Raises ConfigError for records that are not JSON of ours, TransientError.
     """
+    try:
+        return _look(start)
+    except FileNotFoundError as error:
+        raise TransientError(
+            f"{start.store.url} changed while it was looked at ({error}): another start may be "
+            "deleting its results (--restart). Start again"
+        ) from error
+
+
+def _look(start: Start) -> OutputView:
     store = start.store
     success = records.read_success(store)
     record = records.read_job(store)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchinfer.errors import ConfigError
-from batchinfer.runner import RunOptions
+from batchinfer.runner import RunOptions, ownership
+from batchinfer.storage import Store
 from batchinfer.storage.local import LocalStore
 from tests.support.endings import must_fail
 from tests.support.in_process import EndedHere, run_here
@@ -269,3 +271,21 @@ def test_a_restart_of_a_job_that_cannot_run_deletes_nothing(
     must_fail(refused, 2, "tokenizer")
     assert len(result_files(place)) == 2
     assert json.loads(Path(place.url("out", "_SUCCESS")).read_text())["rows"] == 20
+
+
+def test_a_start_beside_a_restart_that_deletes_what_it_looks_at_is_tried_again(
+    place: Place, first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was listed a moment ago."""
+    read = ownership.read_facts
+
+    def read_after_other(store: Store, key: str) -> dict[str, Any] | None:
+        store.delete([key])
+        return read(store, key)
+
+    monkeypatch.setattr(ownership, "read_facts", read_after_other)
+    ended = run_here(first, RESTART)
+    assert ended.code == 75 and "changed while it was looked at" in ended.message
+    monkeypatch.undo()
+    assert run_here(first).code == 0
+    assert results(place).height == 20
