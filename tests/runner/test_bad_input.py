@@ -264,10 +264,14 @@ def test_a_setting_refused_by_the_engine_can_be_corrected(filled: Place, tmp_pat
 
 
 def test_an_output_that_cannot_be_written_is_refused(filled: Place, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for path in (str(tmp_path / "file" / "out"), "/proc/out"):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path, *words in (
+        (str(file / "out"), f"{file} is a file where a folder is needed"),
+        ("/proc/out", "cannot write /proc/out", "another path"),
+    ):
         settings = changed(job(filled), output={"path": path})
-        must_fail(run(write_job(tmp_path, settings)), 2, f"cannot write {path}", "another path")
+        must_fail(run(write_job(tmp_path, settings)), 2, *words)
 
 
 def test_outputs_that_would_mix_with_something_else_are_refused(
