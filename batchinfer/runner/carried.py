@@ -71,7 +71,8 @@ def carried_schema(
                 problems.append(_problem(job, field, shard, begun, firsts[index]))
             elif common.type != fields[index].type:
                 firsts[index].append((field, shard))
-            fields[index] = common or fields[index]
+            if begun is None:  # else the output's files have what it says, metadata too
+                fields[index] = common or fields[index]
     if problems:
         raise InputError("\n".join(problems[:20]))
     return pa.schema(fields)

@@ -295,6 +295,22 @@ def test_a_shard_that_comes_later_must_fit_what_the_output_was_begun_with(
     assert of_output(folder, "b.parquet") == [pa.int32(), pa.string()]
 
 
+def test_a_type_unknown_here_stays_in_files_that_come_later(folder: Place, tmp_path: Path) -> None:
+    """It stands in the field's metadata, which a later file without it does not take away."""
+    unknown = {"ARROW:extension:name": "tests.unknown", "ARROW:extension:metadata": "x"}
+    path = write_job(tmp_path, keeping(folder))
+    for name, metadata in (("a", unknown), ("b", None)):
+        note = pa.field("note", pa.string(), metadata=metadata)
+        schema = pa.schema([("id", pa.int32()), ("text", pa.string()), note])
+        file = Path(folder.url("in", f"{name}.parquet"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table([[1], ["one"], ["x"]], schema=schema), file)
+        ended = run(path)
+        assert ended.code == 0, ended.stderr
+    schemas = [pq.read_schema(folder.url("out", f"{name}.parquet")) for name in "ab"]
+    assert schemas[0].field("note").metadata == schemas[1].field("note").metadata
+
+
 def test_an_output_of_a_version_without_one_schema_goes_on_as_it_began(
     folder: Place, tmp_path: Path
 ) -> None:
