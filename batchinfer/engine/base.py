@@ -6,7 +6,7 @@ Token data is flat numpy arrays; no Python object for a token survives a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol
@@ -181,6 +181,10 @@ class EngineKind(Protocol):
 
     Its module is light to import: only `load` and `build` import the engine's own packages.
     """
+
+    @property
+    def wants(self) -> Collection[str]:
+        """What it can give a task: values of `Demand.wants`."""
 
     def machine(self) -> Machine:
         """What the engine would run on here. `device` None: it is not installed, or finds none."""

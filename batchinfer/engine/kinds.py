@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from batchinfer.engine.base import EngineKind
+from batchinfer.config import Job
+from batchinfer.engine.base import Demand, EngineKind
+from batchinfer.errors import ConfigError
 
 #: Of this process alone, before those in folders: what `batchinfer.testing.register` adds.
 KINDS: dict[str, Callable[[], EngineKind]] = {}
@@ -21,3 +23,14 @@ def engine_kind(name: str) -> EngineKind:
         return KINDS[name]()
     kind: EngineKind = importlib.import_module(f"batchinfer.engine.{name}.kind").KIND
     return kind
+
+
+def check_demand(job: Job, demand: Demand) -> None:
+    """Raise ConfigError for what the job's engine refuses, before the model is looked at.
+
+    A task that it was never taught among that: it would compute something else.
+    """
+    kind = engine_kind(job.engine.name)
+    if demand.wants not in kind.wants:
+        raise ConfigError(f"engine.name: {job.engine.name} does not run task: {demand.task}")
+    kind.check(job, demand)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineKind, EngineSpec
-from batchinfer.engine.kinds import engine_kind
+from batchinfer.engine.kinds import check_demand, engine_kind
 from batchinfer.model import ModelFacts, read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.quantization import Begun, Machine
@@ -27,7 +27,7 @@ class ModelReader:
     @classmethod
     def of(cls, job: Job, task: Task, kind: EngineKind) -> ModelReader:
         """Raises ConfigError for settings that the engine refuses whatever the model."""
-        kind.check(job, task.demand)
+        check_demand(job, task.demand)
         return cls(job, kind.machine(), kind.needs_weights(job))
 
     def read(self, begun: Begun | None = None) -> ModelFacts:

@@ -5,7 +5,7 @@ Must not know: any other engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,7 @@ class FakeKind:
     """A kind for engines without a model: it runs anywhere, and has no options."""
 
     make: Callable[[EngineSpec], Engine]
+    wants: Collection[str] = ("completion", "prompt_logprobs")
 
     def machine(self) -> Machine:
         return Machine(None, engine="batchinfer.testing")

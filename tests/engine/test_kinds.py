@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.config import DEFAULT_ENGINE, ENGINES, load_job
-from batchinfer.engine.kinds import KINDS, engine_kind
+from batchinfer.engine.kinds import KINDS, check_demand, engine_kind
 from batchinfer.errors import ConfigError
 from batchinfer.sink.parquet import file_facts
+from batchinfer.tasks import task_of
 from batchinfer.testing import fake_kind, register
 from tests.support.jobs import ROOT, Place, job, results, rows, run, write_job
 
@@ -117,3 +119,16 @@ def test_no_command_needs_an_engine_that_the_job_does_not_name(
         )
         assert done.returncode == 0, done.stderr
     assert len(results(folder)) == 20
+
+
+def test_an_engine_refuses_a_task_that_it_was_never_taught(
+    folder: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would compute something else."""
+    untaught = dataclasses.replace(fake_kind(), wants=("completion",))
+    monkeypatch.setitem(KINDS, DEFAULT_ENGINE, lambda: untaught)
+    generating = load_job(job_on(DEFAULT_ENGINE, folder, tmp_path)).job
+    check_demand(generating, task_of(generating).demand)
+    scoring = generating.model_copy(update={"task": "score"})
+    with pytest.raises(ConfigError, match=r"engine\.name: vllm does not run task: score"):
+        check_demand(scoring, task_of(scoring).demand)

@@ -27,6 +27,8 @@ from batchinfer.quantization import Machine
 class VllmKind:
     """See `EngineKind` for the contract."""
 
+    wants = ("completion", "prompt_logprobs")
+
     def machine(self) -> Machine:
         return this_machine()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from batchinfer.config import Job
-from batchinfer.engine.kinds import engine_kind
+from batchinfer.engine.kinds import check_demand, engine_kind
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.comparison.spec import Planned
 from batchinfer.evaluation.content import text_digest
@@ -80,7 +80,7 @@ def _problems(plan: Planned) -> Iterator[tuple[str, ConfigError]]:
             read_json(config, "a model folder needs it")
         key = plan.key
         job = score_job(request, Path("windows"), Path("work"), sets_name="settings")
-        engine_kind(job.engine.name).check(job, task_of(job).demand)
+        check_demand(job, task_of(job).demand)
     except ConfigError as error:
         yield key, _with_advice(error, request.model) if key.endswith(".model") else error
         return
