@@ -317,7 +317,7 @@ _LONG = [
     "{% for c in ['y'] | map('upper') %}{% endfor %}{% endfor %}{% endfor %}",
 ]
 _RENDER_EACH = """
-import json, resource, sys
+import json, pathlib, sys
 from batchinfer.errors import RowError
 from batchinfer.prompt.numbers import ExactNumber
 from batchinfer.prompt.render import TextTemplate
@@ -326,7 +326,8 @@ for source in json.load(sys.stdin):
         print(TextTemplate(source, "prompt.template").render({"n": 1, "tenth": ExactNumber("0.1")}))
     except RowError as error:
         print(error.kind, error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+status = pathlib.Path("/proc/self/status").read_text()  # ru_maxrss has the parent's memory in it
+print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 """
 
 
