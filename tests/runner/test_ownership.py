@@ -214,4 +214,4 @@ def test_an_input_key_that_no_file_can_have_is_refused(server: S3Server, jobs: A
     place = Place(f"s3://{server.create_bucket()}", server.environment())
     place.write_parquet("in/../a.parquet", rows(20))
     path = jobs(place, "out", input={"path": place.url("in", ".*", "*.parquet")})
-    must_fail(run(path, place=place), 2, "../a.parquet", "no name")
+    must_fail(run(path, place=place), 2, "../a.parquet", "not a name")

@@ -598,8 +598,8 @@ def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
             "failed: vault is sealed",
         ),
         ("credential_process = echo hello", "credential_process of .* does not print JSON"),
-        ("credential_process = echo 1", "credential_process of .* prints JSON that is no cred"),
-        ("credential_process = echo '[]'", "credential_process of .* prints JSON that is no cred"),
+        ("credential_process = echo 1", "credential_process of .* prints JSON that has no cred"),
+        ("credential_process = echo '[]'", "credential_process of .* prints JSON that has no cred"),
         ("credential_process = echo '{\"Version\": 1}'", "credential_process .*AccessKeyId"),
         (
             "role_arn = arn:aws:iam::1:role/r\ncredential_source = Environment",
