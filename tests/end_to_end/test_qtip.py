@@ -21,7 +21,10 @@ SUMMARIZE = ROOT / "jobs" / "summarize.yaml"
 def summarize(
     folder: Place, model: Path, name: str, *sets: str, environ: Mapping[str, str] | None = None
 ) -> Ended:
-    """In float32, which on the CPU is bit-equal whatever shares a batch."""
+    """In float32, which on the CPU is bit-equal whatever shares a batch. One thread, unless
+    `environ` says otherwise: several wait for each other at every layer, and others need the cores.
+    """
+    environ = environ or {"VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0)))}
     prompts = ROOT / "jobs" / "demo" / "prompts" / "prompts-00000-of-00004.parquet"
     few = model.parent / "few.parquet"
     pl.read_parquet(prompts).head(16).write_parquet(few)
