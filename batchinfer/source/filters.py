@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.source.casts import cast_table
 from batchinfer.source.plain import has_uuids
 from batchinfer.source.text import with_valid_text
 
@@ -127,7 +128,7 @@ class RowFilter:
             # polars takes it for granted that text is UTF-8.
             columns = {name: with_valid_text(table.column(name))[0] for name in self.columns}
             types = {name: self._type_for_polars(name, columns[name].type) for name in columns}
-            frame = pl.from_arrow(pa.table(columns).cast(pa.schema(list(types.items()))))
+            frame = pl.from_arrow(cast_table(pa.table(columns), pa.schema(list(types.items()))))
             assert isinstance(frame, pl.DataFrame)
             passes = frame.select(self._expression.alias("passes")).to_series()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:

@@ -89,3 +89,13 @@ def test_a_filter_over_wide_decimals_is_refused_without_a_panic(
     with pytest.raises(ConfigError, match=r"'price': decimal256.* has no equivalent in polars"):
         RowFilter("price > 1").check(schema)
     assert capfd.readouterr().err == ""
+
+
+def test_a_filter_reads_lists_of_structs_with_nulls_alone() -> None:
+    """Arrow's own cast shortens them, and says that the column is invalid."""
+    kind = pa.list_(pa.struct([("role", pa.string()), ("tools", pa.null())]))
+    values = [[{"role": "user", "tools": None}] * 4, None, [{"role": "system", "tools": None}]]
+    table = pa.table({"text": ["a", "b", "c"], "messages": pa.array(values, kind)})
+    row_filter = RowFilter("messages IS NOT NULL AND text <> 'c'")
+    row_filter.check(table.schema)
+    assert row_filter.mask(table).tolist() == [True, False, False]
