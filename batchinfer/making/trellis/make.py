@@ -67,8 +67,8 @@ class Places:
     libraries: Path  # of compiled C++
 
 
-def computed_on() -> torch.device:
-    """Where models are coded: on the GPU if torch sees one."""
+def _device() -> torch.device:
+    """Where models are coded: on a GPU if torch sees one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -99,7 +99,7 @@ def code_model(
     tlut = gaussian_tlut() if coding.code == "hyb" else None
     values = table(coding.code, tlut).float()
     progress = _Progress(teller, sum(_size(weights, layer) for layer in coded))
-    device = computed_on()
+    device = _device()
     if device.type == "cuda":
         search = search_on_gpu(values, coding.num_bits, places.libraries)
     else:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from batchinfer.making.trellis.viterbi import Search, TorchSearch
 from batchinfer.native import CUDA, NotCompiled, compiled
+from batchinfer.quantization.methods.qtip.trellis import TILE_WEIGHTS
 
 logger = logging.getLogger("batchinfer.making")
 
 SOURCE = "cuda/viterbi.cu"
-_TILE_WEIGHTS = 256
 _RESERVED_BYTES = 1 << 10  # of a block's shared memory, for the system and what the kernel declares
 
 
@@ -60,7 +60,7 @@ class CudaSearch:
             raise NotCompiled("the code has weights that are not float16")
         gpu = torch.cuda.get_device_properties("cuda")
         needed = _RESERVED_BYTES + self._library.viterbi_shared_bytes(
-            self._step_bits, self._num_values, _TILE_WEIGHTS // self._num_values
+            self._step_bits, self._num_values, TILE_WEIGHTS // self._num_values
         )
         if needed > gpu.shared_memory_per_block_optin:
             raise NotCompiled(

@@ -27,7 +27,7 @@ TLUT_BITS = 9
 _TLUT_STD = 0.9682458
 
 #: Multiplier and addend of the congruential step, modulo 2^32.
-_STEPS = {
+STEPS = {
     "3inst": (89226354, 64248484),
     "mcg": (0xCBAC1FED, 0),
     "mul1": (0x83DCD12D, 0),
@@ -47,7 +47,7 @@ def table(code: str, tlut: Tensor | None = None) -> Tensor:
         raise ValueError(f"code {code} takes {'a' if code == 'hyb' else 'no'} table (tlut)")
     if tlut is not None:
         return _hyb(tlut)
-    multiplier, addend = _STEPS[code]
+    multiplier, addend = STEPS[code]
     states = torch.arange(NUM_STATES, dtype=torch.int64)
     hashed = (states * multiplier + addend) & 0xFFFFFFFF
     if code == "1mad":

@@ -14,17 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchinfer.quantization.methods.qtip.trellis import TILE, bits_of, swap_halves
+from batchinfer.quantization.methods.qtip.codes import STEPS
+from batchinfer.quantization.methods.qtip.trellis import LANE_ORDERS, TILE, bits_of, swap_halves
 
-#: Code -> (its number in decode.h, multiplier and addend of its congruential step).
-KINDS = {
-    "3inst": (4, 89226354, 64248484),
-    "mcg": (0, 0xCBAC1FED, 0),
-    "mul1": (1, 0x83DCD12D, 0),
-    "hyb": (2, 0, 0),
-    "1mad": (3, 34038481, 76625530),
-}
-ORDERS = {"exl3": 0, "qtip": 1}
+_NUMBERS = {"3inst": 4, "mcg": 0, "mul1": 1, "hyb": 2, "1mad": 3}  # of decode.h
+#: Code -> (its number, multiplier and addend of its congruential step).
+KINDS = {code: (number, *STEPS.get(code, (0, 0))) for code, number in _NUMBERS.items()}
+ORDERS = {order: number for number, order in enumerate(LANE_ORDERS)}
 #: From this many tokens on factors are rounded to bfloat16, where activations are and the CPU
 #: multiplies such numbers (kernels/README.md has what was measured).
 BFLOAT16_FROM = 4

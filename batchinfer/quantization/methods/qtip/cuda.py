@@ -15,17 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchinfer.quantization.methods.qtip.trellis import TILE, bits_of, swap_halves
+from batchinfer.quantization.methods.qtip.codes import STEPS
+from batchinfer.quantization.methods.qtip.trellis import LANE_ORDERS, TILE, bits_of, swap_halves
 
+_NUMBERS = {"3inst": 0, "mcg": 0, "mul1": 1, "hyb": 2, "1mad": 3}  # of decode.cuh
 #: Code -> (what a library is built for, multiplier and addend of its congruential step).
-KINDS = {
-    "3inst": (0, 89226354, 64248484),
-    "mcg": (0, 0xCBAC1FED, 0),
-    "mul1": (1, 0x83DCD12D, 0),
-    "hyb": (2, 0, 0),
-    "1mad": (3, 34038481, 76625530),
-}
-ORDERS = {"exl3": 0, "qtip": 1}
+KINDS = {code: (number, *STEPS.get(code, (0, 0))) for code, number in _NUMBERS.items()}
+ORDERS = {order: number for number, order in enumerate(LANE_ORDERS)}
 
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 _GROUP = 8  # tiles, along the inputs
