@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchinfer.making.order import Teller
 from batchinfer.making.trellis.finished import FinishedBlocks
 from batchinfer.making.trellis.ldlq import CodedParts, Coder, code_layers, damped, feedback
+from batchinfer.making.trellis.make import Coding, _tokens
 from batchinfer.making.trellis.viterbi import search_on_cpu
 from batchinfer.native import cpu_flags
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
@@ -306,6 +308,10 @@ def test_of_a_long_row_the_first_tokens_are_taken(model: Path, tmp_path: Path, c
     """Memory is that of rows of 2,048 tokens, whatever the texts are."""
     long = tmp_path / "long.parquet"
     pl.DataFrame({"description": ["a word and " * 200_000]}).write_parquet(long)
+    coding = Coding(2, "mcg", pl.read_parquet(long)["description"].to_list())
+    ignored = Teller(lambda said: None, lambda share: None, lambda said: None)
+    tokens = _tokens(model, coding, ignored, 128)
+    assert tokens.numel() == 2048
     ended = quantize(*arguments(model, tmp_path / "out", long), cache=cache)
     assert ended.code == 0, ended.stderr
     assert "the first 2,048 tokens of 1 longer rows" in ended.stderr
