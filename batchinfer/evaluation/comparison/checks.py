@@ -37,7 +37,7 @@ def check_inputs(planned: Sequence[Planned], spec_path: str) -> None:
     """Raise ConfigError naming every problem: file, key, label of the first entry that has it."""
     problems = [f"{spec_path}: {problem}" for problem in _problems_of_text(planned[0])]
     # Formats of one entry share its key, and all that is looked at.
-    for plan in {plan.key: plan for plan in reversed(planned)}.values():
+    for plan in reversed({plan.key: plan for plan in reversed(planned)}.values()):
         problems += (
             f"{spec_path}: {key} ({plan.label}): {line}"
             for key, error in _problems(plan)

@@ -421,7 +421,7 @@ def test_a_reference_whose_output_was_deleted_is_computed_again_once_it_is_neede
     bench: Bench,
 ) -> None:
     bench.compare(bench.write(reference="demo fp32", top_k=3), "--filter", "*fp32")
-    (output,) = bench.out.glob("entries/*/work/output")
+    (output,) = bench.out.glob("entries/*/*/output")
     shutil.rmtree(output)
     bench.asked()
     ended = bench.compare(bench.write(reference="demo fp32", top_k=3))
