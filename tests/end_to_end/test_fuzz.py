@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.fuzz.case import Case, cases, restore, scratch
 from tests.fuzz.check import check
 from tests.fuzz.server import Server
+from tests.fuzz.store import can_store
 
 REGRESSIONS = sorted(
     path for path in (Path(__file__).parents[1] / "fuzz" / "regressions").glob("*")
@@ -54,3 +56,9 @@ def test_no_input_and_no_job_file_breaks_a_promise(seed: int, server_of_forks: S
             check(folder, case.plan, server_of_forks)
 
     holds()
+
+
+def test_a_table_that_ends_arrow_does_not_end_the_fuzzer() -> None:
+    ends_it = pa.table({"x": pa.array([[], []], pa.list_(pa.int32(), 0))})
+    assert not can_store(ends_it, 1)
+    assert can_store(pa.table({"x": [1]}), 1)

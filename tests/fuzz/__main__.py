@@ -8,6 +8,7 @@ python -m tests.fuzz --replay /tmp/found/some-kind
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import re
 import sys
 import time
@@ -166,6 +167,7 @@ def replay(server: Server, kept: Path) -> None:
 
 
 def main() -> int:
+    faulthandler.enable()
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)

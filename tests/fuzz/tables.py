@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import arrow
 from tests.fuzz.odds import rarely
+from tests.fuzz.store import can_store
 
 _NAMES = (
     "text",
@@ -129,7 +130,7 @@ def inputs(draw: st.DrawFn) -> Input:
             of_shard = draw(_changed(columns))
         table = draw(_tables(of_shard))
         group_rows = draw(st.sampled_from((1, 2, 3, 1000)))
-        assume(_can_store(table, group_rows))
+        assume(can_store(table, group_rows))
         shards[folder + name] = (table, group_rows)
     return Input(shards)
 
@@ -218,21 +219,9 @@ def _made(entries: list[Any], data_type: pa.DataType) -> pa.Array | None:
 
 
 def _stored(array: pa.Array) -> pa.Array:
-    if _can_store(pa.table({"x": array}), 1):
+    if can_store(pa.table({"x": array}), 1):
         return array
     return pa.array([f"{number}" for number in range(len(array))], pa.string())
-
-
-def _can_store(table: pa.Table, group_rows: int) -> bool:
-    try:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=group_rows)
-        file = pq.ParquetFile(pa.BufferReader(sink.getvalue()))
-        for index in range(file.num_row_groups):
-            file.read_row_group(index)
-        return True
-    except (pa.ArrowException, OSError, UnicodeError):
-        return False
 
 
 def _conversations() -> st.SearchStrategy[Any]:
