@@ -141,7 +141,7 @@ def import_failure(package: str, error: BaseException) -> ConfigError:
     if limit := limit_met():
         return ConfigError(f"{package} cannot be imported: {reason}. {limit}")
     if not isinstance(error, ImportError) and (name := _variable_behind(str(error))):
-        if _SECRET & set(name.split("_")):
+        if is_secret(name):
             reason = reason.replace(os.environ[name], "...")
         return ConfigError(
             f"{package} cannot be imported: {reason}. A library reads the environment "
@@ -152,6 +152,11 @@ def import_failure(package: str, error: BaseException) -> ConfigError:
         "environment is at fault, not the job or the model: reinstall the named package "
         "(`make setup` installs compatible versions)"
     )
+
+
+def is_secret(variable: str) -> bool:
+    """Whether no message may hold the value of this environment variable."""
+    return bool(_SECRET & set(variable.split("_")))
 
 
 def _variable_behind(message: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from batchinfer.config.references import reference_problem
+from batchinfer.config.json_schema import reference_problem, schema_problem
 from batchinfer.config.section import (
     Section,
     TaskSection,
@@ -55,7 +55,9 @@ class StructuredSettings(Section):
     @field_validator("json_schema")
     @classmethod
     def _is_whole(cls, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        if schema is not None and (problem := reference_problem(schema)):
+        if schema is None:
+            return None
+        if problem := schema_problem(thaw(schema)) or reference_problem(schema):
             raise ValueError(problem)
         return schema
 

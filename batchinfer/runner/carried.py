@@ -12,6 +12,7 @@ import binascii
 import logging
 import threading
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +76,24 @@ def carried_schema(
                 fields[index] = common or fields[index]
     if problems:
         raise InputError("\n".join(problems[:20]))
+    if begun is None:
+        _tell_of_zones(fields, firsts)
     return pa.schema(fields)
+
+
+def _tell_of_zones(
+    fields: Iterable[pa.Field], firsts: Iterable[Iterable[tuple[pa.Field, Shard]]]
+) -> None:
+    for field, found in zip(fields, firsts, strict=True):
+        zones = {one.type.tz: shard.url for one, shard in found if pa.types.is_timestamp(one.type)}
+        if len(zones) > 1:
+            named = ", ".join(f"{zone} in {url}" for zone, url in islice(zones.items(), 3))
+            logger.warning(
+                "%s: the input's time zones differ (%s): the output has the same instants in %s",
+                field.name,
+                named,
+                field.type.tz,
+            )
 
 
 def _problem(

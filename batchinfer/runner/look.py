@@ -165,5 +165,6 @@ def _one_input(said: Sequence[Fingerprint | None]) -> Fingerprint | None:
 def _carried(start: Start, key: str) -> str:
     """Types of the columns from the input in a file of results; none in a file of another kind."""
     schema = read_schema(start.store, key)
-    names = [name for name in ("id", *start.job.input.keep_columns) if name in schema.names]
+    present = set(schema.names)
+    names = [name for name in ("id", *start.job.input.keep_columns) if name in present]
     return to_text(pa.schema([pa.field(name, schema.field(name).type) for name in names]))

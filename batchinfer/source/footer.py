@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -52,6 +53,7 @@ class Footer:
     sha256: str
     metadata: pq.FileMetaData
     has_encrypted_columns: bool
+    num_named: Mapping[str, int]  # how many columns of the file have a name
 
 
 def read_footer(shard: Shard) -> Footer:
@@ -103,6 +105,7 @@ def parse_footer(file: BinaryIO, shard: Shard) -> Footer:
         sha256=hashlib.sha256(footer_bytes).hexdigest(),
         metadata=metadata,
         has_encrypted_columns=len(footer_bytes) - metadata.serialized_size == _SIGNATURE_BYTES,
+        num_named=Counter(names),
     )
 
 
@@ -113,7 +116,6 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
     for name in needed:
         if problem := column_problem(footer, name):
             raise InputError(f"shard {shard.url}: {problem}")
-    names = footer.schema.names
     for name in needed:
         values = {value for key, value in shard.partitions if key == name}
         if len(values) > 1:
@@ -121,25 +123,26 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
                 f"the folders of {shard.url} give {name!r} {len(values)} values "
                 f"({', '.join(sorted(values))}): rename one of them"
             )
-    of_both = [name for name in needed if name in names and name in footer.partitions]
-    stored = [name for name in needed if name in names] if footer.has_encrypted_columns else of_both
+    in_file = [name for name in needed if name in footer.num_named]
+    of_both = [name for name in in_file if name in footer.partitions]
+    stored = in_file if footer.has_encrypted_columns else of_both
     if stored:
         _check_first_row(footer, stored, shard)
 
 
 def column_problem(footer: Footer, name: str) -> str | None:
     """Why the shard (or its folders) does not have this column exactly once; None if it does."""
-    names = footer.schema.names
-    available = list(dict.fromkeys([*names, *footer.partitions]))
-    if name not in available:
+    count = footer.num_named.get(name, 0)
+    if not count and name not in footer.partitions:
+        available = list(dict.fromkeys([*footer.schema.names, *footer.partitions]))
         close = difflib.get_close_matches(name, available, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         shown = ", ".join(available[:_MAX_NAMED_COLUMNS]) or "none"
         if (num_more := len(available) - _MAX_NAMED_COLUMNS) > 0:
             shown += f" and {num_more:,} more"
         return f"there is no column {name!r}{hint}; the columns are {shown}"
-    if names.count(name) > 1:
-        return f"there are {names.count(name)} columns named {name!r}: rename them"
+    if count > 1:
+        return f"there are {count} columns named {name!r}: rename them"
     return None
 
 

@@ -69,7 +69,7 @@ class ShardReader:
             self._footer = parse_footer(self._file, shard)
             self._partitions = self._footer.partitions
             check_columns(self._footer, self._needed, shard)
-            self._stored = [name for name in self._needed if name in self._footer.schema.names]
+            self._stored = [name for name in self._needed if name in self._footer.num_named]
             self._parquet = pq.ParquetFile(
                 self._file,
                 metadata=self._footer.metadata,
@@ -197,12 +197,14 @@ class ShardReader:
 
     def _block(self, first_row: int, stored: pa.Table) -> Block:
         rows = np.arange(first_row, first_row + stored.num_rows, dtype=np.int64)
-        table = stored.select([])
+        fields, columns = [], []
         for name in self._needed:
             column = self._column(name, stored)
-            is_stored = name in self._footer.schema.names and name not in self._partitions
+            is_stored = name in self._footer.num_named and name not in self._partitions
             metadata = self._footer.schema.field(name).metadata if is_stored else None
-            table = table.append_column(pa.field(name, column.type, metadata=metadata), column)
+            fields.append(pa.field(name, column.type, metadata=metadata))
+            columns.append(column)
+        table = pa.table(columns, pa.schema(fields)) if columns else stored.select([])
         if self._filter is not None:
             try:
                 mask = self._filter.mask(table)

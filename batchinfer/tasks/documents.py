@@ -23,13 +23,17 @@ class Documents:
         kind = validator_for(schema, default=Draft202012Validator)
         self._validator = kind(schema)
 
-    def fitting(self, text: str | None) -> str | None:
-        """`text` if it is a document that fits."""
+    def fitting(self, text: str | None, *, is_cut: bool = False) -> str | None:
+        """`text` if it is a document that fits. One that is cut and ends in a digit is a number
+        that may not be whole.
+        """
         if text is None:
             return None
         try:
             document = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
+            return None
+        if is_cut and text[-1].isdigit():
             return None
         try:
             return text if self._validator.is_valid(document) else None

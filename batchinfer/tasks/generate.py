@@ -143,7 +143,10 @@ class Generate:
         parsed: list[str | None] = [None] * len(texts)
         if (schema := self._json_schema) is not None:
             documents = Documents(schema)
-            parsed = [documents.fitting(text) for text in texts]
+            parsed = [
+                documents.fitting(text, is_cut=result.finish_reason == "length")
+                for text, result in zip(texts, done, strict=True)
+            ]
         columns = {
             "completion": pa.array(texts, pa.string()),
             "parsed": pa.array(parsed, pa.string()),

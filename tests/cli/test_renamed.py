@@ -29,6 +29,16 @@ def test_an_earlier_name_means_the_same(
     assert values[0] == values[1] is not None
 
 
+@pytest.mark.parametrize("arguments", [["--shard", "1/2", "--slice=2/2"], ["--slice", "1/2"] * 2])
+def test_both_names_at_once_are_refused_and_one_name_twice_is_not(arguments: list[str]) -> None:
+    with click.Context(cli.commands["run"], info_name="run") as context:
+        if "--shard" in arguments:
+            with pytest.raises(click.UsageError, match="--shard is the earlier name of --slice"):
+                context.command.parse_args(context, ["job.yaml", *arguments])
+        else:
+            context.command.parse_args(context, ["job.yaml", *arguments])
+
+
 @pytest.mark.parametrize("name", ["run", "plan"])
 def test_help_shows_the_name_of_today_alone(name: str) -> None:
     shown = CliRunner().invoke(cli, [name, "--help"]).output

@@ -49,6 +49,39 @@ def test_a_reference_that_an_engine_would_leave_out_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "strng"}, "/type: 'strng'"),
+        ({"properties": {"a": {"minLength": -1}}}, "/properties/a/minLength: -1"),
+        ({"properties": {"a": {"type": "string", "required": True}}}, "/properties/a/required"),
+        ({"items": [1]}, "/items: "),
+    ],
+)
+def test_a_keyword_that_cannot_have_its_value_is_refused_with_its_place(
+    schema: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=f"not a valid JSON Schema: {problem}"):
+        StructuredSettings(json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "\\p{L}+"},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "null"}]},
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "exclusiveMinimum": True,
+            "minimum": 1,
+        },
+        {"x-order": 1, "type": "string", "format": "no format"},
+    ],
+)
+def test_what_a_version_of_json_schema_allows_is_taken(schema: dict[str, Any]) -> None:
+    assert StructuredSettings(json_schema=schema).constraint == ("json_schema", schema)
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         {"items": {"$ref": "#"}},

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.config import Job
-from batchinfer.runner.carried import Carrier
-from batchinfer.source import Block, list_shards, output_field, with_valid_text
+from batchinfer.runner.carried import Carrier, carried_columns, carried_schema
+from batchinfer.source import Block, list_shards, output_field, read_footer, with_valid_text
 from batchinfer.source.types import common_type, output_type
 from batchinfer.storage import open_store
 from tests.support.endings import changed, must_be_untouched, must_fail, read_bytes, write_bytes
@@ -240,6 +240,29 @@ def test_all_files_of_an_output_have_one_schema_and_are_read_together(
     found = pl.read_parquet(folder.url("out", "*.parquet"))
     assert found["id"].to_list() == [1, 2, 3, 4]
     assert found["note"].to_list() == ["x", "y", None, None]
+
+
+def test_zones_that_differ_are_said_once_and_the_instants_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zones = {"a": BERLIN, "b": BERLIN, "c": UTC}
+    for name, zone in zones.items():
+        when = pa.array([0], pa.timestamp("ms", zone))
+        pq.write_table(pa.table({"n": [1], "when": when}), tmp_path / f"{name}.parquet")
+    settings = job(
+        Place("/nowhere"), input={"path": "x", "id_column": "n", "keep_columns": ["when"]}
+    )
+    shards = [
+        (shard, carried_columns(Job.model_validate(settings), read_footer(shard)))
+        for shard in list_shards([str(tmp_path)], open_store)
+    ]
+    carried = carried_schema(Job.model_validate(settings), shards, None)
+    assert carried.field("when").type == pa.timestamp("ms", UTC)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"when: the input's time zones differ (Europe/Berlin in {tmp_path}/a.parquet" in said
+    assert said.endswith("the same instants in UTC")
+    caplog.clear()
+    assert carried_schema(Job.model_validate(settings), shards[:2], None) and not caplog.records
 
 
 def test_integers_become_double_where_another_file_has_nulls_among_them(

@@ -32,3 +32,19 @@ OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 def test_a_document_fits_or_not(schema: dict[str, Any], text: str, fits: bool) -> None:
     assert Documents(schema).fitting(text) == (text if fits else None)
     assert Documents(schema).fitting(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_whole"),
+    [
+        ("12", False),
+        ("-1.5e3", False),
+        ("12 ", True),
+        ("[12]", True),
+        ('"12"', True),
+        ("true", True),
+    ],
+)
+def test_a_number_at_the_end_of_a_cut_completion_may_go_on(text: str, is_whole: bool) -> None:
+    assert Documents({}).fitting(text) == text
+    assert Documents({}).fitting(text, is_cut=True) == (text if is_whole else None)

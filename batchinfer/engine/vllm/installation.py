@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.engine.hardware import gpus
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, is_secret
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,11 @@ def check_variables() -> None:
         try:
             readers[name]()
         except (ValueError, TypeError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
+            reason, shown = str(error).partition("\n")[0], repr(value)
+            if is_secret(name) and value:
+                reason, shown = reason.replace(value, "..."), "..."
             raise ConfigError(
-                f"the environment variable {name}={value!r} is none that vLLM takes: {reason}. "
+                f"the environment variable {name}={shown} is not one that vLLM takes: {reason}. "
                 "Unset it or correct it"
             ) from None
         except Exception:  # what else it needs is not there yet; it is asked again when it is

@@ -165,5 +165,18 @@ def test_a_variable_that_vllm_does_not_take_is_named(monkeypatch: pytest.MonkeyP
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("needs vLLM's list of variables")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "plenty")
-    with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE='plenty' is none that vLLM"):
+    with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE='plenty' is not one that vLLM"):
         check_variables()
+
+
+def test_a_variable_that_holds_a_secret_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read() -> int:
+        return int(os.environ["VLLM_API_KEY"])
+
+    monkeypatch.setattr(installation, "_variable_readers", lambda: {"VLLM_API_KEY": read})
+    monkeypatch.setenv("VLLM_API_KEY", "sesame")
+    with pytest.raises(ConfigError, match="VLLM_API_KEY=") as caught:
+        check_variables()
+    assert "sesame" not in str(caught.value)

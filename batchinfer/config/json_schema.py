@@ -1,4 +1,5 @@
-"""`$ref` of a JSON Schema: what an engine would not find, and then leave out without a word.
+"""What is wrong with a JSON Schema that completions are to fit: keywords that it cannot have, and a
+`$ref` that an engine would not find, and then leave out without a word.
 
 Must not know: which engine applies a schema.
 """
@@ -17,6 +18,26 @@ _DATA = frozenset({"const", "enum", "default", "examples"})
 _NAMED = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
 )
+
+
+def schema_problem(schema: Mapping[str, Any]) -> str | None:
+    """The first keyword, from the top, whose value the schema's own version of JSON Schema (that of
+    `$schema`, else 2020-12) does not allow, and where it is. Patterns are not looked at: each
+    engine has its own kind.
+    """
+    from jsonschema import FormatChecker
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema, format_checker=FormatChecker(formats=()))
+    except SchemaError as error:
+        where = "".join(f"/{step}" for step in error.absolute_path)
+        return f"is not a valid JSON Schema: {where or '/'}: {error.message}"
+    except RecursionError:
+        return "is nested too deeply"
+    return None
 
 
 def reference_problem(schema: Mapping[str, Any]) -> str | None:
