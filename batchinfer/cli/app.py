@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from batchinfer import __version__
+from batchinfer.cli.debug import add_common_options, show_traceback
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.options import PRICE, job_argument, run_options
 from batchinfer.cli.quantization import quantize
@@ -225,6 +226,8 @@ def doctor(job: str | None, url: str | None) -> None:
 
 for _command in (quantize, *EVALUATIONS):
     cli.add_command(_command)
+for _command in (cli, *cli.commands.values()):
+    add_common_options(_command)
 
 
 def main() -> None:
@@ -240,9 +243,11 @@ def main() -> None:
     except click.Abort:
         _end(STOP_CODES[signal.SIGINT], "received SIGINT", status="stopped")
     except BatchInferError as error:
+        show_traceback()
         _print_error(str(error))
         _end(exit_code_of(error), str(error))
     except ImportError as error:
+        show_traceback()
         message = f"the installation is damaged or incomplete: {error}"
         if limit := limit_met():
             message = f"cannot import what is needed: {error}. {limit}"
@@ -252,6 +257,7 @@ def main() -> None:
         sys.exit(READER_GONE_CODE)
     except Exception as error:
         if (short := _as_shortage(error)) is not None:
+            show_traceback()
             _print_error(str(short))
             _end(exit_code_of(short), str(short))
         traceback.print_exc()
@@ -276,7 +282,7 @@ def _print_error(message: str) -> None:
 
 def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:
     """Exit. A `run` that ends here, before its own process began, owes stdout its line."""
-    if next((word for word in sys.argv[1:] if not word.startswith("-")), "") == "run":
+    if next((word for word in sys.argv[1:] if word in cli.commands), "") == "run":
         from batchinfer.telemetry import Outcome, Stdio
 
         outcome = Outcome(status, code, output="", message=message)

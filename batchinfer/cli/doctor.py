@@ -10,13 +10,13 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 
 import click
 
 from batchinfer import __version__
 from batchinfer.cli.common import look_at, never
+from batchinfer.cli.versions import package_versions
 from batchinfer.config import DEFAULT_ENGINE, load_job
 from batchinfer.engine.base import EngineKind
 from batchinfer.engine.kinds import engine_kind
@@ -33,8 +33,6 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.start import list_input, open_output
 from batchinfer.storage import Store, open_store
-
-_PACKAGES = ("torch", "transformers", "pyarrow", "polars", "s3fs")
 
 
 def examine(job_path: str | None, url: str | None) -> None:
@@ -60,8 +58,7 @@ def _line(what: str, text: str, *, ok: bool = True, mark: str | None = None) -> 
 def _packages() -> None:
     python = f"Python {platform.python_version()}"
     _line("batchinfer", f"{__version__}, {python}", ok=sys.version_info[:2] in ((3, 11), (3, 12)))
-    versions = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in _PACKAGES)
-    _line("packages", versions)
+    _line("packages", package_versions())
 
 
 def _engine_name(job_path: str | None) -> str:
@@ -172,10 +169,3 @@ def _job(path: str) -> list[str | None]:
         _line("input", str(error), ok=False)
         problems.append("input")
     return problems
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from batchinfer.cli.common import Looked
+from batchinfer.cli.debug import is_debug
 from batchinfer.cli.warned import held_warnings
 from batchinfer.cli.watchdog import Watchdog, end_process
 from batchinfer.errors import InputError, Stopped
@@ -124,7 +125,7 @@ def _quiet_engine() -> Iterator[Stop]:
     """
     folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
     log = folder / "engine.log"
-    stdio = Stdio()
+    stdio = Stdio(follows=is_debug())
     stop = Stop()
 
     def say_why(_: int, reason: str) -> None:

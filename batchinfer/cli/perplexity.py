@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from batchinfer.cli.debug import is_debug
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.evaluation.bits import Bits, read_bits, table
@@ -61,7 +62,7 @@ def show_layers(bits: Bits) -> None:
 def _logged(log: Path) -> Iterator[None]:
     """Lead what libraries and the engine print to a log; stdout is for the record."""
     with os_errors("write", log):
-        stdio = Stdio()
+        stdio = Stdio(follows=is_debug())
         stdio.redirect(log)
     try:
         yield

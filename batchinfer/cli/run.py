@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from batchinfer.cli.debug import is_debug, log_versions
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.watchdog import Watchdog
 from batchinfer.config import load_job
@@ -57,19 +58,24 @@ class RunProcess:
         json_lines: bool,
         may_skip: bool = False,
     ) -> None:
-        """`may_skip`: another run at work on this output is not a failure."""
+        """`may_skip`: another run at work on this output is not a failure.
+
+        With --debug, what would go to the log alone is shown as well, whatever `quiet` says.
+        """
+        is_shown = is_debug()
         self._job_path = job_path
         self._sets = sets
         self._options = options
         self._may_skip = may_skip
-        self._quiet = quiet
+        self._quiet = quiet = quiet and not is_shown
         self._json_lines = json_lines
-        self._stdio = Stdio()
+        self._stdio = Stdio(follows=is_shown and not json_lines)
         self._logs = Logs(
             self._stdio.err,
             json_lines=json_lines,
-            level=logging.ERROR if quiet else logging.INFO,
+            level=logging.DEBUG if is_shown else logging.ERROR if quiet else logging.INFO,
         )
+        self._has_live_line = not is_shown  # it would be torn by what others print
         self._host = Host(Counters(Clock()), tuning=WholeProcess(), log=self._open_log)
         self._watchdog = Watchdog(self._host.stop, last_words=self._abandon, end=self._end_at_once)
         self._run: Run | None = None  # none before the job is read
@@ -83,8 +89,13 @@ class RunProcess:
         """Run the job and end the process with its exit code."""
         self._watchdog.watch()
         display = choose_display(
-            self._stdio.err, os.environ, quiet=self._quiet, json_lines=self._json_lines
+            self._stdio.err,
+            os.environ,
+            quiet=self._quiet,
+            json_lines=self._json_lines or not self._has_live_line,
         )
+        if is_debug():
+            log_versions()
         counters = self._host.counters
         progress = Progress(display, counters.snapshot, logger, self._logs.terminal)
         try:
@@ -95,8 +106,10 @@ class RunProcess:
             with progress, explained_places(job, self._job_path):
                 outcome = self._run.run()
         except Stopped as error:
+            logger.debug("stopped", exc_info=True)
             outcome = self._outcome("stopped", error.code, str(error))
         except BatchInferError as error:
+            logger.debug("where the error comes from", exc_info=True)
             has_lease = self._run is not None and self._run.has_lease
             if self._may_skip and isinstance(error, LeaseHeld) and not has_lease:
                 logger.info("skipped: %s", error)
@@ -176,6 +189,7 @@ class RunProcess:
                 logger.warning("%s", error)
         with contextlib.suppress(OSError):  # the log's disk is full; the last line still counts
             self._logs.flush()
+        self._stdio.catch_up()
         self._stdio.err.flush()
 
 

@@ -30,7 +30,12 @@ logger = logging.getLogger("batchinfer.config")
 ENVIRONMENT_PREFIX = "BATCHINFER__"
 #: What other packages read, each with a name of its own.
 _OTHER_VARIABLES = frozenset(
-    {"BATCHINFER_KERNELS", "BATCHINFER_ENGINE_OWNER_PID", "BATCHINFER_ENGINE_PLUGINS"}
+    {
+        "BATCHINFER_DEBUG",
+        "BATCHINFER_ENGINE_OWNER_PID",
+        "BATCHINFER_ENGINE_PLUGINS",
+        "BATCHINFER_KERNELS",
+    }
 )
 #: It gives each pod such variables for a service of our name.
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$")

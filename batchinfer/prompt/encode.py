@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,27 @@ class TokenEncoder:
             if whole[start:stop] == bare:
                 return whole[:start], whole[stop:]
         return [], []
+
+    @cached_property
+    def _special_tokens(self) -> dict[int, str]:
+        """Id -> text of the tokens that stand for no text of a row."""
+        if self._backend is not None:
+            added = self._backend.get_added_tokens_decoder()
+            return {index: token.content for index, token in added.items() if token.special}
+        ids = self.tokenizer.all_special_ids
+        return dict(zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True))
+
+    def pieces(self, token_ids: Int32Array) -> list[tuple[str, bool]]:
+        """(text, whether it is a special token) of the tokens in order; the others are joined."""
+        pieces: list[tuple[str, bool]] = []
+        special = self._special_tokens
+        for is_special, ids in groupby(token_ids.tolist(), lambda index: index in special):
+            if is_special:
+                pieces.extend((special[index], True) for index in ids)
+                continue
+            run = np.array(list(ids), dtype=np.int32)
+            pieces.append((self.decode(run, np.array([0, len(run)]))[0], False))
+        return pieces
 
     def bounded(self, text: str, max_tokens: int, *, keeps_end: bool = False) -> str:
         """The text, or of one with far more than `max_tokens` its start (its end) with surely more.

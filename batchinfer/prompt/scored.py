@@ -15,7 +15,7 @@ import pyarrow as pa
 from batchinfer.config import PromptSettings
 from batchinfer.errors import InputError, RowError
 from batchinfer.prompt.drafts import check_type
-from batchinfer.prompt.encode import Int32Array, Int64Array
+from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
 from batchinfer.prompt.tokenize import Prepared, Prompter
 
 
@@ -43,6 +43,10 @@ class ScoredPrompter:
         added = completions.columns if completions is not None else ()
         self.columns: tuple[str, ...] = tuple(dict.fromkeys((*prompts.columns, *added)))
         self.limit = prompts.limit
+
+    @property
+    def encoder(self) -> TokenEncoder:
+        return self._prompts.encoder
 
     def prepare(self, table: pa.Table) -> Prepared:
         """Tokens of all rows, with `num_given`. Raises InputError as `Prompter.prepare` does."""

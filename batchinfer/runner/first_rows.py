@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 
 from batchinfer.runner.remarks import RemarkWarnings
+from batchinfer.runner.shown import ShownPrompts
 from batchinfer.runner.start import Start
 from batchinfer.source import Shard, ShardReader
 
@@ -37,6 +38,7 @@ def check_first_rows(start: Start, shards: Sequence[tuple[Shard, int]]) -> None:
         )
         return
     prepared = prompter.prepare(block.table)
+    ShownPrompts(prompter).show(shard.name, block.rows, prepared)
     RemarkWarnings().check(shard.name, block.rows, prepared.remarks)
     if prepared.errors:
         index, error = next(iter(prepared.errors.items()))

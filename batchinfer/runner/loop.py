@@ -6,6 +6,7 @@ to 2.6x with skewed output lengths. Must not know: files, Parquet. Runs in the m
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ from batchinfer.runner.ready import ReadyWork
 from batchinfer.tasks import Ask, Result, RowWork, task_of
 from batchinfer.telemetry import Counters
 
+logger = logging.getLogger("batchinfer.runner")
+
 _IDLE_WAIT_S = 0.2
+_NUM_SHOWN = 3  # with --debug
 #: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
 _COUNT_EVERY_S = 0.5
 #: A step that runs fewer than this share of the sequences it could run is underfilled.
@@ -36,6 +40,15 @@ def backlog_of(max_num_seqs: int) -> int:
     everything).
     """
     return max(16, max_num_seqs // 4)
+
+
+def _described(item: WorkItem, request: Request) -> str:
+    """For --debug: whose it is and what is asked."""
+    words = [f"{item.chunk.shard}:{int(item.chunk.rows[item.index])}, sample {item.sample}"]
+    words.append(f"{len(request.token_ids)} prompt tokens, seed {request.seed}")
+    if request.next_token is not None:
+        words.append(f"next token {request.next_token}")
+    return ", ".join(words)
 
 
 class _Row:
@@ -152,8 +165,11 @@ class Loop:
         ask = row.next_ask()
         self._row = row if row.ask is not None else None
         self._in_flight[key] = (row, ask)
+        request = Request(key, ask.token_ids, ask.seed, ask.next_token)
+        if key < _NUM_SHOWN:
+            logger.debug("request %d: %s", key, _described(row.item, request))
         try:
-            self._engine.add(Request(key, ask.token_ids, ask.seed, ask.next_token))
+            self._engine.add(request)
         except RowError as error:
             self._route([Completion(key, error_type=error.kind, error_message=error.message)])
 

@@ -29,6 +29,7 @@ from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
 from batchinfer.runner.remarks import RemarkWarnings
 from batchinfer.runner.session import Session
 from batchinfer.runner.shard_progress import progress_of
+from batchinfer.runner.shown import ShownPrompts
 from batchinfer.runner.writer import Writer
 from batchinfer.sink import output_schema
 from batchinfer.source import Block, Shard, ShardReader, plain_column
@@ -73,6 +74,7 @@ class Reader:
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
         self._remark_warnings = RemarkWarnings()
+        self._shown_prompts = ShownPrompts(prompter)
         self._num_shortened = 0  # prompts that were shortened to fit
         self._lock = threading.Lock()
         self._threads = [
@@ -248,6 +250,7 @@ class Reader:
     ) -> None:
         prepared = self._prompter.prepare(block.table)
         self._remark_warnings.check(shard.name, block.rows, prepared.remarks)
+        self._shown_prompts.show(shard.name, block.rows, prepared)
         with self._lock:
             self._num_shortened += prepared.num_cut
         carried = self._carrier.table(shard, block)

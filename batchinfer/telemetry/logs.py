@@ -2,7 +2,8 @@
 
 Events are names with fields (`log_event`); plain messages of any logger work too. Loggers of
 libraries reach the log file alone. What our own loggers warn of is also collected, so that machines
-are told. Must not know: who logs, or what. Prompts and completions are never logged.
+are told. Must not know: who logs, or what. Prompts and completions are logged at the level DEBUG
+alone, which is off unless somebody asks.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Self, TextIO
 
@@ -78,7 +79,12 @@ class Logs:
     """The handlers of this process; call `open_file` when the run's log file is known."""
 
     def __init__(self, err: TextIO, *, json_lines: bool = False, level: int = logging.INFO) -> None:
-        """`level` is the terminal's (logging.ERROR: quiet); the file always gets INFO and above."""
+        """`level` is the terminal's (logging.ERROR: quiet); the file always gets INFO and above.
+
+        With DEBUG the terminal shows what the file gets: as JSON lines what all loggers say; as
+        text nothing more is written to it once there is a file, whose reader it then is (see
+        `Stdio`).
+        """
         self.warnings = Warnings()
         self._context = _RunContext()
         self.terminal = logging.StreamHandler(err)
@@ -86,6 +92,7 @@ class Logs:
         self.terminal.setFormatter(JsonFormatter() if json_lines else HumanFormatter())
         self.terminal.addFilter(self._context)
         self._file: logging.FileHandler | None = None
+        self._json_lines = json_lines
         # Without any handler the root logger would print warnings of libraries to stderr itself.
         self._silence = logging.NullHandler()
         self._root = logging.getLogger()
@@ -103,13 +110,18 @@ class Logs:
         self._file = logging.FileHandler(
             path, mode="a", encoding="utf-8", errors="backslashreplace"
         )
-        self._file.setLevel(logging.INFO)
+        self._file.setLevel(min(self.terminal.level, logging.INFO))
         self._file.setFormatter(HumanFormatter(is_file=True))
         self._root.addHandler(self._file)
         self._root.setLevel(logging.INFO)
         self._ours.addHandler(self._file)
         for record in self.warnings.records:  # of the time before the file was there
             self._file.handle(record)
+        if self.terminal.level <= logging.DEBUG:
+            if self._json_lines:
+                self._root.addHandler(self.terminal)
+            else:
+                self._ours.removeHandler(self.terminal)
 
     def flush(self) -> None:
         for handler in (self.terminal, self._file):
@@ -120,6 +132,7 @@ class Logs:
         """Take the handlers off again and close the log file. Idempotent."""
         self.flush()
         self._ours.removeHandler(self.terminal)
+        self._root.removeHandler(self.terminal)
         self._ours.removeHandler(self.warnings)
         self._root.removeHandler(self._silence)
         if self._file is not None:
@@ -130,6 +143,22 @@ class Logs:
         self._root.setLevel(self._before[0])
         self._ours.setLevel(self._before[1])
         self._ours.propagate = self._before[2]
+
+
+@contextmanager
+def debug_loggers(handler: logging.Handler) -> Iterator[None]:
+    """What every logger says from INFO on reaches `handler`, and what ours say from DEBUG on."""
+    root, ours = logging.getLogger(), logging.getLogger(LOGGER_NAME)
+    before = (root.level, ours.level)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    ours.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
 
 
 class _RunContext(logging.Filter):

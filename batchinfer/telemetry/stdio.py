@@ -12,6 +12,7 @@ import io
 import os
 import select
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 
 _STDOUT, _STDERR = 1, 2
 _FULL_PIPE_WAIT_MS = 5000
+_FOLLOW_S = 0.1
+_FOLLOW_END_S = 5.0
 
 
 class Stdio:
     """Keeps the real streams from the start; `redirect` takes descriptors 1 and 2 away."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows: bool = False) -> None:
+        """`follows`: what comes into the log is shown on the real stderr, too."""
+        self._follows = follows
+        self._follower: _Follower | None = None
         _open_missing_descriptors()
         self._stdout_fd = os.dup(_STDOUT)
         self._stderr_fd = os.dup(_STDERR)
@@ -40,6 +46,15 @@ class Stdio:
             os.dup2(log_fd, _STDERR)
         finally:
             os.close(log_fd)
+        if self._follows:
+            self.catch_up()
+            self._follower = _Follower(log_path, self._stderr_fd)
+
+    def catch_up(self) -> None:
+        """Show what is left of a log that is followed; what comes after that is not shown."""
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
 
     def write_result(self, line: str) -> OSError | None:
         """Write one line to the real stdout; the error if it could not be taken."""
@@ -50,12 +65,43 @@ class Stdio:
         if self.err.closed:
             return
         _flush_python_streams()
+        self.catch_up()
         self.err.flush()
         os.dup2(self._stdout_fd, _STDOUT)
         os.dup2(self._stderr_fd, _STDERR)
         self.err.close()
         os.close(self._stdout_fd)
         os.close(self._stderr_fd)
+
+
+class _Follower:
+    """Copies what is appended to a file from now on to a descriptor, in a thread of its own.
+
+    The file stays the first to have it, so a process that is killed leaves the log of any other.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._file = path.open("rb")
+        self._file.seek(0, os.SEEK_END)
+        self._fd = fd
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._copy, name="follower", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Copy what is left; whoever reads nothing is waited for a moment."""
+        self._is_over.set()
+        self._thread.join(_FOLLOW_END_S)
+
+    def _copy(self) -> None:
+        with self._file:
+            while True:
+                is_last = self._is_over.is_set()
+                while content := self._file.read(io.DEFAULT_BUFFER_SIZE):
+                    _write_all(self._fd, content)
+                if is_last:
+                    return
+                self._is_over.wait(_FOLLOW_S)
 
 
 class _PatientRaw(io.RawIOBase):

@@ -26,6 +26,7 @@ COMPRESSOR = ROOT / "batchinfer" / "making" / "in_llm_compressor.py"
 #: safetensors with transformers, pydantic_core with pydantic; aiohttp and botocore are s3fs's own,
 #: imported for their error classes.
 DISTRIBUTIONS = {
+    "dotenv": "python-dotenv",
     "yaml": "pyyaml",
     "torch": "vllm",
     "compressed-tensors": "vllm",

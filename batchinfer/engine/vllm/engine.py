@@ -67,6 +67,8 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
 
     arguments = engine_arguments(settings)
     requests = Generation(settings.sampling, wants=settings.demand.wants)
+    log.debug("engine arguments: %s", arguments)
+    log.debug("sampling parameters of every request: %s", requests.shared)
     look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()

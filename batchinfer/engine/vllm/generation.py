@@ -32,6 +32,11 @@ class Generation:
         self._params = shared_params(sampling, wants)
         self._has_text = bool(sampling.stop)
 
+    @property
+    def shared(self) -> Any:
+        """What all requests have in common."""
+        return self._params
+
     def params(self, request: Request) -> Any:
         """What vLLM is given beside the token ids."""
         assert request.seed is None or self._sampling.uses_seeds, "the engine has no seeds"
