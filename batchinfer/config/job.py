@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchinfer.config.engine import EngineSettings
 from batchinfer.config.model import ModelSettings
@@ -23,6 +23,7 @@ from batchinfer.config.section import (
     key_error,
     require_exactly_one,
 )
+from batchinfer.config.template_file import text_of
 from batchinfer.config.values import (
     MAX_COUNT,
     Endpoint,
@@ -167,13 +168,20 @@ class PromptSettings(Section):
         "continues it instead of beginning another.",
     )
     chat_template: Text | None = Field(
-        default=None, description="Jinja2 text of a chat template; null means the tokenizer's own."
+        default=None,
+        description="Chat template: its name, a local file, or its Jinja2 text; null means the "
+        "tokenizer's own.",
     )
     chat_template_kwargs: FrozenMapping = Field(
         default_factory=dict,
         validate_default=True,
         description="Extra variables of the chat template, such as enable_thinking.",
     )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _text_of_file(cls, template: str | None) -> str | None:
+        return None if template is None else text_of(template)
 
     @model_validator(mode="after")
     def _check(self) -> PromptSettings:

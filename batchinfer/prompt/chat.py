@@ -1,4 +1,4 @@
-"""Conversations to text with the tokenizer's own chat template.
+"""Conversations to text with a chat template: the tokenizer's own, one by name, or a given text.
 
 Must not know: rows, tokens. The template is compiled once (by transformers' helper, which gives it
 the functions that chat templates of models expect); what it does to one conversation stays there.
@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from batchinfer.errors import ConfigError, RowError
+from batchinfer.prompt.formats import FORMATS
 from batchinfer.prompt.messages import Messages
 from batchinfer.prompt.render import template_error
 from batchinfer.prompt.wording import refuse_chat_template
@@ -39,7 +40,8 @@ class ChatTemplate:
         *,
         continues: bool = False,
     ) -> None:
-        """`template` None: the tokenizer's own. `continues`: the last message is left open.
+        """`template`: its text, or a name: one of the tokenizer's, else one of `FORMATS`. None: the
+        tokenizer's own. `continues`: the last message is left open.
 
         Raises ConfigError if there is no valid template.
         """
@@ -92,7 +94,9 @@ class ChatTemplate:
 
 
 def _source(tokenizer: Any, template: str | None, tools: Any) -> str:
-    """The text of a template: as given, or by a name that the tokenizer knows, or its own."""
+    """The text of a template: as given, or by a name, or the tokenizer's own."""
+    if template is not None and is_name(template):
+        return _named(tokenizer, template.strip())
     try:
         return str(tokenizer.get_chat_template(template, tools=tools))
     except (ValueError, AttributeError) as error:
@@ -106,9 +110,41 @@ def _source(tokenizer: Any, template: str | None, tools: Any) -> str:
         if of_processor := _of_processor(Path(name)):
             return of_processor
         raise ConfigError(
-            f"the tokenizer {name} has no chat template: give one as {_KEY}, "
-            "or use prompt.template for a model that does not chat"
+            f"the tokenizer {name} has no chat template: give one as {_KEY}, as a file, as text or "
+            f"by name ({', '.join(FORMATS)}), or use prompt.template for a model that does not chat"
         ) from error
+
+
+def is_name(template: str) -> bool:
+    """Whether it can only be the name of a template: one word, of which none could be made."""
+    return template.strip().isidentifier()
+
+
+def _named(tokenizer: Any, name: str) -> str:
+    own = getattr(tokenizer, "chat_template", None)
+    known = own if isinstance(own, dict) else {}
+    if name in known:
+        return str(known[name])
+    if name not in FORMATS:
+        close = difflib.get_close_matches(name, [*known, *FORMATS], n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        of_tokenizer = f"the tokenizer has {', '.join(sorted(known)) or 'none with a name'}"
+        raise ConfigError(
+            f"{_KEY}: there is no chat template {name!r}{hint}: {of_tokenizer}, and there are "
+            f"{', '.join(FORMATS)}"
+        )
+    vocabulary = tokenizer.get_vocab()
+    if missing := [mark for mark in FORMATS[name].marks if mark not in vocabulary]:
+        logger.warning(
+            "%s: %s writes %s, which this tokenizer does not have as tokens: the model sees the "
+            "letters, and was hardly trained on that format",
+            _KEY,
+            name,
+            " and ".join(missing),
+        )
+    if own and own != FORMATS[name].template:
+        logger.info("%s: %s is used in place of the tokenizer's own", _KEY, name)
+    return FORMATS[name].template
 
 
 def _of_processor(folder: Path) -> str | None:

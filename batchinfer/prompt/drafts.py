@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, InputError, RowError
-from batchinfer.prompt.chat import ChatTemplate
+from batchinfer.prompt.chat import ChatTemplate, is_name
 from batchinfer.prompt.messages import Messages, last_user, parse_messages, type_problem
 from batchinfer.prompt.reference_types import reference_problem
 from batchinfer.prompt.references import ROW
@@ -68,8 +68,8 @@ def prompt_columns(prompt: PromptSettings, available: Sequence[str]) -> list[str
                 f"{key}: {as_it_is} stays as it is in every prompt; if you mean the column, write "
                 f"{{{{ {written(column)} }}}}"
             )
-    # One word may be the name of one of the tokenizer's templates, which is not loaded here.
-    if prompt.chat_template is not None and not prompt.chat_template.strip().isidentifier():
+    # A name may be one of the tokenizer's templates, and that is not loaded here.
+    if prompt.chat_template is not None and not is_name(prompt.chat_template):
         refuse_chat_template(prompt.chat_template, "prompt.chat_template")
     return columns
 

@@ -7,18 +7,16 @@ Must not know: rows, types. Invariant: what is refused here would give wrong pro
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from jinja2 import Environment, TemplateSyntaxError
 
+from batchinfer.config.template_file import is_path
 from batchinfer.errors import ConfigError
 from batchinfer.prompt.references import ROW
 
-_SUFFIXES = (".j2", ".jinja", ".jinja2", ".tmpl", ".tpl", ".template", ".prompt", ".txt", ".md")
-_LOCATION = re.compile(r"(\w+://|~?/|\.\.?/)\S+")
 #: Names that jinja2 reads as something else, so they are not variables.
 _CONSTANTS = frozenset({"true", "false", "none", "True", "False", "None"})
 _WORDS = frozenset({"and", "or", "not", "in", "is", "if", "else", "self", "range", "namespace"})
@@ -43,16 +41,10 @@ def written(column: str) -> str:
 
 def refuse_path(text: str, key: str) -> None:
     """Raise ConfigError if a template's text is the place of one."""
-    text = text.strip()
-    if "{" in text or "\n" in text or not text:
-        return
-    is_location = _LOCATION.fullmatch(text) or (
-        text.lower().endswith(_SUFFIXES) and not re.search(r"\s", text)
-    )
-    if is_location or os.path.isfile(text):  # noqa: PTH113 (no error for a text that is too long)
+    if is_path(text):
         raise ConfigError(
-            f"{key}: {text} is a path, but this key takes the template's text: paste it here, "
-            "below `|` if it has several lines"
+            f"{key}: {text.strip()} is a path, but this key takes the template's text: paste it "
+            "here, below `|` if it has several lines"
         )
 
 

@@ -48,9 +48,6 @@ def test_a_path_in_place_of_a_template_is_named(path: str, tmp_path: Any) -> Non
     said = f"{path.strip()} is a path, but this key takes the template's text"
     assert f"prompt.template: {said}" in refusal(path, ["text"])
     assert f"prompt.messages[1].content: {said}" in messages_refusal(["text"], "{{ text }}", path)
-    assert f"prompt.chat_template: {said}" in messages_refusal(
-        ["text"], "{{ text }}", chat_template=path
-    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def test_a_chat_template_writes_out_the_conversation() -> None:
 
     with pytest.raises(ConfigError, match=r"the tokenizer's chat template does not use"):
         ChatTemplate(Tokenizer(), None, {})
-    with pytest.raises(ConfigError, match=r"prompt.chat_template does not use"):
+    with pytest.raises(ConfigError, match=r"there is no chat template 'tool_use'"):
         ChatTemplate(Tokenizer(), "tool_use", {})
 
 
