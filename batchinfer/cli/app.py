@@ -19,9 +19,10 @@ import click
 from batchinfer import __version__
 from batchinfer.cli.debug import add_common_options, show_traceback
 from batchinfer.cli.evaluations import EVALUATIONS
-from batchinfer.cli.options import PRICE, job_argument, run_options
+from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.quantization import quantize
 from batchinfer.cli.renamed import Group
+from batchinfer.cli.source import JobSource, job_argument
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
 from batchinfer.limits import limit_met, raise_open_files, shortage
@@ -83,8 +84,7 @@ def cli(context: click.Context) -> None:
     help="Format of the log lines on stderr.",
 )
 def run(
-    job: str,
-    sets: tuple[str, ...],
+    source: JobSource,
     options: RunOptions,
     if_running: str,
     quiet: bool,
@@ -98,8 +98,7 @@ def run(
     from batchinfer.cli.run import RunProcess
 
     RunProcess(
-        job,
-        sets,
+        source,
         options,
         quiet=quiet,
         json_lines=log_format == "json",
@@ -110,20 +109,23 @@ def run(
 @cli.command(short_help="Check JOB without loading a model or writing anything.")
 @job_argument
 @click.option("--ids", is_flag=True, help="Also read the id column: report nulls and duplicates.")
-def validate(job: str, sets: tuple[str, ...], ids: bool) -> None:
+def validate(source: JobSource, ids: bool) -> None:
     """Check JOB, its model folder, input and output without loading a model or writing anything."""
     from batchinfer.cli.check import validate_job
 
-    validate_job(job, sets, ids=ids)
+    validate_job(source, ids=ids)
 
 
 @cli.command(short_help="Print every setting of JOB and where its value came from.")
 @job_argument
-def explain(job: str, sets: tuple[str, ...]) -> None:
-    """Print every setting of JOB with its value and where the value came from."""
+def explain(source: JobSource) -> None:
+    """Print every setting of JOB with its value and where the value came from.
+
+    Without JOB, print the job file that says the same as the options.
+    """
     from batchinfer.cli.check import explain_job
 
-    explain_job(job, sets)
+    explain_job(source)
 
 
 @cli.command(short_help="Show what `run` would do, and what is already done.")
@@ -151,8 +153,7 @@ def explain(job: str, sets: tuple[str, ...]) -> None:
     help="With --measure: also predict the cost, at this price for the machine.",
 )
 def plan(
-    job: str,
-    sets: tuple[str, ...],
+    source: JobSource,
     no_tokenizer: bool,
     max_rows: int,
     num_measured: int | None,
@@ -170,7 +171,7 @@ def plan(
         num_measured=num_measured,
         price_per_hour=price_per_hour,
     )
-    plan_job(job, sets, options)
+    plan_job(source, options)
 
 
 @cli.command(short_help="Show the state of the runs on an output.")

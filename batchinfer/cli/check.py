@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.cli.common import Looked, accept, look_at
-from batchinfer.config import explain, load_job
+from batchinfer.cli.source import JobSource
+from batchinfer.config import explain, written
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
@@ -31,9 +32,15 @@ _MAX_SHOWN_IDS = 20
 _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
-def explain_job(path: str, sets: tuple[str, ...]) -> None:
-    """Print key, value and origin of each setting, then what the named quantization means here."""
-    loaded = load_job(path, sets)
+def explain_job(source: JobSource) -> None:
+    """Print key, value and origin of each setting, then what the named quantization means here.
+
+    Without a job file print one: what the options say.
+    """
+    loaded = source.load()
+    if source.path is None:
+        click.echo(written(loaded.settings), nl=False)
+        return
     rows = explain(loaded)
     key_width = max(len(key) for key, _, _ in rows)
     value_width = min(_VALUE_WIDTH, max(len(value) for _, value, _ in rows))
@@ -57,16 +64,16 @@ def explain_job(path: str, sets: tuple[str, ...]) -> None:
         )
 
 
-def validate_job(path: str, sets: tuple[str, ...], *, ids: bool) -> None:
+def validate_job(source: JobSource, *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
-    looked = look_at(load_job(path, sets).job, path)
+    looked = look_at(source.load().job, source.path)
     job = looked.job
     accept(looked)
     looked.start.kind.check_fit(looked.start.spec)
     rows = [footer.num_rows for footer in looked.footers]
     shards = list(zip(looked.shards, rows, strict=True))
     check_first_rows(looked.start, shards)
-    click.echo(f"job      {path}: ok")
+    click.echo(f"job      {source.title}: ok")
     click.echo(
         f"model    {looked.model.path}: {looked.model.dtype}, "
         f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"

@@ -72,8 +72,11 @@ def never() -> bool:
     return False
 
 
-def look_at(job: Job, job_path: str) -> Looked:
-    """Check model folder, input and output as `run` does. Raises ConfigError, InputError."""
+def look_at(job: Job, job_path: str | None) -> Looked:
+    """Check model folder, input and output as `run` does. `job_path` None: without a job file.
+
+    Raises ConfigError, InputError.
+    """
     with explained_places(job, job_path):
         return _look_at(job)
 

@@ -38,17 +38,6 @@ class TextCommand(click.Command):
         return rest
 
 
-def job_argument(command: _F) -> _F:
-    command = click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
-    )(command)
-    return click.argument("job", type=click.Path(dir_okay=False))(command)
-
-
 def _slice(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None

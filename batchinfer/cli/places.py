@@ -20,8 +20,11 @@ _WILDCARDS = frozenset("*?[")
 
 
 @contextmanager
-def explained_places(job: Job, job_path: str) -> Iterator[None]:
-    """Add to an error about a relative path where it starts, and where it would be found."""
+def explained_places(job: Job, job_path: str | None) -> Iterator[None]:
+    """Add to an error about a relative path where it starts, and where it would be found.
+
+    `job_path` None: without a job file.
+    """
     try:
         yield
     except ConfigError as error:
@@ -32,8 +35,8 @@ def explained_places(job: Job, job_path: str) -> Iterator[None]:
         raise
 
 
-def _explanation(lost: list[str], job_path: str) -> str:
-    folder = Path(job_path).parent.resolve()
+def _explanation(lost: list[str], job_path: str | None) -> str:
+    folder = Path(job_path or "").parent.resolve()
     if beside := next((path for path in lost if _is_there(folder, path)), None):
         return f"Note: {relative_to()}; the job file's folder, {folder}, has {beside}: start there"
     return f"Note: {relative_to()}"

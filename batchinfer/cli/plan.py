@@ -13,7 +13,7 @@ import numpy as np
 
 from batchinfer.cli.common import Looked, accept, look_at
 from batchinfer.cli.measure import show_forecast
-from batchinfer.config import load_job
+from batchinfer.cli.source import JobSource
 from batchinfer.errors import ConfigError
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.forecast.work import Work, read_work
@@ -32,8 +32,8 @@ class PlanOptions:
     price_per_hour: float | None = None
 
 
-def plan_job(path: str, sets: tuple[str, ...], options: PlanOptions) -> None:
-    looked = look_at(load_job(path, sets).job, path)
+def plan_job(source: JobSource, options: PlanOptions) -> None:
+    looked = look_at(source.load().job, source.path)
     job, task = looked.job, looked.start.task
     if options.num_measured is not None and task.demand.wants != "completion":
         raise ConfigError(

@@ -15,15 +15,14 @@ import os
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from batchinfer.cli.debug import is_debug, log_versions
 from batchinfer.cli.places import explained_places
+from batchinfer.cli.source import JobSource
 from batchinfer.cli.watchdog import Watchdog
-from batchinfer.config import load_job
 from batchinfer.errors import (
     AccessLost,
     BatchInferError,
@@ -50,8 +49,7 @@ class RunProcess:
 
     def __init__(
         self,
-        job_path: str,
-        sets: Sequence[str],
+        source: JobSource,
         options: RunOptions,
         *,
         quiet: bool,
@@ -63,8 +61,7 @@ class RunProcess:
         With --debug, what would go to the log alone is shown as well, whatever `quiet` says.
         """
         is_shown = is_debug()
-        self._job_path = job_path
-        self._sets = sets
+        self._source = source
         self._options = options
         self._may_skip = may_skip
         self._quiet = quiet = quiet and not is_shown
@@ -99,11 +96,11 @@ class RunProcess:
         counters = self._host.counters
         progress = Progress(display, counters.snapshot, logger, self._logs.terminal)
         try:
-            job = load_job(self._job_path, self._sets).job
+            job = self._source.load().job
             self._output = _absolute(job.output.path)
             self._watchdog.set_max_seconds(job.limits.max_seconds)
             self._run = Run(job, self._options, self._host)
-            with progress, explained_places(job, self._job_path):
+            with progress, explained_places(job, self._source.path):
                 outcome = self._run.run()
         except Stopped as error:
             logger.debug("stopped", exc_info=True)

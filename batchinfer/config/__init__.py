@@ -14,14 +14,24 @@ from batchinfer.config.job import (
     S3Settings,
     TaskName,
 )
-from batchinfer.config.load import LoadedJob, explain, job_from, load_job, load_section
+from batchinfer.config.load import (
+    COMMAND_LINE,
+    LoadedJob,
+    explain,
+    job_from,
+    load_job,
+    load_section,
+)
 from batchinfer.config.model import ModelSettings
+from batchinfer.config.overrides import Override
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
 from batchinfer.config.score import ScoreSettings
 from batchinfer.config.values import thaw
+from batchinfer.config.written import written
 
 __all__ = [
+    "COMMAND_LINE",
     "DEFAULT_ENGINE",
     "ENGINES",
     "CheckpointSettings",
@@ -33,6 +43,7 @@ __all__ = [
     "Message",
     "ModelSettings",
     "OutputSettings",
+    "Override",
     "PackingSettings",
     "PromptSettings",
     "S3Settings",
@@ -50,4 +61,5 @@ __all__ = [
     "load_section",
     "thaw",
     "without_defaults",
+    "written",
 ]

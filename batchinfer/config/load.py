@@ -1,6 +1,7 @@
 """YAML + environment + --set -> Job, and where each value came from.
 
-Precedence: --set a.b=value > environment BATCHINFER__A__B > YAML > defaults. Must not know:
+Precedence: --set a.b=value > options of a command > environment BATCHINFER__A__B > YAML > defaults.
+Without a job file there is no YAML, and the rest has to say all. Must not know:
 engines, what is in data files. Invariants: nothing unknown is ignored, and one ConfigError names
 every problem found, one a line, each with its place.
 """
@@ -11,6 +12,7 @@ import copy
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -31,34 +33,40 @@ from batchinfer.errors import ConfigError
 logger = logging.getLogger("batchinfer.config")
 
 SET_OPTION = "--set"
+#: Where a job without a file comes from.
+COMMAND_LINE = "command line"
 _S = TypeVar("_S", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedJob:
-    """A job and each setting's origin: "jobs/x.yaml:7", "--set", "overrides", a variable's name or
-    "default".
+    """A job and each setting's origin: "jobs/x.yaml:7", "--set", "overrides", an option, a
+    variable's name or "default".
     """
 
     job: Job
     origins: Mapping[str, str]  # dotted key -> origin
-    path: str
+    settings: Mapping[str, Any]  # what a job file would have to say, in the models' order
 
 
 def load_job(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
     sets: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
     *,
     sets_name: str = SET_OPTION,
+    options: Sequence[Override] = (),
 ) -> LoadedJob:
     """Load the job file at `path` with its overrides. `environ` None: this process's environment.
 
-    `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
+    `path` None: the overrides say all, and the job is named after its output. `sets_name`: what
+    messages call `sets`. `options`: what a command's own options say. Raises ConfigError naming
+    every problem.
     """
-    document = read_document(os.fspath(path))
     environ = os.environ if environ is None else environ
-    return _load(document, sets, environ, os.fspath(path), sets_name)
+    name = COMMAND_LINE if path is None else os.fspath(path)
+    document = Document({"version": 1}) if path is None else read_document(name)
+    return _load(document, sets, environ, name, sets_name, options)
 
 
 def job_from(
@@ -68,19 +76,26 @@ def job_from(
 
     `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
     """
-    document = Document(data=copy.deepcopy(dict(data)), lines={}, problems=())
+    document = Document(data=copy.deepcopy(dict(data)))
     return _load(document, sets, {}, "job", sets_name).job
 
 
 def _load(
-    document: Document, sets: Sequence[str], environ: Mapping[str, str], name: str, sets_name: str
+    document: Document,
+    sets: Sequence[str],
+    environ: Mapping[str, str],
+    name: str,
+    sets_name: str,
+    options: Sequence[Override] = (),
 ) -> LoadedJob:
     problems = list(document.problems)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
-    overrides = [*from_environment(environ, problems)]
+    overrides = [*from_environment(environ, problems), *options]
     overrides += from_sets(sets, sets_name, problems)
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
+    if name == COMMAND_LINE and "name" not in data:
+        data["name"] = _name_of(data.get("output"))
     if unusable := [_placed(key, sentence, origins, name) for key, sentence in _unusable(data, "")]:
         raise ConfigError("\n".join([*problems, *unusable]))
     try:
@@ -91,7 +106,7 @@ def _load(
     if problems:
         raise ConfigError("\n".join(problems))
     leaves = {key: origins.get(key, "default") for key, _ in _leaves(job)}
-    return LoadedJob(job, MappingProxyType(leaves), name)
+    return LoadedJob(job, MappingProxyType(leaves), _in_order(data, Job))
 
 
 def load_section(path: str | os.PathLike[str], model: type[_S], what: str) -> _S:
@@ -121,6 +136,25 @@ def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
         (key, json.dumps(value, ensure_ascii=False), loaded.origins[key])
         for key, value in _leaves(loaded.job)
     ]
+
+
+def _name_of(output: Any) -> str:
+    """A name for a job without one: the last part of where its results go, as far as it can be."""
+    path = output.get("path") if isinstance(output, dict) else None
+    last = str(path or "").rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-")[:64] or "job"
+
+
+def _in_order(settings: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Sections and settings in the order in which `model` declares them."""
+    ordered = {}
+    for name in model.model_fields:
+        if name in settings:
+            value, inner = settings[name], _section_model(model, name)
+            if inner is not None and isinstance(value, dict):
+                value = _in_order(value, inner)
+            ordered[name] = value
+    return ordered
 
 
 def _apply(

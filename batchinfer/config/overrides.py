@@ -45,7 +45,12 @@ _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)$
 class Override:
     key: tuple[str, ...]
     text: str
-    origin: str  # "--set", "overrides" or the variable's name
+    origin: str  # "--set", "overrides", an option or the variable's name
+
+    @classmethod
+    def of_option(cls, key: str, value: Any, option: str) -> Override:
+        """What a command's own option says of a setting. `value`: JSON data, as it is meant."""
+        return cls(tuple(key.split(".")), json.dumps(value), option)
 
     @property
     def value(self) -> Any:

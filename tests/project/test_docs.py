@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -125,11 +126,11 @@ def test_the_jobs_on_a_page_are_valid(page: str, tmp_path: Path) -> None:
 
 
 def test_every_command_line_on_a_page_is_one_that_the_program_takes() -> None:
-    pages = "\n".join([README, START, OPERATIONS])
+    pages = "\n".join([README, START, OPERATIONS]).replace("\\\n", "")
     lines = re.findall(r"^(?:[A-Z_]+=\S+ )*(?:\S+/)?batchinfer (.+)$", pages, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(cli.commands)
     for line in lines:
-        name, *arguments = line.partition(" #")[0].split()
+        name, *arguments = shlex.split(line.partition(" > ")[0], comments=True)
         with click.Context(cli.commands[name], info_name=name) as context:
             cli.commands[name].parse_args(context, arguments)  # raises click.UsageError
 

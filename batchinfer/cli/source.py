@@ -1,0 +1,142 @@
+"""Where a command's job comes from: a job file, options, or a file and options that override it.
+
+Every command that takes a job takes it so. Must not know: what a command does with it. Nothing
+heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from batchinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from batchinfer.config import LoadedJob
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class JobOption:
+    """An option that says what a setting says. `make`: what is set, of what is given."""
+
+    name: str  # "--model"
+    key: str  # "model.path"
+    metavar: str
+    help: str
+    is_multiple: bool = False
+    make: Callable[[Any], Any] = lambda given: given
+
+    @property
+    def parameter(self) -> str:
+        return "job_" + self.name.removeprefix("--").replace("-", "_")
+
+    def __call__(self, command: _F) -> _F:
+        return click.option(
+            self.name,
+            self.parameter,
+            metavar=self.metavar,
+            multiple=self.is_multiple,
+            help=self.help,
+        )(command)
+
+
+def _user_says(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+#: What a job cannot do without, in the order in which `--help` shows it.
+JOB_OPTIONS = (
+    JobOption(
+        "--input",
+        "input.path",
+        "PATH",
+        "Parquet input: a glob in quotes, a folder or a file. Repeatable.",
+        is_multiple=True,
+        make=lambda paths: paths[0] if len(paths) == 1 else list(paths),
+    ),
+    JobOption("--model", "model.path", "MODEL", "Model folder or hub name."),
+    JobOption(
+        "--prompt-column", "prompt.column", "NAME", "Column whose text is the prompt, unchanged."
+    ),
+    JobOption(
+        "--message",
+        "prompt.messages",
+        "TEXT",
+        "What the user says to a chat model; {{ NAME }} stands for a column.",
+        make=_user_says,
+    ),
+    JobOption("--output", "output.path", "PATH", "Folder of the results; local or s3://."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobSource:
+    """`path` None: without a job file. `given`: (option, value) of those that were given."""
+
+    path: str | None
+    sets: tuple[str, ...]
+    given: tuple[tuple[JobOption, Any], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.path if self.path is not None else "the job of these options"
+
+    def load(self) -> LoadedJob:
+        """Raises ConfigError naming every problem."""
+        from batchinfer.config import COMMAND_LINE, Override, load_job
+
+        overrides = [
+            Override.of_option(option.key, option.make(value), option.name)
+            for option, value in self.given
+        ]
+        try:
+            return load_job(self.path, self.sets, options=overrides)
+        except ConfigError as error:
+            if f"{COMMAND_LINE}: " in str(error):  # something is missing
+                error.args = (f"{error}\nNote: without a job file, {_NEEDED}",)
+            raise
+
+
+_NEEDED = (
+    "give --input, --model, --output and either --prompt-column or --message; everything else by "
+    "--set KEY=VALUE"
+)
+
+
+def job_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """What `command` gets as `source`, a `JobSource`."""
+
+    @wraps(command)
+    def with_source(*, job: str | None, sets: tuple[str, ...], **others: Any) -> None:
+        command(source=source_of(job, sets, others), **others)
+
+    decorated = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
+    )(with_source)
+    for option in reversed(JOB_OPTIONS):
+        decorated = option(decorated)
+    return click.argument("job", required=False, type=click.Path(dir_okay=False))(decorated)
+
+
+def source_of(job: str | None, sets: tuple[str, ...], parameters: dict[str, Any]) -> JobSource:
+    """Take the job's options out of `parameters`. Raises UsageError where nothing says a job."""
+    given = tuple(_take(parameters))
+    if job is None and not given:
+        raise click.UsageError(f"Missing argument 'JOB'. Without a job file, {_NEEDED}")
+    return JobSource(job, sets, given)
+
+
+def _take(parameters: dict[str, Any]) -> list[tuple[JobOption, Any]]:
+    values = [(option, parameters.pop(option.parameter)) for option in JOB_OPTIONS]
+    return [(option, value) for option, value in values if value not in (None, ())]
