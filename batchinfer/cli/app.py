@@ -19,6 +19,7 @@ import click
 from batchinfer import __version__
 from batchinfer.cli.debug import add_common_options, show_traceback
 from batchinfer.cli.evaluations import EVALUATIONS
+from batchinfer.cli.init import init
 from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.quantization import quantize
 from batchinfer.cli.renamed import Group
@@ -225,7 +226,7 @@ def doctor(job: str | None, url: str | None) -> None:
     examine(job, url)
 
 
-for _command in (quantize, *EVALUATIONS):
+for _command in (init, quantize, *EVALUATIONS):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values()):
     add_common_options(_command)

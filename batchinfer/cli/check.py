@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchinfer.cli.common import Looked, accept, look_at
 from batchinfer.cli.source import JobSource
-from batchinfer.config import explain, written
+from batchinfer.config import Job, explain, written
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError
 from batchinfer.quantization import (
@@ -66,14 +66,27 @@ def explain_job(source: JobSource) -> None:
 
 def validate_job(source: JobSource, *, ids: bool) -> None:
     """Raises ConfigError or InputError for what `run` would refuse."""
-    looked = look_at(source.load().job, source.path)
-    job = looked.job
+    looked = check_job(source.load().job, source.path, source.title)
+    if ids:
+        column = looked.job.input.id_column
+        if column is None:
+            raise InputError(
+                "--ids needs input.id_column; without it the id is shard and row number"
+            )
+        _validate_ids(looked, column)
+
+
+def check_job(job: Job, job_path: str | None, title: str) -> Looked:
+    """Check all that can be checked without a model in memory, and print what it is.
+
+    `job_path` None: no file says the job. Raises ConfigError or InputError.
+    """
+    looked = look_at(job, job_path)
     accept(looked)
     looked.start.kind.check_fit(looked.start.spec)
     rows = [footer.num_rows for footer in looked.footers]
-    shards = list(zip(looked.shards, rows, strict=True))
-    check_first_rows(looked.start, shards)
-    click.echo(f"job      {source.title}: ok")
+    check_first_rows(looked.start, list(zip(looked.shards, rows, strict=True)))
+    click.echo(f"job      {title}: ok")
     click.echo(
         f"model    {looked.model.path}: {looked.model.dtype}, "
         f"quantization {looked.model.quantization}, max_model_len {looked.model.max_model_len}"
@@ -82,12 +95,7 @@ def validate_job(source: JobSource, *, ids: bool) -> None:
         click.echo(f"         {note}")
     click.echo(f"input    {len(looked.shards)} shards, {sum(rows):,} rows before the filter")
     click.echo(f"output   {looked.store.url}")
-    if ids:
-        if job.input.id_column is None:
-            raise InputError(
-                "--ids needs input.id_column; without it the id is shard and row number"
-            )
-        _validate_ids(looked, job.input.id_column)
+    return looked
 
 
 def _validate_ids(looked: Looked, column: str) -> None:

@@ -164,7 +164,7 @@ def _job(path: str) -> list[str | None]:
         problems.append("job")
     problems.append(_store(job.output.path, open_output(job, never)))
     try:
-        list_input(job, never)
+        list_input(job.input, never)
     except BatchInferError as error:
         _line("input", str(error), ok=False)
         problems.append("input")

@@ -6,7 +6,7 @@ heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,6 +30,7 @@ class JobOption:
     metavar: str
     help: str
     is_multiple: bool = False
+    type: click.ParamType[Any] | None = None
     make: Callable[[Any], Any] = lambda given: given
 
     @property
@@ -42,6 +43,7 @@ class JobOption:
             self.parameter,
             metavar=self.metavar,
             multiple=self.is_multiple,
+            type=self.type,
             help=self.help,
         )(command)
 
@@ -72,6 +74,15 @@ JOB_OPTIONS = (
         make=_user_says,
     ),
     JobOption("--output", "output.path", "PATH", "Folder of the results; local or s3://."),
+)
+
+
+#: What `init` asks besides.
+MORE_OPTIONS = (
+    JobOption("--task", "task", "NAME", "generate or score."),
+    JobOption("--quantization", "model.quantization", "NAME", "As `batchinfer doctor` lists them."),
+    JobOption("--max-tokens", "sampling.max_tokens", "N", "Of an answer.", type=click.INT),
+    JobOption("--id-column", "input.id_column", "NAME", "Column with the row's id."),
 )
 
 
@@ -117,26 +128,37 @@ def job_argument(command: Callable[..., None]) -> Callable[..., None]:
     def with_source(*, job: str | None, sets: tuple[str, ...], **others: Any) -> None:
         command(source=source_of(job, sets, others), **others)
 
+    argument = click.argument("job", required=False, type=click.Path(dir_okay=False))
+    return argument(setting_options(with_source, JOB_OPTIONS))
+
+
+def setting_options(
+    command: Callable[..., None], options: Sequence[JobOption]
+) -> Callable[..., None]:
+    """`command` with `options`, which `take` takes out of what it gets, and --set as `sets`."""
     decorated = click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="KEY=VALUE",
         help="Override a setting, such as --set sampling.max_tokens=64. Repeatable.",
-    )(with_source)
-    for option in reversed(JOB_OPTIONS):
+    )(command)
+    for option in reversed(options):
         decorated = option(decorated)
-    return click.argument("job", required=False, type=click.Path(dir_okay=False))(decorated)
+    return decorated
 
 
 def source_of(job: str | None, sets: tuple[str, ...], parameters: dict[str, Any]) -> JobSource:
     """Take the job's options out of `parameters`. Raises UsageError where nothing says a job."""
-    given = tuple(_take(parameters))
+    given = take(parameters, JOB_OPTIONS)
     if job is None and not given:
         raise click.UsageError(f"Missing argument 'JOB'. Without a job file, {_NEEDED}")
     return JobSource(job, sets, given)
 
 
-def _take(parameters: dict[str, Any]) -> list[tuple[JobOption, Any]]:
-    values = [(option, parameters.pop(option.parameter)) for option in JOB_OPTIONS]
-    return [(option, value) for option, value in values if value not in (None, ())]
+def take(
+    parameters: dict[str, Any], options: Sequence[JobOption]
+) -> tuple[tuple[JobOption, Any], ...]:
+    """Those of `options` that were given, out of `parameters`."""
+    values = [(option, parameters.pop(option.parameter)) for option in options]
+    return tuple((option, value) for option, value in values if value not in (None, ()))

@@ -13,7 +13,7 @@ import click
 from batchinfer.telemetry.logs import Warnings
 
 #: Commands whose stdout is a report for people: warnings belong into it. Elsewhere stdout is data.
-_REPORTS = ("validate", "plan", "doctor")
+_REPORTS = ("validate", "plan", "doctor", "init")
 
 
 class PrintedWarnings(Warnings):

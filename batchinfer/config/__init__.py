@@ -21,6 +21,7 @@ from batchinfer.config.load import (
     job_from,
     load_job,
     load_section,
+    name_of,
 )
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.overrides import Override
@@ -59,6 +60,7 @@ __all__ = [
     "job_schema_text",
     "load_job",
     "load_section",
+    "name_of",
     "thaw",
     "without_defaults",
     "written",

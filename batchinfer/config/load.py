@@ -95,7 +95,8 @@ def _load(
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
     if name == COMMAND_LINE and "name" not in data:
-        data["name"] = _name_of(data.get("output"))
+        output = data.get("output")
+        data["name"] = name_of(output.get("path") if isinstance(output, dict) else None)
     if unusable := [_placed(key, sentence, origins, name) for key, sentence in _unusable(data, "")]:
         raise ConfigError("\n".join([*problems, *unusable]))
     try:
@@ -138,9 +139,8 @@ def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     ]
 
 
-def _name_of(output: Any) -> str:
-    """A name for a job without one: the last part of where its results go, as far as it can be."""
-    path = output.get("path") if isinstance(output, dict) else None
+def name_of(path: object) -> str:
+    """A name for a job, after the last part of a path, as far as it can be."""
     last = str(path or "").rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-")[:64] or "job"
 

@@ -60,6 +60,13 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
     return hub_files(what, path, _PATTERNS, revision=revision)
 
 
+def has_chat_template(tokenizer: Path) -> bool:
+    """Whether the files of a tokenizer bring a chat template."""
+    if any((tokenizer / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    return bool(read_optional_json(tokenizer / "tokenizer_config.json").get("chat_template"))
+
+
 def refuse_gguf(file: Path) -> NoReturn:
     """Raise ConfigError: what a GGUF file is, and what to give instead."""
     why = record_of("gguf").on(Machine(None, engine=DEFAULT_ENGINE))

@@ -11,6 +11,7 @@ from batchinfer.prompt.scored import (
 )
 from batchinfer.prompt.tokenize import Prepared, Prompter, joined_counts
 from batchinfer.prompt.values import column_values
+from batchinfer.prompt.wording import written as written_column
 
 __all__ = [
     "Prepared",
@@ -27,4 +28,5 @@ __all__ = [
     "joined_counts",
     "prompt_columns",
     "sentence",
+    "written_column",
 ]

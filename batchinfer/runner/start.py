@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchinfer.config import Job, S3Settings, load_job
+from batchinfer.config import InputSettings, Job, S3Settings, load_job
 from batchinfer.engine.base import EngineKind, EngineSpec
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.model import ModelFacts
@@ -74,7 +74,7 @@ def open_start(
         is_restart=options.restart,
         is_whole_input=options.slice is None,
     )
-    shards = list_input(job, should_stop)
+    shards = list_input(job.input, should_stop)
     check_layout(job, task, store, shards)
     check_results(store, shards)
     return Start(
@@ -99,13 +99,13 @@ def open_output(job: Job, should_stop: Callable[[], bool]) -> Store:
     )
 
 
-def list_input(job: Job, should_stop: Callable[[], bool]) -> list[Shard]:
+def list_input(settings: InputSettings, should_stop: Callable[[], bool]) -> list[Shard]:
     """All shards of the input, by name.
 
     Raises InputError if there are none or two would collide.
     """
-    s3 = _s3_options(job.input.s3)
-    return list_shards(job.input.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
+    s3 = _s3_options(settings.s3)
+    return list_shards(settings.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
 
 
 def _s3_options(settings: S3Settings) -> S3Options:
