@@ -316,8 +316,10 @@ _LONG = [
 _RENDER_EACH = """
 import json, pathlib, sys
 from batchinfer.errors import RowError
+from batchinfer.prompt import sandbox
 from batchinfer.prompt.numbers import ExactNumber
 from batchinfer.prompt.render import TextTemplate
+sandbox._MAX_STEPS, sandbox._MAX_LOOPED = 20_000, 80_000  # of seconds otherwise
 for source in json.load(sys.stdin):
     try:
         print(TextTemplate(source, "prompt.template").render({"n": 1, "tenth": ExactNumber("0.1")}))
