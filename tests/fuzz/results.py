@@ -190,9 +190,17 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column = pa.chunked_array(storage, column.type.storage_type)
     if pa.types.is_dictionary(column.type):
         return _plain(column.cast(column.type.value_type))
-    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.string())
-    return column
+    types = pa.types
+    if any(is_text(column.type) for is_text in (types.is_string, types.is_large_string)):
+        return _of_valid_text(column)
+    return _of_valid_text(column.cast(pa.string())) if types.is_string_view(column.type) else column
+
+
+def _of_valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """polars ends the process on text that is not UTF-8."""
+    values = column.cast(pa.large_binary()).to_pylist()
+    texts = [None if value is None else value.decode(errors="replace") for value in values]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _is_same(before: pa.ChunkedArray, after: pa.ChunkedArray) -> bool:
