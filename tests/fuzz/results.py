@@ -169,7 +169,8 @@ class _Shard:
             names = dict.fromkeys(expression.meta.root_names())
             if not names:
                 return None
-            frame = pl.from_arrow(pa.table({name: _plain(self._column(name)) for name in names}))
+            columns = {name: _with_valid_text(_plain(self._column(name))) for name in names}
+            frame = pl.from_arrow(pa.table(columns))
             passes = frame.select(expression.alias("passes")).to_series().to_list()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException):
             return None
@@ -190,15 +191,16 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column = pa.chunked_array(storage, column.type.storage_type)
     if pa.types.is_dictionary(column.type):
         return _plain(column.cast(column.type.value_type))
-    types = pa.types
-    if any(is_text(column.type) for is_text in (types.is_string, types.is_large_string)):
-        return _of_valid_text(column)
-    return _of_valid_text(column.cast(pa.string())) if types.is_string_view(column.type) else column
+    if pa.types.is_string_view(column.type) or pa.types.is_large_string(column.type):
+        return column.cast(pa.string())
+    return column
 
 
-def _of_valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _with_valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """polars ends the process on text that is not UTF-8."""
-    values = column.cast(pa.large_binary()).to_pylist()
+    if not pa.types.is_string(column.type):
+        return column
+    values = column.cast(pa.binary()).to_pylist()
     texts = [None if value is None else value.decode(errors="replace") for value in values]
     return pa.chunked_array([pa.array(texts, pa.string())])
 
