@@ -20,8 +20,8 @@ from batchinfer import __version__
 from batchinfer.cli.debug import add_common_options, show_traceback
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.init import init
+from batchinfer.cli.lazy import Lazy
 from batchinfer.cli.options import PRICE, run_options
-from batchinfer.cli.quantization import quantize
 from batchinfer.cli.renamed import Group
 from batchinfer.cli.source import JobSource, job_argument
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
@@ -175,6 +175,28 @@ def plan(
     plan_job(source, options)
 
 
+@cli.command("try", short_help="Run one row, or one prompt, and watch. Writes nothing.")
+@job_argument
+@click.option(
+    "--row",
+    metavar="N|SHARD:N",
+    help="Which row, counted from 0 over the whole input or in one shard. [default: the first]",
+)
+@click.option("--prompt", metavar="TEXT", help="A text in place of a row; of a chat the user's.")
+@click.option("--logprobs", is_flag=True, help="Colour each token by its probability.")
+def try_(source: JobSource, row: str | None, prompt: str | None, logprobs: bool) -> None:
+    """Show the prompt of one row of JOB as it is sent, then its completion token by token.
+
+    Nothing is written, and JOB's output is not looked at. --prompt needs no input: `batchinfer try
+    --model MODEL --prompt TEXT`.
+    """
+    from batchinfer.cli.trial import TryOptions, try_job
+
+    if row is not None and prompt is not None:
+        raise click.UsageError("--row or --prompt: there is one prompt")
+    try_job(source, TryOptions(row, prompt, has_logprobs=logprobs))
+
+
 @cli.command(short_help="Show the state of the runs on an output.")
 @click.argument("output", metavar="OUTPUT|JOB")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines.")
@@ -226,10 +248,19 @@ def doctor(job: str | None, url: str | None) -> None:
     examine(job, url)
 
 
-for _command in (init, quantize, *EVALUATIONS):
+def _quantize() -> click.Command:
+    from batchinfer.cli.quantization import quantize
+
+    add_common_options(quantize)
+    return quantize
+
+
+for _command in (init, *EVALUATIONS):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values()):
     add_common_options(_command)
+# Its options are those of every method, whose modules take half of the time of `--help`.
+cli.add_command(Lazy("quantize", "Make a quantized checkpoint of an unquantized model.", _quantize))
 
 
 def main() -> None:

@@ -11,7 +11,12 @@ from typing import Any
 from batchinfer.config import Job, LoadedJob, Override, load_job
 
 #: Stand for what a job cannot do without until it is said.
-_STAND_INS = {"input.path": "-", "model.path": "-", "output.path": "-", "prompt.column": "-"}
+_STAND_INS: Mapping[str, Mapping[str, Any]] = {
+    "input": {"path": "-"},
+    "model": {"path": "-"},
+    "output": {"path": "-"},
+}
+_PROMPT: Mapping[str, Any] = {"column": "-"}  # of a prompt there is one of several keys
 
 
 class Draft:
@@ -45,16 +50,12 @@ class Draft:
 
         Raises ConfigError.
         """
-        values = [(key, value, "default") for key, value in _STAND_INS.items() if self._lacks(key)]
-        values += [(key, value, "default") for key, value in (defaults or {}).items()]
+        values = [(key, value, "default") for key, value in (defaults or {}).items()]
         values += [(key, value, origin) for key, (value, origin) in self._said.items()]
         options = [Override.of_option(key, value, origin) for key, value, origin in values]
-        return load_job(None, self._sets, {}, options=options)
+        stand_ins = dict(_STAND_INS) if self.says("prompt") else {**_STAND_INS, "prompt": _PROMPT}
+        return load_job(None, self._sets, {}, options=options, otherwise=stand_ins)
 
     @property
     def job(self) -> Job:
         return self.load().job
-
-    def _lacks(self, key: str) -> bool:
-        """Of a prompt there is one of several keys."""
-        return not self.says("prompt" if key.startswith("prompt.") else key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from batchinfer.cli.draft import Draft
 from batchinfer.cli.found import InputLook, find_here, look_at_input
 from batchinfer.cli.model_look import ModelLook, look_at_model
 from batchinfer.cli.places import explained_places
-from batchinfer.cli.source import JobOption
+from batchinfer.cli.source import JobOption, JobSource
+from batchinfer.cli.trial import TryOptions, try_job
 from batchinfer.config import COMMAND_LINE, name_of, written
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, printable
@@ -73,6 +75,7 @@ class Guide:
         _say("Where do the results go? A folder, here or on s3://")
         self._ask_output()
         self._write(_notes(look, model), is_new=is_new)
+        self._offer()
 
     def _is_new(self) -> bool:
         if not Path(self._path).exists():
@@ -219,10 +222,21 @@ class Guide:
         for line in _next_steps(shlex.quote(self._path)):
             click.echo(f"  {line}")
 
+    def _offer(self) -> None:
+        """Somebody who sits there may see an answer at once."""
+        generates = self._draft.job.task == "generate"
+        if self._asker.takes_defaults or not generates or not sys.stdin.isatty():
+            return
+        click.echo()
+        if self._asker.confirm("Load the model and try the first row now?", default=True):
+            click.echo()
+            try_job(JobSource(self._path, ()), TryOptions(None, None))
+
 
 _HEADER = """\
 # Written by `batchinfer init`; docs/job_file.md describes every key.
 #   batchinfer validate {name}          checks it, without loading a model
+#   batchinfer try {name}               shows one row's prompt and answer
 #   batchinfer run {name} --limit 20    computes twenty rows; without --limit, all
 """
 
@@ -251,6 +265,7 @@ def _notes(look: InputLook, model: ModelLook) -> dict[str, str]:
 
 def _next_steps(name: str) -> list[str]:
     steps = {
+        f"batchinfer try {name}": "one row, to watch; nothing is written",
         f"batchinfer run {name} --limit 20": "twenty rows",
         f"batchinfer show {name}": "look at them",
         f"batchinfer run {name}": "the rest",

@@ -1,32 +1,25 @@
 """`plan --measure`: some of the remaining rows are really run, and predict time, tokens and cost.
 
-Must not know: how a forecast is made. Nothing is written but a log of what the engine prints, which
-is kept only if the engine fails.
+Must not know: how a forecast is made. Nothing is written.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
 import click
 
 from batchinfer.cli.common import Looked
-from batchinfer.cli.debug import is_debug
+from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.warned import held_warnings
-from batchinfer.cli.watchdog import Watchdog, end_process
-from batchinfer.errors import InputError, Stopped
+from batchinfer.errors import InputError
 from batchinfer.forecast.forecast import Interval, Left
 from batchinfer.forecast.measure import Measurement, measure
 from batchinfer.forecast.predict import Prediction, Rest, predict
 from batchinfer.forecast.sample import Sample
-from batchinfer.runner import Stop, WholeProcess
+from batchinfer.runner import WholeProcess
 from batchinfer.tasks import task_of
-from batchinfer.telemetry import Stdio
 
 #: Below it two waves hold too few steps and lengths to say anything about their spread.
 MIN_ROWS = 16
@@ -51,8 +44,8 @@ def show_forecast(
             f"none of {sample.num_read:,} rows became a prompt, so there is nothing to measure; "
             "--rows reads more of the input"
         )
-    with held_warnings(), _quiet_engine() as stop:
-        measurement = measure(job, looked.model, sample.prompts, stop, WholeProcess())
+    with held_warnings(), quiet_engine() as quiet:
+        measurement = measure(job, looked.model, sample.prompts, quiet.stop, WholeProcess())
     found = predict(job, sample, rest, measurement)
     _show_measurement(measurement, len(sample.prompts), found.left)
     if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:
@@ -116,35 +109,3 @@ def _money(amount: float) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
-
-
-@contextmanager
-def _quiet_engine() -> Iterator[Stop]:
-    """Send what the engine prints to a log. A signal ends the process before a row is admitted, and
-    the measurement after that.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
-    log = folder / "engine.log"
-    stdio = Stdio(follows=is_debug())
-    stop = Stop()
-
-    def say_why(_: int, reason: str) -> None:
-        stdio.err.write(f"{reason}\n")
-        shutil.rmtree(folder)
-
-    watchdog = Watchdog(stop, last_words=say_why, end=end_process)
-    is_kept = True
-    try:
-        watchdog.watch()
-        stdio.redirect(log)
-        yield stop
-        is_kept = False
-    except (Stopped, KeyboardInterrupt):
-        is_kept = False
-        raise
-    finally:
-        stdio.close()
-        if is_kept:
-            click.echo(f"the output of the engine is in {log}", err=True)
-        else:
-            shutil.rmtree(folder)

@@ -63,7 +63,7 @@ def _help(of_methods: Mapping[str, Option]) -> str:
     return f"{meaning[0].upper()}{meaning[1:]}. Only with {', '.join(clauses)}."
 
 
-@click.command(short_help="Make a quantized checkpoint of an unquantized model.")
+@click.command()
 @click.argument("model")
 @click.argument("out", type=click.Path())
 @click.option(

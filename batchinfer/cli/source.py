@@ -6,7 +6,7 @@ heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -99,8 +99,17 @@ class JobSource:
         """What people call it."""
         return self.path if self.path is not None else "the job of these options"
 
-    def load(self) -> LoadedJob:
-        """Raises ConfigError naming every problem."""
+    def says(self, section: str) -> bool:
+        """Whether an option or --set says something of a section."""
+        keys = [option.key for option, _ in self.given]
+        keys += [text.partition("=")[0].strip() for text in self.sets]
+        return any(key.partition(".")[0] == section for key in keys)
+
+    def load(self, otherwise: Mapping[str, Any] | None = None) -> LoadedJob:
+        """`otherwise`: what a job without a file says where nothing else does.
+
+        Raises ConfigError naming every problem.
+        """
         from batchinfer.config import COMMAND_LINE, Override, load_job
 
         overrides = [
@@ -108,7 +117,7 @@ class JobSource:
             for option, value in self.given
         ]
         try:
-            return load_job(self.path, self.sets, options=overrides)
+            return load_job(self.path, self.sets, options=overrides, otherwise=otherwise)
         except ConfigError as error:
             if f"{COMMAND_LINE}: " in str(error):  # something is missing
                 error.args = (f"{error}\nNote: without a job file, {_NEEDED}",)

@@ -56,16 +56,19 @@ def load_job(
     *,
     sets_name: str = SET_OPTION,
     options: Sequence[Override] = (),
+    otherwise: Mapping[str, Any] | None = None,
 ) -> LoadedJob:
     """Load the job file at `path` with its overrides. `environ` None: this process's environment.
 
     `path` None: the overrides say all, and the job is named after its output. `sets_name`: what
-    messages call `sets`. `options`: what a command's own options say. Raises ConfigError naming
-    every problem.
+    messages call `sets`. `options`: what a command's own options say. `otherwise`: sections and
+    settings of a job without a file where nothing else says them. Raises ConfigError naming every
+    problem.
     """
     environ = os.environ if environ is None else environ
     name = COMMAND_LINE if path is None else os.fspath(path)
-    document = Document({"version": 1}) if path is None else read_document(name)
+    without_file = {"version": 1, **copy.deepcopy(dict(otherwise or {}))}
+    document = Document(without_file) if path is None else read_document(name)
     return _load(document, sets, environ, name, sets_name, options)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ class Request:
     token_ids: Int32Array  # [num_prompt_tokens]
     seed: int | None = None  # None: the engine's own random state (or greedy)
     next_token: int | None = None  # the one token to be generated; None: what sampling chooses
+    is_streamed: bool = False  # `StreamingEngine.so_far` is asked for it
 
 
 @dataclass(slots=True)
@@ -141,6 +142,22 @@ class Engine(Protocol):
 
         What is held in this very process may stay until it ends, or another engine is built.
         """
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that also shows what a request has while it runs, and can give one up.
+
+    For people who watch one request; runs ask for neither.
+    """
+
+    def so_far(self, key: int) -> Completion:
+        """What a streamed request in flight has: tokens, what is known of them, and text where the
+        engine detokenizes. `finish_reason` is None. Asked between steps.
+        """
+
+    def abort(self, key: int) -> None:
+        """Forget a request in flight: `step` returns nothing of it any more."""
 
 
 @dataclass(frozen=True, slots=True)

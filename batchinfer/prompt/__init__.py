@@ -1,6 +1,11 @@
 """Rows to prompts: templates, chat templates, tokens, and prompts that are too long."""
 
-from batchinfer.prompt.drafts import check_references, check_type, prompt_columns
+from batchinfer.prompt.drafts import (
+    check_references,
+    check_type,
+    needed_columns,
+    prompt_columns,
+)
 from batchinfer.prompt.limit import PromptLimit
 from batchinfer.prompt.remarks import Remark, sentence
 from batchinfer.prompt.scored import (
@@ -26,6 +31,7 @@ __all__ = [
     "column_values",
     "completion_source",
     "joined_counts",
+    "needed_columns",
     "prompt_columns",
     "sentence",
     "written_column",

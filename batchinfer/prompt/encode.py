@@ -81,7 +81,7 @@ class TokenEncoder:
         return [], []
 
     @cached_property
-    def _special_tokens(self) -> dict[int, str]:
+    def special_tokens(self) -> dict[int, str]:
         """Id -> text of the tokens that stand for no text of a row."""
         if self._backend is not None:
             added = self._backend.get_added_tokens_decoder()
@@ -92,7 +92,7 @@ class TokenEncoder:
     def pieces(self, token_ids: Int32Array) -> list[tuple[str, bool]]:
         """(text, whether it is a special token) of the tokens in order; the others are joined."""
         pieces: list[tuple[str, bool]] = []
-        special = self._special_tokens
+        special = self.special_tokens
         for is_special, ids in groupby(token_ids.tolist(), lambda index: index in special):
             if is_special:
                 pieces.extend((special[index], True) for index in ids)

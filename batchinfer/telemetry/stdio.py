@@ -1,9 +1,9 @@
 """The process's real stdout and stderr, kept for ourselves while all else writes to a log file.
 
 Engines and their libraries print from Python, C++ and child processes. File descriptors 1 and 2
-therefore lead to the log; only `err` and `write_result` reach whoever started us. Invariant: no
-write here raises, as a reader that went away (a scheduler's runner that was killed) must not stop a
-flush.
+therefore lead to the log; only `err`, `out` and `write_result` reach whoever started us. Invariant:
+no write here raises, as a reader that went away (a scheduler's runner that was killed) must not
+stop a flush.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Stdio:
         self._stdout_fd = os.dup(_STDOUT)
         self._stderr_fd = os.dup(_STDERR)
         self.err: TextIO = _text_stream(self._stderr_fd)
+        self.out: TextIO = _text_stream(self._stdout_fd)
 
     def redirect(self, log_path: Path) -> None:
         """Let descriptors 1 and 2 append to `log_path`; may be called again with another file."""
@@ -67,9 +68,11 @@ class Stdio:
         _flush_python_streams()
         self.catch_up()
         self.err.flush()
+        self.out.flush()
         os.dup2(self._stdout_fd, _STDOUT)
         os.dup2(self._stderr_fd, _STDERR)
         self.err.close()
+        self.out.close()
         os.close(self._stdout_fd)
         os.close(self._stderr_fd)
 

@@ -117,6 +117,26 @@ class FakeEngine:
             done.append(self._complete(heapq.heappop(self._running)[2]))
         return done
 
+    def so_far(self, key: int) -> Completion:
+        running = {other: (end, request) for end, other, request in self._running}
+        if key not in running:
+            return Completion(key)
+        end, request = running[key]
+        whole = self._complete(request)
+        num_tokens = len(whole.token_ids) - max(0, end - self._step)
+        logprobs = whole.token_logprobs
+        return Completion(
+            key,
+            token_ids=whole.token_ids[:num_tokens],
+            num_text_tokens=num_tokens,
+            token_logprobs=None if logprobs is None else logprobs[:num_tokens],
+        )
+
+    def abort(self, key: int) -> None:
+        self._running = [entry for entry in self._running if entry[1] != key]
+        heapq.heapify(self._running)
+        self._waiting = deque(request for request in self._waiting if request.key != key)
+
     def close(self) -> None:
         self.is_closed = True
 

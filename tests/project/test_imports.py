@@ -152,5 +152,6 @@ def test_help_loads_no_heavy_library() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    loaded = {module.partition(".")[0] for module in json.loads(done.stdout)}
-    assert not HEAVY & loaded
+    modules = json.loads(done.stdout)
+    assert not HEAVY & {module.partition(".")[0] for module in modules}
+    assert "batchinfer.quantization" not in modules  # every method: half of the time

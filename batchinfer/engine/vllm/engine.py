@@ -109,6 +109,7 @@ class VllmEngine:
         self._lora_request = _lora_request(settings)
         self._num_in_flight = 0
         self._num_running = 0
+        self._streamed: dict[int, Completion] = {}  # what streamed requests have, by key
         # None: the engine core has a process of its own, and does not tell.
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
         self._rejections = rejections()
@@ -126,16 +127,31 @@ class VllmEngine:
         params = self._requests.params(request)
         self._add(str(request.key), request.token_ids.tolist(), params)
         self._num_in_flight += 1
+        if request.is_streamed:
+            self._streamed[request.key] = Completion(request.key)
 
     def step(self) -> list[Completion]:
         outputs = self._step()
         completions = [self._requests.completion(o) for o in outputs if o.finished]
+        if self._streamed:
+            partial = [self._requests.so_far(o) for o in outputs if not o.finished]
+            self._streamed.update({completion.key: completion for completion in partial})
+            for completion in completions:
+                self._streamed.pop(completion.key, None)
         if self._scheduler is not None:  # what is finished no longer runs
             self._num_running = self._scheduler.get_request_counts()[0] + len(completions)
         else:
             self._num_running = min(self._num_in_flight, self.facts.max_num_seqs)
         self._num_in_flight -= len(completions)
         return completions
+
+    def so_far(self, key: int) -> Completion:
+        return self._streamed[key]
+
+    def abort(self, key: int) -> None:
+        self._core.abort_request([str(key)])
+        self._streamed.pop(key, None)
+        self._num_in_flight -= 1
 
     def close(self) -> None:
         core, self._core = self._core, None

@@ -12,7 +12,7 @@ from typing import Any
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Completion, Request
 from batchinfer.engine.vllm.errors import first_line, rejections
-from batchinfer.engine.vllm.output import completion_of
+from batchinfer.engine.vllm.output import completion_of, partial_of
 from batchinfer.errors import ConfigError
 
 _STRUCTURED_FIELDS = {
@@ -45,11 +45,19 @@ class Generation:
         if request.next_token is not None:
             # Its logprob is that of the raw logits: vLLM takes those before it masks any token.
             params.allowed_token_ids = [request.next_token]
+        if request.is_streamed:
+            from vllm.sampling_params import RequestOutputKind
+
+            params.output_kind = RequestOutputKind.CUMULATIVE
         return params
 
     def completion(self, output: Any) -> Completion:
         """What came of a request; `output` is vLLM's, finished."""
         return completion_of(output, has_text=self._has_text)
+
+    def so_far(self, output: Any) -> Completion:
+        """What a streamed request has; `output` is vLLM's, not finished."""
+        return partial_of(output, has_text=self._has_text)
 
     def trial(self) -> Any:
         """`params` of a short request like all others."""

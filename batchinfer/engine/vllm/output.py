@@ -23,22 +23,30 @@ def completion_of(output: Any, *, has_text: bool) -> Completion:
             error_type="engine_error",
             error_message=f"vLLM ended the request with finish_reason {sequence.finish_reason!r}",
         )
-    token_ids = np.asarray(sequence.token_ids, np.int32)
     ended_by_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
+    completion = partial_of(output, has_text=has_text)
+    completion.num_text_tokens -= ended_by_token
+    completion.finish_reason = sequence.finish_reason
+    completion.stop_reason = None if sequence.stop_reason is None else str(sequence.stop_reason)
+    completion.timing = _timing(output.metrics)
+    if output.prompt_logprobs is not None:
+        _set_prompt_logprobs(completion, output.prompt_logprobs)
+    return completion
+
+
+def partial_of(output: Any, *, has_text: bool) -> Completion:
+    """What the one sequence of a `RequestOutput` has, whether or not it is finished."""
+    sequence = output.outputs[0]
+    token_ids = np.array(sequence.token_ids, np.int32)  # vLLM's own list grows
     completion = Completion(
-        key=key,
+        key=int(output.request_id),
         token_ids=token_ids,
-        num_text_tokens=len(token_ids) - ended_by_token,
+        num_text_tokens=len(token_ids),
         text=sequence.text if has_text else None,
-        finish_reason=sequence.finish_reason,
-        stop_reason=None if sequence.stop_reason is None else str(sequence.stop_reason),
         num_cached_tokens=output.num_cached_tokens or 0,
-        timing=_timing(output.metrics),
     )
     if sequence.logprobs is not None:
         _set_logprobs(completion, sequence.logprobs)
-    if output.prompt_logprobs is not None:
-        _set_prompt_logprobs(completion, output.prompt_logprobs)
     return completion
 
 

@@ -514,6 +514,38 @@ def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: An
     assert (np.exp(top).sum(axis=1) <= 1.0001).all()
 
 
+def test_a_streamed_request_shows_each_token_as_it_comes(core: Any) -> None:
+    """Beside one that is not streamed; the end is that of any request."""
+    engine = engine_on(core, SETTINGS)
+    engine.add(Request(0, PROMPTS[0], is_streamed=True))
+    engine.add(Request(1, PROMPTS[1]))
+    seen: list[Completion] = []
+    done: dict[int, Completion] = {}
+    while len(done) < 2:
+        done |= {completion.key: completion for completion in engine.step()}
+        if 0 not in done:
+            seen.append(engine.so_far(0))
+    whole = run(engine, Request(2, PROMPTS[0]))[2]
+    assert done[0].token_ids.tolist() == whole.token_ids.tolist()
+    assert done[0].finish_reason == whole.finish_reason
+    assert [len(s.token_ids) for s in seen] == list(range(1, len(whole.token_ids)))
+    assert whole.token_logprobs is not None
+    for partial in seen:
+        size = len(partial.token_ids)
+        assert partial.token_ids.tolist() == whole.token_ids[:size].tolist()
+        assert partial.token_logprobs.tolist() == whole.token_logprobs[:size].tolist()
+        assert partial.finish_reason is None
+
+
+def test_an_aborted_request_is_heard_of_no_more(core: Any) -> None:
+    engine = engine_on(core, SETTINGS)
+    engine.add(Request(0, PROMPTS[0], is_streamed=True))
+    engine.step()
+    engine.abort(0)
+    assert engine.num_tokens_in_flight() == 0
+    assert list(run(engine, Request(1, PROMPTS[1]))) == [1]
+
+
 def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
     from batchinfer.engine.vllm.generation import shared_params
     from batchinfer.engine.vllm.output import completion_of

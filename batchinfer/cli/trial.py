@@ -1,0 +1,207 @@
+"""`try`: one prompt of a job as it is sent, and what the model makes of it, token by token.
+
+Must not know: how a prompt or a completion is made. Invariant: nothing is written, and no output is
+looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchinfer.cli.places import explained_places
+from batchinfer.cli.quiet_engine import Quiet, quiet_engine
+from batchinfer.cli.source import JobSource
+from batchinfer.cli.tokens import Pieces, Screen, show_prompt
+from batchinfer.cli.warned import held_warnings
+from batchinfer.config import Job
+from batchinfer.engine.base import Completion, Engine, EngineSpec, StreamingEngine
+from batchinfer.engine.kinds import engine_kind
+from batchinfer.errors import ConfigError, InputError, RowError, Stopped
+from batchinfer.model import ModelFacts, has_chat_template
+from batchinfer.prompt.encode import TokenEncoder
+from batchinfer.runner import WholeProcess
+from batchinfer.runner.factory import build_engine, engine_spec, model_of
+from batchinfer.runner.one_prompt import OneRow, find_row, with_text
+from batchinfer.runner.stream import Pace, Stream
+from batchinfer.tasks import Ask, task_of
+
+logger = logging.getLogger("batchinfer.cli")
+
+#: What a job without a file need not say where a text stands for a row.
+_WITHOUT_INPUT: Mapping[str, Any] = {"input": {"path": "-"}, "prompt": {"column": "-"}}
+_WITHOUT_OUTPUT: Mapping[str, Any] = {"output": {"path": "-"}}
+
+
+@dataclass(frozen=True, slots=True)
+class TryOptions:
+    """What the command line asks for. `row` and `prompt` None: the first row."""
+
+    row: str | None
+    prompt: str | None
+    has_logprobs: bool = False
+
+
+def try_job(source: JobSource, options: TryOptions) -> None:
+    """Raises ConfigError, InputError, EngineDied, Stopped."""
+    job = _load(source, options)
+    demand = task_of(job).demand
+    if demand.wants != "completion":
+        raise ConfigError(
+            f"try shows a completion, and task: {job.task} generates none: run some rows with "
+            "--limit, and look at them with `batchinfer show`"
+        )
+    with explained_places(job, source.path):
+        model = model_of(job)
+        for note in model.warnings:
+            logger.warning("%s", note)
+        spec = engine_spec(job, model)
+        kind = engine_kind(job.engine.name)
+        kind.check_fit(spec)
+        kind.prepare(spec)
+        job, row = _one_row(job, model, source, options)
+    prompter = task_of(job).prompter(job, model)
+    if row is None:
+        with explained_places(job, source.path):
+            row = find_row(job, options.row, prompter.columns)
+    token_ids = row.token_ids(prompter)
+    work = task_of(job).work(row.work_item(token_ids), model.max_model_len)
+    with held_warnings(), quiet_engine() as quiet:
+        screen = Screen(quiet.stdio.out)
+        if row.shard:
+            left_out = ", which input.filter leaves out" if row.is_left_out else ""
+            screen.line(f"row      {row}{left_out}", bold=True)
+        screen.line(
+            f"prompt   {len(token_ids):,} tokens of {prompter.limit.max_tokens:,} that fit",
+            bold=True,
+        )
+        show_prompt(screen, prompter.encoder, token_ids)
+        engine = load_engine(spec, quiet)
+        try:
+            screen.line("\nanswer", bold=True)
+            (ask,) = work.asks()
+            show_answer(
+                engine, ask, prompter.encoder, screen, quiet, has_logprobs=options.has_logprobs
+            )
+        finally:
+            engine.close()
+
+
+def _load(source: JobSource, options: TryOptions) -> Job:
+    """The job, with logprobs if they are to be shown."""
+    otherwise = dict(_WITHOUT_OUTPUT)
+    if options.prompt is not None:
+        otherwise |= _WITHOUT_INPUT
+        if source.says("prompt"):
+            del otherwise["prompt"]
+    job = source.load(otherwise).job
+    if options.has_logprobs and job.sampling.logprobs is None:
+        source = replace(source, sets=(*source.sets, "sampling.logprobs=0"))
+        job = source.load(otherwise).job
+    return job
+
+
+def _one_row(
+    job: Job, model: ModelFacts, source: JobSource, options: TryOptions
+) -> tuple[Job, OneRow | None]:
+    """The job whose prompt is the text that was given, and the row of that; None: not given."""
+    if options.prompt is None:
+        return job, None
+    is_chat = job.prompt.messages is not None or job.prompt.messages_column is not None
+    if source.path is None and not source.says("prompt"):
+        is_chat = has_chat_template(Path(model.tokenizer_path))
+    return with_text(job, options.prompt, is_chat=is_chat)
+
+
+def load_engine(spec: EngineSpec, quiet: Quiet) -> Engine:
+    """The engine, after the kind's `prepare`; on a terminal the phases are shown meanwhile."""
+    kind, tuning, err = engine_kind(spec.job.engine.name), WholeProcess(), quiet.stdio.err
+    screen = Screen(err)
+
+    def report(phase: str) -> None:
+        if screen.has_colours:
+            err.write(f"\r\x1b[K\x1b[2m{phase} …\x1b[0m")
+            err.flush()
+
+    report("importing the engine")
+    tuning.importing()
+    kind.load()
+    tuning.imported()
+    report("loading the model")
+    try:
+        with kind.phases(report):
+            return build_engine(kind, spec)
+    finally:
+        if screen.has_colours:
+            err.write("\r\x1b[K")
+            err.flush()
+
+
+def show_answer(
+    engine: Engine,
+    ask: Ask,
+    encoder: TokenEncoder,
+    screen: Screen,
+    quiet: Quiet,
+    *,
+    has_logprobs: bool,
+) -> None:
+    """The completion as it comes, then how fast it was and why it ended.
+
+    Raises Stopped if a signal ends it, InputError if the engine refuses the prompt.
+    """
+    if not quiet.stop.begin_admission():
+        raise Stopped(quiet.stop.reason, quiet.stop.code)
+    stream = Stream(engine, ask, 0, lambda: quiet.stop.is_requested)
+    completion = None
+    pieces, shown = Pieces(encoder), []
+    try:
+        for completion in stream:
+            for piece in pieces.of(completion):
+                shown.append(piece)
+                if piece.is_special:
+                    screen.special(piece.text)
+                else:
+                    screen.token(piece.text, piece.logprob if has_logprobs else None)
+    except RowError as error:
+        raise InputError(f"{error.kind}: {error.message}") from error
+    if completion is not None and completion.finish_reason is not None:
+        screen.write(pieces.rest(_text(completion, encoder)))
+    screen.line()
+    if quiet.stop.is_requested:
+        raise Stopped(f"{quiet.stop.reason}: the answer was given up", quiet.stop.code)
+    assert completion is not None
+    if has_logprobs:
+        if screen.has_colours:
+            screen.legend()
+        else:
+            for piece in shown:
+                screen.line(f"{math.exp(piece.logprob or 0.0):.3f}  {piece.text!r}")
+    screen.line(_summary(completion, stream.pace, engine), dim=True)
+
+
+def _text(completion: Completion, encoder: TokenEncoder) -> str:
+    if completion.text is not None:
+        return completion.text
+    ids = completion.token_ids[: completion.num_text_tokens]
+    return encoder.decode(ids, np.array([0, len(ids)]))[0]
+
+
+def _summary(completion: Completion, pace: Pace, engine: Engine) -> str:
+    """How fast, and why it ended."""
+    num_tokens = len(completion.token_ids)
+    seconds = max(1e-9, (pace.last_s or pace.begun_s) - pace.begun_s)
+    text = f"{num_tokens:,} tokens in {seconds:.2f} s: {num_tokens / seconds:,.0f} tokens/s"
+    if isinstance(engine, StreamingEngine) and pace.first_s is not None:
+        text += f", the first after {pace.first_s - pace.begun_s:.2f} s"
+    if completion.finish_reason == "length":
+        return f"{text}; cut at sampling.max_tokens"
+    if completion.stop_reason is None:
+        return f"{text}; the model ended it"
+    return f"{text}; ended by {completion.stop_reason!r}"
