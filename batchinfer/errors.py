@@ -125,7 +125,7 @@ ROW_ERROR_KINDS: dict[str, str] = {
     "invalid_prompt": "the value is not a prompt: wrong type, bad messages, token id out of range",
     "template_error": "the template failed on this row's values",
     "empty_prompt": "the prompt has no tokens",
-    "prompt_too_long": "prompt tokens + max_tokens exceed max_model_len",
+    "prompt_too_long": "the prompt has more tokens than the model and the task leave room for",
     "engine_rejected": "the engine refused the request",
     "engine_error": "the engine ended the request without a result",
 }

@@ -37,7 +37,8 @@ import polars as pl
 import pyarrow as pa
 
 from batchinfer.config import EngineSettings, Job, PromptSettings, SamplingSettings
-from batchinfer.engine.base import Completion, EngineFacts, Request, Timing
+from batchinfer.engine.base import EngineFacts, Request, Timing
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.vllm.output import completion_of
 from batchinfer.ledger import Ledger, PartId
 from batchinfer.plan import Chunk, WorkItem, plan_buffer

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from batchinfer.cli import main  # first, as in the program: it chooses Arrow's allocator
-from batchinfer.engine.base import Completion, EngineFacts, EngineSpec, Request, Timing
+from batchinfer.engine.base import EngineFacts, EngineSpec, Request, Timing
+from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.prompt import encode
 from batchinfer.testing import FakeKind, LightTokenizer, register
 from benchmarks.common import peak_bytes_of
@@ -74,6 +75,7 @@ class InstantEngine:
 
 def _build(spec: EngineSpec) -> InstantEngine:
     time.sleep(STALL_S)
+    assert isinstance(spec.demand, CompletionDemand)
     sampling = spec.demand.sampling
     mark = Path(os.environ["BENCHMARK_MARK"])
     return InstantEngine(sampling.max_tokens, sampling.logprobs, mark)

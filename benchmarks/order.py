@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from batchinfer.config import Job, load_job
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.engine import VllmEngine
 from batchinfer.plan import Chunk
@@ -263,10 +264,10 @@ def generate(
     completions = set()
     for result in results:
         row = int(result.chunk.rows[result.index])
-        lengths[row] = len(result.completion.token_ids)
-        completions.add((prompts[row].tobytes(), result.completion.token_ids.tobytes()))
+        lengths[row] = len(Completion.of(result.answer).token_ids)
+        completions.add((prompts[row].tobytes(), Completion.of(result.answer).token_ids.tobytes()))
     digest = hashlib.sha256(repr(sorted(completions)).encode()).hexdigest()
-    cached = sum(result.completion.num_cached_tokens for result in results)
+    cached = sum(Completion.of(result.answer).num_cached_tokens for result in results)
     return Measurement(
         order=order,
         seconds=seconds,

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Demand, Request
+from batchinfer.engine.demands.completion import CompletionDemand, CompletionRequest
 from batchinfer.engine.vllm.engine import build_vllm_engine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import prepare_environment
@@ -36,7 +36,7 @@ SETTINGS = VllmSettings(
     max_model_len=2048,
     weights_bytes=13_906_376,
     kv_bytes_per_token=3072,
-    demand=Demand(
+    demand=CompletionDemand(
         "generate",
         SamplingSettings(max_tokens=256, logprobs=1, stop_token_ids=tuple(STOP_TOKEN_IDS)),
     ),
@@ -94,7 +94,7 @@ def _run(settings: VllmSettings, prompts: list[np.ndarray]) -> tuple[float, int,
     """(CPU seconds, steps, tokens generated), the engine's start apart."""
     engine: Any = build_vllm_engine(settings)
     width = engine.facts.max_num_seqs
-    waiting = [Request(key, prompt) for key, prompt in enumerate(prompts)][::-1]
+    waiting = [CompletionRequest(key, prompt) for key, prompt in enumerate(prompts)][::-1]
     num_steps = num_tokens = num_in_flight = 0
     begun_s = time.process_time()
     while waiting or num_in_flight:

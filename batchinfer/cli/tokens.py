@@ -13,7 +13,8 @@ from typing import TextIO
 import click
 import numpy as np
 
-from batchinfer.engine.base import Completion, Int32Array
+from batchinfer.engine.base import Int32Array
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.errors import printable
 from batchinfer.prompt.encode import TokenEncoder
 

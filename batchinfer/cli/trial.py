@@ -21,7 +21,8 @@ from batchinfer.cli.source import JobSource
 from batchinfer.cli.tokens import Pieces, Screen, show_prompt
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job
-from batchinfer.engine.base import Completion, Engine, EngineSpec, StreamingEngine
+from batchinfer.engine.base import Engine, EngineSpec, StreamingEngine
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, RowError, Stopped
 from batchinfer.model import ModelFacts, has_chat_template

@@ -1,20 +1,21 @@
-"""What an engine is to the rest of the program: requests in, completions out, a step at a time.
+"""What an engine is to the rest of the program: requests in, answers out, a step at a time.
 
-Must not know: files, checkpoints, shards. A request's `key` is the caller's and means nothing here.
+Must not know: files, checkpoints, shards, what is asked and answered (`demands/`). A request's
+`key` is the caller's and means nothing here.
 Token data is flat numpy arrays; no Python object for a token survives a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.config import Job, SamplingSettings
+from batchinfer.config import Job
 from batchinfer.model import ModelFacts
 from batchinfer.quantization import Machine
 
@@ -24,15 +25,16 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the engine is asked for a row, or for a part of one. `key` is unique among those in
-    flight.
+    """What the engine is asked for a row, or for a part of one; a kind of demand may add to it.
+
+    `key` is unique among those in flight.
     """
 
     key: int
     token_ids: Int32Array  # [num_prompt_tokens]
-    seed: int | None = None  # None: the engine's own random state (or greedy)
-    next_token: int | None = None  # the one token to be generated; None: what sampling chooses
-    is_streamed: bool = False  # `StreamingEngine.so_far` is asked for it
+
+    def __str__(self) -> str:
+        return f"{len(self.token_ids)} tokens"
 
 
 @dataclass(slots=True)
@@ -45,53 +47,30 @@ class Timing:
     total_s: float | None = None  # added -> last token
 
 
-@dataclass(slots=True)
-class Completion:
-    """What came of one request. Either a result (`error_type` None) or an error without tokens.
+@dataclass(slots=True, eq=False)
+class Answer:
+    """What came of one request. Either a result (`error_type` None), which is of a subclass in
+    `demands/`, or an error.
 
-    `text` is None unless the engine had to detokenize (stop strings); the sink detokenizes in bulk.
-    `num_text_tokens` is how many of `token_ids` belong to the text (a stop token at the end does
-    not).
-    Arrays are not views: whoever holds a completion holds `num_bytes`, not what they were cut from.
-    Top lists are flat: the k entries of position i are at [top_offsets[i], top_offsets[i + 1]).
-    `finish_reason`: "stop" or "length". `stop_reason`: None for EOS and length, else the stop
-    string or the stop token's id in decimal.
+    Arrays are not views: whoever holds an answer holds `num_bytes`, not what they were cut from.
     """
 
     key: int
-    # [num_completion_tokens]
-    token_ids: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
-    num_text_tokens: int = 0
-    text: str | None = None
-    finish_reason: str | None = None
-    stop_reason: str | None = None
-    num_cached_tokens: int = 0
-    token_logprobs: Float32Array | None = None  # [num_completion_tokens], natural log
-    top_offsets: Int32Array | None = None  # [num_completion_tokens + 1]
-    top_token_ids: Int32Array | None = None  # [top_offsets[-1]]
-    top_logprobs: Float32Array | None = None  # [top_offsets[-1]]
-    prompt_token_logprobs: Float32Array | None = None  # [num_prompt_tokens], NaN for the first
-    # The likeliest k tokens at each position, best first; NaN for the first.
-    prompt_top_token_ids: Int32Array | None = None  # [num_prompt_tokens, k]
-    prompt_top_logprobs: Float32Array | None = None  # [num_prompt_tokens, k]
-    timing: Timing = field(default_factory=Timing)
-    error_type: str | None = None  # a key of errors.ROW_ERROR_KINDS
-    error_message: str | None = None
+    timing: Timing = field(default_factory=Timing, kw_only=True)
+    error_type: str | None = field(default=None, kw_only=True)  # a key of errors.ROW_ERROR_KINDS
+    error_message: str | None = field(default=None, kw_only=True)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of its arrays, plus one for each character of its texts."""
         num_bytes = 0
-        for name in _COMPLETION_FIELDS:
+        for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if isinstance(value, np.ndarray):
                 num_bytes += value.nbytes
             elif isinstance(value, str):
                 num_bytes += len(value)
         return num_bytes
-
-
-_COMPLETION_FIELDS = tuple(f.name for f in fields(Completion))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +106,11 @@ class Engine(Protocol):
     def add(self, request: Request) -> None:
         """Queue a request. Raises RowError if the engine refuses it."""
 
-    def step(self) -> list[Completion]:
+    def step(self) -> Sequence[Answer]:
         """Run one step and return what finished in it, in any order."""
 
     def num_tokens_in_flight(self) -> int:
-        """Completion tokens so far of the requests in flight. Looks at each: to be asked rarely."""
+        """Tokens generated so far for the requests in flight. Looks at each: to be asked rarely."""
 
     @property
     def num_running(self) -> int:
@@ -151,9 +130,9 @@ class StreamingEngine(Engine, Protocol):
     For people who watch one request; runs ask for neither.
     """
 
-    def so_far(self, key: int) -> Completion:
-        """What a streamed request in flight has: tokens, what is known of them, and text where the
-        engine detokenizes. `finish_reason` is None. Asked between steps.
+    def so_far(self, key: int) -> Answer | None:
+        """The beginning of the answer to a streamed request in flight; None: nothing yet. Asked
+        between steps.
         """
 
     def abort(self, key: int) -> None:
@@ -172,16 +151,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a job's task asks of an engine, for every request."""
+    """What a job's task asks of an engine, for every request; subclasses are in `demands/`."""
+
+    wants: ClassVar[str]  # the name of its module there
 
     task: str  # its name, for messages
-    sampling: SamplingSettings  # the task's, not always the job's
-    wants: Literal["completion", "prompt_logprobs"] = "completion"  # what the task uses
-
-    @property
-    def prompt_logprobs_key(self) -> str:
-        """For messages: what in the job file asks for the logprobs of prompts."""
-        return "sampling.prompt_logprobs" if self.wants == "completion" else f"task: {self.task}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +175,7 @@ class EngineKind(Protocol):
 
     @property
     def wants(self) -> Collection[str]:
-        """What it can give a task: values of `Demand.wants`."""
+        """What it can give a task: values of `Demand.wants`, see `kinds.demands_in`."""
 
     def machine(self) -> Machine:
         """What the engine would run on here. `device` None: it is not installed, or finds none."""

@@ -7,7 +7,9 @@ a new one changes nothing here. Must not know: any engine.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Demand, EngineKind
@@ -23,6 +25,11 @@ def engine_kind(name: str) -> EngineKind:
         return KINDS[name]()
     kind: EngineKind = importlib.import_module(f"batchinfer.engine.{name}.kind").KIND
     return kind
+
+
+def demands_in(folder: ModuleType) -> tuple[str, ...]:
+    """What an engine can give a task: the modules of its folder `demands`."""
+    return tuple(module.name for module in pkgutil.iter_modules(folder.__path__))
 
 
 def check_demand(job: Job, demand: Demand) -> None:

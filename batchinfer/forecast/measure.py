@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Completion, Engine, EngineFacts, Request
+from batchinfer.engine.base import Answer, Engine, EngineFacts, Request
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import InputError, Stopped
 from batchinfer.forecast.forecast import Lengths, Wave
@@ -117,7 +118,7 @@ def _run_wave(
 
 
 class _Recorder:
-    """An engine that notes what goes through it, and when each step ended."""
+    """An engine that notes the completions that it gives, and when each step ended."""
 
     def __init__(self, engine: Engine) -> None:
         self.facts = engine.facts
@@ -130,11 +131,11 @@ class _Recorder:
         self._engine.add(request)
         self._num_prompt_tokens[request.key] = len(request.token_ids)
 
-    def step(self) -> list[Completion]:
-        completions = self._engine.step()
+    def step(self) -> Sequence[Answer]:
+        answers = self._engine.step()
         self._ended_s.append(time.monotonic())
-        self._completions |= {completion.key: completion for completion in completions}
-        return completions
+        self._completions |= {answer.key: Completion.of(answer) for answer in answers}
+        return answers
 
     def num_tokens_in_flight(self) -> int:
         return self._engine.num_tokens_in_flight()

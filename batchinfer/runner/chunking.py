@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Completion
+from batchinfer.engine.base import Answer
 from batchinfer.errors import RowError
 from batchinfer.plan import Chunk
 from batchinfer.prompt import Prepared, joined_counts
@@ -82,5 +82,5 @@ def error_results(chunk: Chunk, finished_at_us: int) -> Iterator[Result]:
     """The results of rows that cannot become a prompt."""
     for index, error in chunk.errors.items():
         for sample in np.flatnonzero(chunk.is_todo[index]).tolist():
-            completion = Completion(key=-1, error_type=error.kind, error_message=error.message)
-            yield Result(chunk, index, sample, completion, finished_at_us)
+            answer = Answer(key=-1, error_type=error.kind, error_message=error.message)
+            yield Result(chunk, index, sample, answer, finished_at_us)

@@ -74,7 +74,7 @@ class _Computation:
             self._host.tuning.imported()
             if has_work:
                 engine = self._build()
-                self._generate(engine, pipeline, is_cautious=is_cautious)
+                self._work_off(engine, pipeline, is_cautious=is_cautious)
         except BaseException as caught:  # what is finished is made durable before it goes on
             error = caught
         self._drain(pipeline, error)
@@ -118,7 +118,7 @@ class _Computation:
         with self._host.startup.span("model"), self._kind.phases(counters.set_phase):
             return build_engine(self._kind, self._session.start.spec)
 
-    def _generate(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
+    def _work_off(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
         host = self._host
         log_event(logger, logging.INFO, "engine_ready", **asdict(engine.facts))
         self._session.ledger.add_facts(engine=asdict(engine.facts))
@@ -134,7 +134,7 @@ class _Computation:
         self._status.admitting(loop)
         if not host.stop.begin_admission():
             return
-        host.counters.set_phase("generating")
+        host.counters.set_phase("computing")
         loop.admit()
         with contextlib.suppress(TransientError):
             self._status.write()  # names the rows in flight before a step can kill us
@@ -145,7 +145,7 @@ class _Computation:
             for _ in steps:
                 pass
         finally:
-            _log_generation(host.counters)
+            _log_computed(host.counters)
 
     def _should_stop(self, pipeline: Pipeline) -> bool:
         return (
@@ -221,12 +221,12 @@ def _end_startup(startup: StartUp, facts: EngineFacts) -> None:
     log_event(logger, logging.INFO, "started_up", total_s=spans.pop("total_s"), spans=spans)
 
 
-def _log_generation(counters: Counters) -> None:
+def _log_computed(counters: Counters) -> None:
     snapshot = counters.snapshot()
     log_event(
         logger,
         logging.INFO,
-        "generated",
+        "computed",
         rows=snapshot.rows_computed,
         tokens_per_s=round(snapshot.mean_tokens_per_s, 1),
         steps=snapshot.num_steps,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Completion, Engine, Request
+from batchinfer.engine.base import Answer, Engine, Request
 from batchinfer.errors import RowError
 from batchinfer.plan import WorkItem
 from batchinfer.runner.ready import ReadyWork
@@ -44,11 +44,8 @@ def backlog_of(max_num_seqs: int) -> int:
 
 def _described(item: WorkItem, request: Request) -> str:
     """For --debug: whose it is and what is asked."""
-    words = [f"{item.chunk.shard}:{int(item.chunk.rows[item.index])}, sample {item.sample}"]
-    words.append(f"{len(request.token_ids)} prompt tokens, seed {request.seed}")
-    if request.next_token is not None:
-        words.append(f"next token {request.next_token}")
-    return ", ".join(words)
+    row = int(item.chunk.rows[item.index])
+    return f"{item.chunk.shard}:{row}, sample {item.sample}, {request}"
 
 
 class _Row:
@@ -62,7 +59,7 @@ class _Row:
         self._asks = work.asks()
         self.ask = next(self._asks, None)  # the next to be admitted
         self.num_in_flight = 0
-        self.error: Completion | None = None  # the first; the row's, whatever else comes
+        self.error: Answer | None = None  # the first; the row's, whatever else comes
 
     def next_ask(self) -> Ask:
         ask = self.ask
@@ -71,20 +68,18 @@ class _Row:
         self.num_in_flight += 1
         return ask
 
-    def add(self, ask: Ask, completion: Completion) -> None:
+    def add(self, ask: Ask, answer: Answer) -> None:
         """After an error nothing more is asked for the row, and what is on its way is dropped."""
         self.num_in_flight -= 1
         if self.error is not None:
             return
-        if completion.error_type is None:
+        if answer.error_type is None:
             try:
-                self.work.add(ask, completion)
+                self.work.add(ask, answer)
             except RowError as error:
-                completion = Completion(
-                    completion.key, error_type=error.kind, error_message=error.message
-                )
-        if completion.error_type is not None:
-            self.error, self.ask = completion, None
+                answer = Answer(answer.key, error_type=error.kind, error_message=error.message)
+        if answer.error_type is not None:
+            self.error, self.ask = answer, None
 
     @property
     def is_complete(self) -> bool:
@@ -165,13 +160,13 @@ class Loop:
         ask = row.next_ask()
         self._row = row if row.ask is not None else None
         self._in_flight[key] = (row, ask)
-        request = Request(key, ask.token_ids, ask.seed, ask.next_token)
+        request = ask.request(key)
         if key < _NUM_SHOWN:
             logger.debug("request %d: %s", key, _described(row.item, request))
         try:
             self._engine.add(request)
         except RowError as error:
-            self._route([Completion(key, error_type=error.kind, error_message=error.message)])
+            self._route([Answer(key, error_type=error.kind, error_message=error.message)])
 
     def _room(self) -> int:
         if self._is_cautious:
@@ -204,13 +199,13 @@ class Loop:
         self._counters.add_stalled(self._stalled_s)
         self._stalled_s = 0.0
         num_given = len(self._in_flight)
-        completions = self._engine.step()
+        answers = self._engine.step()
         # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
         num_running = self._engine.num_running
         self._counters.add_step(num_running)
         self._num_steps += 1
         self._num_underfilled += num_given <= num_running < self._num_full and not self._is_cautious
-        self._route(completions)
+        self._route(answers)
         now_s = self._clock.monotonic()
         if now_s >= self._counted_s + _COUNT_EVERY_S:
             self._counted_s = now_s
@@ -223,12 +218,12 @@ class Loop:
         yield
         self._stalled_s += self._clock.monotonic() - begun_s
 
-    def _route(self, completions: list[Completion]) -> None:
-        """Give completions to their rows, and finish those that wait for no more."""
+    def _route(self, answers: Sequence[Answer]) -> None:
+        """Give answers to their rows, and finish those that wait for no more."""
         complete = []
-        for completion in completions:
-            row, ask = self._in_flight.pop(completion.key)
-            row.add(ask, completion)
+        for answer in answers:
+            row, ask = self._in_flight.pop(answer.key)
+            row.add(ask, answer)
             if row is self._row and row.ask is None:
                 self._row = None
             if row.is_complete:
@@ -242,13 +237,13 @@ class Loop:
         results = []
         num_tokens = 0
         for row in rows:
-            completion = row.error or row.work.completion()
+            answer = row.error or row.work.answer()
             chunk, index, sample = row.item.chunk, row.item.index, row.item.sample
-            num_tokens += self._task.num_tokens(completion, chunk.num_prompt_tokens(index))
-            results.append(Result(chunk, index, sample, completion, finished_at_us))
+            num_tokens += self._task.num_tokens(answer, chunk.num_prompt_tokens(index))
+            results.append(Result(chunk, index, sample, answer, finished_at_us))
             leader_row = int(chunk.rows[index])
             results.extend(
-                Result(chunk, follower, sample, completion, finished_at_us, duplicate_of=leader_row)
+                Result(chunk, follower, sample, answer, finished_at_us, duplicate_of=leader_row)
                 for follower in chunk.followers.get(index, ())
             )
         self._counters.add_computed(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from batchinfer.engine.base import Completion, Engine, Request, StreamingEngine
+from batchinfer.engine.base import Answer, Engine, StreamingEngine
+from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.errors import RowError
 from batchinfer.tasks import Ask
 
@@ -42,7 +43,9 @@ class Stream:
     def __init__(self, engine: Engine, ask: Ask, key: int, should_stop: Callable[[], bool]) -> None:
         """`key`: not used by this engine before."""
         self._engine = engine
-        self._request = Request(key, ask.token_ids, ask.seed, ask.next_token, is_streamed=True)
+        request = ask.request(key)
+        assert isinstance(request, CompletionRequest)
+        self._request = replace(request, is_streamed=True)
         self._should_stop = should_stop
         self.pace = Pace(time.monotonic())
 
@@ -55,14 +58,16 @@ class Stream:
                 if isinstance(engine, StreamingEngine):
                     engine.abort(key)
                 return
-            finished = [c for c in engine.step() if c.key == key]
+            finished = [a for a in engine.step() if a.key == key]
             if finished:
-                self.pace.see(finished[0])
-                if finished[0].error_type is not None:
-                    raise RowError(finished[0].error_type, finished[0].error_message or "")
-                yield finished[0]
+                yield self._seen(finished[0])
                 return
-            if isinstance(engine, StreamingEngine):
-                completion = engine.so_far(key)
-                self.pace.see(completion)
-                yield completion
+            if isinstance(engine, StreamingEngine) and (answer := engine.so_far(key)) is not None:
+                yield self._seen(answer)
+
+    def _seen(self, answer: Answer) -> Completion:
+        if answer.error_type is not None:
+            raise RowError(answer.error_type, answer.error_message or "")
+        completion = Completion.of(answer)
+        self.pace.see(completion)
+        return completion

@@ -26,7 +26,7 @@ def build_table(
 ) -> pa.Table:
     """All columns of `schema` for results of one shard, sorted by (row, sample)."""
     results = _sorted(results)
-    done = [r.completion for r in results]
+    done = [r.answer for r in results]
     columns: dict[str, Any] = {
         "shard": pa.repeat(pa.scalar(results[0].chunk.shard, pa.string()), len(results)),
         "row": pa.array(row_values(results, lambda c: c.rows), pa.int64()),

@@ -1,7 +1,7 @@
 """What a task is to the rest of the program.
 
 A row goes through it in this order: `work` says which requests the engine gets for it, and makes
-one completion of what comes back; `arrays` turns completions into the task's own columns; `count`
+one answer of what comes back; `arrays` turns answers into the task's own columns; `count`
 says what a table of them adds to the totals. The columns of every task (key, times, error) belong
 to the sink. Must not know: files, threads, how an engine works.
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import Job, PromptSettings
-from batchinfer.engine.base import Completion, Demand, Int32Array
+from batchinfer.engine.base import Answer, Demand, Int32Array, Request
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.prompt import RowPrompter
@@ -33,31 +33,29 @@ Column = tuple[pa.DataType, str]
 
 @dataclass(slots=True, eq=False)
 class Result:
-    """A completion with its place: row `index` of `chunk`, sample `sample`."""
+    """An answer with its place: row `index` of `chunk`, sample `sample`."""
 
     chunk: Chunk
     index: int
     sample: int
-    completion: Completion
+    answer: Answer
     finished_at_us: int  # microseconds since the epoch
     duplicate_of: int | None = None  # row number
     #: About what it holds in memory until it is durable, its row's columns included.
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size_bytes = 600 + self.chunk.carried_row_bytes + self.completion.num_bytes
+        self.size_bytes = 600 + self.chunk.carried_row_bytes + self.answer.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request to be: what the engine needs besides a key (see `Request`). `start`: of a part of a
-    row, its first token's position in the row.
-    """
+    """A request to be: what the engine needs besides a key. A task may have a kind of its own."""
 
     token_ids: Int32Array
-    seed: int | None = None
-    next_token: int | None = None
-    start: int = 0
+
+    def request(self, key: int) -> Request:
+        return Request(key, self.token_ids)
 
 
 class RowWork(Protocol):
@@ -66,27 +64,29 @@ class RowWork(Protocol):
     def asks(self) -> Iterator[Ask]:
         """The requests, made one at a time; others' are admitted in between. May be none."""
 
-    def add(self, ask: Ask, completion: Completion) -> None:
-        """Take in what came of a request, in any order. Raises RowError if it cannot be used."""
+    def add(self, ask: Ask, answer: Answer) -> None:
+        """Take in what came of a request, in any order, unless it is an error; `ask` is one of
+        `asks`. Raises RowError if it cannot be used.
+        """
 
-    def completion(self) -> Completion:
+    def answer(self) -> Answer:
         """What came of the row, once every request of `asks` was added."""
 
 
 @dataclass(slots=True, eq=False)
 class OneRequest:
-    """The work of a task whose rows are one request each: its completion is the result."""
+    """The work of a task whose rows are one request each: its answer is the result."""
 
     ask: Ask
-    result: Completion | None = None
+    result: Answer | None = None
 
     def asks(self) -> Iterator[Ask]:
         return iter((self.ask,))
 
-    def add(self, ask: Ask, completion: Completion) -> None:
-        self.result = completion
+    def add(self, ask: Ask, answer: Answer) -> None:
+        self.result = answer
 
-    def completion(self) -> Completion:
+    def answer(self) -> Answer:
         assert self.result is not None
         return self.result
 
@@ -145,7 +145,7 @@ class Task(Protocol):
     def work(self, item: WorkItem, max_model_len: int) -> RowWork:
         """Begin a (row, sample) on an engine that takes `max_model_len` tokens a request."""
 
-    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
+    def num_tokens(self, answer: Answer, num_prompt_tokens: int) -> int:
         """Tokens of a result that speed and remaining time are measured in.
 
         `num_prompt_tokens`: of its row, all that the engine was given.

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import Job, PromptSettings, SamplingSettings
-from batchinfer.engine.base import Completion, Demand
+from batchinfer.engine.base import Answer
+from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.model import ModelFacts
 from batchinfer.plan import WorkItem, request_seed
 from batchinfer.prompt import Prompter, PromptLimit
@@ -64,6 +65,16 @@ _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionAsk(Ask):
+    """See `CompletionRequest`."""
+
+    seed: int | None = None
+
+    def request(self, key: int) -> CompletionRequest:
+        return CompletionRequest(key, self.token_ids, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """See `Task`."""
 
@@ -86,8 +97,8 @@ class Generate:
         return self.settings.max_tokens
 
     @property
-    def demand(self) -> Demand:
-        return Demand(self.name, self.settings)
+    def demand(self) -> CompletionDemand:
+        return CompletionDemand(self.name, self.settings)
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -129,13 +140,13 @@ class Generate:
         if self.settings.seed is not None and not self.settings.is_greedy:
             row = int(item.chunk.rows[item.index])
             seed = request_seed(self.settings.seed, item.chunk.shard, row, item.sample)
-        return OneRequest(Ask(item.chunk.prompt(item.index), seed))
+        return OneRequest(CompletionAsk(item.chunk.prompt(item.index), seed))
 
-    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
-        return len(completion.token_ids)
+    def num_tokens(self, answer: Answer, num_prompt_tokens: int) -> int:
+        return len(Completion.of(answer).token_ids)
 
     def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
-        done = [r.completion for r in results]
+        done = [Completion.of(r.answer) for r in results]
         is_error = np.array([c.error_type is not None for c in done], dtype=np.bool_)
         texts = _texts(done, is_error, detokenize)
         num_prompt_tokens = row_values(results, lambda c: np.diff(c.offsets).astype(np.int32))

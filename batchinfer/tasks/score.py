@@ -1,7 +1,7 @@
 """Scoring: the log-probability of each token of a text, given the tokens before it.
 
-A row longer than the context goes through the engine in windows that overlap; see `Windows` for
-which window scores which token. Must not know: files, how an engine works.
+A row longer than the context goes through the engine in windows that overlap; see
+`ScoringWindows` for which window scores which token. Must not know: files, how an engine works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import Job, PromptSettings, SamplingSettings, ScoreSettings
-from batchinfer.engine.base import Completion, Demand
+from batchinfer.engine.base import Answer
+from batchinfer.engine.demands.completion import Completion
+from batchinfer.engine.demands.prompt_logprobs import PromptLogprobsDemand
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
@@ -36,7 +38,7 @@ from batchinfer.tasks.base import (
     logprob_words,
     row_values,
 )
-from batchinfer.tasks.scoring_windows import Windows
+from batchinfer.tasks.scoring_windows import ScoringWindows
 from batchinfer.tasks.top_lists import top_lists
 
 #: Every column of its own, in order.
@@ -89,11 +91,11 @@ class Score:
         return None
 
     @property
-    def demand(self) -> Demand:
+    def demand(self) -> PromptLogprobsDemand:
         plain = SamplingSettings(max_tokens=1, logprobs=0, prompt_logprobs=True)
         # Past the most that a job may ask for in `sampling`.
         sampling = plain.model_copy(update={"logprobs": self._num_top})
-        return Demand(self.name, sampling, wants="prompt_logprobs")
+        return PromptLogprobsDemand(self.name, sampling)
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -155,9 +157,9 @@ class Score:
             most, f"exceed the {most} that a row may have", f"the {most} tokens that a row may have"
         )
 
-    def work(self, item: WorkItem, max_model_len: int) -> Windows:
+    def work(self, item: WorkItem, max_model_len: int) -> ScoringWindows:
         num_given = item.chunk.num_given
-        return Windows(
+        return ScoringWindows(
             item.chunk.prompt(item.index).copy(),  # not a view that holds the whole chunk
             0 if num_given is None else int(num_given[item.index]),
             context=self._context(max_model_len),
@@ -177,11 +179,11 @@ class Score:
     def _stride(self, max_model_len: int) -> int:
         return self.settings.stride or self._context(max_model_len) // 2
 
-    def num_tokens(self, completion: Completion, num_prompt_tokens: int) -> int:
-        return _num_scored(completion)
+    def num_tokens(self, answer: Answer, num_prompt_tokens: int) -> int:
+        return _num_scored(Completion.of(answer))
 
     def arrays(self, results: Sequence[Result], detokenize: Detokenize) -> Mapping[str, pa.Array]:
-        done = [r.completion for r in results]
+        done = [Completion.of(r.answer) for r in results]
         is_error = np.array([c.error_type is not None for c in done], dtype=np.bool_)
         logprobs = lists([c.token_logprobs for c in done], np.float32)
         known = pa.array(logprobs.values.to_numpy(), from_pandas=True)  # NaN -> null

@@ -6,12 +6,14 @@ Must not know: files, settings, how an engine works.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.engine.base import Completion, Int32Array, Timing
+from batchinfer.engine.base import Answer, Int32Array, Timing
+from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.errors import RowError
 from batchinfer.tasks.base import Ask
 
@@ -20,7 +22,18 @@ MAX_LOGPROB = 1e-3
 _TIMES = ("queued_s", "prefill_s", "decode_s", "total_s")
 
 
-class Windows:
+@dataclass(frozen=True, slots=True)
+class WindowAsk(Ask):
+    """A window. `start`: the position of its first token in the row."""
+
+    next_token: int | None = None
+    start: int = 0
+
+    def request(self, key: int) -> CompletionRequest:
+        return CompletionRequest(key, self.token_ids, next_token=self.next_token)
+
+
+class ScoringWindows:
     """A row of n tokens, of which the first `num_given` are not scored.
 
     Window k is the tokens from k * stride on, at most `context` of them. It scores those that no
@@ -64,7 +77,7 @@ class Windows:
         self._top_logprobs = np.full((len(token_ids), num_top), np.nan, np.float32)
         self._times: dict[str, float] = {}
 
-    def asks(self) -> Iterator[Ask]:
+    def asks(self) -> Iterator[WindowAsk]:
         num_tokens = len(self._token_ids)
         start, stop = 0, 0
         while stop < num_tokens:
@@ -73,18 +86,20 @@ class Windows:
                 yield self._ask(start, stop)
             start += self._stride
 
-    def _ask(self, start: int, stop: int) -> Ask:
+    def _ask(self, start: int, stop: int) -> WindowAsk:
         window = self._token_ids[start:stop]
         if len(window) <= self._max_prompt_tokens:
-            return Ask(window, start=start)
-        return Ask(window[:-1], next_token=int(window[-1]), start=start)
+            return WindowAsk(window, start=start)
+        return WindowAsk(window[:-1], next_token=int(window[-1]), start=start)
 
     def _first_scored(self, start: int) -> int:
         """Position of the first token that the window from `start` on scores."""
         before = start - self._stride + self._context if start else 0
         return max(before, self._num_given, 1)
 
-    def add(self, ask: Ask, completion: Completion) -> None:
+    def add(self, ask: Ask, answer: Answer) -> None:
+        assert isinstance(ask, WindowAsk)
+        completion = Completion.of(answer)
         logprobs = completion.prompt_token_logprobs
         if logprobs is None or len(logprobs) != len(ask.token_ids):
             raise RowError("engine_error", "the engine did not give each token a logprob")
@@ -107,7 +122,7 @@ class Windows:
             if (seconds := getattr(completion.timing, name)) is not None:
                 self._times[name] = self._times.get(name, 0.0) + seconds
 
-    def _add_top(self, ask: Ask, completion: Completion, first: int) -> None:
+    def _add_top(self, ask: WindowAsk, completion: Completion, first: int) -> None:
         num_top = self._top_token_ids.shape[1]
         if not num_top:
             return
@@ -122,7 +137,7 @@ class Windows:
             self._top_token_ids[last] = _of_last(completion.top_token_ids, num_top)
             self._top_logprobs[last] = _of_last(completion.top_logprobs, num_top)
 
-    def completion(self) -> Completion:
+    def answer(self) -> Completion:
         """Its tokens are those of the scored text; a logprob is NaN where there is none."""
         completion = Completion(
             key=-1,
@@ -140,7 +155,7 @@ class Windows:
         return completion
 
 
-def _rows(values: npt.NDArray[Any] | None, ask: Ask, first: int) -> npt.NDArray[Any]:
+def _rows(values: npt.NDArray[Any] | None, ask: WindowAsk, first: int) -> npt.NDArray[Any]:
     """The values at the window's tokens from position `first` of the row on. [n, k]"""
     if values is None:
         if first - ask.start < len(ask.token_ids):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.engine.base import Completion
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.tasks.arrays import flat_values, list_offsets
 
 

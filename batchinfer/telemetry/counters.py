@@ -90,7 +90,7 @@ class Counters:
         return self._clock
 
     def set_phase(self, phase: str) -> None:
-        """What the run is busy with, for people: "reading", "loading the model", "generating"."""
+        """What the run is busy with, for people: "reading", "loading the model", "computing"."""
         with self._lock:
             self._phase = phase
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from batchinfer.config import ENGINES, Job
 from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
-from batchinfer.engine.kinds import KINDS
+from batchinfer.engine.kinds import KINDS, demands_in
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import Machine
+from batchinfer.testing import demands
 from batchinfer.testing.engine import FakeEngine, FakePlan
 
 
@@ -35,13 +36,7 @@ def fake_kind(plan: FakePlan | None = None) -> FakeKind:
     def build(spec: EngineSpec) -> FakeEngine:
         if plan.fail_build:
             raise ConfigError(plan.fail_build)
-        return FakeEngine(
-            plan,
-            max_tokens=spec.demand.sampling.max_tokens,
-            num_logprobs=spec.demand.sampling.logprobs,
-            max_model_len=spec.model.max_model_len,
-            has_prompt_logprobs=spec.demand.sampling.prompt_logprobs,
-        )
+        return FakeEngine(plan, spec.demand, max_model_len=spec.model.max_model_len)
 
     return FakeKind(build)
 
@@ -51,7 +46,7 @@ class FakeKind:
     """A kind for engines without a model: it runs anywhere, and has no options."""
 
     make: Callable[[EngineSpec], Engine]
-    wants: Collection[str] = ("completion", "prompt_logprobs")
+    wants: Collection[str] = demands_in(demands)
 
     def machine(self) -> Machine:
         return Machine(None, engine="batchinfer.testing")

@@ -146,7 +146,7 @@ def _batchinfer() -> Contender:
     def has_begun(output: Path) -> bool:
         # Written when the first batch was admitted, before the first step.
         status = output / status_key(1)
-        return status.exists() and '"generating"' in status.read_text()
+        return status.exists() and '"computing"' in status.read_text()
 
     return Contender(
         what="batchinfer run",

@@ -65,14 +65,13 @@ def main(folder: Path, output: Path, batch_rows: int | None) -> None:
 
 def _generator(settings: Any) -> Callable[[list[Any]], list[Any]]:
     """Prompts -> completions."""
-    from batchinfer.engine.vllm.generation import shared_params
     from batchinfer.engine.vllm.setup import engine_arguments, prepare_platform
 
     prepare_platform(settings)
     from vllm import LLM
 
     llm = LLM(**engine_arguments(settings))
-    params = shared_params(settings.sampling)
+    params = settings.requests.shared
 
     def generate(prompts: list[Any]) -> list[Any]:
         return [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]

@@ -16,12 +16,13 @@ from click.testing import CliRunner
 
 from batchinfer.cli.app import cli
 from batchinfer.cli.tokens import Pieces
-from batchinfer.config import load_job
-from batchinfer.engine.base import Completion, Request
+from batchinfer.config import SamplingSettings, load_job
+from batchinfer.engine.base import Answer, Request
+from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.prompt.encode import TokenEncoder
 from batchinfer.runner.one_prompt import find_row, with_text
 from batchinfer.runner.stream import Stream
-from batchinfer.tasks import Ask
+from batchinfer.tasks.generate import CompletionAsk
 from batchinfer.testing import FakeEngine, FakePlan, LightTokenizer
 from tests.support.jobs import MODEL, Place, job, results, rows, run, start, wait, write_job
 
@@ -172,16 +173,20 @@ class Plain:
     """An engine that does not stream: as much of one as is asked."""
 
     def __init__(self) -> None:
-        self._engine = FakeEngine(FakePlan(), max_tokens=9, num_logprobs=0, max_model_len=64)
+        self._engine = FakeEngine(
+            FakePlan(),
+            CompletionDemand("generate", SamplingSettings(max_tokens=9, logprobs=0)),
+            max_model_len=64,
+        )
 
     def add(self, request: Request) -> None:
         self._engine.add(request)
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[Answer]:
         return self._engine.step()
 
 
-ASK = Ask(np.array([3, 4, 5], np.int32))
+ASK = CompletionAsk(np.array([3, 4, 5], np.int32))
 
 
 def test_an_engine_that_does_not_stream_gives_the_whole() -> None:

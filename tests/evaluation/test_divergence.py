@@ -18,7 +18,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.evaluation.divergence import Tops, kl_divergence, top1_agrees
 from batchinfer.evaluation.pair import pair
 from batchinfer.evaluation.perplexity import measure
-from batchinfer.testing import engine
+from batchinfer.testing.demands import completion
 from tests.evaluation.test_perplexity import request
 from tests.support.jobs import MODEL
 
@@ -107,13 +107,13 @@ def test_a_model_is_at_no_distance_from_itself_and_at_some_from_another(
     again = measure(request(text, reference=str(work)), work=tmp_path / "again")
     assert (again.kl, again.kl_top_k, again.top1_agreement) == (0, 4, 1)
     assert again.nll == first.nll
-    made = engine.prompt_tops
+    made = completion.prompt_tops
 
     def shifted(token_ids: Any, k: int) -> Any:
         ids, logprobs = made(token_ids, k)
         return np.where(ids >= 0, (ids + 1) % 4096, -1).astype(np.int32), logprobs
 
-    monkeypatch.setattr(engine, "prompt_tops", shifted)
+    monkeypatch.setattr(completion, "prompt_tops", shifted)
     other = measure(request(text, reference=str(work / "output"), top_k=3), work=tmp_path / "other")
     assert other.kl and other.kl > 0
     assert (other.kl_top_k, other.top1_agreement) == (3, 0)
@@ -214,13 +214,13 @@ def test_tokenizers_are_one_if_they_make_the_same_tokens(
 def test_a_reference_with_another_vocabulary_is_refused(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = engine.prompt_tops
+    made = completion.prompt_tops
 
     def past_the_vocabulary(token_ids: Any, k: int) -> Any:
         ids, logprobs = made(token_ids, k)
         return np.where(ids < 0, -1, 4096).astype(np.int32), logprobs
 
-    monkeypatch.setattr(engine, "prompt_tops", past_the_vocabulary)
+    monkeypatch.setattr(completion, "prompt_tops", past_the_vocabulary)
     measure(request(text, top_k=1), work=tmp_path / "reference")
     with pytest.raises(ConfigError, match="different vocabularies do not compare"):
         measure(request(text, reference=str(tmp_path / "reference")), work=tmp_path / "work")

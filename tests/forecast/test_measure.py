@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.cli.app import cli
-from batchinfer.engine.base import EngineFacts, Request
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import EngineFacts
+from batchinfer.engine.demands.completion import (
+    Completion,
+    CompletionDemand,
+    CompletionRequest,
+)
 from batchinfer.forecast.forecast import Left, Lengths, Wave, forecast, simulate
 from batchinfer.testing import FakeEngine, FakePlan
 from tests.support.jobs import Ended, Place, job, kill, run, start, wait, wait_until, write_job
@@ -223,14 +229,16 @@ def test_a_simulated_schedule_reads_each_prompt_and_decodes_each_token_once(
 
 def test_a_simulated_schedule_has_as_many_steps_as_an_engine_that_is_kept_full() -> None:
     engine = FakeEngine(
-        FakePlan(max_num_seqs=8), max_tokens=40, num_logprobs=None, max_model_len=4096
+        FakePlan(max_num_seqs=8),
+        CompletionDemand("generate", SamplingSettings(max_tokens=40)),
+        max_model_len=4096,
     )
     for key in range(100):
-        engine.add(Request(key, np.array([key, key], np.int32)))
+        engine.add(CompletionRequest(key, np.array([key, key], np.int32)))
     completion: dict[int, Any] = {}
     num_steps = 0
     while len(completion) < 100:
-        completion |= {done.key: len(done.token_ids) for done in engine.step()}
+        completion |= {done.key: len(Completion.of(done).token_ids) for done in engine.step()}
         num_steps += 1
     lengths = lengths_of([2] * 100, [completion[key] for key in range(100)])
     assert simulate(lengths, engine.facts)[:, 0].sum() == num_steps

@@ -82,14 +82,20 @@ def completion_tokens(job: Job, prompt: list[int]) -> list[int] | None:
     """What the fake engine makes of a prompt; None under seeds of rows."""
     if job.sampling.seed is not None and not job.sampling.is_greedy:
         return None
-    from batchinfer.engine.base import Request
-    from batchinfer.testing import FakeEngine, FakePlan
-
-    request = Request(0, np.array(prompt, np.int32), None)
-    engine = FakeEngine(
-        FakePlan(), max_tokens=job.sampling.max_tokens, num_logprobs=None, max_model_len=_CONTEXT
+    from batchinfer.engine.demands.completion import (
+        Completion,
+        CompletionDemand,
+        CompletionRequest,
     )
-    return engine._complete(request).token_ids.tolist()  # type: ignore[no-any-return]
+    from batchinfer.testing import FakePlan
+    from batchinfer.testing.engine import answers_of
+
+    request = CompletionRequest(0, np.array(prompt, np.int32))
+    answers = answers_of(CompletionDemand("generate", job.sampling), FakePlan())
+    token_ids: list[int] = Completion.of(
+        answers.answer(request, answers.num_steps(request))
+    ).token_ids.tolist()
+    return token_ids
 
 
 @cache

@@ -42,9 +42,10 @@ ROOMS = (
 
 #: Library -> the only files that may import it.
 OWNERS = {
-    "vllm": ("engine/vllm/*.py", "quantization/methods/*/vllm.py"),
+    "vllm": ("engine/vllm/*.py", "engine/vllm/*/*.py", "quantization/methods/*/vllm.py"),
     "torch": (
         "engine/vllm/*.py",
+        "engine/vllm/*/*.py",
         "making/*.py",
         "making/*/*.py",
         "quantization/methods/*/*.py",

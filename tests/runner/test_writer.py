@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.config import CheckpointSettings, SamplingSettings
-from batchinfer.engine.base import Completion
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.errors import InputError, TransientError
 from batchinfer.ledger import Ledger
 from batchinfer.plan import Chunk

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Completion, Timing
+from batchinfer.engine.base import Timing
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.plan import Chunk
 from batchinfer.sink import build_table, file_facts, output_schema, write_table
 from batchinfer.tasks import Generate, Result

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchinfer.config import Job, ScoreSettings
-from batchinfer.engine.base import Completion
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.errors import RowError
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.runner import RunOptions
 from batchinfer.tasks import Score
-from batchinfer.tasks.base import Ask, RowWork
-from batchinfer.testing.engine import prompt_logprobs, prompt_tops
+from batchinfer.tasks.scoring_windows import ScoringWindows, WindowAsk
+from batchinfer.testing.demands.completion import prompt_logprobs, prompt_tops
 from tests.support.in_process import EndedHere, run_here
 from tests.support.jobs import Place, results, rows, run, write_job
 from tests.support.scoring import score_job
@@ -52,14 +52,14 @@ def run_in(
 
 def begin(
     num_tokens: int, num_given: int, context: int, stride: int, max_model_len: int | None = None
-) -> RowWork:
+) -> ScoringWindows:
     chunk = Chunk.of_prompts([np.arange(num_tokens, dtype=np.int32)])
     chunk.num_given = np.array([num_given])
     task = Score(ScoreSettings(context=context, stride=stride))
     return task.work(WorkItem(chunk, 0, 0), max_model_len or context + 1)
 
 
-def answer(ask: Ask, logprobs: npt.NDArray[np.float32] | None = None) -> Completion:
+def answer(ask: WindowAsk, logprobs: npt.NDArray[np.float32] | None = None) -> Completion:
     """Each token's "logprob" is less the position in the row where its window starts."""
     if logprobs is None:
         logprobs = np.full(len(ask.token_ids), -ask.start, np.float32)
@@ -83,7 +83,7 @@ def test_each_token_is_scored_once_after_at_least_context_less_stride_others(
         assert len(ask.token_ids) < max_model_len  # room for the token that is generated
         assert ask.token_ids[0] == ask.start  # ids are positions
         work.add(ask, answer(ask))
-    done = work.completion()
+    done = work.answer()
     assert done.token_ids.tolist() == list(range(num_given, num_tokens))
     assert done.token_logprobs is not None
     for position, start in zip(done.token_ids.tolist(), -done.token_logprobs, strict=True):
@@ -106,7 +106,7 @@ def test_a_result_holds_the_bytes_it_counts_not_the_row_it_was_cut_from() -> Non
     tops = prompt_tops(ask.token_ids, k)
     completion.prompt_top_token_ids, completion.prompt_top_logprobs = tops
     work.add(ask, completion)
-    done = work.completion()
+    done = work.answer()
     values = [getattr(done, field.name) for field in dataclasses.fields(done)]
     arrays = [value for value in values if isinstance(value, np.ndarray)]
     assert [array.base for array in arrays] == [None] * 5

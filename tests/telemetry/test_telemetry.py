@@ -20,7 +20,8 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from batchinfer.config import Job
+from batchinfer.config import Job, SamplingSettings
+from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.runner.loop import Loop
 from batchinfer.telemetry import (
@@ -153,7 +154,11 @@ def test_an_engine_that_could_run_more_than_its_reader_brings_is_underfilled(
     at_once: int, share: float
 ) -> None:
     counters = Counters(Clock())
-    engine = FakeEngine(FakePlan(max_num_seqs=8), max_tokens=1, num_logprobs=None, max_model_len=64)
+    engine = FakeEngine(
+        FakePlan(max_num_seqs=8),
+        CompletionDemand("generate", SamplingSettings(max_tokens=1)),
+        max_model_len=64,
+    )
     job = Job.model_validate(job_settings(Place("nowhere")))
     loop = Loop(
         engine,

@@ -1,6 +1,6 @@
 """vLLM as an Engine: its `LLMEngine`, driven a step at a time in our process.
 
-Must not know: files, checkpoints, what a key means, what a request asks for (`generation`). What
+Must not know: files, checkpoints, what a key means, what a request asks for (`demands/`). What
 vLLM refuses for one request is that row's error; what it would refuse for every request is found
 when the engine is built, and is the job's error.
 """
@@ -12,13 +12,13 @@ import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.engine.base import Completion, EngineFacts, Request
+from batchinfer.engine.base import Answer, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
 from batchinfer.engine.vllm.fit import device_memory
-from batchinfer.engine.vllm.generation import Generation
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
+from batchinfer.engine.vllm.requests import Requests
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
     check_library,
@@ -51,7 +51,7 @@ def import_engine() -> None:
 
 
 def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
-    """Load the model and check the sampling parameters on it.
+    """Load the model and check on it what every request asks.
 
     Raises ConfigError for what another start cannot fix, TransientError for what it may (a driver
     or a worker process lost, memory that others hold). Call it in a thread that outlives the engine
@@ -66,9 +66,9 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     check_library()
 
     arguments = engine_arguments(settings)
-    requests = Generation(settings.sampling, wants=settings.demand.wants)
+    requests = settings.requests
     log.debug("engine arguments: %s", arguments)
-    log.debug("sampling parameters of every request: %s", requests.shared)
+    log.debug("parameters of every request: %s", requests.shared)
     look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
@@ -101,7 +101,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
 class VllmEngine:
     """A loaded vLLM engine. See `Engine` for the contract; one thread calls it."""
 
-    def __init__(self, core: Any, requests: Generation, settings: VllmSettings) -> None:
+    def __init__(self, core: Any, requests: Requests, settings: VllmSettings) -> None:
         self._core = core
         self._requests = requests
         self._settings = settings
@@ -109,7 +109,7 @@ class VllmEngine:
         self._lora_request = _lora_request(settings)
         self._num_in_flight = 0
         self._num_running = 0
-        self._streamed: dict[int, Completion] = {}  # what streamed requests have, by key
+        self._so_far: dict[int, Answer] = {}  # of streamed requests, by key
         # None: the engine core has a process of its own, and does not tell.
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
         self._rejections = rejections()
@@ -127,30 +127,26 @@ class VllmEngine:
         params = self._requests.params(request)
         self._add(str(request.key), request.token_ids.tolist(), params)
         self._num_in_flight += 1
-        if request.is_streamed:
-            self._streamed[request.key] = Completion(request.key)
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[Answer]:
         outputs = self._step()
-        completions = [self._requests.completion(o) for o in outputs if o.finished]
-        if self._streamed:
-            partial = [self._requests.so_far(o) for o in outputs if not o.finished]
-            self._streamed.update({completion.key: completion for completion in partial})
-            for completion in completions:
-                self._streamed.pop(completion.key, None)
+        answers = [self._requests.answer(o) for o in outputs if o.finished]
+        self._so_far = {}
+        if len(answers) < len(outputs):  # only streamed requests have outputs before they finish
+            unfinished = [self._requests.answer(o) for o in outputs if not o.finished]
+            self._so_far = {answer.key: answer for answer in unfinished}
         if self._scheduler is not None:  # what is finished no longer runs
-            self._num_running = self._scheduler.get_request_counts()[0] + len(completions)
+            self._num_running = self._scheduler.get_request_counts()[0] + len(answers)
         else:
             self._num_running = min(self._num_in_flight, self.facts.max_num_seqs)
-        self._num_in_flight -= len(completions)
-        return completions
+        self._num_in_flight -= len(answers)
+        return answers
 
-    def so_far(self, key: int) -> Completion:
-        return self._streamed[key]
+    def so_far(self, key: int) -> Answer | None:
+        return self._so_far.get(key)
 
     def abort(self, key: int) -> None:
         self._core.abort_request([str(key)])
-        self._streamed.pop(key, None)
         self._num_in_flight -= 1
 
     def close(self) -> None:
@@ -191,7 +187,7 @@ class VllmEngine:
         try:
             self._add("check", [0], self._requests.trial())
         except RowError as error:
-            raise ConfigError(f"vLLM refuses the sampling settings: {error.message}") from error
+            raise ConfigError(f"vLLM refuses {self._requests.settings}: {error.message}") from error
         if not self._requests.has_to_run:
             self._core.abort_request(["check"])
             return

@@ -11,6 +11,8 @@ from typing import Any
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
+from batchinfer.engine.kinds import demands_in
+from batchinfer.engine.vllm import demands
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.engine.vllm.fit import check_limits, check_offload, device_memory
@@ -27,7 +29,7 @@ from batchinfer.quantization import Machine
 class VllmKind:
     """See `EngineKind` for the contract."""
 
-    wants = ("completion", "prompt_logprobs")
+    wants = demands_in(demands)
 
     def machine(self) -> Machine:
         return this_machine()

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from batchinfer.config import TaskName
 from batchinfer.engine.base import Demand
+from batchinfer.engine.vllm.requests import requests_of
 from batchinfer.errors import ConfigError
 
 #: When which token of which sequence is computed. A sequence's own tokens do not depend on it.
@@ -160,7 +162,7 @@ HARMLESS_OPTIONS = frozenset(
 )
 
 
-_NO_POOLING = "models generate or score text; pooling models (embeddings) are not run"
+_BY_TASK = f"it follows from task, which may be {' or '.join(get_args(TaskName))}"
 
 #: Engine arguments that follow from other keys of the job, and what to write instead.
 MANAGED_OPTIONS = {
@@ -189,26 +191,20 @@ MANAGED_OPTIONS = {
     "disable_log_stats": "the timing columns need it, so it is always on",
     "stream_interval": "only finished requests are read",
     "worker_extension_cls": "it counts the quantized layers",
-    "runner": _NO_POOLING,
-    "convert": _NO_POOLING,
-    "pooler_config": _NO_POOLING,
+    "runner": _BY_TASK,
+    "convert": _BY_TASK,
+    "pooler_config": _BY_TASK,
 }
-_SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
 _REPLICAS = "start one run for each replica, with --slice i/n"
-
-#: Of `override_generation_config`: the job's own sampling stands above a model's.
-_SAMPLING_KEYS = frozenset(
-    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
-)
 
 
 def check_options(options: Mapping[str, Any], demand: Demand) -> None:
     """Raise ConfigError for names that are not engine arguments, those that the job sets elsewhere,
-    and those with which vLLM would not keep what the task asks of it.
+    and values with which vLLM would not give what the task asks of it.
     """
     for name in options:
         _check_name(name)
-    for problem in _broken_promises(options, demand):
+    for problem in requests_of(demand).problems(options):
         raise ConfigError(problem)
 
 
@@ -246,67 +242,6 @@ def _check_name(name: str) -> None:
         if near and near[0] in MANAGED_OPTIONS:
             hint += f" ({MANAGED_OPTIONS[near[0]]})"
         raise ConfigError(f"engine.options.{name} is not an engine argument of this vLLM{hint}")
-
-
-def _broken_promises(options: Mapping[str, Any], demand: Demand) -> Iterator[str]:
-    sampling = demand.sampling
-    structured = options.get("structured_outputs_config")
-    structured = structured if isinstance(structured, Mapping) else {}
-    parser = next(
-        (
-            name
-            for name, given in (
-                ("reasoning_parser", options),
-                ("structured_outputs_config.reasoning_parser", structured),
-            )
-            if given.get("reasoning_parser")
-        ),
-        None,
-    )
-    of_reasoning = structured.get("enable_in_reasoning")
-    if parser and sampling.structured is not None and not of_reasoning:
-        kind, _ = sampling.structured.constraint
-        yield (
-            f"engine.options.{parser} and sampling.structured.{kind} do not go together: "
-            "vLLM would constrain only what follows the thinking, and a completion holds both. "
-            "Remove one of them"
-        )
-    if options.get("skip_tokenizer_init") and not (
-        sampling.ignore_eos and sampling.structured is None and not sampling.stop
-    ):
-        yield (
-            "engine.options.skip_tokenizer_init leaves vLLM without the end-of-text token, and "
-            "without stop texts and structured completions: it needs sampling.ignore_eos, and no "
-            "sampling.stop or sampling.structured"
-        )
-    is_speculative = any(options.get(name) for name in _SPECULATIVE)
-    if is_speculative and sampling.min_p:
-        yield (
-            "sampling.min_p and speculative decoding (engine.options) do not go together: vLLM "
-            "does not compute it there. Remove one of them"
-        )
-    if options.get("kv_sharing_fast_prefill") and sampling.prompt_logprobs:
-        yield (
-            f"{demand.prompt_logprobs_key} and engine.options.kv_sharing_fast_prefill do not go "
-            "together: vLLM's would be wrong. Remove one of them"
-        )
-    if demand.wants != "completion" and is_speculative:
-        yield (
-            f"task: {demand.task} and speculative decoding (engine.options) do not go together: "
-            "nothing is generated. Remove the options"
-        )
-    mode = options.get("logprobs_mode")
-    if demand.wants == "prompt_logprobs" and mode in ("raw_logits", "processed_logits"):
-        yield (
-            f"engine.options.logprobs_mode {mode} gives no logprobs, which "
-            f"task: {demand.task} is for. Remove it"
-        )
-    overridden = options.get("override_generation_config")
-    if isinstance(overridden, Mapping) and (keys := sorted(_SAMPLING_KEYS & overridden.keys())):
-        yield (
-            f"engine.options.override_generation_config.{keys[0]} has no effect: set "
-            f"sampling.{keys[0]}"
-        )
 
 
 def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:

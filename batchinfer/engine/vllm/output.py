@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from batchinfer.engine.base import Completion, Timing
+from batchinfer.engine.base import Timing
+from batchinfer.engine.demands.completion import Completion
 
 
 def completion_of(output: Any, *, has_text: bool) -> Completion:

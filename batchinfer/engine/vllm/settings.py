@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchinfer.config import SamplingSettings, thaw
+from batchinfer.config import thaw
 from batchinfer.engine.base import Demand, EngineSpec
+from batchinfer.engine.vllm.requests import Requests, requests_of
 from batchinfer.model import Lora, Needs
 
 
@@ -42,9 +43,9 @@ class VllmSettings:
     options: dict[str, Any] = field(default_factory=dict)  # vLLM's engine arguments by name
 
     @property
-    def sampling(self) -> SamplingSettings:
-        """How every request is sampled."""
-        return self.demand.sampling
+    def requests(self) -> Requests:
+        """What vLLM does for the demand."""
+        return requests_of(self.demand)
 
 
 def vllm_settings(spec: EngineSpec) -> VllmSettings:

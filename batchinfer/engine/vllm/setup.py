@@ -1,6 +1,6 @@
 """From settings to vLLM's engine arguments: environment, option names, sizes for this hardware.
 
-Must not know: requests, completions. Nothing here loads a model. `prepare_environment` imports
+Must not know: what requests ask. Nothing here loads a model. `prepare_environment` imports
 neither torch nor vLLM and has to run before either is: OpenMP reads its variables once.
 Works with vLLM 0.26 to 0.33.
 """
@@ -137,6 +137,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
     check_options(settings.options, settings.demand)
+    requests = settings.requests
     is_cpu = bool(platform.is_cpu())
     arguments: dict[str, Any] = {
         "model": settings.model_path,
@@ -148,14 +149,14 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "quantization": settings.quantization,
         "kv_cache_dtype": settings.kv_cache_dtype,
         "gpu_memory_utilization": utilization(settings, is_cpu=is_cpu),
-        "max_logprobs": max(20, settings.sampling.logprobs or 0),
         "disable_log_stats": False,
         "worker_extension_cls": EXTENSION,
+        **requests.arguments(settings.lora),
     }
     for plugin in plugins(settings.quantization):
         arguments |= plugin.arguments
     if settings.lora is not None:
-        arguments |= _lora_arguments(settings, settings.lora)
+        arguments |= _lora_arguments(settings.lora)
     if settings.has_save_mode:
         arguments["kv_offloading_size"] = _save_mode_gib(settings)
     if settings.cpu_offload_gib:
@@ -165,7 +166,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     if needs_whole_prompts(settings, is_cpu=is_cpu):
         arguments["enable_chunked_prefill"] = False
     arguments.update(settings.options)
-    if is_cpu and settings.sampling.uses_seeds and arguments["enable_chunked_prefill"]:
+    if is_cpu and requests.uses_seeds and arguments["enable_chunked_prefill"]:
         raise ConfigError(
             "engine.options.enable_chunked_prefill: true and sampling.seed do not go together on a "
             "CPU: vLLM cannot rewind a CPU's random state after half a prompt; remove one of them"
@@ -186,16 +187,11 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     return arguments
 
 
-def _lora_arguments(settings: VllmSettings, lora: Lora) -> dict[str, Any]:
+def _lora_arguments(lora: Lora) -> dict[str, Any]:
     """Only the layers that the adapter changes are made ready for one.
 
     Beside speed: where the output layer is, vLLM cannot compute prompt logprobs.
     """
-    if settings.sampling.prompt_logprobs and "lm_head" in lora.modules:
-        raise ConfigError(
-            f"vLLM cannot compute {settings.demand.prompt_logprobs_key} with an adapter of "
-            f"lm_head, such as {lora.path} (model.lora): remove one of them"
-        )
     arguments: dict[str, Any] = {
         "enable_lora": True,
         "max_lora_rank": next(rank for rank in RANKS if rank >= lora.rank),

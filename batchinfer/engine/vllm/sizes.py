@@ -42,7 +42,7 @@ def default_sizes(num_devices: int) -> tuple[int, int]:
 
 def needs_whole_prompts(settings: VllmSettings, *, is_cpu: bool) -> bool:
     """Whether a prompt is computed in one step: vLLM cannot rewind a CPU's random state."""
-    has_whole_prompts = is_cpu and settings.sampling.uses_seeds
+    has_whole_prompts = is_cpu and settings.requests.uses_seeds
     return settings.options.get("enable_chunked_prefill", not has_whole_prompts) is False
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from batchinfer.config import SamplingSettings
 from batchinfer.engine import crowd, hardware
-from batchinfer.engine.base import Demand
 from batchinfer.engine.crowd import Crowd, crowd_of
+from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, own_pids
 from batchinfer.engine.vllm import blame as vllm_blame
 from batchinfer.engine.vllm import errors as vllm_errors
@@ -48,7 +48,7 @@ SETTINGS = VllmSettings(
     max_model_len=8192,
     weights_bytes=16 * GIB,
     kv_bytes_per_token=128 << 10,
-    demand=Demand("generate", SamplingSettings(max_tokens=16)),
+    demand=CompletionDemand("generate", SamplingSettings(max_tokens=16)),
     needs=NEEDS,
 )
 

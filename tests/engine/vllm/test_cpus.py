@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchinfer.cli.doctor import show_dtype, show_kv_caches, show_quantizations
 from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Demand
+from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.engine.vllm.cpu_library import cpu_library, registered_operators
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, EngineDied
@@ -131,7 +131,7 @@ def test_a_kernel_that_is_missing_in_a_step_never_passes_by_starting_again(
 ) -> None:
     from batchinfer.engine.vllm.errors import step_error
 
-    demand = Demand("generate", SamplingSettings(max_tokens=1))
+    demand = CompletionDemand("generate", SamplingSettings(max_tokens=1))
     model = VllmSettings("m", "m", "bfloat16", 256, 1, 1, demand)
 
     def in_a_step(error: Exception) -> Exception:

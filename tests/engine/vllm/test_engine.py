@@ -20,7 +20,11 @@ import numpy as np
 import pytest
 
 from batchinfer.config import SamplingSettings, StructuredSettings
-from batchinfer.engine.base import Completion, Demand, Request
+from batchinfer.engine.demands.completion import (
+    Completion,
+    CompletionDemand,
+    CompletionRequest,
+)
 from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes
 from batchinfer.engine.vllm import plugin as vllm_plugin
 from batchinfer.engine.vllm.errors import construction_error
@@ -55,7 +59,7 @@ SETTINGS = VllmSettings(
     max_model_len=256,
     weights_bytes=13_906_376,
     kv_bytes_per_token=6 * 2 * 2 * 64 * 4,
-    demand=Demand("generate", SCORED),
+    demand=CompletionDemand("generate", SCORED),
 )
 
 
@@ -71,7 +75,7 @@ def _environment() -> Iterator[None]:
 def with_sampling(**changes: Any) -> VllmSettings:
     """Not validated, as what vLLM refuses by itself is tested too."""
     return dataclasses.replace(
-        SETTINGS, demand=Demand("generate", SamplingSettings().model_copy(update=changes))
+        SETTINGS, demand=CompletionDemand("generate", SamplingSettings().model_copy(update=changes))
     )
 
 
@@ -95,7 +99,7 @@ def text_of(completion: Completion) -> str:
     return str(tokenizer().decode(ids.tolist()))
 
 
-def run(engine: Any, *requests: Request, num_before: int = 0) -> dict[int, Completion]:
+def run(engine: Any, *requests: CompletionRequest, num_before: int = 0) -> dict[int, Completion]:
     """All of them, and the `num_before` that were added before."""
     for request in requests:
         engine.add(request)
@@ -332,7 +336,7 @@ def test_dummy_weights_run_without_a_tokenizer_and_close_frees_the_process() -> 
     )
     engine = build_vllm_engine(settings)
     for key in range(10):
-        engine.add(Request(key, PROMPTS[0]))
+        engine.add(CompletionRequest(key, PROMPTS[0]))
     engine.step()
     assert engine.num_running == 7  # three wait
     completion = run(engine, num_before=10)[1]
@@ -349,7 +353,7 @@ def test_dummy_weights_run_without_a_tokenizer_and_close_frees_the_process() -> 
     with pytest.raises(EngineDied):
         engine.step()
     with pytest.raises(EngineDied):
-        engine.add(Request(2, PROMPTS[0]))
+        engine.add(CompletionRequest(2, PROMPTS[0]))
 
 
 @pytest.mark.parametrize(
@@ -464,7 +468,7 @@ def core() -> Iterator[Any]:
 
     engine = build_vllm_engine(
         dataclasses.replace(
-            SETTINGS, demand=Demand("generate", SamplingSettings(seed=0, temperature=1.0))
+            SETTINGS, demand=CompletionDemand("generate", SamplingSettings(seed=0, temperature=1.0))
         )
     )
     yield engine._core
@@ -473,15 +477,15 @@ def core() -> Iterator[Any]:
 
 
 def engine_on(core: Any, settings: VllmSettings) -> Any:
-    from batchinfer.engine.vllm.engine import VllmEngine
-    from batchinfer.engine.vllm.generation import Generation
 
-    return VllmEngine(core, Generation(settings.sampling), settings)
+    from batchinfer.engine.vllm.engine import VllmEngine
+
+    return VllmEngine(core, settings.requests, settings)
 
 
 def test_greedy_completions_read_sensibly_and_end_before_eos(core: Any) -> None:
     engine = engine_on(core, with_sampling(max_tokens=48))
-    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    done = run(engine, *(CompletionRequest(i, p) for i, p in enumerate(PROMPTS)))
     for completion in done.values():
         assert completion.finish_reason == "stop" and completion.stop_reason is None
         assert completion.token_ids.dtype == np.int32
@@ -494,13 +498,13 @@ def test_greedy_completions_read_sensibly_and_end_before_eos(core: Any) -> None:
 
 def test_a_row_cut_by_max_tokens_keeps_all_its_tokens_as_text(core: Any) -> None:
     engine = engine_on(core, with_sampling(max_tokens=3))
-    completion = run(engine, Request(0, PROMPTS[0]))[0]
+    completion = run(engine, CompletionRequest(0, PROMPTS[0]))[0]
     assert completion.finish_reason == "length" and completion.stop_reason is None
     assert completion.num_text_tokens == len(completion.token_ids) == 3
 
 
 def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: Any) -> None:
-    completion = run(engine_on(core, SETTINGS), Request(0, PROMPTS[0]))[0]
+    completion = run(engine_on(core, SETTINGS), CompletionRequest(0, PROMPTS[0]))[0]
     num_tokens = len(completion.token_ids)
     assert completion.token_logprobs is not None and completion.top_logprobs is not None
     assert completion.top_token_ids is not None and completion.top_offsets is not None
@@ -517,15 +521,15 @@ def test_logprobs_come_flat_with_the_sampled_token_apart_from_the_top_k(core: An
 def test_a_streamed_request_shows_each_token_as_it_comes(core: Any) -> None:
     """Beside one that is not streamed; the end is that of any request."""
     engine = engine_on(core, SETTINGS)
-    engine.add(Request(0, PROMPTS[0], is_streamed=True))
-    engine.add(Request(1, PROMPTS[1]))
+    engine.add(CompletionRequest(0, PROMPTS[0], is_streamed=True))
+    engine.add(CompletionRequest(1, PROMPTS[1]))
     seen: list[Completion] = []
     done: dict[int, Completion] = {}
     while len(done) < 2:
         done |= {completion.key: completion for completion in engine.step()}
         if 0 not in done:
             seen.append(engine.so_far(0))
-    whole = run(engine, Request(2, PROMPTS[0]))[2]
+    whole = run(engine, CompletionRequest(2, PROMPTS[0]))[2]
     assert done[0].token_ids.tolist() == whole.token_ids.tolist()
     assert done[0].finish_reason == whole.finish_reason
     assert [len(s.token_ids) for s in seen] == list(range(1, len(whole.token_ids)))
@@ -539,15 +543,15 @@ def test_a_streamed_request_shows_each_token_as_it_comes(core: Any) -> None:
 
 def test_an_aborted_request_is_heard_of_no_more(core: Any) -> None:
     engine = engine_on(core, SETTINGS)
-    engine.add(Request(0, PROMPTS[0], is_streamed=True))
+    engine.add(CompletionRequest(0, PROMPTS[0], is_streamed=True))
     engine.step()
     engine.abort(0)
     assert engine.num_tokens_in_flight() == 0
-    assert list(run(engine, Request(1, PROMPTS[1]))) == [1]
+    assert list(run(engine, CompletionRequest(1, PROMPTS[1]))) == [1]
 
 
 def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
-    from batchinfer.engine.vllm.generation import shared_params
+    from batchinfer.engine.vllm.demands.completion import shared_params
     from batchinfer.engine.vllm.output import completion_of
 
     core.add_request("7", {"prompt_token_ids": PROMPTS[1].tolist()}, shared_params(SCORED))
@@ -562,7 +566,7 @@ def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
 
 def test_logprobs_zero_gives_the_sampled_tokens_only(core: Any) -> None:
     completion = run(
-        engine_on(core, with_sampling(max_tokens=4, logprobs=0)), Request(0, PROMPTS[0])
+        engine_on(core, with_sampling(max_tokens=4, logprobs=0)), CompletionRequest(0, PROMPTS[0])
     )
     assert completion[0].token_logprobs is not None and completion[0].top_logprobs is None
     assert completion[0].prompt_token_logprobs is None
@@ -571,14 +575,14 @@ def test_logprobs_zero_gives_the_sampled_tokens_only(core: Any) -> None:
 def test_prompt_logprobs_have_one_value_a_token_and_none_for_the_first(core: Any) -> None:
     engine = engine_on(core, SETTINGS)
     for _ in range(2):  # the second time the prompt is in the prefix cache
-        scores = run(engine, Request(0, PROMPTS[0]))[0].prompt_token_logprobs
+        scores = run(engine, CompletionRequest(0, PROMPTS[0]))[0].prompt_token_logprobs
         assert scores is not None and scores.shape == PROMPTS[0].shape
         assert np.isnan(scores[0]) and (scores[1:] <= 0).all()
 
 
 def test_a_seed_fixes_a_row_whatever_runs_beside_it_and_in_which_order(core: Any) -> None:
     settings = with_sampling(max_tokens=16, temperature=1.0, seed=0)
-    requests = [Request(i, PROMPTS[i % 3], seed=(1 << 62) + i) for i in range(6)]
+    requests = [CompletionRequest(i, PROMPTS[i % 3], seed=(1 << 62) + i) for i in range(6)]
     first = run(engine_on(core, settings), *requests)
     alone = run(engine_on(core, settings), requests[4])
     backwards = run(engine_on(core, settings), *reversed(requests))
@@ -589,20 +593,22 @@ def test_a_seed_fixes_a_row_whatever_runs_beside_it_and_in_which_order(core: Any
 
 
 def test_a_stop_string_ends_the_row_and_stays_out_of_the_text(core: Any) -> None:
-    plain = text_of(run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0])
+    plain = text_of(
+        run(engine_on(core, with_sampling(max_tokens=48)), CompletionRequest(0, PROMPTS[2]))[0]
+    )
     stop = plain.split()[1]
     settings = with_sampling(max_tokens=48, stop=(stop,))
-    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    completion = run(engine_on(core, settings), CompletionRequest(0, PROMPTS[2]))[0]
     assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
     assert completion.text is not None and completion.text == plain[: plain.index(stop)]
     assert completion.num_text_tokens == len(completion.token_ids)
 
 
 def test_a_stop_token_is_named_and_is_not_text(core: Any) -> None:
-    plain = run(engine_on(core, with_sampling(max_tokens=48)), Request(0, PROMPTS[2]))[0]
+    plain = run(engine_on(core, with_sampling(max_tokens=48)), CompletionRequest(0, PROMPTS[2]))[0]
     stop_id = int(plain.token_ids[2])
     settings = with_sampling(max_tokens=48, stop_token_ids=(stop_id,))
-    completion = run(engine_on(core, settings), Request(0, PROMPTS[2]))[0]
+    completion = run(engine_on(core, settings), CompletionRequest(0, PROMPTS[2]))[0]
     assert (completion.finish_reason, completion.stop_reason) == ("stop", str(stop_id))
     assert completion.token_ids[-1] == stop_id
     assert completion.num_text_tokens == len(completion.token_ids) - 1
@@ -612,7 +618,7 @@ def test_a_choice_is_one_of_the_choices(core: Any) -> None:
     settings = with_sampling(max_tokens=12, **structured(choice=("library", "program")))
     engine = engine_on(core, settings)
     engine.check_requests()
-    done = run(engine, *(Request(i, p) for i, p in enumerate(PROMPTS)))
+    done = run(engine, *(CompletionRequest(i, p) for i, p in enumerate(PROMPTS)))
     assert {text_of(c) for c in done.values()} <= {"library", "program"}
 
 
@@ -641,15 +647,17 @@ def test_a_refused_request_is_that_rows_error_and_the_engine_goes_on(
     core: Any, token_ids: list[int]
 ) -> None:
     engine = engine_on(core, with_sampling(max_tokens=2))
-    engine.add(Request(0, PROMPTS[0]))
+    engine.add(CompletionRequest(0, PROMPTS[0]))
     with pytest.raises(RowError) as caught:
-        engine.add(Request(1, np.array(token_ids, np.int32)))
+        engine.add(CompletionRequest(1, np.array(token_ids, np.int32)))
     assert caught.value.kind == "engine_rejected" and caught.value.message
-    assert run(engine, Request(2, PROMPTS[1]), num_before=1).keys() == {0, 2}
+    assert run(engine, CompletionRequest(2, PROMPTS[1]), num_before=1).keys() == {0, 2}
 
 
 def test_timing_is_filled_and_adds_up(core: Any) -> None:
-    timing = run(engine_on(core, with_sampling(max_tokens=8)), Request(0, PROMPTS[0]))[0].timing
+    timing = run(engine_on(core, with_sampling(max_tokens=8)), CompletionRequest(0, PROMPTS[0]))[
+        0
+    ].timing
     assert timing.queued_s is not None and timing.prefill_s is not None
     assert timing.decode_s is not None and timing.total_s is not None
     assert timing.prefill_s > 0 and timing.decode_s > 0
@@ -775,7 +783,7 @@ from tests.engine.vllm.test_engine import PROMPTS, with_sampling
 
 def main():
     import dataclasses
-    from batchinfer.engine.base import Request
+    from batchinfer.engine.demands.completion import CompletionRequest
     from batchinfer.engine.vllm.engine import build_vllm_engine
     from batchinfer.errors import EngineDied
     from batchinfer.signals import STOP_CODES
@@ -786,7 +794,7 @@ def main():
     engine = build_vllm_engine(dataclasses.replace(settings, options=in_processes))
     [worker] = multiprocessing.active_children()
     for key in range(8):
-        engine.add(Request(key, PROMPTS[0]))
+        engine.add(CompletionRequest(key, PROMPTS[0]))
     engine.step()
     for number in STOP_CODES:
         os.kill(worker.pid, number)

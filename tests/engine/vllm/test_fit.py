@@ -15,7 +15,7 @@ import pytest
 
 from batchinfer.config import Job, SamplingSettings
 from batchinfer.engine import hardware
-from batchinfer.engine.base import Demand
+from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.engine.hardware import GIB, Gpu, Memory
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.fit import advice, auto_sizes, auto_utilization, estimate
@@ -50,7 +50,7 @@ SETTINGS = VllmSettings(
     max_model_len=8192,
     weights_bytes=15 * GIB,
     kv_bytes_per_token=131_072,
-    demand=Demand("generate", SamplingSettings(max_tokens=16)),
+    demand=CompletionDemand("generate", SamplingSettings(max_tokens=16)),
     needs=LLAMA_8B,
 )
 

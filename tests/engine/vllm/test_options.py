@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchinfer.config import SamplingSettings, ScoreSettings, StructuredSettings
-from batchinfer.engine.base import Demand
+from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.engine.vllm.options import argument_names, check_options
 from batchinfer.errors import ConfigError
 from batchinfer.tasks import Score
@@ -20,8 +20,8 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 WITH_SCHEMA = SamplingSettings(structured=StructuredSettings(json_schema=SCHEMA))
 
 
-def generating(sampling: SamplingSettings) -> Demand:
-    return Demand("generate", sampling)
+def generating(sampling: SamplingSettings) -> CompletionDemand:
+    return CompletionDemand("generate", sampling)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def generating(sampling: SamplingSettings) -> Demand:
         ("model", "set model.path"),
         ("disable_log_stats", "always on"),
         ("data_parallel_rank", "--slice i/n"),
-        ("runner", "pooling models"),
+        ("runner", "follows from task, which may be generate or score"),
     ],
 )
 def test_an_option_that_cannot_be_given_is_refused_with_what_to_write(
@@ -58,6 +58,8 @@ def test_the_names_read_in_vllms_source_are_those_it_has() -> None:
         ({"speculative_config": {"method": "ngram"}}, "nothing is generated"),
         ({"logprobs_mode": "raw_logits"}, "gives no logprobs, which task: score is for"),
         ({"kv_sharing_fast_prefill": True}, "task: score and engine.options.kv_sharing"),
+        ({"skip_tokenizer_init": True}, "skip_tokenizer_init is not supported with task: score"),
+        ({"override_generation_config": {"top_k": 1}}, "top_k has no effect with task: score"),
     ],
 )
 def test_what_scoring_cannot_use_is_refused(options: dict[str, Any], words: str) -> None:

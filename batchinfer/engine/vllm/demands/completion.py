@@ -1,0 +1,196 @@
+"""Completions of vLLM.
+
+All requests share one set of sampling parameters; only the seed and a token that is set beforehand
+differ. Must not know: how an engine is built or driven.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.base import Request
+from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
+from batchinfer.engine.vllm.errors import first_line, rejections
+from batchinfer.engine.vllm.output import completion_of, partial_of
+from batchinfer.errors import ConfigError
+from batchinfer.model import Lora
+
+_STRUCTURED_FIELDS = {
+    "json_schema": "json",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+_SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
+#: Of `override_generation_config`: the job's own sampling stands above a model's.
+_SAMPLING_KEYS = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
+)
+
+
+class CompletionRequests:
+    """See `Requests`."""
+
+    settings = "the sampling settings"
+    #: How many of the likeliest tokens at each position of a prompt come with its logprobs.
+    num_prompt_tops = 0
+
+    def __init__(self, demand: CompletionDemand) -> None:
+        self.demand = demand
+        self._sampling = demand.sampling
+        self._has_text = bool(demand.sampling.stop)
+
+    def problems(self, options: Mapping[str, Any]) -> Iterator[str]:
+        sampling = self._sampling
+        if (parser := _reasoning_parser(options)) and sampling.structured is not None:
+            kind, _ = sampling.structured.constraint
+            yield (
+                f"engine.options.{parser} and sampling.structured.{kind} do not go together: "
+                "vLLM would constrain only what follows the thinking, and a completion holds both. "
+                "Remove one of them"
+            )
+        if options.get("skip_tokenizer_init") and not (
+            sampling.ignore_eos and sampling.structured is None and not sampling.stop
+        ):
+            yield (
+                "engine.options.skip_tokenizer_init leaves vLLM without the end-of-text token, and "
+                "without stop texts and structured completions: it needs sampling.ignore_eos, and "
+                "no sampling.stop or sampling.structured"
+            )
+        if is_speculative(options) and sampling.min_p:
+            yield (
+                "sampling.min_p and speculative decoding (engine.options) do not go together: vLLM "
+                "does not compute it there. Remove one of them"
+            )
+        yield from self.prompt_problems(options)
+        if key := overridden_sampling(options):
+            yield (
+                f"engine.options.override_generation_config.{key} has no effect: set sampling.{key}"
+            )
+
+    def prompt_problems(self, options: Mapping[str, Any]) -> Iterator[str]:
+        """Those of the logprobs of prompts."""
+        if options.get("kv_sharing_fast_prefill") and self._sampling.prompt_logprobs:
+            yield (
+                f"{self.demand.prompt_logprobs_key} and engine.options.kv_sharing_fast_prefill do "
+                "not go together: vLLM's would be wrong. Remove one of them"
+            )
+
+    def arguments(self, lora: Lora | None) -> Mapping[str, Any]:
+        """Where the output layer has an adapter, vLLM cannot compute prompt logprobs."""
+        if self._sampling.prompt_logprobs and lora is not None and "lm_head" in lora.modules:
+            raise ConfigError(
+                f"vLLM cannot compute {self.demand.prompt_logprobs_key} with an adapter of "
+                f"lm_head, such as {lora.path} (model.lora): remove one of them"
+            )
+        return {"max_logprobs": max(20, self._sampling.logprobs or 0)}
+
+    @property
+    def uses_seeds(self) -> bool:
+        return self._sampling.uses_seeds
+
+    @cached_property
+    def shared(self) -> Any:
+        return shared_params(self._sampling, num_prompt_tops=self.num_prompt_tops)
+
+    def params(self, request: Request) -> Any:
+        assert isinstance(request, CompletionRequest)
+        assert request.seed is None or self._sampling.uses_seeds, "the engine has no seeds"
+        params = copy.copy(self.shared)
+        params.seed = request.seed
+        if request.next_token is not None:
+            # Its logprob is that of the raw logits: vLLM takes those before it masks any token.
+            params.allowed_token_ids = [request.next_token]
+        if request.is_streamed:
+            from vllm.sampling_params import RequestOutputKind
+
+            params.output_kind = RequestOutputKind.CUMULATIVE
+        return params
+
+    def answer(self, output: Any) -> Completion:
+        of = completion_of if output.finished else partial_of
+        return of(output, has_text=self._has_text)
+
+    def trial(self) -> Any:
+        params = copy.copy(self.shared)
+        params.max_tokens = 1
+        return params
+
+    @property
+    def has_to_run(self) -> bool:
+        return self._sampling.structured is not None
+
+    def check_trial(self, output: Any) -> None:
+        assert self._sampling.structured is not None
+        if output.outputs[0].finish_reason not in ("stop", "length"):
+            kind, value = self._sampling.structured.constraint
+            raise ConfigError(f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}")
+
+
+def is_speculative(options: Mapping[str, Any]) -> bool:
+    """Whether another model or method guesses tokens ahead."""
+    return any(options.get(name) for name in _SPECULATIVE)
+
+
+def overridden_sampling(options: Mapping[str, Any]) -> str | None:
+    """A setting of `override_generation_config` above which the job's own stands."""
+    overridden = options.get("override_generation_config")
+    if not isinstance(overridden, Mapping):
+        return None
+    return min(_SAMPLING_KEYS & overridden.keys(), default=None)
+
+
+def _reasoning_parser(options: Mapping[str, Any]) -> str | None:
+    """The option that has vLLM constrain only what follows the thinking."""
+    structured = options.get("structured_outputs_config")
+    structured = structured if isinstance(structured, Mapping) else {}
+    if structured.get("enable_in_reasoning"):
+        return None
+    if options.get("reasoning_parser"):
+        return "reasoning_parser"
+    if structured.get("reasoning_parser"):
+        return "structured_outputs_config.reasoning_parser"
+    return None
+
+
+def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> Any:
+    """The parameters all requests share. ConfigError for a value that vLLM does not accept.
+
+    `num_prompt_tops`: the likeliest tokens that come with `sampling.prompt_logprobs`.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    try:
+        structured = None
+        if sampling.structured is not None:
+            kind, value = sampling.structured.constraint
+            structured = StructuredOutputsParams(**{_STRUCTURED_FIELDS[kind]: value})
+        return SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            stop=list(sampling.stop),
+            stop_token_ids=list(sampling.stop_token_ids),
+            logprobs=sampling.logprobs,
+            prompt_logprobs=num_prompt_tops if sampling.prompt_logprobs else None,
+            flat_logprobs=True,
+            ignore_eos=sampling.ignore_eos,
+            structured_outputs=structured,
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
+        )
+    except rejections() as error:
+        raise ConfigError(f"vLLM refuses the sampling settings: {first_line(error)}") from error
+
+
+REQUESTS = CompletionRequests

@@ -1,0 +1,1 @@
+"""What the fake answers: a module for each kind of demand, named as in `engine/demands/`."""
