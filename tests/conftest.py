@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hypothesis
 import pytest
 
-from tests.support.jobs import Place
+from tests.support.jobs import MODEL, Place
 from tests.support.s3_server import S3Server, s3_server
 
 # A machine that others use too is no reason to fail: time is measured in benchmarks.
@@ -70,3 +70,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 def folder(tmp_path: Path) -> Place:
     """A local place, for what does not depend on the store."""
     return Place(str(tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in float32, as one GGUF file. To be read only."""
+    from tests.support.gguf import make_gguf
+
+    file = tmp_path_factory.mktemp("gguf") / "demo.gguf"
+    make_gguf(MODEL, file)
+    return file

@@ -92,7 +92,8 @@ def quantize(
 ) -> None:
     """Write a quantized checkpoint of MODEL, a folder or hub name, into the new folder OUT.
 
-    Jobs with model.path: OUT run in that quantization; plain vLLM can load it too.
+    Jobs with model.path: OUT run in that quantization; plain vLLM can load it too. With --method
+    gguf OUT is one file, for jobs with engine.name: llama_cpp.
     """
     from batchinfer.cli.quantize import Calibration, quantize_model
 

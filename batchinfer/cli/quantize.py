@@ -50,9 +50,11 @@ def quantize_model(
 
     `options`: those of the recipe that were given.
     """
-    is_kept = recipe.make is not None
+    is_kept = recipe.is_continued
     _stop_by_error("what is finished is kept: the same command goes on" if is_kept else "")
     target = _target(path, out)
+    if recipe.file_name is not None and (target.is_dir() or target.suffix != ".gguf"):
+        raise ConfigError(f"OUT {out}: give the name of a file that ends in .gguf")
     if is_convertible(local_path(path), recipe):
         _refuse_options(path, options, calibration)
         return convert_model(local_path(path), target, recipe)
@@ -71,7 +73,7 @@ def quantize_model(
             order = Order(model, temporary, recipe, options, texts, finished, device)
             make(order, Teller(bar.say, bar.move, bar.note))
 
-        _publish(target, fill, bar)
+        _publish(target, fill, bar, recipe.file_name)
     shutil.rmtree(finished, ignore_errors=True)
     size_bytes = read_weights(target).size_bytes
     click.echo(
@@ -91,12 +93,15 @@ def _with_defaults(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _publish(target: Path, fill: Callable[[Path], None], bar: _Bar) -> None:
+def _publish(
+    target: Path, fill: Callable[[Path], None], bar: _Bar, file_name: str | None = None
+) -> None:
     is_made = publish_folder(
         target,
         fill,
-        on_wait=lambda: bar.say("waiting for another process to finish this folder"),
+        on_wait=lambda: bar.say("waiting for another process to finish this checkpoint"),
         advice="Choose another OUT",
+        file_name=file_name,
     )
     if not is_made:
         raise ConfigError(f"{target} was made by another process in the meantime")

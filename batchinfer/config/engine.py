@@ -15,7 +15,7 @@ from batchinfer.config.section import Section, decides_results, key_error
 from batchinfer.config.values import FrozenMapping, PositiveOrAuto, ShareOrAuto
 
 #: The engines that a job may name, each a folder of engine/ with its kind; a test compares.
-ENGINES = ["vllm"]
+ENGINES = ["vllm", "llama_cpp"]
 DEFAULT_ENGINE = "vllm"
 
 

@@ -31,9 +31,11 @@ def publish_folder(
     *,
     on_wait: Callable[[], None],
     advice: str,
+    file_name: str | None = None,
 ) -> bool:
     """`fill` an empty folder and call it `target`; False if it is there, perhaps made meanwhile.
 
+    `file_name`: of the only file that is wanted of the folder; then `target` is that file.
     An empty folder of that name is not there, and is replaced when everything is on the disk.
     `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
     be written.
@@ -51,11 +53,13 @@ def publish_folder(
             fill(temporary)
             with os_errors("write", target):
                 _flush(temporary)
-                temporary.rename(target)
+                (temporary if file_name is None else temporary / file_name).rename(target)
                 _flush_entry(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        if file_name is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 

@@ -20,21 +20,27 @@ from batchinfer.model.folder import (
     content_digest,
     read_json,
     read_optional_json,
-    refuse_gguf,
     require_tokenizer,
     resolve_folder,
+)
+from batchinfer.model.gguf import (
+    find_gguf,
+    gguf_checkpoint,
+    gguf_digest,
+    gguf_weights,
+    read_gguf_settings,
 )
 from batchinfer.model.shape import DTYPE_BYTES, Shape, shape_of, text_config
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights
-from batchinfer.quantization import Checkpoint, detect, is_gguf
+from batchinfer.quantization import Checkpoint, detect
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """`path` and `tokenizer_path` are local folders."""
+    """`path` and `tokenizer_path` are local folders; of a GGUF model its first file."""
 
     path: Path
     tokenizer_path: Path
@@ -56,7 +62,8 @@ def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFol
     tokenizer_folder = folder
     if model.tokenizer:
         tokenizer_folder = resolve_folder(model.tokenizer, "model.tokenizer", None)
-    _refuse_gguf(folder)
+    if (file := find_gguf(folder)) is not None:
+        return _read_gguf(file, file if tokenizer_folder == folder else tokenizer_folder)
     config = read_json(folder / "config.json", "model.path: a model folder needs it")
     require_tokenizer(tokenizer_folder)
     weights = read_weights(folder) if needs_weights else Weights()
@@ -84,6 +91,23 @@ def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFol
         checkpoint=checkpoint,
         quantization_settings=settings,
         digest=digest,
+    )
+
+
+def _read_gguf(file: Path, tokenizer: Path) -> ModelFolder:
+    """The same of a GGUF file, whose header is all that there is to read."""
+    parts, text = read_gguf_settings(file)
+    weights = gguf_weights(parts)
+    return ModelFolder(
+        path=file,
+        tokenizer_path=tokenizer,
+        config=text,
+        text=text,
+        shape=shape_of(text),
+        weights=weights,
+        checkpoint=gguf_checkpoint(weights),
+        quantization_settings=None,
+        digest={**gguf_digest(parts, tokenizer), "weights": weights.sha256},
     )
 
 
@@ -124,10 +148,3 @@ def _quantization_settings(
             'there as quantization_config, with "quant_method": "gptq"'
         )
     return settings, file
-
-
-def _refuse_gguf(folder: Path) -> None:
-    """A folder of GGUF files often has no config.json: say what it is, not what it lacks."""
-    files = sorted(folder.glob("*.gguf"))
-    if files and not any(folder.glob("*.safetensors")) and is_gguf(files[0]):
-        refuse_gguf(files[0])

@@ -16,6 +16,7 @@ from batchinfer.errors import ConfigError
 from batchinfer.model.contents import ModelFolder, read_folder
 from batchinfer.model.context import context_length
 from batchinfer.model.folder import read_optional_json
+from batchinfer.model.gguf import types_of
 from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.needs import Needs, needs_of
 from batchinfer.model.shape import kv_bytes_per_token
@@ -37,7 +38,10 @@ _ANY_MACHINE = Machine(None, engine=DEFAULT_ENGINE)
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """`path` and `tokenizer_path` are local folders. `notes`, `warnings`: for the log."""
+    """`path` and `tokenizer_path` are local folders, of a GGUF model its first file.
+
+    `notes`, `warnings`: for the log.
+    """
 
     path: str
     tokenizer_path: str
@@ -110,7 +114,7 @@ def _choose(
 ) -> tuple[Choice, list[str]]:
     """What will run, and notes for the log on its dtype."""
     asked_dtype = _asked_dtype(model)
-    auto, reason = auto_dtype(folder.checkpoint.dtype, machine)
+    auto, reason = _auto_dtype(folder, machine)
     choice = choose(
         model.quantization,
         folder.checkpoint,
@@ -121,13 +125,22 @@ def _choose(
         begun=begun,
     )
     notes = []
+    if folder.checkpoint.scheme == "gguf":
+        notes.append(f"the file's weights are {types_of(folder.weights)}")
     if reason and choice.dtype == auto and asked_dtype is None:
         notes.append(f"model.dtype auto computes in {auto}: {reason}")
-    elif slow := lacks_arithmetic(choice.dtype, machine):
+    elif folder.checkpoint.scheme != "gguf" and (slow := lacks_arithmetic(choice.dtype, machine)):
         notes.append(f"{choice.dtype} is slow here: {slow}")
     if model.quantization == "auto":  # the name that it asks for instead is now known to run
         check_hint(Path(model.path).name, folder.checkpoint)
     return choice, notes
+
+
+def _auto_dtype(folder: ModelFolder, machine: Machine) -> tuple[str, str]:
+    """As `auto_dtype`; a GGUF file is computed in the types that it is stored in."""
+    if folder.checkpoint.scheme == "gguf":
+        return folder.checkpoint.dtype, ""
+    return auto_dtype(folder.checkpoint.dtype, machine)
 
 
 def _asked_dtype(model: ModelSettings) -> str | None:

@@ -9,11 +9,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from batchinfer.config import DEFAULT_ENGINE
 from batchinfer.errors import ConfigError
-from batchinfer.quantization import Machine, is_gguf, record_of
+from batchinfer.quantization import is_gguf, read_gguf
 from batchinfer.storage import local_path
 from batchinfer.storage.hub import hub_files
 from batchinfer.storage.local_errors import os_errors
@@ -39,7 +38,7 @@ _TOKENIZER_SETTING_NAMES = (
 
 
 def resolve_folder(path: str, key: str, revision: str | None) -> Path:
-    """The local folder of a path or hub name, downloaded if need be."""
+    """The local folder of a path or hub name, downloaded if need be; of a GGUF file that file."""
     if "://" in path:
         raise ConfigError(
             f"{key} {path}: models are read from a local folder. Download it first "
@@ -52,7 +51,7 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
         return folder.absolute()
     if is_there:
         if is_gguf(folder):
-            refuse_gguf(folder)
+            return folder.absolute()
         raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise ConfigError(f"{key}: there is no folder {folder.absolute()}")
@@ -62,18 +61,11 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
 
 def has_chat_template(tokenizer: Path) -> bool:
     """Whether the files of a tokenizer bring a chat template."""
+    if tokenizer.is_file():
+        return bool(read_gguf(tokenizer).metadata.get("tokenizer.chat_template"))
     if any((tokenizer / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     return bool(read_optional_json(tokenizer / "tokenizer_config.json").get("chat_template"))
-
-
-def refuse_gguf(file: Path) -> NoReturn:
-    """Raise ConfigError: what a GGUF file is, and what to give instead."""
-    why = record_of("gguf").on(Machine(None, engine=DEFAULT_ENGINE))
-    raise ConfigError(
-        f"{file} is a GGUF file: quantization gguf is {why}. Give the folder of the same model in "
-        "safetensors"
-    )
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.folder import read_json
-from batchinfer.quantization import Tensor
+from batchinfer.quantization import Tensor, parts_of
 
 _WEIGHTS_INDEX = "model.safetensors.index.json"
 #: One of several files, as transformers names them.
@@ -61,7 +61,12 @@ def read_weights(folder: Path) -> Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights. Raises ConfigError if one is missing."""
+    """The files that hold the weights. Raises ConfigError if one is missing.
+
+    `folder`: of a GGUF model its first file.
+    """
+    if folder.is_file():
+        return parts_of(folder)
     index = folder / _WEIGHTS_INDEX
     if index.exists():
         weight_map = read_json(index, "").get("weight_map", {})

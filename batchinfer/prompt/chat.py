@@ -45,11 +45,9 @@ class ChatTemplate:
 
         Raises ConfigError if there is no valid template.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         self.source = _source(tokenizer, template, arguments.get("tools"))
         _warn_of_unread(arguments, self.source)
-        self._render = render_jinja_template
+        self._render = _renderer(tokenizer)
         self._arguments = {
             **tokenizer.special_tokens_map,
             "add_generation_prompt": not continues,
@@ -91,6 +89,15 @@ class ChatTemplate:
             return _MARK in self.render([{"role": "user", "content": content}])
         except RowError:
             return False
+
+
+def _renderer(tokenizer: Any) -> Any:
+    """transformers' helper, or what a tokenizer without it brings: the same arguments."""
+    if (own := getattr(tokenizer, "render_jinja_template", None)) is not None:
+        return own
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
 
 
 def _source(tokenizer: Any, template: str | None, tools: Any) -> str:

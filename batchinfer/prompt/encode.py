@@ -142,7 +142,7 @@ class TokenEncoder:
         """
         if self._backend is None:
             counts = [len(ids) for ids in self.encode(texts, add_special_tokens=False)]
-            return [_even_spans(len(t), count) for t, count in zip(texts, counts, strict=True)]
+            return [even_spans(len(t), count) for t, count in zip(texts, counts, strict=True)]
         offsets: list[Int64Array] = []
         for batch in _batches([len(text) for text in texts], _BATCH_CHARS):
             encodings = self._backend.encode_batch(texts[batch], add_special_tokens=False)
@@ -174,6 +174,15 @@ class TokenEncoder:
                         for ids in sequences
                     )
         return texts
+
+
+def load_encoder(path: str, *, trust_remote_code: bool = False) -> TokenEncoder:
+    """The tokenizer in a folder, or in a GGUF file. Raises ConfigError if it cannot be loaded."""
+    if Path(path).is_file():
+        from batchinfer.prompt.gguf_encoder import GgufEncoder
+
+        return GgufEncoder(path)
+    return TokenEncoder(path, trust_remote_code=trust_remote_code)
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -252,6 +261,6 @@ def _once(ids: Int32Array, before: list[int], after: list[int]) -> Int32Array:
     return ids
 
 
-def _even_spans(num_chars: int, num_tokens: int) -> Int64Array:
+def even_spans(num_chars: int, num_tokens: int) -> Int64Array:
     bounds = np.arange(num_tokens + 1, dtype=np.int64) * num_chars // max(1, num_tokens)
     return np.stack([bounds[:-1], bounds[1:]], axis=1)

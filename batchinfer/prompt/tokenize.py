@@ -20,7 +20,13 @@ from batchinfer.config import PromptSettings, thaw
 from batchinfer.errors import RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.drafts import Draft, check_type, make_drafter, needed_columns
-from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder, slice_chars_of
+from batchinfer.prompt.encode import (
+    Int32Array,
+    Int64Array,
+    TokenEncoder,
+    load_encoder,
+    slice_chars_of,
+)
 from batchinfer.prompt.limit import PromptLimit
 from batchinfer.prompt.messages import message_values
 from batchinfer.prompt.remarks import Remark
@@ -67,9 +73,9 @@ class Prompter:
         counts_bytes: bool = False,
         is_continuation: bool = False,
     ) -> None:
-        """`tokenizer`: its folder, or one that is loaded. `counts_bytes`: also note how long the
-        texts are. `is_continuation`: something stands before each text, so no special tokens are
-        put around it. Raises ConfigError for whatever would fail in every row.
+        """`tokenizer`: its folder or GGUF file, or one that is loaded. `counts_bytes`: also note
+        how long the texts are. `is_continuation`: something stands before each text, so no special
+        tokens are put around it. Raises ConfigError for whatever would fail in every row.
         """
         self._prompt = prompt
         self.limit = limit
@@ -79,7 +85,7 @@ class Prompter:
         self._long_chars = slice_chars_of(self._max_prompt_tokens)
         self._vocab_size = vocab_size
         if isinstance(tokenizer, str):
-            tokenizer = TokenEncoder(tokenizer, trust_remote_code=trust_remote_code)
+            tokenizer = load_encoder(tokenizer, trust_remote_code=trust_remote_code)
         self._encoder = tokenizer
         self._is_chat = prompt.messages is not None or prompt.messages_column is not None
         # A chat template writes the special tokens itself.

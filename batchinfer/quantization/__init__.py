@@ -60,7 +60,13 @@ from batchinfer.quantization.methods import (
     method_of,
 )
 from batchinfer.quantization.methods.base import Loading, Quantization
-from batchinfer.quantization.methods.gguf.files import is_gguf
+from batchinfer.quantization.methods.gguf.files import (
+    GgufFile,
+    gguf_models,
+    is_gguf,
+    parts_of,
+    read_gguf,
+)
 from batchinfer.quantization.support import (
     ALL_DTYPES,
     BFLOAT16_CAPABILITY,
@@ -92,6 +98,7 @@ __all__ = [
     "Choice",
     "CpuLibrary",
     "DeviceSupport",
+    "GgufFile",
     "KvDevice",
     "Loading",
     "Machine",
@@ -110,6 +117,7 @@ __all__ = [
     "describe_auto_dtype",
     "detect",
     "for_this_machine",
+    "gguf_models",
     "is_gguf",
     "kv_cache_markdown",
     "kv_cache_of",
@@ -120,6 +128,8 @@ __all__ = [
     "meant_by",
     "method_by_name",
     "method_of",
+    "parts_of",
+    "read_gguf",
     "record_of",
     "support_of",
     "why_not",

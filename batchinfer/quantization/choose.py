@@ -142,7 +142,8 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
     if device.made_by:
         ways.append(made_once(device.made_by))
     if checkpoints := [SCHEMES[scheme] for scheme in device.schemes if scheme != "plain"]:
-        ways.append(f"checkpoints: {', '.join(checkpoints)}")
+        types = f" ({', '.join(record.types)})" if record.types else ""
+        ways.append(f"checkpoints: {', '.join(checkpoints)}{types}")
     if _is_weight_only(device, machine):
         ways.append(f"{WEIGHT_ONLY}; native from {dotted(device.native_capability or (0, 0))}")
     return True, "; ".join(ways) or record.meaning
@@ -150,6 +151,8 @@ def for_this_machine(record: Quantization, machine: Machine) -> tuple[bool, str]
 
 def describe_auto_dtype(machine: Machine) -> str:
     """For people: what `model.dtype: auto` takes here for unquantized models, and why."""
+    if isinstance(record_of("none").on(machine), str):  # an engine of one format
+        return "auto takes the types that a checkpoint is stored in"
     owns: dict[str, list[str]] = {}
     lacking = []
     for own in ("bfloat16", "float16", "float32"):

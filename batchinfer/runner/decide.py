@@ -160,10 +160,16 @@ def _binding_record(start: Start, view: OutputView) -> Mapping[str, Any] | None:
 def _changes(start: Start, view: OutputView, record: Mapping[str, Any]) -> list[str]:
     """What differs from a job.json: settings, and weights of the same shape."""
     weights = [
-        f"model.path: {start.model.path}/{name} holds other weights than those it was begun with"
+        f"model.path: {_weights_file(start.model.path, name)} holds other weights than those it "
+        "was begun with"
         for name in view.changed_weights
     ]
     return [*start.identity.changes_since(record), *weights]
+
+
+def _weights_file(path: str, name: str) -> str:
+    """`path`: a folder, or the first of the files that are themselves the model."""
+    return path if path.endswith(f"/{name}") else f"{path}/{name}"
 
 
 def other_settings(url: str, changes: Sequence[str]) -> ConfigError:

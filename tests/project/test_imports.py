@@ -25,6 +25,7 @@ ROOMS = (
     "source",
     "model",
     "making",
+    "llama_cpp",
     "prompt",
     "plan",
     "engine",
@@ -58,6 +59,8 @@ OWNERS = {
     "fsspec": ("storage/*.py",),
     "botocore": ("storage/*.py",),
     "click": ("cli/*.py",),
+    "xllamacpp": ("llama_cpp/*.py",),
+    "gguf": ("making/gguf/*.py",),
     "matplotlib": ("evaluation/comparison/plot.py",),
     "ray": (),
 }
@@ -68,7 +71,7 @@ LIGHT = ("__init__.py", "record.py", "recipes.py", "files.py")
 #: Each engine's own folder, which no file outside it imports: it is found by its name.
 ENGINE_ROOMS = [f"batchinfer.engine.{f.parent.name}" for f in PACKAGE.glob("engine/*/kind.py")]
 
-HEAVY = {"vllm", "torch", "transformers", "polars", "s3fs"}
+HEAVY = {"vllm", "torch", "transformers", "polars", "s3fs", "xllamacpp"}
 
 
 def imported_modules(path: PurePath, source: str) -> Iterator[tuple[int, str]]:

@@ -371,7 +371,7 @@ def test_a_folders_name_may_not_say_another_quantization_than_its_files(
         ("qtip", "qtip-full", PLAIN_CPU, "float32", None),
         ("exl3", "exl3", PLAIN_CPU, None, None),
         ("exl3", "plain", PLAIN_CPU, None, "it needs a checkpoint (ExLlamaV3's"),
-        ("gguf", "gguf", H200, None, "not yet in this version"),
+        ("gguf", "gguf", H200, None, "vLLM reads no GGUF files here"),
         ("fp8", "fp8-block", UNKNOWN, None, None),
     ],
 )
@@ -559,7 +559,9 @@ def test_advice_is_accepted_for_every_name_checkpoint_and_machine(
 
 
 def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_runs() -> None:
-    with pytest.raises(ConfigError, match=r"gguf cannot run here: not yet .* can run as none"):
+    with pytest.raises(
+        ConfigError, match=r"gguf cannot run here: vLLM reads no .* can run as none"
+    ):
         choice("gguf", "plain", H200)
     assert choice("gguf", "plain", H200, fallback=("fp8",)).name == "fp8"
     with pytest.raises(ConfigError, match=r"but the checkpoint is AWQ .* write awq or auto"):

@@ -28,6 +28,8 @@ NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
 #: The package that vLLM reads such checkpoints with, and that ours are made by.
 COMPRESSED = ("compressed-tensors",)
 
+_GGUF = "vLLM reads no GGUF files here, and engine.name: llama_cpp does"
+
 _CPU: Mapping[str, DeviceSupport | str] = {
     "none": DeviceSupport(("plain",), dtypes=ALL_DTYPES),
     "fp32": DeviceSupport(("plain",), dtypes=("float32",)),
@@ -76,6 +78,7 @@ _CPU: Mapping[str, DeviceSupport | str] = {
         refused_act_order=NO_ACT_ORDER,
         expert_cpu_flags=EXPERT_FLAGS,
     ),
+    "gguf": _GGUF,
 }
 
 _CUDA: Mapping[str, DeviceSupport | str] = {
@@ -115,6 +118,7 @@ _CUDA: Mapping[str, DeviceSupport | str] = {
     ),
     "awq": DeviceSupport(schemes=("awq",), min_capability=(7, 5)),
     "gptq": DeviceSupport(schemes=("gptq", "gptq-8bit"), min_capability=(7, 5)),
+    "gguf": _GGUF,
 }
 
 #: The CPU attention's instruction set, and the numbers of a head that it converts at once.

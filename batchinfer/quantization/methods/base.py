@@ -100,6 +100,7 @@ class Quantization:
     how_to_make: str
     takes_plain: bool = False  # it says what weights become; other names say what the files are
     dtype: str | None = None  # the one that is its whole meaning: of fp32, fp16 and bf16
+    types: tuple[str, ...] = ()  # what weights can be stored as, where the files say it themselves
     #: (engine, device) -> how the method's own code runs there; else the engine's table says it.
     support: Mapping[tuple[str, str], DeviceSupport | str] = field(default_factory=dict)
 
@@ -152,6 +153,8 @@ class Recipe:
     converts: str | None = None
     convert: str | None = None
     cpu_preset: str | None = None  # where the device is a CPU
+    file_name: str | None = None  # of the one file that `make` writes; None: a folder
+    is_continued: bool = False  # what `make` has finished is kept, and gone on with
     revision: int = 1  # another one makes other numbers: what was made by this one is not taken
 
     @property

@@ -15,6 +15,7 @@ RECIPES = (
         "qtip",
         make="batchinfer.making.trellis.recipe",
         modifier="BlockLDLQ",
+        is_continued=True,
         options=(
             Option("bits", "of a weight, usually 2, 3 or 4", range(1, 9), is_needed=True),
             Option("code", "what weights are computed by", ("mcg", "mul1", "3inst", "1mad", "hyb")),

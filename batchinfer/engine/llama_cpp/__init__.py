@@ -1,0 +1,1 @@
+"""llama.cpp in our process: everything about it as an engine."""

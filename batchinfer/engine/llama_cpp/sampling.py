@@ -1,0 +1,126 @@
+"""How a token is chosen from its logits: greedily here, else by llama.cpp's own samplers.
+
+In vLLM's order: penalties, the grammar, temperature, min_p, top_k, top_p. Must not know: batches,
+requests.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from batchinfer.config import SamplingSettings
+from batchinfer.errors import ConfigError
+from batchinfer.llama_cpp.guidance import guidance_sampler, why_unreadable
+from batchinfer.llama_cpp.library import SamplerChainParams, last_errors, library
+
+#: Kinds of `sampling.structured` that LLGuidance reads -> its word; llama.cpp reads the others.
+_GUIDANCE = {"json_schema": "json", "regex": "regex"}
+#: llama.cpp's word for "another seed each time".
+_RANDOM_SEED = 0xFFFFFFFF
+_SEED_MIX = 0x9E3779B97F4A7C15
+
+
+class Samplers:
+    """Makes the chains of one job's requests. Raises ConfigError for a grammar that is none."""
+
+    def __init__(
+        self, file: str, vocab: Any, max_model_len: int, sampling: SamplingSettings
+    ) -> None:
+        """`vocab`: llama.cpp's, of the loaded model of `file`."""
+        self._lib, self._vocab, self._sampling = library(), vocab, sampling
+        self._vocab_size = int(self._lib.llama_vocab_n_tokens(vocab))
+        self._max_model_len = max_model_len
+        self._constraint: Any = None
+        if sampling.structured is not None:
+            self._constraint = self._constraint_of(file, *sampling.structured.constraint)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the likeliest token is always taken: no chain is needed."""
+        s = self._sampling
+        return s.is_greedy and self._constraint is None and not self._has_penalties
+
+    @property
+    def _has_penalties(self) -> bool:
+        s = self._sampling
+        return (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    def chain(self, prompt: Iterable[int], seed: int | None) -> Any:
+        """The chain of a request; `free` it. It takes in the tokens that it samples itself."""
+        lib, s = self._lib, self._sampling
+        chain = lib.llama_sampler_chain_init(SamplerChainParams(True))
+        for sampler in self._penalties(prompt):
+            lib.llama_sampler_chain_add(chain, sampler)
+        if self._constraint:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_clone(self._constraint))
+        if s.is_greedy:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+            return chain
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(s.temperature))
+        if s.min_p > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(s.min_p, 1))
+        if s.top_k > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(s.top_k))
+        if s.top_p < 1:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(s.top_p, 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(_seed32(seed)))
+        return chain
+
+    def free(self, chain: Any) -> None:
+        self._lib.llama_sampler_free(chain)
+
+    def close(self) -> None:
+        if self._constraint:
+            self._lib.llama_sampler_free(self._constraint)
+            self._constraint = None
+
+    def _constraint_of(self, file: str, kind: str, value: Any) -> Any:
+        """The sampler of `sampling.structured`; requests take copies."""
+        if kind in _GUIDANCE:
+            text = value if isinstance(value, str) else json.dumps(value)
+            if why := why_unreadable(file, _GUIDANCE[kind], text):
+                raise _unreadable(kind, value, why)
+            return guidance_sampler(self._vocab, _GUIDANCE[kind], text)
+        grammar = str(value) if kind == "grammar" else _one_of(value)
+        last_errors.clear()
+        found = self._lib.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
+        if not found:
+            raise _unreadable(kind, value, last_errors[-1] if last_errors else "it says no why")
+        return found
+
+    def _penalties(self, prompt: Iterable[int]) -> Iterable[Any]:
+        """Repetition is of prompt and completion, presence and frequency of the completion."""
+        lib, s, last = self._lib, self._sampling, self._max_model_len
+        if s.repetition_penalty != 1.0:
+            repetition = lib.llama_sampler_init_penalties(
+                self._vocab_size, last, s.repetition_penalty, 0.0, 0.0
+            )
+            for token_id in prompt:
+                lib.llama_sampler_accept(repetition, token_id)
+            yield repetition
+        if (s.presence_penalty, s.frequency_penalty) != (0.0, 0.0):
+            yield lib.llama_sampler_init_penalties(
+                self._vocab_size, last, 1.0, s.frequency_penalty, s.presence_penalty
+            )
+
+
+def _seed32(seed: int | None) -> int:
+    """All 64 bits of a seed in the 32 that llama.cpp takes; without one a random one."""
+    if seed is None:
+        return secrets.randbelow(_RANDOM_SEED)
+    mixed = (seed * _SEED_MIX) & 0xFFFFFFFFFFFFFFFF
+    return (mixed >> 32) % _RANDOM_SEED
+
+
+def _one_of(texts: Iterable[str]) -> str:
+    """A grammar of these texts, which it spells as JSON does."""
+    return "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _unreadable(kind: str, value: Any, why: str) -> ConfigError:
+    return ConfigError(
+        f"llama.cpp cannot read sampling.structured.{kind}, {str(value)[:200]}: {why}"
+    )
