@@ -103,5 +103,10 @@ class GgufTokenizer:
             raise ValueError("the file has no chat template")
         return own
 
+    @property
+    def all_special_ids(self) -> list[int]:
+        pieces = self._vocabulary.pieces
+        return [i for i, piece in enumerate(pieces) if not piece and self._vocabulary.text(i)]
+
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         return [self._vocabulary.text(token_id) for token_id in ids]

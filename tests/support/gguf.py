@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from batchinfer.config import load_job
-from batchinfer.engine.base import Completion, Engine, Request
+from batchinfer.engine.demands.completion import Completion, CompletionRequest
+from batchinfer.engine.llama_cpp.engine import LlamaCppEngine
 from batchinfer.engine.llama_cpp.kind import KIND
 from batchinfer.making.gguf.make import make
 from batchinfer.making.order import Made, Order, Teller
@@ -37,7 +38,7 @@ def make_gguf(source: Path, target: Path, kind: str = "f32") -> Made:
 @contextmanager
 def running(
     file: Path, *, task: str = "generate", **sections: Mapping[str, Any]
-) -> Iterator[Engine]:
+) -> Iterator[LlamaCppEngine]:
     """The engine of a job on that file; sections of the job are `sampling`, `engine`, `model`."""
     settings: dict[str, Any] = {
         "version": 1,
@@ -60,11 +61,11 @@ def running(
         engine.close()
 
 
-def complete(engine: Engine, *prompts: list[int], **fields: Any) -> list[Completion]:
+def complete(engine: LlamaCppEngine, *prompts: list[int], **fields: Any) -> list[Completion]:
     """The completions of prompts that are all added at once, in their order."""
     for key, prompt in enumerate(prompts):
-        engine.add(Request(key, np.array(prompt, np.int32), **fields))
+        engine.add(CompletionRequest(key, np.array(prompt, np.int32), **fields))
     found: dict[int, Completion] = {}
     while len(found) < len(prompts):
-        found |= {completion.key: completion for completion in engine.step()}
+        found |= {answer.key: Completion.of(answer) for answer in engine.step()}
     return [found[key] for key in range(len(prompts))]

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.engine.base import Completion, EngineFacts, EngineSpec, Request, Timing
+from batchinfer.engine.base import Answer, EngineFacts, EngineSpec, Request, Timing
+from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.engine.llama_cpp.batch import StepBatch
 from batchinfer.engine.llama_cpp.logprobs import Positions
+from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.engine.llama_cpp.sampling import Samplers
-from batchinfer.engine.llama_cpp.sizes import MAX_UBATCH, Sizes
-from batchinfer.errors import ConfigError, EngineDied, RowError
-from batchinfer.llama_cpp.installation import installed_version
-from batchinfer.llama_cpp.library import FLASH_AUTO, FLASH_OFF, GGML_F16, GGML_F32, library
-from batchinfer.llama_cpp.vocabulary import Vocabulary, load_error
+from batchinfer.engine.llama_cpp.sizes import Sizes
+from batchinfer.errors import EngineDied, RowError
+from batchinfer.llama_cpp.library import library
+from batchinfer.llama_cpp.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _clock = time.monotonic
 class _Sequence:
     """A request on its way. `num_computed`: prompt tokens whose keys and values are cached."""
 
-    request: Request
+    request: CompletionRequest
     slot: int
     added_s: float
     scheduled_s: float
@@ -57,41 +58,6 @@ class _Sequence:
         return self.num_computed == len(self.prompt)
 
 
-def build_engine(spec: EngineSpec, sizes: Sizes, num_threads: int) -> LlamaCppEngine:
-    """Load the model and check the sampling settings on it.
-
-    Raises ConfigError for what another start cannot fix.
-    """
-    lib = library()
-    vocabulary = Vocabulary(spec.model.path)
-    params = lib.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = lib.llama_model_load_from_file(spec.model.path.encode(), params)
-    if not model:
-        raise ConfigError(f"llama.cpp cannot load {spec.model.path}: {load_error()}")
-    context_params = lib.llama_context_default_params()
-    context_params.n_ctx = sizes.kv_tokens
-    context_params.n_batch = sizes.max_num_batched_tokens
-    context_params.n_ubatch = min(sizes.max_num_batched_tokens, MAX_UBATCH)
-    context_params.n_seq_max = sizes.max_num_seqs
-    context_params.n_outputs_max = sizes.num_outputs
-    context_params.n_outputs_max_per_seq = sizes.num_outputs
-    context_params.n_threads = context_params.n_threads_batch = num_threads
-    is_exact = spec.model.dtype == "float32"
-    kv_type = GGML_F32 if is_exact else GGML_F16
-    context_params.type_k = context_params.type_v = kv_type
-    # Flash attention computes with halves whatever it is given: logprobs off by 0.01, not 1e-5.
-    context_params.flash_attn_type = FLASH_OFF if is_exact else FLASH_AUTO
-    context_params.kv_unified = sizes.is_shared
-    context = lib.llama_init_from_model(model, context_params)
-    if not context:
-        lib.llama_model_free(model)
-        raise ConfigError(f"llama.cpp cannot run {spec.model.path}: {load_error()}")
-    facts = _facts(spec, sizes, num_threads)
-    log.info("llama.cpp: %s", facts.extra)
-    return LlamaCppEngine(spec, sizes, facts, vocabulary, (model, context))
-
-
 class LlamaCppEngine:
     """A loaded model. See `Engine` for the contract; one thread calls it."""
 
@@ -106,7 +72,8 @@ class LlamaCppEngine:
         self._lib = library()
         self._model, self._context = handles
         self._memory = self._lib.llama_get_memory(self._context)
-        self._demand, self._sampling = spec.demand, spec.demand.sampling
+        self._requests = requests_of(spec.demand)
+        self._sampling = self._requests.sampling
         self._sizes, self._max_model_len = sizes, spec.model.max_model_len
         self._vocabulary = vocabulary
         self._ends = self._vocabulary.ends | frozenset(spec.model.eos_token_ids)
@@ -118,7 +85,7 @@ class LlamaCppEngine:
         )
         self._stops = [stop.encode() for stop in self._sampling.stop]
         self._batch = StepBatch(sizes.max_num_batched_tokens)
-        self._waiting: deque[tuple[Request, float]] = deque()
+        self._waiting: deque[tuple[CompletionRequest, float]] = deque()
         self._running: list[_Sequence] = []
         self._slots = list(range(sizes.max_num_seqs))[::-1]
         self._num_running = 0
@@ -134,8 +101,9 @@ class LlamaCppEngine:
     def add(self, request: Request) -> None:
         if self._context is None:
             raise EngineDied("the engine llama_cpp is closed")
+        assert isinstance(request, CompletionRequest)
         num_tokens = len(request.token_ids)
-        if num_tokens == 0 or num_tokens >= self._max_model_len + self._is_scoring:
+        if num_tokens == 0 or num_tokens >= self._max_model_len:
             raise RowError(
                 "engine_rejected",
                 f"{num_tokens} prompt tokens: from 1 to {self._max_model_len - 1} are taken",
@@ -149,7 +117,7 @@ class LlamaCppEngine:
             )
         self._waiting.append((request, _clock()))
 
-    def step(self) -> list[Completion]:
+    def step(self) -> list[Answer]:
         if self._context is None:
             raise EngineDied("the engine llama_cpp is closed")
         self._admit()
@@ -160,12 +128,22 @@ class LlamaCppEngine:
         if code := self._lib.llama_decode(self._context, self._batch.as_argument()):
             raise EngineDied(f"llama.cpp failed within a step (llama_decode: {code})")
         logits = self._batch.logits_of(self._lib, self._context, self._vocabulary.size)
-        finished = []
+        finished: list[Answer] = []
         for sequence, position, num_rows in planned:
             rows = logits[position : position + num_rows]
             if (completion := self._advance(sequence, rows)) is not None:
                 finished.append(completion)
         return finished
+
+    def so_far(self, key: int) -> Answer | None:
+        sequence = next((s for s in self._running if s.request.key == key), None)
+        return self._partial(sequence) if sequence is not None and sequence.token_ids else None
+
+    def abort(self, key: int) -> None:
+        self._waiting = deque(w for w in self._waiting if w[0].key != key)
+        for sequence in [s for s in self._running if s.request.key == key]:
+            self._running.remove(sequence)
+            self._release(sequence)
 
     def close(self) -> None:
         context, self._context = self._context, None
@@ -178,10 +156,6 @@ class LlamaCppEngine:
         self._samplers.close()
         self._lib.llama_free(context)
         self._lib.llama_model_free(self._model)
-
-    @property
-    def _is_scoring(self) -> bool:
-        return self._demand.wants == "prompt_logprobs"
 
     def _admit(self) -> None:
         """Let in those that came first, while there are slots and room for all their tokens."""
@@ -197,7 +171,7 @@ class LlamaCppEngine:
             slot = self._slots.pop()
             self._running.append(_Sequence(request, slot, added_s, _clock(), chain))
 
-    def _most_tokens(self, request: Request) -> int:
+    def _most_tokens(self, request: CompletionRequest) -> int:
         return min(len(request.token_ids) + self._sampling.max_tokens, self._max_model_len)
 
     def _plan(self) -> list[tuple[_Sequence, int, int]]:
@@ -247,8 +221,8 @@ class LlamaCppEngine:
         stop = sequence.num_computed
         start = stop - len(logits)
         following = sequence.prompt[start + 1 : stop + 1]
-        num_top = (self._sampling.logprobs or 0) if self._is_scoring else 0
-        sequence.of_prompt.add(logits[: len(following)], following, num_top)
+        rows = logits[: len(following)]
+        sequence.of_prompt.add(rows, following, self._requests.num_prompt_tops)
 
     def _choose(self, sequence: _Sequence, logits: npt.NDArray[np.float32]) -> int:
         if sequence.request.next_token is not None:
@@ -293,19 +267,29 @@ class LlamaCppEngine:
         self, sequence: _Sequence, now: float, reason: str, stop: str | None, num_text_tokens: int
     ) -> Completion:
         assert sequence.first_token_s is not None
+        found = self._partial(sequence)
+        found.num_text_tokens = num_text_tokens
+        found.finish_reason, found.stop_reason = reason, stop
+        found.timing = Timing(
+            queued_s=sequence.scheduled_s - sequence.added_s,
+            prefill_s=sequence.first_token_s - sequence.scheduled_s,
+            decode_s=now - sequence.first_token_s,
+            total_s=now - sequence.added_s,
+        )
+        if self._sampling.prompt_logprobs:
+            found.prompt_token_logprobs = sequence.of_prompt.logprobs(has_first=False)
+            if num_tops := self._requests.num_prompt_tops:
+                tops = sequence.of_prompt.tops(num_tops)
+                found.prompt_top_token_ids, found.prompt_top_logprobs = tops
+        return found
+
+    def _partial(self, sequence: _Sequence) -> Completion:
+        """The tokens so far, with what is known of them."""
         found = Completion(
             key=sequence.request.key,
             token_ids=np.array(sequence.token_ids, np.int32),
-            num_text_tokens=num_text_tokens,
+            num_text_tokens=len(sequence.token_ids),
             text=sequence.text.decode("utf-8", "replace") if self._stops else None,
-            finish_reason=reason,
-            stop_reason=stop,
-            timing=Timing(
-                queued_s=sequence.scheduled_s - sequence.added_s,
-                prefill_s=sequence.first_token_s - sequence.scheduled_s,
-                decode_s=now - sequence.first_token_s,
-                total_s=now - sequence.added_s,
-            ),
         )
         if sequence.of_tokens:
             found.token_logprobs = sequence.of_tokens.logprobs()
@@ -313,11 +297,6 @@ class LlamaCppEngine:
                 found.top_offsets, found.top_token_ids, found.top_logprobs = (
                     sequence.of_tokens.flat_tops()
                 )
-        if self._sampling.prompt_logprobs:
-            found.prompt_token_logprobs = sequence.of_prompt.logprobs(has_first=False)
-            if self._is_scoring and self._sampling.logprobs:
-                tops = sequence.of_prompt.tops(self._sampling.logprobs)
-                found.prompt_top_token_ids, found.prompt_top_logprobs = tops
         return found
 
     def _release(self, sequence: _Sequence) -> None:
@@ -326,23 +305,3 @@ class LlamaCppEngine:
         if sequence.chain is not None:
             self._samplers.free(sequence.chain)
             sequence.chain = None
-
-
-def _facts(spec: EngineSpec, sizes: Sizes, num_threads: int) -> EngineFacts:
-    return EngineFacts(
-        name="llama_cpp",
-        version=str(installed_version()),
-        device="cpu",
-        dtype=spec.model.dtype,
-        quantization=spec.model.quantization,
-        max_model_len=spec.model.max_model_len,
-        max_num_seqs=sizes.max_num_seqs,
-        max_num_batched_tokens=sizes.max_num_batched_tokens,
-        kv_cache_tokens=sizes.kv_tokens,
-        extra={
-            "n_threads": num_threads,
-            "kv_unified": sizes.is_shared,
-            "kv_cache_dtype": "float32" if spec.model.dtype == "float32" else "float16",
-            "options": dict(spec.job.engine.options),
-        },
-    )

@@ -12,7 +12,10 @@ from typing import Any
 from batchinfer.config import Job
 from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
 from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
-from batchinfer.engine.llama_cpp.options import check_options, check_sampling, check_settings
+from batchinfer.engine.kinds import demands_in
+from batchinfer.engine.llama_cpp import demands
+from batchinfer.engine.llama_cpp.options import check_options, check_settings
+from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.engine.llama_cpp.sizes import num_threads, shortage, sizes_of
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.llama_cpp.installation import (
@@ -27,7 +30,7 @@ from batchinfer.quantization import Machine
 class LlamaCppKind:
     """See `EngineKind` for the contract."""
 
-    wants = ("completion", "prompt_logprobs")
+    wants = demands_in(demands)
 
     def machine(self) -> Machine:
         device = "cpu" if installation_fault() is None else None
@@ -39,7 +42,7 @@ class LlamaCppKind:
     def check(self, job: Job, demand: Demand) -> None:
         check_options(job.engine.options)
         check_settings(job)
-        check_sampling(demand.sampling)
+        requests_of(demand).check()
         if fault := installation_fault():
             raise ConfigError(fault)
 
@@ -97,7 +100,7 @@ class LlamaCppKind:
         return nullcontext()
 
     def build(self, spec: EngineSpec) -> Engine:
-        from batchinfer.engine.llama_cpp.engine import build_engine
+        from batchinfer.engine.llama_cpp.build import build_engine
 
         return build_engine(spec, sizes_of(spec), num_threads(spec))
 

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from batchinfer.config import Job, SamplingSettings
+from batchinfer.config import Job
 from batchinfer.errors import ConfigError
 
 #: Option -> (least, most). None of them decides results, beyond rounding.
@@ -58,13 +58,4 @@ def check_settings(job: Job) -> None:
         raise ConfigError(
             f"engine.max_num_seqs: llama.cpp runs up to {MAX_SEQS} sequences at a time, got "
             f"{engine.max_num_seqs}"
-        )
-
-
-def check_sampling(sampling: SamplingSettings) -> None:
-    """Raise ConfigError for what llama.cpp cannot sample."""
-    if sampling.structured is not None and sampling.ignore_eos:
-        raise ConfigError(
-            "sampling.ignore_eos and sampling.structured do not go together in llama.cpp: what a "
-            "grammar has ended cannot go on; remove one of them"
         )

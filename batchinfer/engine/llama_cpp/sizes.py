@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from batchinfer.engine.base import EngineSpec
 from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
+from batchinfer.engine.llama_cpp.requests import requests_of
 
 #: More sequences gain little on a CPU, and each has a KV cache of its own.
 _NUM_SEQS = 32
@@ -49,12 +50,13 @@ def sizes_of(spec: EngineSpec, available_bytes: int | None = None) -> Sizes:
     length = model.max_model_len
     num_seqs = engine.max_num_seqs if isinstance(engine.max_num_seqs, int) else _NUM_SEQS
     num_tokens = _NUM_BATCHED_TOKENS
-    if spec.demand.sampling.prompt_logprobs:
+    of_prompts = requests_of(spec.demand).sampling.prompt_logprobs
+    if of_prompts:
         num_tokens = max(num_seqs, min(num_tokens, _LOGITS_BYTES // (4 * model.vocab_size)))
     if isinstance(engine.max_num_batched_tokens, int):
         num_tokens = engine.max_num_batched_tokens
     num_tokens = max(num_tokens, num_seqs)
-    num_outputs = num_tokens if spec.demand.sampling.prompt_logprobs else num_seqs
+    num_outputs = num_tokens if of_prompts else num_seqs
     step = _step_bytes(spec, num_tokens, num_outputs)
     left = max(0, available - model.weights_bytes - step - _RESERVED_BYTES)
     room = int(left * _KV_SHARE) // max(1, model.kv_bytes_per_token)

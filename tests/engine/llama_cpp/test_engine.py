@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batchinfer.engine.base import Request
+from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.errors import ConfigError, EngineDied, RowError
 from batchinfer.llama_cpp.vocabulary import Vocabulary
 from tests.support.gguf import complete, running
@@ -243,9 +243,9 @@ def test_little_room_makes_sequences_wait_and_loses_none(
         found: dict[int, list[int]] = {}
         most = 0
         for key, prompt in enumerate(prompts):
-            llama.add(Request(key, np.array(prompt, np.int32)))
+            llama.add(CompletionRequest(key, np.array(prompt, np.int32)))
         while len(found) < len(prompts):
-            found |= {c.key: c.token_ids.tolist() for c in llama.step()}
+            found |= {c.key: Completion.of(c).token_ids.tolist() for c in llama.step()}
             most = max(most, llama.num_running)
     assert [found[key] for key in range(len(prompts))] == expected
     assert 1 <= most < len(prompts)
@@ -255,9 +255,29 @@ def test_a_request_that_cannot_be_is_refused_and_others_go_on(demo_gguf: Path) -
     with running(demo_gguf, sampling={"max_tokens": 4}, model={"max_model_len": 64}) as llama:
         for prompt, words in (([5000], "5000 is not in"), ([], "0 prompt"), ([1] * 64, "64 prom")):
             with pytest.raises(RowError, match=words):
-                llama.add(Request(0, np.array(prompt, np.int32)))
+                llama.add(CompletionRequest(0, np.array(prompt, np.int32)))
         (done,) = complete(llama, [1, 5, 9])
         assert len(done.token_ids) > 0
         llama.close()
         with pytest.raises(EngineDied, match="closed"):
             llama.step()
+
+
+def test_a_request_can_be_watched_and_given_up(demo_gguf: Path, prompts: list[list[int]]) -> None:
+    with running(demo_gguf, sampling={"max_tokens": 12, "logprobs": 0}) as llama:
+        expected, other = complete(llama, prompts[0], prompts[1])
+        for key in (0, 1, 2):
+            llama.add(CompletionRequest(key, np.array(prompts[min(key, 1)], np.int32)))
+        assert llama.so_far(0) is None
+        found: dict[int, Completion] = {}
+        num_seen = []
+        while len(found) < 2:
+            found |= {answer.key: Completion.of(answer) for answer in llama.step()}
+            if (so_far := llama.so_far(0)) is not None:
+                tokens = Completion.of(so_far).token_ids.tolist()
+                assert tokens == expected.token_ids[: len(tokens)].tolist()
+                num_seen.append(len(tokens))
+                llama.abort(2)
+    assert num_seen == list(range(1, len(expected.token_ids)))
+    assert sorted(found) == [0, 1]
+    assert found[1].token_ids.tolist() == other.token_ids.tolist()

@@ -1,0 +1,26 @@
+"""Completions of llama.cpp. Must not know: how an engine is built or driven."""
+
+from __future__ import annotations
+
+from batchinfer.engine.demands.completion import CompletionDemand
+from batchinfer.errors import ConfigError
+
+
+class CompletionRequests:
+    """See `Requests`."""
+
+    #: How many of the likeliest tokens at each position of a prompt come with its logprobs.
+    num_prompt_tops = 0
+
+    def __init__(self, demand: CompletionDemand) -> None:
+        self.sampling = demand.sampling
+
+    def check(self) -> None:
+        if self.sampling.structured is not None and self.sampling.ignore_eos:
+            raise ConfigError(
+                "sampling.ignore_eos and sampling.structured do not go together in llama.cpp: what "
+                "a grammar has ended cannot go on; remove one of them"
+            )
+
+
+REQUESTS = CompletionRequests
