@@ -2,18 +2,8 @@
 
 from batchinfer.config.deciding import deciding_keys, deciding_values, without_defaults
 from batchinfer.config.engine import DEFAULT_ENGINE, ENGINES, EngineSettings
-from batchinfer.config.job import (
-    CheckpointSettings,
-    InputSettings,
-    Job,
-    LimitSettings,
-    Message,
-    OutputSettings,
-    PackingSettings,
-    PromptSettings,
-    S3Settings,
-    TaskName,
-)
+from batchinfer.config.input import InputSettings, S3Settings
+from batchinfer.config.job import Job, TaskName
 from batchinfer.config.load import (
     COMMAND_LINE,
     LoadedJob,
@@ -24,7 +14,10 @@ from batchinfer.config.load import (
     name_of,
 )
 from batchinfer.config.model import ModelSettings
+from batchinfer.config.output import OutputSettings
 from batchinfer.config.overrides import Override
+from batchinfer.config.prompt import Message, PromptSettings
+from batchinfer.config.run import CheckpointSettings, LimitSettings, PackingSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
 from batchinfer.config.schema import job_schema, job_schema_text
 from batchinfer.config.score import ScoreSettings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from batchinfer.config.job import PromptSettings
+from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.formats import FORMATS
