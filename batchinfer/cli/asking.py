@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from batchinfer.cli.draft import Draft
+from batchinfer.cli.draft import JobDraft
 from batchinfer.errors import BatchInferError, ConfigError, printable
 
 _T = TypeVar("_T")
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 class Asker:
     """Puts answers into a draft. `takes_defaults`: nobody is asked (--yes)."""
 
-    def __init__(self, draft: Draft, *, takes_defaults: bool) -> None:
+    def __init__(self, draft: JobDraft, *, takes_defaults: bool) -> None:
         self._draft = draft
         self.takes_defaults = takes_defaults
 

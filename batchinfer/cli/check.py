@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.cli.common import Looked, accept, look_at
+from batchinfer.cli.common import ExaminedJob, accept, look_at
 from batchinfer.cli.source import JobSource
 from batchinfer.config import Job, explain, written
 from batchinfer.engine.kinds import engine_kind
@@ -76,7 +76,7 @@ def validate_job(source: JobSource, *, ids: bool) -> None:
         _validate_ids(looked, column)
 
 
-def check_job(job: Job, job_path: str | None, title: str) -> Looked:
+def check_job(job: Job, job_path: str | None, title: str) -> ExaminedJob:
     """Check all that can be checked without a model in memory, and print what it is.
 
     `job_path` None: no file says the job. Raises ConfigError or InputError.
@@ -98,7 +98,7 @@ def check_job(job: Job, job_path: str | None, title: str) -> Looked:
     return looked
 
 
-def _validate_ids(looked: Looked, column: str) -> None:
+def _validate_ids(looked: ExaminedJob, column: str) -> None:
     """Nulls and duplicates of the id column. Memory: 8 bytes a row (a hash of each id)."""
     hashes = []
     num_nulls = 0
@@ -141,7 +141,7 @@ def _comparable(ids: pa.ChunkedArray, carried: pa.Schema | None) -> pl.Series:
         raise InputError(f"--ids: ids of the type {kind} cannot be compared: {reason}") from None
 
 
-def _places_of(looked: Looked, column: str, repeated: np.ndarray) -> list[str]:
+def _places_of(looked: ExaminedJob, column: str, repeated: np.ndarray) -> list[str]:
     """The first places of repeated ids, as "shard:row id"."""
     places: list[str] = []
     if not len(repeated):

@@ -38,7 +38,7 @@ logger = logging.getLogger("batchinfer.cli")
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class ExaminedJob:
     """A job with everything that can be known of it without a model in memory."""
 
     start: Start
@@ -72,7 +72,7 @@ def never() -> bool:
     return False
 
 
-def look_at(job: Job, job_path: str | None) -> Looked:
+def look_at(job: Job, job_path: str | None) -> ExaminedJob:
     """Check model folder, input and output as `run` does. `job_path` None: without a job file.
 
     Raises ConfigError, InputError.
@@ -81,7 +81,7 @@ def look_at(job: Job, job_path: str | None) -> Looked:
         return _look_at(job)
 
 
-def _look_at(job: Job) -> Looked:
+def _look_at(job: Job) -> ExaminedJob:
     """Raises InputError, too, unless the output can hold the id and kept columns of all shards."""
     start = open_start(job)
     for warning in start.model.warnings:
@@ -99,10 +99,10 @@ def _look_at(job: Job) -> Looked:
     record = None if isinstance(decision, Refused) else decision.record
     columns = (carried_columns(start.job, footer) for footer in footers)
     carried = carried_schema(start.job, zip(start.shards, columns, strict=True), record)
-    return Looked(start, view, decision, footers, carried)
+    return ExaminedJob(start, view, decision, footers, carried)
 
 
-def accept(looked: Looked) -> Complete | Resume:
+def accept(looked: ExaminedJob) -> Complete | Resume:
     """What a start would do with the output. Raises what it would refuse this job for."""
     start, view, decision = looked.start, looked.view, accepted(looked.decision)
     if view.pending is not None:

@@ -19,7 +19,7 @@ _STAND_INS: Mapping[str, Mapping[str, Any]] = {
 _PROMPT: Mapping[str, Any] = {"column": "-"}  # of a prompt there is one of several keys
 
 
-class Draft:
+class JobDraft:
     """Settings by dotted key. What `sets` (--set) say overrides them; variables say nothing here,
     as they belong to this start and not to the job.
     """

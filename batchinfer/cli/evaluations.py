@@ -79,10 +79,10 @@ def perplexity(
     After an interruption run the same command again: it continues where it stopped.
     """
     from batchinfer.cli.perplexity import settings_of, show_perplexity
-    from batchinfer.evaluation.record import Request
+    from batchinfer.evaluation.record import PerplexityRequest
 
     label = label or f"{Path(model).name} {asked['quantization']}"
-    request = Request(label=label, model=model, settings=settings_of(sets), **asked)
+    request = PerplexityRequest(label=label, model=model, settings=settings_of(sets), **asked)
     show_perplexity(request, work, restart=restart, layers=layers)
 
 

@@ -18,7 +18,7 @@ import click
 
 from batchinfer.cli.asking import Asker
 from batchinfer.cli.check import check_job
-from batchinfer.cli.draft import Draft
+from batchinfer.cli.draft import JobDraft
 from batchinfer.cli.found import InputLook, find_here, look_at_input
 from batchinfer.cli.model_look import ModelLook, look_at_model
 from batchinfer.cli.places import explained_places
@@ -50,7 +50,7 @@ class Guide:
     ) -> None:
         """`given`: options and their values, which are not asked for."""
         self._path = path
-        self._draft = Draft(sets)
+        self._draft = JobDraft(sets)
         for option, value in given:
             self._draft.say(option.key, option.make(value), option.name)
         self._asker = Asker(self._draft, takes_defaults=takes_defaults)

@@ -10,13 +10,13 @@ from datetime import timedelta
 
 import click
 
-from batchinfer.cli.common import Looked
+from batchinfer.cli.common import ExaminedJob
 from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError
-from batchinfer.forecast.forecast import Interval, Left
+from batchinfer.forecast.forecast import Interval, RemainingRows
 from batchinfer.forecast.measure import Measurement, measure
-from batchinfer.forecast.predict import Prediction, Rest, predict
+from batchinfer.forecast.predict import Prediction, RemainingWork, predict
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import WholeProcess
 from batchinfer.tasks import task_of
@@ -26,9 +26,9 @@ MIN_ROWS = 16
 
 
 def show_forecast(
-    looked: Looked,
+    looked: ExaminedJob,
     sample: Sample,
-    rest: Rest,
+    rest: RemainingWork,
     price_per_hour: float | None,
 ) -> None:
     """Run the sample's prompts and print what the rest takes.
@@ -63,13 +63,13 @@ def show_forecast(
         click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")
 
 
-def _why_nothing_is_left(sample: Sample, rest: Rest) -> str:
+def _why_nothing_is_left(sample: Sample, rest: RemainingWork) -> str:
     if not sample.passing_share:
         return f"none of {sample.num_read:,} rows read passes the filter, no row was run"
     return "every row has its result, so none was run" if rest.num_results <= 0 else ""
 
 
-def _show_measurement(measurement: Measurement, num_rows: int, left: Left) -> None:
+def _show_measurement(measurement: Measurement, num_rows: int, left: RemainingRows) -> None:
     click.echo(
         f"ran      {num_rows:,} rows in {measurement.generation_s:.1f} s, up to "
         f"{measurement.max_running:,} sequences at a time"

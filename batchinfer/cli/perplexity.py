@@ -18,12 +18,14 @@ from batchinfer.config.yaml12 import load_yaml
 from batchinfer.evaluation.bits import Bits, read_bits, table
 from batchinfer.evaluation.folders import local_folder
 from batchinfer.evaluation.perplexity import prepare
-from batchinfer.evaluation.record import Request
+from batchinfer.evaluation.record import PerplexityRequest
 from batchinfer.storage.local_errors import os_errors
 from batchinfer.telemetry import Stdio
 
 
-def show_perplexity(request: Request, work: str | None, *, restart: bool, layers: bool) -> None:
+def show_perplexity(
+    request: PerplexityRequest, work: str | None, *, restart: bool, layers: bool
+) -> None:
     """Raises what `measure` raises."""
     folder = None if work is None else local_folder("--work", work)
     with held_warnings():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import click
 import numpy as np
 
-from batchinfer.cli.common import Looked, accept, look_at
+from batchinfer.cli.common import ExaminedJob, accept, look_at
 from batchinfer.cli.measure import show_forecast
 from batchinfer.cli.source import JobSource
 from batchinfer.errors import ConfigError
@@ -69,7 +69,7 @@ def plan_job(source: JobSource, options: PlanOptions) -> None:
         show_forecast(looked, sample, work.rest(sample, ready_s), options.price_per_hour)
 
 
-def _show_work(looked: Looked, work: Work) -> None:
+def _show_work(looked: ExaminedJob, work: Work) -> None:
     note = " before the filter" if looked.row_filter else ""
     click.echo(
         f"input    {len(looked.shards):,} shards, {work.num_rows:,} rows{note}, "
@@ -83,7 +83,7 @@ def _show_work(looked: Looked, work: Work) -> None:
     )
 
 
-def _show_lengths(looked: Looked, sample: Sample, num_rows: int) -> None:
+def _show_lengths(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
     job = looked.job
     lengths = sample.lengths
     click.echo(

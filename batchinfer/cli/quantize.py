@@ -19,7 +19,7 @@ from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.making.foreign import is_convertible
 from batchinfer.making.make import make
-from batchinfer.making.order import Order, Teller
+from batchinfer.making.order import Order, Reporter
 from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import read_model
 from batchinfer.model.weights import read_weights
@@ -71,7 +71,7 @@ def quantize_model(
 
         def fill(temporary: Path) -> None:
             order = Order(model, temporary, recipe, options, texts, finished, device)
-            make(order, Teller(bar.say, bar.move, bar.note))
+            make(order, Reporter(bar.say, bar.move, bar.note))
 
         _publish(target, fill, bar, recipe.file_name)
     shutil.rmtree(finished, ignore_errors=True)

@@ -4,6 +4,6 @@ Nothing here drives an engine. What is not computed yet is a job, and runs as `b
 run it, so resume, exactly once and every engine setting hold for an evaluation.
 """
 
-from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.record import PerplexityRequest, Record
 
-__all__ = ["Record", "Request"]
+__all__ = ["PerplexityRequest", "Record"]

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from batchinfer.evaluation.record import Request
+from batchinfer.evaluation.record import PerplexityRequest
 from batchinfer.evaluation.texts import text_of
 from batchinfer.making.cached import model_hashes
 from batchinfer.model.folder import file_sha256, resolve_folder
@@ -24,7 +24,7 @@ from batchinfer.storage.local_errors import os_errors
 _FOLDERS = ("model.tokenizer", "model.lora")
 
 
-def model_content(request: Request) -> dict[str, str]:
+def model_content(request: PerplexityRequest) -> dict[str, str]:
     """File -> sha256, of every file that decides what the model, its tokenizer and adapter compute.
 
     Large files are read once and their hashes noted. Raises ConfigError for a model or folder that

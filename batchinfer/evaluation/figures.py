@@ -17,9 +17,9 @@ from batchinfer.errors import ConfigError
 from batchinfer.evaluation.bits import StoredBits
 from batchinfer.evaluation.intervals import Float64Array, ratio_interval
 from batchinfer.evaluation.outputs import Output, logprobs_of, refuse_failed
-from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.record import PerplexityRequest, Record
 from batchinfer.evaluation.reference import Closeness
-from batchinfer.evaluation.windows import NUM_BYTES, Windows
+from batchinfer.evaluation.windows import NUM_BYTES, TextWindows
 from batchinfer.tasks.scoring_windows import MAX_LOGPROB
 
 logger = logging.getLogger("batchinfer.evaluation")
@@ -29,15 +29,15 @@ _MAX_NLL = 700.0
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """Totals of each row of a score output, in order. `num_bytes` is 0 where it is unknown."""
+class ScoredRows:
+    """Sums over each row of a score output, in order. `num_bytes` is 0 where it is unknown."""
 
     nll: Float64Array  # [n], nats: the sum over the row's scored tokens
     num_tokens: Float64Array  # [n], scored
     num_bytes: Float64Array  # [n]
 
 
-def totals_of(output: Output, bytes_column: str) -> Totals:
+def scored_rows(output: Output, bytes_column: str) -> ScoredRows:
     """Raises InputError for failed or damaged rows, ConfigError for another task's output."""
     if output.task != "score":
         raise ConfigError(f"{output.url} is of task {output.task}, not of score")
@@ -47,10 +47,10 @@ def totals_of(output: Output, bytes_column: str) -> Totals:
         num_bytes = table[bytes_column].fill_null(0).to_numpy().astype(np.float64)
         parts.append((*logprobs_of(output, table), num_bytes))
     logprob, num_tokens, num_bytes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Totals(-logprob, num_tokens, num_bytes)
+    return ScoredRows(-logprob, num_tokens, num_bytes)
 
 
-def mean_nll(totals: Totals, what: str) -> float:
+def mean_nll(totals: ScoredRows, what: str) -> float:
     """The mean over tokens, in nats. Raises ConfigError if that gives no perplexity."""
     num_tokens = totals.num_tokens.sum()
     if not num_tokens:
@@ -65,19 +65,19 @@ def mean_nll(totals: Totals, what: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RecordInputs:
     """All that a record is made of."""
 
-    windows: Windows
+    windows: TextWindows
     output: Output
     bits: StoredBits
     tokenizer_digest: str
     closeness: Closeness | None  # to the reference
 
 
-def record_of(request: Request, found: Found) -> Record:
+def record_of(request: PerplexityRequest, found: RecordInputs) -> Record:
     windows, output, near = found.windows, found.output, found.closeness
-    totals = totals_of(output, NUM_BYTES)
+    totals = scored_rows(output, NUM_BYTES)
     nll = mean_nll(totals, request.label)
     interval = ratio_interval(totals.nll, totals.num_tokens)
     if interval is None:
@@ -124,18 +124,18 @@ def record_of(request: Request, found: Found) -> Record:
     )
 
 
-def _settings_text(request: Request) -> str | None:
+def _settings_text(request: PerplexityRequest) -> str | None:
     texts = (f"{key}={json.dumps(value)}" for key, value in sorted(request.settings.items()))
     return ", ".join(texts) or None
 
 
-def _family(request: Request, quantization: str, dtype: str) -> str:
+def _family(request: PerplexityRequest, quantization: str, dtype: str) -> str:
     if request.quantization not in ("auto", "none"):
         return request.quantization
     return dtype if quantization == "none" else quantization
 
 
-def bits_per_byte(totals: Totals) -> float | None:
+def bits_per_byte(totals: ScoredRows) -> float | None:
     """Bits for each byte of the scored text; None where its bytes are unknown."""
     num_bytes = totals.num_bytes.sum()
     return float(math.fsum(totals.nll) / math.log(2) / num_bytes) if num_bytes else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.evaluation.figures import bits_per_byte, mean_nll, totals_of
+from batchinfer.evaluation.figures import bits_per_byte, mean_nll, scored_rows
 from batchinfer.evaluation.intervals import ratio_interval, share_interval
 from batchinfer.evaluation.outputs import Output, of_task, read_output
 from batchinfer.evaluation.record import Frozen
@@ -23,7 +23,7 @@ from batchinfer.evaluation.record import Frozen
 _WORDS = re.compile(r"[^\W_]+")
 
 
-class Score(Frozen):
+class MeanEstimate(Frozen):
     """A mean over rows, 0 to 1, and its 95 % interval over rows."""
 
     mean: float
@@ -39,8 +39,8 @@ class Grade(Frozen):
     rows: int
     rows_failed: int
     rows_without_reference: int
-    exact_match: Score  # the same text, but for white space around it
-    rouge_l: Score | None = None  # F1 of the longest common subsequence of words
+    exact_match: MeanEstimate  # the same text, but for white space around it
+    rouge_l: MeanEstimate | None = None  # F1 of the longest common subsequence of words
 
 
 class ScoreGrade(Frozen):
@@ -74,7 +74,7 @@ def _of_scores(
             f"{output.url} is of task score, and has no completions: leave {' and '.join(found)} "
             "out"
         )
-    totals = totals_of(output, "num_text_bytes")
+    totals = scored_rows(output, "num_text_bytes")
     nll = mean_nll(totals, output.url)
     bounds = ratio_interval(totals.nll, totals.num_tokens)
     low, high = (None, None) if bounds is None else (math.exp(bound) for bound in bounds)
@@ -146,15 +146,15 @@ _GRADES: Mapping[str, Callable[..., Grade | ScoreGrade]] = {
 }
 
 
-def _share(num_hits: int, num_rows: int) -> Score:
+def _share(num_hits: int, num_rows: int) -> MeanEstimate:
     low, high = share_interval(num_hits, num_rows)
-    return Score(mean=num_hits / num_rows, low=low, high=high)
+    return MeanEstimate(mean=num_hits / num_rows, low=low, high=high)
 
 
-def _mean(values: Sequence[float]) -> Score:
+def _mean(values: Sequence[float]) -> MeanEstimate:
     numbers = np.array(values)
     low, high = ratio_interval(numbers, np.ones(len(numbers))) or (None, None)
-    return Score(mean=math.fsum(values) / len(values), low=low, high=high)
+    return MeanEstimate(mean=math.fsum(values) / len(values), low=low, high=high)
 
 
 def rouge_l(given: str, wanted: str) -> float:

@@ -21,10 +21,10 @@ from batchinfer.config.load import SET_OPTION
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.bits import stored_bits
 from batchinfer.evaluation.content import key_of_content, model_content
-from batchinfer.evaluation.figures import Found, record_of
+from batchinfer.evaluation.figures import RecordInputs, record_of
 from batchinfer.evaluation.folders import CONTENT, check_begun, check_work, make_work
 from batchinfer.evaluation.outputs import Output, read_output
-from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.record import PerplexityRequest, Record
 from batchinfer.evaluation.reference import check_reference, closeness, open_reference
 from batchinfer.evaluation.settings import check_settings
 from batchinfer.evaluation.texts import text_of
@@ -34,7 +34,7 @@ from batchinfer.evaluation.windows import (
     ID,
     NUM_BYTES,
     SCORED,
-    Windows,
+    TextWindows,
     make_windows,
     num_tokens_of,
     stream_of,
@@ -46,12 +46,14 @@ from batchinfer.runner.factory import model_of
 from batchinfer.storage.local_errors import os_errors
 
 
-def measure(request: Request, *, work: Path, restart: bool = False) -> Record:
+def measure(request: PerplexityRequest, *, work: Path, restart: bool = False) -> Record:
     """What `request` asks for, computed where it is not yet. See `prepare`."""
     return prepare(request, work, restart=restart).compute()
 
 
-def prepare(request: Request, work: Path | None = None, *, restart: bool = False) -> Measurement:
+def prepare(
+    request: PerplexityRequest, work: Path | None = None, *, restart: bool = False
+) -> PreparedMeasurement:
     """Look at all that can be wrong with it. Nothing is written.
 
     `work`: a folder of this request's own; its windows, the job, the job's output and the record
@@ -83,7 +85,7 @@ def prepare(request: Request, work: Path | None = None, *, restart: bool = False
     # One more than a window: the engine generates a token for each, which is dropped.
     max_model_len = min(request.context + 1, model.max_model_len)
     top_k = request.top_k or (reference.job["score"]["top_logprobs"] if reference else None)
-    return Measurement(
+    return PreparedMeasurement(
         request=request,
         work=work,
         job=score_job(
@@ -100,15 +102,15 @@ def prepare(request: Request, work: Path | None = None, *, restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class PreparedMeasurement:
     """A request that can be measured, and where. Made by `prepare`."""
 
-    request: Request
+    request: PerplexityRequest
     work: Path
     job: Job
     model: ModelFacts
     content: Mapping[str, str]  # of the model: file -> sha256
-    windows: Windows
+    windows: TextWindows
     reference: Output | None
     tokenizer_digest: str
     is_begun: bool  # whether there is an output, of this very measurement unless it is a restart
@@ -147,7 +149,7 @@ class Measurement:
         if self.is_begun:  # not before: it may be another measurement's, which is refused
             _write_job(self.job, self.work)
         output = read_output(self.job.output.path)
-        found = Found(
+        found = RecordInputs(
             windows=self.windows,
             output=output,
             bits=stored_bits(self.model, output),
@@ -159,7 +161,9 @@ class Measurement:
         return record
 
 
-def default_work(request: Request, content: Mapping[str, str], windows: Windows) -> Path:
+def default_work(
+    request: PerplexityRequest, content: Mapping[str, str], windows: TextWindows
+) -> Path:
     """The folder of a request. Equal requests share one, so a second start continues the first.
 
     Equal are those that name the same content: weights or a text that changed are measured anew.
@@ -170,7 +174,7 @@ def default_work(request: Request, content: Mapping[str, str], windows: Windows)
     return Path("out", "measured", f"{_slug(request.label)}-{digest}")
 
 
-def check_windows(request: Request, max_model_len: int) -> None:
+def check_windows(request: PerplexityRequest, max_model_len: int) -> None:
     """Raise ConfigError for windows that the model does not take, or that do not overlap."""
     if request.context > max_model_len:
         raise ConfigError(
@@ -185,7 +189,7 @@ def check_windows(request: Request, max_model_len: int) -> None:
         )
 
 
-def check_vocabulary(windows: Windows, model: ModelFacts) -> None:
+def check_vocabulary(windows: TextWindows, model: ModelFacts) -> None:
     """Raise ConfigError for a token that the model does not have."""
     if windows.max_token_id >= model.vocab_size:
         raise ConfigError(
@@ -195,7 +199,7 @@ def check_vocabulary(windows: Windows, model: ModelFacts) -> None:
         )
 
 
-def _windows(request: Request, encoder: TokenEncoder) -> Windows:
+def _windows(request: PerplexityRequest, encoder: TokenEncoder) -> TextWindows:
     max_tokens = None
     if request.max_rows is not None:
         max_tokens = num_tokens_of(request.max_rows, request.context, request.stride)
@@ -204,7 +208,7 @@ def _windows(request: Request, encoder: TokenEncoder) -> Windows:
 
 
 def score_job(
-    request: Request,
+    request: PerplexityRequest,
     windows: Path,
     work: Path,
     *,

@@ -23,7 +23,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Request(Frozen):
+class PerplexityRequest(Frozen):
     """One model in one quantization, on one text. A relative path starts at the current directory.
 
     `settings`: further settings of the score job by dotted key, such as

@@ -23,7 +23,7 @@ from batchinfer.evaluation.pairs import (
     tops_of,
 )
 from batchinfer.evaluation.tokenizers import check_same_tokenizer, of_model, of_output
-from batchinfer.evaluation.windows import SCORED, Windows
+from batchinfer.evaluation.windows import SCORED, TextWindows
 from batchinfer.model import ModelFacts
 
 COLUMNS = ("token_ids", "token_logprobs", *TOPS)
@@ -47,7 +47,7 @@ def open_reference(location: str) -> Output:
     return output
 
 
-def check_reference(reference: Output, windows: Windows, model: ModelFacts) -> None:
+def check_reference(reference: Output, windows: TextWindows, model: ModelFacts) -> None:
     """Raise ConfigError unless the reference scored these windows, with the model's vocabulary.
 
     Before anything is computed.

@@ -41,7 +41,7 @@ _MAX_CHARS = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class TokenStream:
     """`ends`: bytes of the text (UTF-8) up to the end of each token; they never decrease."""
 
     token_ids: npt.NDArray[np.int32]  # [n]
@@ -49,7 +49,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class TextWindows:
     """`table`: a row each."""
 
     table: pa.Table
@@ -76,7 +76,7 @@ class Windows:
             temporary.replace(path)
 
 
-def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> Stream:
+def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> TokenStream:
     """The text's tokens, the first `max_tokens` of them. Reads no more of it than they need.
 
     Raises InputError for a text without tokens, or one that is too long.
@@ -95,7 +95,7 @@ def stream_of(text: Text, encoder: TokenEncoder, max_tokens: int | None) -> Stre
         stream = _encode(whole[:want_chars], encoder)
         if is_all or (want_tokens is not None and len(stream.token_ids) >= want_tokens):
             reader.warn()
-            return Stream(stream.token_ids[:max_tokens], stream.ends[:max_tokens])
+            return TokenStream(stream.token_ids[:max_tokens], stream.ends[:max_tokens])
         if want_chars >= _MAX_CHARS:
             raise InputError(
                 f"{text.name} has more than {_MAX_CHARS:,} characters: measure on its first "
@@ -138,7 +138,7 @@ class _Reader:
             )
 
 
-def _encode(text: str, encoder: TokenEncoder) -> Stream:
+def _encode(text: str, encoder: TokenEncoder) -> TokenStream:
     bare = encoder.encode([text], add_special_tokens=False)[0]
     (spans,) = encoder.spans([text])
     before, _ = encoder.affixes
@@ -148,13 +148,13 @@ def _encode(text: str, encoder: TokenEncoder) -> Stream:
     num_bytes = 1 + sum((lengths >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000))
     up_to = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_bytes)])
     ends = np.maximum.accumulate(up_to[spans[:, 1]]) if len(spans) else np.empty(0, np.int64)
-    return Stream(
+    return TokenStream(
         np.concatenate([np.array(before, np.int32), bare]),
         np.concatenate([np.zeros(len(before), np.int64), ends]),
     )
 
 
-def windows_of(stream: Stream, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows_of(stream: TokenStream, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(start, first scored token, stop) of each window, as positions in the stream."""
     num_tokens = len(stream.token_ids)
     start, scored = 0, 1
@@ -169,7 +169,7 @@ def num_tokens_of(num_windows: int, context: int, stride: int) -> int:
     return context + (num_windows - 1) * stride
 
 
-def make_windows(stream: Stream, context: int, stride: int) -> Windows:
+def make_windows(stream: TokenStream, context: int, stride: int) -> TextWindows:
     """Raises InputError if there is none.
 
     The caller sees to it that 1 <= stride < context.
@@ -196,7 +196,7 @@ def make_windows(stream: Stream, context: int, stride: int) -> Windows:
             NUM_BYTES: pa.array(num_bytes),
         }
     )
-    return Windows(
+    return TextWindows(
         table=table,
         digest=digest.hexdigest(),
         num_windows=len(bounds),

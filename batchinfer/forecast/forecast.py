@@ -127,7 +127,7 @@ def simulate(lengths: Lengths, facts: EngineFacts) -> Int64Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RemainingRows:
     """What is left of a job, and in which order it will come."""
 
     num_rows: int
@@ -137,7 +137,7 @@ class Left:
     chunk_rows: int  # rows that are put in order together
 
 
-def forecast(waves: Sequence[Wave], facts: EngineFacts, left: Left) -> Forecast:
+def forecast(waves: Sequence[Wave], facts: EngineFacts, left: RemainingRows) -> Forecast:
     """What is left will take. The samples of a row are next to each other in `waves`.
 
     The range comes from doing it again with rows drawn anew from the measured ones, and with
@@ -197,7 +197,7 @@ def _measured_steps(waves: Sequence[Wave], facts: EngineFacts) -> tuple[Float64A
 
 
 def _draw(
-    measured: Lengths, rows: Int64Array, left: Left, random: np.random.Generator
+    measured: Lengths, rows: Int64Array, left: RemainingRows, random: np.random.Generator
 ) -> list[Lengths]:
     """Requests of what is left, chunk by chunk in order of admission; two equal halves if it is
     much.

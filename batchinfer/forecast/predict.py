@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchinfer.config import Job
-from batchinfer.forecast.forecast import Interval, Left, forecast
+from batchinfer.forecast.forecast import Interval, RemainingRows, forecast
 from batchinfer.forecast.measure import Measurement
 from batchinfer.forecast.sample import Sample
 from batchinfer.tasks import task_of
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class RemainingWork:
     """What a run would find."""
 
     num_results: int  # not done yet, estimated with the share that passes the filter
@@ -27,7 +27,7 @@ class Rest:
 class Prediction:
     """What the rest takes, from the command to the end of its process."""
 
-    left: Left
+    left: RemainingRows
     prompt_tokens: float
     completion_tokens: Interval
     start_s: float
@@ -43,12 +43,12 @@ class Prediction:
         return self.total_s.times(price_per_hour / 3600)
 
 
-def predict(job: Job, sample: Sample, rest: Rest, measurement: Measurement) -> Prediction:
+def predict(job: Job, sample: Sample, rest: RemainingWork, measurement: Measurement) -> Prediction:
     """`measurement`: of the sample's prompts. Reading is beside the engine, and may be slower."""
     num_samples = task_of(job).num_samples
     num_rows = -(-rest.num_results // num_samples)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
-    left = Left(
+    left = RemainingRows(
         num_rows=max(1, round(num_rows * sample.prompt_share / sample.passing_share)),
         num_samples=num_samples,
         prompt_tokens=sample.lengths,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from batchinfer.forecast.predict import Rest
+from batchinfer.forecast.predict import RemainingWork
 from batchinfer.forecast.sample import Sample
 from batchinfer.ledger import Results, Survey
 from batchinfer.runner.decide import Complete, Restart, Resume
@@ -60,11 +60,11 @@ class Work:
         """Whether that follows without the share of rows that pass the filter."""
         return self.num_rows_left * self.num_samples <= self.num_in_parts
 
-    def rest(self, sample: Sample, ready_s: float) -> Rest:
+    def rest(self, sample: Sample, ready_s: float) -> RemainingWork:
         """What is left of work that is not done. `sample`: of the shards that are left."""
         num_rows = self.num_rows_left
         num_expected = round(num_rows * sample.passing_share) * self.num_samples
-        return Rest(
+        return RemainingWork(
             num_results=num_expected - self.num_in_parts,
             chunk_rows=min(self.window_rows, -(-num_rows // len(self.left))),
             ready_s=ready_s,

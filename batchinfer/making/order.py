@@ -25,8 +25,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
-    """Who is told how far it is."""
+class Reporter:
+    """Where progress is reported to."""
 
     say: Callable[[str], None]  # what is done now
     move: Callable[[float], None]  # its share that is done, 0 to 1
@@ -34,6 +34,6 @@ class Teller:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class LayerCounts:
     num_quantized: int  # linear layers
     num_linear: int

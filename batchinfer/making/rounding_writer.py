@@ -18,7 +18,7 @@ import torch
 
 from batchinfer.errors import ConfigError
 from batchinfer.making.layers import computed_together, linear_layers
-from batchinfer.making.order import Made
+from batchinfer.making.order import LayerCounts
 from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
     DTYPES,
@@ -38,7 +38,9 @@ from batchinfer.storage.local_errors import os_errors
 OnProgress = Callable[[int, int], None]
 
 
-def round_to_nearest(source: Path, target: Path, recipe: Recipe, on_progress: OnProgress) -> Made:
+def round_to_nearest(
+    source: Path, target: Path, recipe: Recipe, on_progress: OnProgress
+) -> LayerCounts:
     """Write the model of `source` into `target`, an empty folder, quantized as `recipe` says.
 
     Raises ConfigError for a model that cannot be.
@@ -58,7 +60,7 @@ def round_to_nearest(source: Path, target: Path, recipe: Recipe, on_progress: On
         except BaseException:
             files.abandon()
             raise
-    return Made(len(layers), len(layers) + len(kept & {n[:-7] for n in weights.shapes}))
+    return LayerCounts(len(layers), len(layers) + len(kept & {n[:-7] for n in weights.shapes}))
 
 
 def _writer(recipe: Recipe) -> Any:

@@ -7,7 +7,6 @@ the functions that chat templates of models expect); what it does to one convers
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import re
@@ -66,10 +65,6 @@ class ChatTemplate:
         refuse_chat_template(self.source, _KEY if template else "the tokenizer's chat template")
         self._takes_only_parts = False
         self._takes_only_parts = not self._writes(_MARK) and self._writes(_as_parts(_MARK))
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.source.encode()).hexdigest()
 
     def render(self, messages: Messages) -> str:
         """Raises RowError if the template refuses the conversation."""

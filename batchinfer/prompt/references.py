@@ -51,19 +51,21 @@ class References:
     places: tuple[Reference, ...]
 
 
-class Refused(Exception):
+class UnsupportedTemplate(Exception):
     """What a template of one prompt cannot do: the sentence for whoever wrote it."""
 
 
 def find_references(tree: nodes.Template, functions: frozenset[str]) -> References:
-    """Look through `tree` and rewrite it. Raises Refused; jinja2's errors pass.
+    """Look through `tree` and rewrite it. Raises UnsupportedTemplate; jinja2's errors pass.
 
     `functions`: names that are not columns where they are called.
     """
     if found := next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport)), None):
-        raise Refused(f"{type(found).__name__.lower()}: there is no other template to take")
+        raise UnsupportedTemplate(
+            f"{type(found).__name__.lower()}: there is no other template to take"
+        )
     if tree.find(nodes.Extends):
-        raise Refused("extends: there is no other template to take")
+        raise UnsupportedTemplate("extends: there is no other template to take")
     spelt = _spell_apart(tree)
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
     _refuse_names(tree, functions - own)
@@ -158,7 +160,7 @@ def _refuse_names(tree: nodes.Template, functions: frozenset[str]) -> None:
     for name in tree.find_all(nodes.Name):
         is_function = name.name in functions and id(name) not in called
         if is_function or (name.name == "self" and id(name) not in parts):
-            raise Refused(
+            raise UnsupportedTemplate(
                 f"{name.name!r} is not a variable in a template; for a column of that name write "
                 f'{ROW}["{name.name}"]'
             )

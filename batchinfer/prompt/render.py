@@ -19,7 +19,7 @@ from jinja2.utils import Namespace
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.bounds import check_printable
 from batchinfer.prompt.numbers import readable_reason
-from batchinfer.prompt.references import Refused, find_references, operation_problem
+from batchinfer.prompt.references import UnsupportedTemplate, find_references, operation_problem
 from batchinfer.prompt.sandbox import Sandbox, begin_row, bounded_range
 from batchinfer.prompt.stand_ins import default, is_defined, is_none, json_value
 
@@ -40,13 +40,13 @@ class TextTemplate:
         try:
             tree = environment.parse(source)
             if problem := operation_problem(tree, environment):
-                raise Refused(problem)
+                raise UnsupportedTemplate(problem)
             found = find_references(tree, _FUNCTIONS)
             environment.count_loops(tree)
             self._template = environment.from_string(tree)
         except TemplateSyntaxError as error:
             raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
-        except Refused as error:
+        except UnsupportedTemplate as error:
             raise ConfigError(f"{key}: {error}") from None
         except TemplateError as error:  # constants are computed now, and the sandbox refuses one
             raise ConfigError(f"{key}: {error.message}") from None

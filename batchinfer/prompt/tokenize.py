@@ -110,7 +110,6 @@ class Prompter:
             )
         self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)
         self.columns: tuple[str, ...] = tuple(needed_columns(prompt))
-        self.facts: dict[str, str] = {"chat_template_sha256": chat.sha256} if chat else {}
 
     @property
     def encoder(self) -> TokenEncoder:

@@ -12,18 +12,18 @@ import pytest
 
 from batchinfer.config import load_job
 from batchinfer.errors import ConfigError
-from batchinfer.evaluation import Request
+from batchinfer.evaluation import PerplexityRequest
 from batchinfer.evaluation.folders import check_out, check_work, local_folder, make_work
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.perplexity import default_work, measure
-from batchinfer.evaluation.windows import Stream, make_windows
+from batchinfer.evaluation.windows import TokenStream, make_windows
 from tests.support.in_process import run_here
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 
 
-def request(text: Path, **changes: Any) -> Request:
+def request(text: Path, **changes: Any) -> PerplexityRequest:
     asked = {"label": "a", "model": str(MODEL), "data": str(text), "context": 16, "stride": 4}
-    return Request(**{**asked, **changes})
+    return PerplexityRequest(**{**asked, **changes})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -65,8 +65,8 @@ def test_a_folder_with_nothing_but_an_old_lease_is_no_output(tmp_path: Path) -> 
 
 
 def test_the_example_job_and_the_command_keep_their_results_in_different_places() -> None:
-    windows = make_windows(Stream(np.arange(3, dtype=np.int32), np.arange(3)), 2, 1)
-    work = default_work(Request(label="demo", model=str(MODEL)), {}, windows)
+    windows = make_windows(TokenStream(np.arange(3, dtype=np.int32), np.arange(3)), 2, 1)
+    work = default_work(PerplexityRequest(label="demo", model=str(MODEL)), {}, windows)
     of_job = Path(load_job(str(ROOT / "jobs/perplexity.yaml")).job.output.path)
     assert of_job not in [work, *work.parents]
     assert work not in of_job.parents

@@ -17,8 +17,8 @@ import pytest
 
 import batchinfer
 from batchinfer.errors import ConfigError, EngineDied, InputError
-from batchinfer.evaluation import Record, Request
-from batchinfer.evaluation.figures import Totals, mean_nll
+from batchinfer.evaluation import PerplexityRequest, Record
+from batchinfer.evaluation.figures import ScoredRows, mean_nll
 from batchinfer.evaluation.intervals import ratio_interval
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.perplexity import measure, prepare
@@ -27,9 +27,9 @@ from tests.evaluation.conftest import on_fake
 from tests.support.jobs import MODEL, run
 
 
-def request(text: Path, **changes: Any) -> Request:
+def request(text: Path, **changes: Any) -> PerplexityRequest:
     asked = {"label": "a b", "model": str(MODEL), "data": str(text), "context": 16, "stride": 4}
-    return Request(**{**asked, **changes})
+    return PerplexityRequest(**{**asked, **changes})
 
 
 @pytest.mark.usefixtures("fake")
@@ -237,7 +237,7 @@ def test_a_logprob_that_is_no_number_fails_the_measurement_and_can_be_mended(
 
 @pytest.mark.parametrize("nll", [1e9, -1.0])
 def test_a_mean_that_is_no_perplexity_is_refused(nll: float) -> None:
-    totals = Totals(np.array([nll]), np.array([2.0]), np.array([4.0]))
+    totals = ScoredRows(np.array([nll]), np.array([2.0]), np.array([4.0]))
     with pytest.raises(ConfigError, match="no working model has"):
         mean_nll(totals, "x")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from batchinfer.evaluation import Record, Request
+from batchinfer.evaluation import PerplexityRequest, Record
 
 
 def record(**changes: object) -> Record:
@@ -21,8 +21,8 @@ def test_a_record_and_a_request_go_through_json_unchanged() -> None:
     """Floats to the last bit."""
     have = record(kl=0.1 + 0.2)
     assert Record.model_validate_json(have.model_dump_json()) == have
-    asked = Request(label="a", model="m", settings={"engine.max_num_seqs": 8})
-    assert Request.model_validate_json(asked.model_dump_json()) == asked
+    asked = PerplexityRequest(label="a", model="m", settings={"engine.max_num_seqs": 8})
+    assert PerplexityRequest.model_validate_json(asked.model_dump_json()) == asked
 
 
 def test_a_failed_request_is_a_record_too() -> None:

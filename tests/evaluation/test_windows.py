@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation import windows as module
 from batchinfer.evaluation.texts import NAMED, text_of
-from batchinfer.evaluation.windows import Stream, make_windows, stream_of, windows_of
+from batchinfer.evaluation.windows import TokenStream, make_windows, stream_of, windows_of
 from batchinfer.prompt.encode import TokenEncoder
 from tests.support.jobs import MODEL, ROOT
 
@@ -24,10 +24,10 @@ def encoder() -> TokenEncoder:
     return TokenEncoder(str(MODEL))
 
 
-def stream(num_tokens: int) -> Stream:
+def stream(num_tokens: int) -> TokenStream:
     """Of tokens that are their positions, three bytes each."""
     positions = np.arange(num_tokens, dtype=np.int32)
-    return Stream(positions, 3 * (positions.astype(np.int64) + 1))
+    return TokenStream(positions, 3 * (positions.astype(np.int64) + 1))
 
 
 @given(num_tokens=st.integers(0, 60), context=st.integers(2, 20), data=st.data())

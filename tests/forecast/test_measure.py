@@ -24,7 +24,7 @@ from batchinfer.engine.demands.completion import (
     CompletionDemand,
     CompletionRequest,
 )
-from batchinfer.forecast.forecast import Left, Lengths, Wave, forecast, simulate
+from batchinfer.forecast.forecast import Lengths, RemainingRows, Wave, forecast, simulate
 from batchinfer.testing import FakeEngine, FakePlan
 from tests.support.jobs import Ended, Place, job, kill, run, start, wait, wait_until, write_job
 
@@ -259,7 +259,9 @@ def test_a_forecast_from_a_narrow_measurement_is_the_time_of_the_full_engine(
     seconds = [0.01, 0.0002, 0.00003]
     small = wave_of(lengths_of([30] * 3, [20, 25, 30]), facts, seconds)
     large = wave_of(lengths_of([30] * 15, [20, 25, 30] * 5), facts, seconds)
-    left = Left(num_rows, 1, np.full(num_rows, 30), is_longest_first=True, chunk_rows=num_rows)
+    left = RemainingRows(
+        num_rows, 1, np.full(num_rows, 30), is_longest_first=True, chunk_rows=num_rows
+    )
     found = forecast([small, large], facts, left)
     job = lengths_of([30] * num_rows, np.resize([20, 25, 30], num_rows).tolist())
     real_s = float(simulate(job, facts).sum(axis=0) @ seconds)

@@ -33,12 +33,12 @@ _OF_PROMPT = ("error_type", "num_prompt_tokens", "token_ids")
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class RowCounts:
     rows: int
     failed: int
 
 
-def check_output(folder: Path, job: Job, output: Path, ran: Ended) -> Totals:
+def check_output(folder: Path, job: Job, output: Path, ran: Ended) -> RowCounts:
     """Raises Broken unless each row has its results, and nothing else is there."""
     finished = {str(path.relative_to(output)): path for path in _finished(output)}
     paths = set(job.input.path)
@@ -58,7 +58,7 @@ def check_output(folder: Path, job: Job, output: Path, ran: Ended) -> Totals:
         if paths <= _ROOTS.keys() or all(path == f"in/{name}" for path in paths):
             _Shard(folder / "in" / name, name, job, ran).check(table)
     num_failed = sum(len(t) - t.column("error_type").null_count for t in tables.values())
-    return Totals(sum(map(len, tables.values())), num_failed)
+    return RowCounts(sum(map(len, tables.values())), num_failed)
 
 
 def stable_results(output: Path) -> dict[str, list[str]]:

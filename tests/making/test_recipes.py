@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from batchinfer.cli import quantize as command
 from batchinfer.cli.quantization import own_options, recipe_options
 from batchinfer.errors import ConfigError
-from batchinfer.making.order import Made, Order, Teller
+from batchinfer.making.order import LayerCounts, Order, Reporter
 from batchinfer.quantization import RECIPES, Option, Recipe
 from tests.support.jobs import MODEL
 
@@ -35,11 +35,11 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     """What the recipe's module was asked to make."""
     found: list[Order] = []
 
-    def make(order: Order, teller: Teller) -> Made:
+    def make(order: Order, reporter: Reporter) -> LayerCounts:
         found.append(order)
         (order.target / "config.json").write_text("{}")
         (order.target / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-        return Made(1, 1)
+        return LayerCounts(1, 1)
 
     module = ModuleType("made_up_maker")
     module.__dict__["make"] = make

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchinfer.making.order import Teller
+from batchinfer.making.order import Reporter
 from batchinfer.making.trellis.finished import FinishedBlocks
 from batchinfer.making.trellis.ldlq import CodedParts, Coder, code_layers, damped, feedback
 from batchinfer.making.trellis.make import Coding, _tokens
@@ -309,7 +309,7 @@ def test_of_a_long_row_the_first_tokens_are_taken(model: Path, tmp_path: Path, c
     long = tmp_path / "long.parquet"
     pl.DataFrame({"description": ["a word and " * 200_000]}).write_parquet(long)
     coding = Coding(2, "mcg", pl.read_parquet(long)["description"].to_list())
-    ignored = Teller(lambda said: None, lambda share: None, lambda said: None)
+    ignored = Reporter(lambda said: None, lambda share: None, lambda said: None)
     tokens = _tokens(model, coding, ignored, 128)
     assert tokens.numel() == 2048
     ended = quantize(*arguments(model, tmp_path / "out", long), cache=cache)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchinfer.making.order import Teller
+from batchinfer.making.order import Reporter
 from batchinfer.making.trellis.ldlq import Coder, code_layers
 from batchinfer.making.trellis.make import Coding, Places, code_model
 from batchinfer.making.trellis.viterbi import TorchSearch
@@ -103,7 +103,7 @@ def test_the_demo_model_is_coded(libraries: Path, tmp_path: Path) -> None:
         Coding(2, "mcg", texts),
         Places(tmp_path / "finished", "key", libraries),
         frozenset(),
-        Teller(losses.append, lambda share: None, losses.append),
+        Reporter(losses.append, lambda share: None, losses.append),
     )
     assert made.num_quantized == made.num_linear == 42
     assert (target / "model.safetensors").stat().st_size < 4_500_000

@@ -20,7 +20,7 @@ from batchinfer.quantization.methods.qtip import cpu, cpu_backend, decided, line
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
 from batchinfer.quantization.methods.qtip.cpu import KINDS, ORDERS, Layer, Library
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
-from batchinfer.quantization.methods.qtip.loading import Pieces, Span
+from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span
 from batchinfer.quantization.methods.qtip.trellis import decode_tiles
 
 pytestmark = [
@@ -222,7 +222,7 @@ def test_a_cpu_decodes_at_load_unless_it_is_asked_and_able_to_keep_layers_packed
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     coded = random_coded("mcg", 2)
-    pieces = Pieces("a", Span(SIZE_IN, 0, SIZE_IN), [Span(SIZE_OUT, 0, SIZE_OUT)])
+    pieces = LayerPieces("a", Span(SIZE_IN, 0, SIZE_IN), [Span(SIZE_OUT, 0, SIZE_OUT)])
 
     def why(shard: Coded = coded, *, is_cpu: bool = True) -> str | None:
         return decided.why_decoded([shard], pieces, is_cpu=is_cpu, is_cut_within=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from batchinfer.quantization.methods.qtip import relaxml
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import LayerFormat, format_of
-from batchinfer.quantization.methods.qtip.loading import Pieces, Span
+from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span
 from batchinfer.quantization.methods.qtip.trellis import (
     stream_of_states,
     swap_halves,
@@ -41,7 +41,7 @@ def stored(file: str, number: int) -> tuple[dict[str, Tensor], Tensor]:
 def coded(parts: dict[str, Tensor], layer: LayerFormat) -> Coded:
     """As the engine loads it."""
     num_in, num_out = (16 * size for size in parts["trellis"].shape[:2])
-    pieces = Pieces("layer", Span(num_in, 0, num_in), [Span(num_out, 0, num_out)])
+    pieces = LayerPieces("layer", Span(num_in, 0, num_in), [Span(num_out, 0, num_out)])
     for part, tensor in parts.items():
         pieces.add(part, tensor, [0])
     return pieces.coded(0, layer)

@@ -23,7 +23,7 @@ from batchinfer.quantization import (
 from batchinfer.quantization.methods.qtip import linear
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import LayerFormat
-from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
+from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span, random_parts
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +147,7 @@ def test_memory_is_that_of_the_decoded_weights_on_a_cpu() -> None:
 
 
 def pieces(parts: dict[str, torch.Tensor], inputs: Span, outputs: Span) -> Coded:
-    found = Pieces("layer", inputs, [outputs])
+    found = LayerPieces("layer", inputs, [outputs])
     for part, tensor in parts.items():
         found.add(part, tensor, [0])
     return found.coded(0, LayerFormat("mcg"))
@@ -183,9 +183,9 @@ def test_the_shares_of_several_devices_are_the_layer_of_one(num_devices: int) ->
 
 def test_a_cut_within_a_block_is_refused() -> None:
     with pytest.raises(ValueError, match=r"its 512 inputs would be cut at 64 and 128 .* lower mod"):
-        Pieces("layer", Span(512, 64, 128), [Span(128, 0, 128)])
+        LayerPieces("layer", Span(512, 64, 128), [Span(128, 0, 128)])
     parts = parts_of(256, 256)
-    found = Pieces("layer", Span(256, 0, 128), [Span(256, 0, 256)])
+    found = LayerPieces("layer", Span(256, 0, 128), [Span(256, 0, 256)])
     for part, tensor in parts.items():
         found.add(part, tensor, [0])
     with pytest.raises(ValueError, match="Hadamard over a whole side, which cannot be cut"):
@@ -197,7 +197,7 @@ def test_what_is_stored_as_one_layer_becomes_several() -> None:
     parts = parts_of(256, 512)
     whole = dense(pieces(parts, Span(256, 0, 256), Span(512, 0, 512)))
     spans = [Span(256, 0, 256), Span(128, 0, 128), Span(128, 0, 128)]
-    found = Pieces("qkv", Span(256, 0, 256), spans)
+    found = LayerPieces("qkv", Span(256, 0, 256), spans)
     for part, tensor in parts.items():
         found.add(part, tensor, [0, 1, 2])
     shards = [dense(found.coded(index, LayerFormat("mcg"))) for index in range(3)]

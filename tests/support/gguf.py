@@ -15,17 +15,17 @@ from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.engine.llama_cpp.engine import LlamaCppEngine
 from batchinfer.engine.llama_cpp.kind import KIND
 from batchinfer.making.gguf.make import make
-from batchinfer.making.order import Made, Order, Teller
+from batchinfer.making.order import LayerCounts, Order, Reporter
 from batchinfer.quantization import RECIPES
 from batchinfer.runner.factory import engine_spec, model_of
 from tests.support.models import read_model
 
 
-def make_gguf(source: Path, target: Path, kind: str = "f32") -> Made:
+def make_gguf(source: Path, target: Path, kind: str = "f32") -> LayerCounts:
     """As `batchinfer quantize SOURCE TARGET --method gguf --type KIND`."""
     folder = target.parent / f"{target.name}.made"
     folder.mkdir(parents=True)
-    quiet = Teller(lambda _: None, lambda _: None, lambda _: None)
+    quiet = Reporter(lambda _: None, lambda _: None, lambda _: None)
     order = Order(
         read_model(str(source)), folder, RECIPES["gguf"], {"type": kind}, [], folder, None
     )

@@ -26,7 +26,7 @@ from batchinfer.errors import BatchInferError, LeaseHeld
 from batchinfer.evaluation.comparison.spec import Planned
 from batchinfer.evaluation.content import model_content, text_digest
 from batchinfer.evaluation.outputs import read_output
-from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.record import PerplexityRequest, Record
 from batchinfer.storage.flock import FileLock
 from batchinfer.storage.local_errors import os_errors
 
@@ -125,7 +125,7 @@ class Cache:
                     shutil.rmtree(folder)
 
 
-def key_of(request: Request) -> str:
+def key_of(request: PerplexityRequest) -> str:
     """Names everything that decides the figures, but not what they are called or compared with.
 
     Raises ConfigError for a model, a text or a folder that is not there or damaged.

@@ -17,7 +17,7 @@ from typing import Any
 from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.evaluation.comparison.cache import write_whole
 from batchinfer.evaluation.perplexity import measure
-from batchinfer.evaluation.record import Request
+from batchinfer.evaluation.record import PerplexityRequest
 from batchinfer.telemetry.logs import Warnings
 
 _PR_SET_PDEATHSIG = 1
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     _die_with_parent(int(arguments.pop()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asked, work, answer = map(Path, arguments)
-    request = Request.model_validate_json(asked.read_bytes())
+    request = PerplexityRequest.model_validate_json(asked.read_bytes())
     content: dict[str, Any]
     with Warnings() as warned:
         try:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from batchinfer.errors import TransientError
-from batchinfer.evaluation.record import Record, Request
+from batchinfer.evaluation.record import PerplexityRequest, Record
 from batchinfer.storage.local_errors import os_errors
 
 #: The program of a child: REQUEST WORK ANSWER, three paths, and our process id.
@@ -37,7 +37,7 @@ class Failure:
 
 
 def measure_in_child(
-    request: Request,
+    request: PerplexityRequest,
     work: Path,
     log: Path,
     program: Sequence[str] = CHILD,

@@ -22,7 +22,7 @@ from batchinfer.config.section import Section, key_error
 from batchinfer.config.values import MAX_COUNT, FrozenMapping, LocalOrHub, Text, Tuple, thaw
 from batchinfer.errors import ConfigError
 from batchinfer.evaluation.comparison.names import Name, check_name
-from batchinfer.evaluation.record import Request
+from batchinfer.evaluation.record import PerplexityRequest
 from batchinfer.evaluation.settings import SECTIONS, is_allowed
 
 #: Settings that an entry has a key of its own for.
@@ -168,7 +168,7 @@ class Spec(_Shared):
 class Planned:
     """A request of a spec. `reference`: the label that it is compared with, never its own."""
 
-    request: Request
+    request: PerplexityRequest
     reference: str | None
     key: str  # where it stands in the spec, such as entries.0
 
@@ -210,10 +210,10 @@ def requests_of(spec: Spec) -> list[Planned]:
     ]
 
 
-def _request(spec: Spec, entry: Entry, label: str, quantization: str) -> Request:
+def _request(spec: Spec, entry: Entry, label: str, quantization: str) -> PerplexityRequest:
     is_own_engine = "engine" in entry.model_fields_set
     merged: dict[str, Any] = {**thaw(spec.settings), **thaw(entry.settings)}
-    return Request(
+    return PerplexityRequest(
         label=label,
         family=entry.family_name,
         model=entry.model,

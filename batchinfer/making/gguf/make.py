@@ -25,7 +25,7 @@ from batchinfer.making.gguf.architectures import (
     tensor_name,
 )
 from batchinfer.making.gguf.vocabulary import VocabularyEntries, read_vocabulary
-from batchinfer.making.order import Made, Order, Teller
+from batchinfer.making.order import LayerCounts, Order, Reporter
 from batchinfer.model.folder import read_json
 from batchinfer.model.shape import text_config
 from batchinfer.model.weights import read_header, weight_files
@@ -39,7 +39,7 @@ _ROWS = 4096  # converted together
 _QUANTIZED_BLOCK = 32
 
 
-def make(order: Order, teller: Teller) -> Made:
+def make(order: Order, reporter: Reporter) -> LayerCounts:
     """See `making.make`. Raises ConfigError for a model that is not converted."""
     source = Path(order.model.path)
     config_file = str(source / "config.json")
@@ -50,7 +50,7 @@ def make(order: Order, teller: Teller) -> Made:
     num_tokens = places["model.embed_tokens.weight"][2].shape[0]
     vocabulary = read_vocabulary(Path(order.model.tokenizer_path), num_tokens)
     kind = order.options["type"]
-    teller.say(f"writing {kind} in GGUF")
+    reporter.say(f"writing {kind} in GGUF")
     target = order.target / FILE_NAME
     writer = _writer(target, family, kind)
     _add_settings(writer, settings_of(family, text, config_file), source.name)
@@ -62,10 +62,10 @@ def make(order: Order, teller: Teller) -> Made:
         if not (is_tied and name == "lm_head.weight")
     }
     tensors = {name: found for name, found in tensors.items() if found[1] is not None}
-    _write(writer, tensors, family, {**text, "rope": rope_factors(text)}, kind, teller)
+    _write(writer, tensors, family, {**text, "rope": rope_factors(text)}, kind, reporter)
     num_quantized = sum(t.dtype == "Q8_0" for t in read_gguf(target).tensors.values())
     num_linear = sum(len(place[2].shape) > 1 for place, _ in tensors.values())
-    return Made(num_quantized, num_linear)
+    return LayerCounts(num_quantized, num_linear)
 
 
 def _writer(target: Path, family: Family, kind: str) -> Any:
@@ -137,7 +137,7 @@ def _write(
     family: Family,
     text: Mapping[str, Any],
     kind: str,
-    teller: Teller,
+    reporter: Reporter,
 ) -> None:
     """All tensors' names and shapes first, then one after the other."""
     import gguf
@@ -173,7 +173,7 @@ def _write(
     for number, (name, (place, _)) in enumerate(tensors.items(), 1):
         heads = num_permuted_heads(name, family, text)
         writer.write_tensor_data(_converted(name, place, stored[name], heads))
-        teller.move(number / len(tensors))
+        reporter.move(number / len(tensors))
     writer.close()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from batchinfer.errors import ConfigError, InputError, TransientError
 from batchinfer.making.layers import computed_together, linear_layers
-from batchinfer.making.order import Made, Teller
+from batchinfer.making.order import LayerCounts, Reporter
 from batchinfer.making.stored_weights import (
     DTYPE_NAMES,
     FLOATS,
@@ -78,8 +78,8 @@ def code_model(
     coding: Coding,
     places: Places,
     cpu_flags: frozenset[str],
-    teller: Teller,
-) -> Made:
+    reporter: Reporter,
+) -> LayerCounts:
     """Write the model of `source` into `target`, an empty folder.
 
     On the GPU if torch sees one. Raises ConfigError for a model that cannot be coded, InputError
@@ -92,13 +92,13 @@ def code_model(
         )
     weights = StoredWeights(weight_files(source))
     layers, kept = linear_layers(source, weights.shapes)
-    groups = _groups(weights, layers, teller)
+    groups = _groups(weights, layers, reporter)
     coded = {layer for group in groups for layer in group}
-    tokens = _tokens(source, coding, teller, max(weights.shapes[f"{n}.weight"][1] for n in coded))
+    tokens = _tokens(source, coding, reporter, max(weights.shapes[f"{n}.weight"][1] for n in coded))
     finished = FinishedBlocks(places.finished, places.key)
     tlut = gaussian_tlut() if coding.code == "hyb" else None
     values = table(coding.code, tlut).float()
-    progress = _Progress(teller, sum(_size(weights, layer) for layer in coded))
+    progress = _Progress(reporter, sum(_size(weights, layer) for layer in coded))
     device = _device()
     if device.type == "cuda":
         search = search_on_gpu(values, coding.num_bits, places.libraries)
@@ -124,10 +124,10 @@ def code_model(
         ) from error
     _write(source, target, weights, coded, (layers - coded) | kept, coding, finished)
     stored = {name.removesuffix(".weight") for name in weights.shapes}
-    return Made(len(coded), len(layers | (kept & stored)))
+    return LayerCounts(len(coded), len(layers | (kept & stored)))
 
 
-def _groups(weights: StoredWeights, layers: set[str], teller: Teller) -> list[list[str]]:
+def _groups(weights: StoredWeights, layers: set[str], reporter: Reporter) -> list[list[str]]:
     """The layers to be coded, those that are computed as one together."""
     groups: list[list[str]] = []
     for layer in sorted(layers):
@@ -147,7 +147,7 @@ def _groups(weights: StoredWeights, layers: set[str], teller: Teller) -> list[li
         if odd := [size for size in sorted(sizes) if size % BLOCK]:
             why = f"{BLOCK} does not divide {odd[0]}"
         if why:
-            teller.note(f"{', '.join(group)}: unquantized, as {why}")
+            reporter.note(f"{', '.join(group)}: unquantized, as {why}")
         else:
             found.append(group)
     if not found:
@@ -158,13 +158,13 @@ def _groups(weights: StoredWeights, layers: set[str], teller: Teller) -> list[li
     return found
 
 
-def _tokens(source: Path, coding: Coding, teller: Teller, num_inputs: int) -> Tensor:
+def _tokens(source: Path, coding: Coding, reporter: Reporter, num_inputs: int) -> Tensor:
     """Calibration tokens, int64 [sequences, tokens], none without texts.
 
     At least as many as the widest coded layer has inputs, or their moments tell nothing of some.
     """
     if not coding.texts:
-        teller.note(
+        reporter.note(
             "no calibration texts: every input of a layer counts alike, which costs quality most "
             "at 2 bits; --calibration and --column name some"
         )
@@ -174,7 +174,7 @@ def _tokens(source: Path, coding: Coding, teller: Teller, num_inputs: int) -> Te
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     rows = tokenizer(list(coding.texts), verbose=False)["input_ids"]
     if num_long := sum(len(row) > _MAX_TOKENS for row in rows):
-        teller.note(f"of the texts, the first {_MAX_TOKENS:,} tokens of {num_long:,} longer rows")
+        reporter.note(f"of the texts, the first {_MAX_TOKENS:,} tokens of {num_long:,} longer rows")
     ids = [token for row in rows for token in row[:_MAX_TOKENS]]
     if len(ids) < num_inputs:
         raise InputError(
@@ -256,9 +256,9 @@ class _Maker:
 class _Progress:
     """Progress on weights, counted in tiles that are searched."""
 
-    def __init__(self, teller: Teller, num_weights: int) -> None:
-        self._move = teller.move
-        self.note = teller.note
+    def __init__(self, reporter: Reporter, num_weights: int) -> None:
+        self._move = reporter.move
+        self.note = reporter.note
         self._num_weights = num_weights
         self._finished = 0
         self._searched = 0

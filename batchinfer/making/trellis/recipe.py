@@ -8,15 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchinfer.making.cached import content_key, user_cache
-from batchinfer.making.order import Made, Order, Teller
+from batchinfer.making.order import LayerCounts, Order, Reporter
 from batchinfer.making.trellis.make import Coding, Places, code_model
 from batchinfer.native import cpu_flags
 
 
-def make(order: Order, teller: Teller) -> Made:
+def make(order: Order, reporter: Reporter) -> LayerCounts:
     """Code the model in `bits` a weight and one of the codes. Raises what `code_model` does."""
     num_bits, code = int(order.options["bits"]), order.options["code"]
-    teller.say(f"coding with {num_bits} bits a weight ({code})")
+    reporter.say(f"coding with {num_bits} bits a weight ({code})")
     source = Path(order.model.path)
     texts = list(order.texts)
     # As it was first written: blocks that an older version finished are gone on with.
@@ -28,4 +28,4 @@ def make(order: Order, teller: Teller) -> Made:
         libraries=user_cache() / "libraries",
     )
     coding = Coding(num_bits, code, texts, order.model.max_model_len)
-    return code_model(source, order.target, coding, places, cpu_flags(), teller)
+    return code_model(source, order.target, coding, places, cpu_flags(), reporter)

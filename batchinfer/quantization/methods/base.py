@@ -145,7 +145,7 @@ class Recipe:
     #: Has `round_weight`, `uses_shared_scale`, `group_size_of` and `settings_of`, each of which
     #: takes the preset.
     write: str | None = None
-    make: str | None = None  # has `make(order, teller)`, see making/order.py
+    make: str | None = None  # has `make(order, reporter)`, see making/order.py
     modifier: str | None = None  # what learns from calibration texts; None: it takes none
     options: tuple[Option, ...] = ()  # for `make`
     #: Of models in the format of the method's authors, which are only stored anew: their key in

@@ -13,13 +13,13 @@ import torch
 
 from batchinfer.quantization.methods.qtip import cpu_backend, packed
 from batchinfer.quantization.methods.qtip.dense import Coded
-from batchinfer.quantization.methods.qtip.loading import Pieces
+from batchinfer.quantization.methods.qtip.loading import LayerPieces
 
 log = logging.getLogger(__name__)
 
 
 def why_decoded(
-    shards: Sequence[Coded], pieces: Pieces, *, is_cpu: bool, is_cut_within: bool
+    shards: Sequence[Coded], pieces: LayerPieces, *, is_cpu: bool, is_cut_within: bool
 ) -> str | None:
     """In words, why layers are decoded while they are loaded; None if they are computed packed.
 

@@ -45,7 +45,7 @@ class Span:
         return self.is_whole or not (self.first % BLOCK or self.end % BLOCK)
 
 
-class Pieces:
+class LayerPieces:
     """The parts of one layer: `tensors[i]` has those of part i by their names in the checkpoint."""
 
     def __init__(self, name: str, inputs: Span, outputs: Sequence[Span]) -> None:

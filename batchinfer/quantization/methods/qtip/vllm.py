@@ -41,7 +41,7 @@ from batchinfer.quantization.methods.qtip.decided import (
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import PARTS, format_of, is_lost, layers_of
 from batchinfer.quantization.methods.qtip.linear import Packed, backend_for, run_linear
-from batchinfer.quantization.methods.qtip.loading import Pieces, Span, random_parts
+from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span, random_parts
 
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
@@ -184,7 +184,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> None:
         inputs = _inputs(layer, input_size, input_size_per_partition)
         outputs, layer.rows = _outputs(layer, output_partition_sizes)
-        layer.pieces = Pieces(self.prefix, inputs, outputs)
+        layer.pieces = LayerPieces(self.prefix, inputs, outputs)
         layer.dtype = params_dtype
         for part in PARTS:
             parameter = Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
@@ -202,7 +202,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         if layer.pieces is None:  # called once more
             return
-        pieces: Pieces = layer.pieces
+        pieces: LayerPieces = layer.pieces
         shards = self._shards(pieces)
         device = layer.trellis.device
         for part in PARTS:
@@ -250,7 +250,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
         identity = torch.eye(size, dtype=layer.dtype, device=layer.qweight.device)
         return run_linear(identity, _packed(layer)).T
 
-    def _shards(self, pieces: Pieces) -> list[Coded]:
+    def _shards(self, pieces: LayerPieces) -> list[Coded]:
         names = self.config.names_of(self.prefix)
         shards = []
         for index, parts in enumerate(pieces.tensors):
