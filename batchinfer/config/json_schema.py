@@ -6,6 +6,7 @@ Must not know: which engine applies a schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -20,23 +21,28 @@ _NAMED = frozenset(
 )
 
 
-def schema_problem(schema: Mapping[str, Any]) -> str | None:
-    """The first keyword, from the top, whose value the schema's own version of JSON Schema (that of
-    `$schema`, else 2020-12) does not allow, and where it is. Patterns are not looked at: each
-    engine has its own kind.
-    """
-    from jsonschema import FormatChecker
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
+_VERSION = re.compile(r"https?://json-schema\.org/(draft-0[467]|draft/(2019-09|2020-12))/schema#?")
 
-    kind = validator_for(schema, default=Draft202012Validator)
+
+def schema_problem(schema: Mapping[str, Any]) -> str | None:
+    """The first keyword whose value its version of JSON Schema (that of `$schema`, else 2020-12)
+    does not allow, and where it is. Patterns are not checked: each engine has its own dialect.
+    """
+    import jsonschema_rs
+
+    version = schema.get("$schema", "https://json-schema.org/draft/2020-12/schema")
+    if not isinstance(version, str) or not _VERSION.fullmatch(version):
+        return (
+            f"/$schema: {version!r} is not a known version of JSON Schema: draft-04, draft-06, "
+            "draft-07, 2019-09 and 2020-12 are, by their URLs (leave it out for 2020-12)"
+        )
     try:
-        kind.check_schema(schema, format_checker=FormatChecker(formats=()))
-    except SchemaError as error:
-        where = "".join(f"/{step}" for step in error.absolute_path)
+        jsonschema_rs.meta.validate(dict(schema))
+    except jsonschema_rs.ValidationError as error:
+        where = "".join(f"/{step}" for step in error.instance_path)
         return f"is not a valid JSON Schema: {where or '/'}: {error.message}"
-    except RecursionError:
-        return "is nested too deeply"
+    except (ValueError, RecursionError) as error:  # nested too deeply
+        return f"is not a valid JSON Schema: {error}"
     return None
 
 

@@ -14,14 +14,18 @@ from typing import Any
 class Documents:
     """Of `schema`, JSON Schema in the version that its `$schema` names, else 2020-12.
 
-    What cannot be decided fits: a pattern that is no regular expression of Python, say.
+    What cannot be decided fits: by a pattern that is not a regular expression of Rust's, say. Those
+    take linear time, or end; Python's may take hours, and no signal ends them.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        from jsonschema.validators import Draft202012Validator, validator_for
+        import jsonschema_rs
 
-        kind = validator_for(schema, default=Draft202012Validator)
-        self._validator = kind(schema)
+        self._validator: jsonschema_rs.Validator | None = None
+        try:
+            self._validator = jsonschema_rs.validator_for(dict(schema))
+        except (ValueError, RecursionError):  # ValidationError is a ValueError
+            return
 
     def fitting(self, text: str | None, *, is_cut: bool = False) -> str | None:
         """`text` if it is a document that fits. One that is cut and ends in a digit is a number
@@ -35,9 +39,11 @@ class Documents:
             return None
         if is_cut and text[-1].isdigit():
             return None
+        if self._validator is None:
+            return text
         try:
             return text if self._validator.is_valid(document) else None
-        except Exception:  # of the schema, not of the document
+        except (ValueError, RecursionError):  # too deep for it
             return text
 
 

@@ -51,7 +51,7 @@ def test_a_reference_that_an_engine_would_leave_out_is_refused(
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
-        ({"type": "strng"}, "/type: 'strng'"),
+        ({"type": "strng"}, '/type: "strng"'),
         ({"properties": {"a": {"minLength": -1}}}, "/properties/a/minLength: -1"),
         ({"properties": {"a": {"type": "string", "required": True}}}, "/properties/a/required"),
         ({"items": [1]}, "/items: "),
@@ -62,6 +62,14 @@ def test_a_keyword_that_cannot_have_its_value_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ValidationError, match=f"not a valid JSON Schema: {problem}"):
         StructuredSettings(json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "version", ["http://127.0.0.1:9/schema", 2020, ["http://json-schema.org/draft-07/schema#"], "x"]
+)
+def test_a_version_of_json_schema_that_is_not_known_is_refused(version: Any) -> None:
+    with pytest.raises(ValidationError, match=r"/\$schema: .* is not a known version"):
+        StructuredSettings(json_schema={"$schema": version, "type": "object"})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
         ({"$ref": "#/$defs/a", "minimum": 5, "$defs": {"a": {"type": "integer"}}}, "3", False),
         ({"items": {"$ref": "#"}, "type": "array"}, "[[[]], []]", True),
         ({"items": {"$ref": "#"}, "type": "array"}, "[[1]]", False),
-        ({"type": "string", "pattern": "\\p{L}"}, '"x"', True),  # no pattern of Python
+        ({"type": "string", "pattern": "\\p{L}"}, '"x"', True),
         ({"type": "nothing"}, "1", True),  # nor a type
         ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 5,
           "exclusiveMinimum": True}, "5", False),
@@ -32,6 +32,20 @@ OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 def test_a_document_fits_or_not(schema: dict[str, Any], text: str, fits: bool) -> None:
     assert Documents(schema).fitting(text) == (text if fits else None)
     assert Documents(schema).fitting(None) is None
+
+
+@pytest.mark.parametrize("pattern", [r"^(\w|\w\w|.)+!!$", r"^(?=a)(\w|\w\w|.)+!!$", r"(a+)+\1b$"])
+def test_a_pattern_ends_whatever_it_is_held_against(pattern: str) -> None:
+    """Python's own would take longer than the tests."""
+    text = '"' + "a" * 5000 + '"'
+    assert Documents({"pattern": pattern}).fitting(text) is None
+    assert Documents({"patternProperties": {pattern: {}}}).fitting(f"{{{text}: 1}}") is not None
+
+
+def test_every_price_is_a_multiple_of_a_cent() -> None:
+    cents = Documents({"type": "number", "multipleOf": 0.01})
+    assert all(cents.fitting(f"{price / 100:.2f}") for price in range(10_000))
+    assert cents.fitting("0.015") is None
 
 
 @pytest.mark.parametrize(
