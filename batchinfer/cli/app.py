@@ -23,7 +23,7 @@ from batchinfer.cli.init import init
 from batchinfer.cli.lazy import Lazy
 from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.renamed import Group
-from batchinfer.cli.source import JobSource, job_argument
+from batchinfer.cli.source import JobSource, job_argument, setting_options
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
 from batchinfer.limits import limit_met, raise_open_files, shortage
@@ -195,6 +195,21 @@ def try_(source: JobSource, row: str | None, prompt: str | None, logprobs: bool)
     if row is not None and prompt is not None:
         raise click.UsageError("--row or --prompt: there is one prompt")
     try_job(source, TryOptions(row, prompt, has_logprobs=logprobs))
+
+
+def _chat(target: str, sets: tuple[str, ...]) -> None:
+    """Talk with MODEL, a folder or hub name, or with the model of JOB as its settings say.
+
+    /help lists what can be changed meanwhile. Nothing is written.
+    """
+    from batchinfer.cli.chat import chat, source_of_target
+
+    chat(source_of_target(target, sets))
+
+
+cli.command("chat", short_help="Talk with a model.")(
+    click.argument("target", metavar="MODEL|JOB")(setting_options(_chat, ()))
+)
 
 
 @cli.command(short_help="Show the state of the runs on an output.")

@@ -24,10 +24,13 @@ from batchinfer.telemetry import Stdio
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """`stop`: asked for by a signal. `stdio`: the real streams; the process's lead to the log."""
+    """`stop`: asked for by a signal that `watchdog` sees. `stdio`: the real streams; the process's
+    lead to the log.
+    """
 
     stop: Stop
     stdio: Stdio
+    watchdog: Watchdog
 
 
 @contextmanager
@@ -49,7 +52,7 @@ def quiet_engine() -> Iterator[Quiet]:
     try:
         watchdog.watch()
         stdio.redirect(log)
-        yield Quiet(stop, stdio)
+        yield Quiet(stop, stdio, watchdog)
         is_kept = False
     except (Stopped, KeyboardInterrupt):
         is_kept = False

@@ -88,11 +88,15 @@ MORE_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class JobSource:
-    """`path` None: without a job file. `given`: (option, value) of those that were given."""
+    """`path` None: without a job file. `given`: (option, value) of those that were given.
+
+    `sets_name`: what messages call `sets`.
+    """
 
     path: str | None
     sets: tuple[str, ...]
     given: tuple[tuple[JobOption, Any], ...] = ()
+    sets_name: str = "--set"
 
     @property
     def title(self) -> str:
@@ -117,7 +121,13 @@ class JobSource:
             for option, value in self.given
         ]
         try:
-            return load_job(self.path, self.sets, options=overrides, otherwise=otherwise)
+            return load_job(
+                self.path,
+                self.sets,
+                sets_name=self.sets_name,
+                options=overrides,
+                otherwise=otherwise,
+            )
         except ConfigError as error:
             if f"{COMMAND_LINE}: " in str(error):  # something is missing
                 error.args = (f"{error}\nNote: without a job file, {_NEEDED}",)

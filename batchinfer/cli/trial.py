@@ -7,31 +7,25 @@ looked at.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from batchinfer.cli.answers import load_engine, show_stream, summary
 from batchinfer.cli.places import explained_places
-from batchinfer.cli.quiet_engine import Quiet, quiet_engine
+from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.source import JobSource
-from batchinfer.cli.tokens import Pieces, Screen, show_prompt
+from batchinfer.cli.tokens import Screen, show_prompt
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job
-from batchinfer.engine.base import Engine, EngineSpec, StreamingEngine
-from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.errors import ConfigError, InputError, RowError, Stopped
+from batchinfer.errors import ConfigError, Stopped
 from batchinfer.model import ModelFacts, has_chat_template
-from batchinfer.prompt.encode import TokenEncoder
-from batchinfer.runner import WholeProcess
-from batchinfer.runner.factory import build_engine, engine_spec, model_of
+from batchinfer.runner.factory import engine_spec, model_of
 from batchinfer.runner.one_prompt import OneRow, find_row, with_text
-from batchinfer.runner.stream import Pace, Stream
-from batchinfer.tasks import Ask, task_of
+from batchinfer.runner.stream import Stream
+from batchinfer.tasks import task_of
 
 logger = logging.getLogger("batchinfer.cli")
 
@@ -87,9 +81,16 @@ def try_job(source: JobSource, options: TryOptions) -> None:
         try:
             screen.line("\nanswer", bold=True)
             (ask,) = work.asks()
-            show_answer(
-                engine, ask, prompter.encoder, screen, quiet, has_logprobs=options.has_logprobs
+            if not quiet.stop.begin_admission():
+                raise Stopped(quiet.stop.reason, quiet.stop.code)
+            stream = Stream(engine, ask, 0, lambda: quiet.stop.is_requested)
+            completion = show_stream(
+                stream, prompter.encoder, screen, has_logprobs=options.has_logprobs
             )
+            if quiet.stop.is_requested:
+                raise Stopped(f"{quiet.stop.reason}: the answer was given up", quiet.stop.code)
+            assert completion is not None
+            screen.line(summary(completion, stream.pace, engine), dim=True)
         finally:
             engine.close()
 
@@ -118,91 +119,3 @@ def _one_row(
     if source.path is None and not source.says("prompt"):
         is_chat = has_chat_template(Path(model.tokenizer_path))
     return with_text(job, options.prompt, is_chat=is_chat)
-
-
-def load_engine(spec: EngineSpec, quiet: Quiet) -> Engine:
-    """The engine, after the kind's `prepare`; on a terminal the phases are shown meanwhile."""
-    kind, tuning, err = engine_kind(spec.job.engine.name), WholeProcess(), quiet.stdio.err
-    screen = Screen(err)
-
-    def report(phase: str) -> None:
-        if screen.has_colours:
-            err.write(f"\r\x1b[K\x1b[2m{phase} …\x1b[0m")
-            err.flush()
-
-    report("importing the engine")
-    tuning.importing()
-    kind.load()
-    tuning.imported()
-    report("loading the model")
-    try:
-        with kind.phases(report):
-            return build_engine(kind, spec)
-    finally:
-        if screen.has_colours:
-            err.write("\r\x1b[K")
-            err.flush()
-
-
-def show_answer(
-    engine: Engine,
-    ask: Ask,
-    encoder: TokenEncoder,
-    screen: Screen,
-    quiet: Quiet,
-    *,
-    has_logprobs: bool,
-) -> None:
-    """The completion as it comes, then how fast it was and why it ended.
-
-    Raises Stopped if a signal ends it, InputError if the engine refuses the prompt.
-    """
-    if not quiet.stop.begin_admission():
-        raise Stopped(quiet.stop.reason, quiet.stop.code)
-    stream = Stream(engine, ask, 0, lambda: quiet.stop.is_requested)
-    completion = None
-    pieces, shown = Pieces(encoder), []
-    try:
-        for completion in stream:
-            for piece in pieces.of(completion):
-                shown.append(piece)
-                if piece.is_special:
-                    screen.special(piece.text)
-                else:
-                    screen.token(piece.text, piece.logprob if has_logprobs else None)
-    except RowError as error:
-        raise InputError(f"{error.kind}: {error.message}") from error
-    if completion is not None and completion.finish_reason is not None:
-        screen.write(pieces.rest(_text(completion, encoder)))
-    screen.line()
-    if quiet.stop.is_requested:
-        raise Stopped(f"{quiet.stop.reason}: the answer was given up", quiet.stop.code)
-    assert completion is not None
-    if has_logprobs:
-        if screen.has_colours:
-            screen.legend()
-        else:
-            for piece in shown:
-                screen.line(f"{math.exp(piece.logprob or 0.0):.3f}  {piece.text!r}")
-    screen.line(_summary(completion, stream.pace, engine), dim=True)
-
-
-def _text(completion: Completion, encoder: TokenEncoder) -> str:
-    if completion.text is not None:
-        return completion.text
-    ids = completion.token_ids[: completion.num_text_tokens]
-    return encoder.decode(ids, np.array([0, len(ids)]))[0]
-
-
-def _summary(completion: Completion, pace: Pace, engine: Engine) -> str:
-    """How fast, and why it ended."""
-    num_tokens = len(completion.token_ids)
-    seconds = max(1e-9, (pace.last_s or pace.begun_s) - pace.begun_s)
-    text = f"{num_tokens:,} tokens in {seconds:.2f} s: {num_tokens / seconds:,.0f} tokens/s"
-    if isinstance(engine, StreamingEngine) and pace.first_s is not None:
-        text += f", the first after {pace.first_s - pace.begun_s:.2f} s"
-    if completion.finish_reason == "length":
-        return f"{text}; cut at sampling.max_tokens"
-    if completion.stop_reason is None:
-        return f"{text}; the model ended it"
-    return f"{text}; ended by {completion.stop_reason!r}"

@@ -62,6 +62,12 @@ class Watchdog:
         self._first_signal_s: float | None = None
         self._has_seen_stop = False
         self._pipe: tuple[int, int] | None = None
+        self._left: frozenset[int] = frozenset()
+
+    def leave(self, number: signal.Signals, handler: Callable[[], None]) -> None:
+        """From now on a signal calls `handler` instead. Call in the main thread."""
+        self._left |= {number}
+        signal.signal(number, lambda *_: handler())
 
     def set_max_seconds(self, max_seconds: float | None) -> None:
         """`limits.max_seconds`, counted from the making of the stop."""
@@ -98,7 +104,7 @@ class Watchdog:
         poll.register(self._pipe[0], select.POLLIN)
         if poll.poll(None if wait_s is None else wait_s * 1000):
             for number in os.read(self._pipe[0], 64):
-                if number in STOP_CODES:
+                if number in STOP_CODES and number not in self._left:
                     self._on_signal(signal.Signals(number))
         elif self._has_seen_stop and due_s is not None and time.monotonic() >= due_s:
             reason = f"{self._stop.reason}; the flush did not end within {self._grace_s:g} s"

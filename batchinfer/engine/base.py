@@ -139,6 +139,18 @@ class StreamingEngine(Engine, Protocol):
         """Forget a request in flight: `step` returns nothing of it any more."""
 
 
+@runtime_checkable
+class ResamplingEngine(Engine, Protocol):
+    """An engine that can sample otherwise without loading the model again."""
+
+    def set_demand(self, demand: Demand) -> None:
+        """Serve this one, of the same kind, from the next request on; none is in flight. Whether
+        requests have seeds stays.
+
+        Raises ConfigError for what the engine refuses, and then goes on as before.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of what `doctor` prints about an engine on this machine."""

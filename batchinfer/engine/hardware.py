@@ -100,6 +100,12 @@ def _available_to_group_bytes() -> int:
         return available
 
 
+def own_memory_bytes() -> int:
+    """What this process holds in memory at the moment, shared pages included."""
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def own_pids() -> frozenset[int]:
     """This process and all that descend from it: an engine's workers are grandchildren."""
     parents = {}

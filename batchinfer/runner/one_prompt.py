@@ -56,19 +56,25 @@ def with_text(job: Job, text: str, *, is_chat: bool) -> tuple[Job, OneRow]:
     """The job with a prompt that is `text`, and the row for it. `is_chat`: the user says it, after
     what the job's own messages say before the user's and without a column.
     """
-    prompt = job.prompt
-    if not is_chat:
-        settings: dict[str, Any] = {"column": _COLUMN}
-        table = pa.table({_COLUMN: [text]})
-    else:
-        messages = [*opening(prompt), {"role": "user", "content": text}]
-        settings = {"messages_column": _COLUMN}
-        if prompt.messages is not None or prompt.messages_column is not None:
-            settings |= prompt.model_dump(include={"chat_template", "chat_template_kwargs"})
-        table = pa.table({_COLUMN: [json.dumps(messages)]})
-    settings["on_too_long"] = prompt.on_too_long
-    changed = PromptSettings.model_validate(settings)
-    return job.model_copy(update={"prompt": changed}), OneRow("", 0, table)
+    if is_chat:
+        messages = [*opening(job.prompt), {"role": "user", "content": text}]
+        return with_conversation(job), row_of(messages)
+    changed = {"column": _COLUMN, "on_too_long": job.prompt.on_too_long}
+    prompt = PromptSettings.model_validate(changed)
+    return job.model_copy(update={"prompt": prompt}), OneRow("", 0, pa.table({_COLUMN: [text]}))
+
+
+def with_conversation(job: Job) -> Job:
+    """The job with prompts that are conversations, see `row_of`; its chat template stays."""
+    settings: dict[str, Any] = {"messages_column": _COLUMN, "on_too_long": job.prompt.on_too_long}
+    if job.prompt.messages is not None or job.prompt.messages_column is not None:
+        settings |= job.prompt.model_dump(include={"chat_template", "chat_template_kwargs"})
+    return job.model_copy(update={"prompt": PromptSettings.model_validate(settings)})
+
+
+def row_of(messages: Sequence[Mapping[str, str]], number: int = 0) -> OneRow:
+    """A conversation. `number`: for its seed."""
+    return OneRow("", number, pa.table({_COLUMN: [json.dumps(messages)]}))
 
 
 def opening(prompt: PromptSettings) -> list[Mapping[str, str]]:

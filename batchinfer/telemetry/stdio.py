@@ -13,6 +13,8 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -56,6 +58,21 @@ class Stdio:
         if self._follower is not None:
             self._follower.close()
             self._follower = None
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Meanwhile descriptors 1 and 2 lead where they led before: somebody reads a terminal."""
+        _flush_python_streams()
+        logs = os.dup(_STDOUT), os.dup(_STDERR)
+        os.dup2(self._stdout_fd, _STDOUT)
+        os.dup2(self._stderr_fd, _STDERR)
+        try:
+            yield
+        finally:
+            _flush_python_streams()
+            for fd, standard in zip(logs, (_STDOUT, _STDERR), strict=True):
+                os.dup2(fd, standard)
+                os.close(fd)
 
     def write_result(self, line: str) -> OSError | None:
         """Write one line to the real stdout; the error if it could not be taken."""

@@ -133,5 +133,8 @@ class FakeEngine:
         heapq.heapify(self._running)
         self._waiting = deque(request for request in self._waiting if request.key != key)
 
+    def set_demand(self, demand: Demand) -> None:
+        self._answers = answers_of(demand, self._plan)
+
     def close(self) -> None:
         self.is_closed = True

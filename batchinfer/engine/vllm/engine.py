@@ -12,13 +12,13 @@ import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.engine.base import Answer, EngineFacts, Request
+from batchinfer.engine.base import Answer, Demand, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
 from batchinfer.engine.vllm.fit import device_memory
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
-from batchinfer.engine.vllm.requests import Requests
+from batchinfer.engine.vllm.requests import Requests, requests_of
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
     check_library,
@@ -148,6 +148,14 @@ class VllmEngine:
     def abort(self, key: int) -> None:
         self._core.abort_request([str(key)])
         self._num_in_flight -= 1
+
+    def set_demand(self, demand: Demand) -> None:
+        before, self._requests = self._requests, requests_of(demand)
+        try:
+            self.check_requests()
+        except ConfigError:
+            self._requests = before
+            raise
 
     def close(self) -> None:
         core, self._core = self._core, None

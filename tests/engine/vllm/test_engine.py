@@ -550,6 +550,17 @@ def test_an_aborted_request_is_heard_of_no_more(core: Any) -> None:
     assert list(run(engine, CompletionRequest(1, PROMPTS[1]))) == [1]
 
 
+def test_other_sampling_needs_no_other_engine(core: Any) -> None:
+    """What is refused changes nothing."""
+    engine = engine_on(core, SETTINGS)
+    engine.set_demand(CompletionDemand("generate", SamplingSettings(max_tokens=3, logprobs=0)))
+    completion = run(engine, CompletionRequest(0, PROMPTS[0]))[0]
+    assert (len(completion.token_ids), completion.top_logprobs) == (3, None)
+    with pytest.raises(ConfigError, match="refuses the sampling settings"):
+        engine.set_demand(CompletionDemand("generate", SamplingSettings(stop_token_ids=(10**6,))))
+    assert len(run(engine, CompletionRequest(1, PROMPTS[0]))[1].token_ids) == 3
+
+
 def test_token_logprobs_sum_to_what_vllm_calls_cumulative(core: Any) -> None:
     from batchinfer.engine.vllm.demands.completion import shared_params
     from batchinfer.engine.vllm.output import completion_of
