@@ -41,7 +41,7 @@ from batchinfer.evaluation.windows import (
 )
 from batchinfer.ledger import layout
 from batchinfer.model import ModelFacts
-from batchinfer.prompt.encode import TokenEncoder
+from batchinfer.prompt.encode import TokenEncoder, load_encoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage.local_errors import os_errors
 
@@ -66,7 +66,7 @@ def prepare(
         check_work(work)
     model = model_of(score_job(request, Path("windows"), Path("work")))
     check_windows(request, model.max_model_len)
-    encoder = TokenEncoder(
+    encoder = load_encoder(
         model.tokenizer_path,
         trust_remote_code=bool(request.settings.get("model.trust_remote_code")),
     )

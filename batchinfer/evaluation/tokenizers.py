@@ -19,6 +19,7 @@ from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.evaluation.outputs import Output
 from batchinfer.model import ModelFacts
 from batchinfer.model.folder import file_sha256, resolve_folder
+from batchinfer.quantization import read_gguf
 
 logger = logging.getLogger("batchinfer.evaluation")
 
@@ -86,8 +87,12 @@ def check_same_tokenizer(one: Tokenizer, other: Tokenizer) -> None:
 
 
 def tokenizer_digest(folder: str | Path) -> str:
-    """sha256 of what the tokenizer in a folder makes of a text, however its files are written."""
+    """sha256 of what the tokenizer in a folder makes of a text, however its files are written; of a
+    GGUF file of the metadata that say it.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        return read_gguf(folder).tokenizer_sha256
     if (folder / _MAIN).is_file():
         content = json.loads((folder / _MAIN).read_bytes())
         return _sha256({name: _settled(name, content.get(name)) for name in _DECIDING})

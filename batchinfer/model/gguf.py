@@ -34,6 +34,8 @@ _KEYS = {
     "ssm.state_size": "state_size",
 }
 _NEEDED = ("context_length", "embedding_length", "block_count")
+#: Architectures that read a whole text before they write, or write none.
+_ENCODERS = frozenset({"t5", "t5encoder", "bert", "nomic-bert", "jina-bert-v2", "modern-bert"})
 _NO_MODELS = {"adapter": "a LoRA adapter", "mmproj": "the part of a model that sees images"}
 
 
@@ -63,6 +65,11 @@ def read_gguf_settings(file: Path) -> tuple[list[GgufFile], dict[str, Any]]:
     if kind in _NO_MODELS or architecture == "clip":
         what = _NO_MODELS.get(kind, _NO_MODELS["mmproj"])
         raise ConfigError(f"{file} is {what}, not a language model: give the model's own file")
+    if architecture in _ENCODERS or first.get(f"{architecture}.attention.causal") is False:
+        raise ConfigError(
+            f"{file} is a model of {architecture}, which generates no text from left to right: "
+            "take a file of another model"
+        )
     if missing := [k for k in _NEEDED if not _is_size(first.get(f"{architecture}.{k}"))]:
         raise ConfigError(
             f"{file} does not say its {', '.join(missing)} ({architecture or 'no architecture'}): "

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from batchinfer.errors import ConfigError
+from batchinfer.prompt.gguf_encoder import GgufEncoder
 from batchinfer.quantization import read_gguf
 from tests.support.gguf import complete, make_gguf, running
-from tests.support.jobs import MODEL
+from tests.support.jobs import MODEL, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +131,62 @@ def test_a_tokenizer_with_another_rule_is_refused(folder: Path, tmp_path: Path) 
     )
     with pytest.raises(ConfigError, match="its rule for splitting texts is none of those known"):
         make_gguf(folder, tmp_path / "x.gguf")
+
+
+def sentencepiece_like(folder: Path, texts: list[str]) -> Any:
+    """A tokenizer of Llama 2's kind: words with their space in front, bytes for what is unknown."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    trained.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    of_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *of_bytes],
+            show_progress=False, limit_alphabet=90,
+        ),
+    )  # fmt: skip
+    content = json.loads(trained.to_str())
+    content["model"] |= {"byte_fallback": True, "fuse_unk": True}
+    added = content["added_tokens"]
+    content["added_tokens"] = [t for t in added if not t["content"].startswith("<0x")]
+    steps = [
+        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    content |= {
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": steps},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, text],
+            "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def test_a_tokenizer_of_llama_2s_kind_makes_the_same_tokens(tmp_path: Path) -> None:
+    rows = pl.read_parquet(ROOT / "jobs/demo/prompts/*.parquet")["description"].to_list()
+    model = tmp_path / "model"
+    random_model(model, "Llama", {"vocab_size": 900, "bos_token_id": 1})
+    theirs = sentencepiece_like(model, rows[:300])
+    make_gguf(model, tmp_path / "model.gguf")
+    encoder = GgufEncoder(str(tmp_path / "model.gguf"))
+    texts = [*rows[:200], "", " a  b", "na\u00efve \u65e5\u672c \U0001f600\n\n x", "tab\there"]
+    found = encoder.encode(texts, add_special_tokens=True)
+    assert [ids.tolist() for ids in found] == [theirs.encode(text).ids for text in texts]
+    for text, spans in zip(rows[:50], encoder.spans(rows[:50]), strict=True):
+        expected = theirs.encode(text, add_special_tokens=False).offsets
+        assert spans.tolist() == [list(span) for span in expected]

@@ -120,15 +120,16 @@ def test_each_engine_is_given_the_models_that_it_reads(demo_gguf: Path) -> None:
     [
         ({"general.type": "adapter"}, "is a LoRA adapter"),
         ({"general.type": "mmproj"}, "that sees images"),
+        ({"llama.attention.causal": False}, "generates no text from left to right"),
         ({}, "does not say its context_length"),
     ],
 )
 def test_what_is_no_language_model_is_refused(
-    keys: dict[str, str], words: str, tmp_path: Path
+    keys: dict[str, str | bool], words: str, tmp_path: Path
 ) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     for key, value in keys.items():
-        writer.add_string(key, value)
+        (writer.add_bool if isinstance(value, bool) else writer.add_string)(key, value)
     writer.add_tensor("a", np.zeros((2, 2), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

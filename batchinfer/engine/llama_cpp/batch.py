@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.errors import EngineDied
 from batchinfer.llama_cpp.library import Batch
 
 
@@ -83,6 +84,8 @@ class StepBatch:
         if not self._num_outputs:
             return np.empty((0, vocab_size), np.float32)
         first = lib.llama_get_logits(context)
+        if not first:
+            raise EngineDied("llama.cpp gave no logits of a step")
         kind = ctypes.POINTER(ctypes.c_float * (self._num_outputs * vocab_size))
         whole = np.ctypeslib.as_array(ctypes.cast(first, kind).contents)
         return whole.reshape(self._num_outputs, vocab_size)
