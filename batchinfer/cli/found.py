@@ -7,6 +7,7 @@ listing, one footer and a few rows are read.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from batchinfer.source import Footer, Shard, ShardReader, column_problem, read_f
 _MAX_DEPTH = 3
 _MAX_ENTRIES = 5000
 _NUM_VALUES = 3
+#: Of a model in several GGUF files the first is named.
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _MAX_SHOWN_COLUMNS = 30
 #: Names that columns with prompts have, the surest first.
 _PROMPT_NAMES = (
@@ -35,7 +38,7 @@ class Here:
     """What the current folder and those in it have, the nearest first."""
 
     inputs: Sequence[str]  # globs
-    models: Sequence[str]  # folders
+    models: Sequence[str]  # folders, and GGUF files
 
 
 def find_here() -> Here:
@@ -45,7 +48,11 @@ def find_here() -> Here:
     for depth, folder, files in _folders():
         if "config.json" in files and any(name.endswith(".safetensors") for name in files):
             models.append(folder)
-        elif tables := [name for name in files if name.endswith(".parquet")]:
+            continue
+        for name in files:
+            if name.endswith(".gguf") and not _LATER_PART.search(name):
+                models.append(os.path.join(folder, name))  # noqa: PTH118
+        if tables := [name for name in files if name.endswith(".parquet")]:
             inputs.append((depth, -len(tables), os.path.join(folder, "*.parquet")))  # noqa: PTH118
     return Here([pattern for _, _, pattern in sorted(inputs)], models)
 

@@ -19,6 +19,7 @@ import click
 from batchinfer.cli.asking import Asker
 from batchinfer.cli.check import check_job
 from batchinfer.cli.draft import JobDraft
+from batchinfer.cli.engines import engine_for
 from batchinfer.cli.found import InputLook, find_here, look_at_input
 from batchinfer.cli.model_look import ModelLook, look_at_model
 from batchinfer.cli.places import explained_places
@@ -103,7 +104,11 @@ class Guide:
         return self._asker.ask("input.path", "--input", "input", default, use)
 
     def _ask_model(self, default: str | None) -> ModelLook:
+        names_engine = self._draft.says("engine")
+
         def use() -> ModelLook:
+            if not names_engine:
+                self._name_engine()
             job = self._draft.job
             with explained_places(job, None):
                 look = look_at_model(job)
@@ -122,6 +127,13 @@ class Guide:
         return self._asker.ask(
             "model.quantization", "--quantization", f"quantization ({names})", "auto", fit
         )
+
+    def _name_engine(self) -> None:
+        """That which the model needs, if it needs a certain one."""
+        self._draft.take_back("engine.name")
+        model = self._draft.value("model.path")
+        if model and (engine := engine_for(model)) is not None:
+            self._draft.say("engine.name", engine, "--model")
 
     def _ask_task(self) -> None:
         _say("What is computed? generate: an answer to each prompt; score: how likely a text is")
@@ -256,6 +268,7 @@ def _notes(look: InputLook, model: ModelLook) -> dict[str, str]:
         "prompt.messages_column": "Lists of messages with role and content.",
         "prompt.token_ids_column": "Lists of token ids.",
         "model.path": f"A folder or a name on the hub. Here: {context}; {kind}.",
+        "engine.name": "The engine that runs such a model.",
         "model.quantization": f"auto: as the checkpoint is. This machine runs it as {names}.",
         "sampling.max_tokens": "Of an answer; the prompt has what that leaves of the context.",
         "sampling.temperature": "0: always the likeliest token; for random ones set a seed, too.",

@@ -110,7 +110,8 @@ class JobSource:
         return any(key.partition(".")[0] == section for key in keys)
 
     def load(self, otherwise: Mapping[str, Any] | None = None) -> LoadedJob:
-        """`otherwise`: what a job without a file says where nothing else does.
+        """`otherwise`: what a job without a file says where nothing else does. Its engine is that
+        which its model needs.
 
         Raises ConfigError naming every problem.
         """
@@ -120,6 +121,8 @@ class JobSource:
             Override.of_option(option.key, option.make(value), option.name)
             for option, value in self.given
         ]
+        if self.path is None and (engine := self._engine()) is not None:
+            otherwise = {**(otherwise or {}), "engine": {"name": engine}}
         try:
             return load_job(
                 self.path,
@@ -132,6 +135,12 @@ class JobSource:
             if f"{COMMAND_LINE}: " in str(error):  # something is missing
                 error.args = (f"{error}\nNote: without a job file, {_NEEDED}",)
             raise
+
+    def _engine(self) -> str | None:
+        from batchinfer.cli.engines import engine_for
+
+        model = next((value for option, value in self.given if option.key == "model.path"), None)
+        return None if not model or self.says("engine") else engine_for(model)
 
 
 _NEEDED = (

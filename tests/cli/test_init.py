@@ -222,6 +222,8 @@ def test_what_is_here_is_found_but_not_in_outputs_and_models(here: Path) -> None
         place.write_parquet(name, rows(1))
     (here / "out" / "x" / "_batchinfer").mkdir()
     (here / "models" / "base" / "s.parquet").touch()
+    for part in ("x-00001-of-00002.gguf", "x-00002-of-00002.gguf"):
+        (here / "many" / part).touch()
     found = find_here()
     assert found.inputs == ["many/*.parquet", "data/*.parquet"]
-    assert found.models == ["models/base"]
+    assert found.models == ["many/x-00001-of-00002.gguf", "models/base"]

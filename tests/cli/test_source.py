@@ -122,3 +122,18 @@ def test_a_bad_value_is_refused_with_its_option(
         del options[at : at + 2]
     ended = invoke("validate", *options, option, value)
     assert sentence in str(ended.exception)
+
+
+def test_a_gguf_model_without_a_job_file_gets_the_engine_that_runs_it(tmp_path: Path) -> None:
+    """Unless another is named; a folder with one such file means it too."""
+    file = tmp_path / "m" / "x.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF" + bytes(20))
+    rest = ("--input", "in", "--prompt-column", "text", "--output", "out")
+    for model in (file, file.parent):
+        text = invoke("explain", "--model", model, *rest).output
+        assert "engine:\n  name: llama_cpp\n" in text
+        text = invoke("explain", "--model", model, *rest, "--set", "engine.name=vllm").output
+        assert "engine:\n  name: vllm\n" in text
+    assert "engine" not in invoke("explain", "--model", MODEL, *rest).output
+    assert "engine" not in invoke("explain", "--model", "org/name", *rest).output
