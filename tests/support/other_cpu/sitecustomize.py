@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX2 = frozenset({"avx2", "fma", "f16c", "bmi2"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw"}
 #: CPU -> its instruction sets, as far as anything asks for them.
 FLAGS = {
