@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from batchinfer import __version__
-from batchinfer.cli.debug import add_common_options, show_traceback
+from batchinfer.cli.debug import OWN_LOGS, add_common_options, show_traceback
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.init import init
 from batchinfer.cli.lazy import Lazy
 from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.renamed import Group
+from batchinfer.cli.serve import serve
 from batchinfer.cli.source import JobSource, job_argument, setting_options
 from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from batchinfer.runner.options import RunOptions
 
 #: Commands that handle signals themselves; for the others `cli` restores the default action.
-_OWN_SIGNALS = ("run", "quantize")
+_OWN_SIGNALS = (*OWN_LOGS, "quantize")
 
 _EXIT_CODES = """\b
 Exit codes: 0 done or nothing to do, 1 bug or rows that killed two runs in a row,
@@ -60,7 +61,7 @@ def cli(context: click.Context) -> None:
         raise short_of("batchinfer", short)
     if context.invoked_subcommand not in _OWN_SIGNALS:
         release_signals()
-    if context.invoked_subcommand != "run":  # which puts its warnings into log and last line
+    if context.invoked_subcommand not in OWN_LOGS:  # theirs are in log and last line
         from batchinfer.cli.warned import PrintedWarnings
 
         context.obj = context.with_resource(PrintedWarnings(context.invoked_subcommand))
@@ -270,7 +271,7 @@ def _quantize() -> click.Command:
     return quantize
 
 
-for _command in (init, *EVALUATIONS):
+for _command in (init, serve, *EVALUATIONS):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values()):
     add_common_options(_command)
@@ -329,10 +330,13 @@ def _print_error(message: str) -> None:
 
 
 def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:
-    """Exit. A `run` that ends here, before its own process began, owes stdout its line."""
-    if next((word for word in sys.argv[1:] if word in cli.commands), "") == "run":
-        from batchinfer.telemetry import Outcome, Stdio
+    """Exit. What ends here, before its own process began, owes stdout its last line."""
+    command = next((word for word in sys.argv[1:] if word in cli.commands), "")
+    if command in OWN_LOGS:
+        from batchinfer.telemetry import Outcome, ServerOutcome, Stdio
 
-        outcome = Outcome(status, code, output="", message=message)
+        outcome: Outcome | ServerOutcome = ServerOutcome(status, code, message)
+        if command == "run":
+            outcome = Outcome(status, code, output="", message=message)
         Stdio().write_result(json.dumps(outcome.as_dict()))
     sys.exit(code)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import click
 
 DEBUG_VARIABLE = "BATCHINFER_DEBUG"
+#: Commands with a log of their own, whose last line on stdout is a JSON object.
+OWN_LOGS = ("run", "serve")
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 logger = logging.getLogger("batchinfer.cli")
@@ -71,8 +73,8 @@ def _begin(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
         return
     if is_asked:
         os.environ[DEBUG_VARIABLE] = "1"
-    # `run` has a log of its own.
-    if is_debug() and not isinstance(context.command, click.Group) and context.info_name != "run":
+    has_own = isinstance(context.command, click.Group) or context.info_name in OWN_LOGS
+    if is_debug() and not has_own:
         context.with_resource(_logged_to_stderr())
 
 

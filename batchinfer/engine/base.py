@@ -7,6 +7,7 @@ Token data is flat numpy arrays; no Python object for a token survives a step.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -235,4 +236,33 @@ class EngineKind(Protocol):
         """Load the model, from `spec.model.path`. The calling thread outlives the engine.
 
         Raises ConfigError for what a retry cannot fix, TransientError for what it may.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a server is reached and what it keeps to, beside what the job says."""
+
+    socket: socket.socket  # bound to its address, does not listen yet
+    model_name: str  # by which clients ask for the job's model, with its adapter
+    api_key: str | None = field(repr=False)  # whoever asks for more than /health has to give it
+    chat_template: str | None  # its text; None: the tokenizer's own
+    drain_s: float  # requests in flight have this long after SIGTERM
+    folder: str  # of files that are for this server alone
+    logs_requests: bool = False
+
+
+@runtime_checkable
+class ServingKind(Protocol):
+    """What an `EngineKind` has besides if its engine can be a server."""
+
+    def serve(self, spec: EngineSpec, serving: Serving) -> int:
+        """Load the model and answer what OpenAI's clients ask, until SIGTERM; then let the requests
+        in flight end. Called by the main thread of a process that is for nothing else, after
+        `prepare`.
+
+        GET /health answers 200 once requests are answered, without the key. What a request does not
+        say is as in the job's `sampling`; `spec.demand` has seeds, as any request may bring one.
+        The number of requests that were cut off at the end. Raises ConfigError, TransientError, and
+        EngineDied for an end that nobody asked for.
         """

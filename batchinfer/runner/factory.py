@@ -50,16 +50,24 @@ def engine_spec(job: Job, model: ModelFacts) -> EngineSpec:
     return EngineSpec(job, model, task_of(job).demand)
 
 
-def build_engine(kind: EngineKind, spec: EngineSpec) -> Engine:
-    """The engine with the model loaded; a checkpoint that is made once is made first.
+def with_weights(spec: EngineSpec) -> EngineSpec:
+    """A spec whose model is there; a checkpoint that is made once is made first.
 
     Raises ConfigError, TransientError.
     """
     model = spec.model
-    if model.made_by is not None:
-        from batchinfer.making.cached import cached_checkpoint
+    if model.made_by is None:
+        return spec
+    from batchinfer.making.cached import cached_checkpoint
 
-        folder = cached_checkpoint(model)
-        weights_bytes = read_weights(folder).size_bytes
-        model = replace(model, path=str(folder), weights_bytes=weights_bytes)
-    return kind.build(replace(spec, model=model))
+    folder = cached_checkpoint(model)
+    weights_bytes = read_weights(folder).size_bytes
+    return replace(spec, model=replace(model, path=str(folder), weights_bytes=weights_bytes))
+
+
+def build_engine(kind: EngineKind, spec: EngineSpec) -> Engine:
+    """The engine with the model loaded, made first if need be.
+
+    Raises ConfigError, TransientError.
+    """
+    return kind.build(with_weights(spec))

@@ -12,16 +12,23 @@ from batchinfer.errors import TransientError
 from batchinfer.limits import limit_met, thread_limit
 from batchinfer.storage.local_errors import os_errors
 
+#: What a run keeps of it, and how it could take less.
+_OF_RUN = (
+    "Finished rows are durable. ",
+    ", or lower packing.buffer_tokens and packing.window_rows,",
+)
+
 
 @contextmanager
-def shortages() -> Iterator[None]:
+def shortages(*, is_run: bool = True) -> Iterator[None]:
+    """`is_run` False: what runs out of it computes no rows."""
+    kept, less = _OF_RUN if is_run else ("", "")
     try:
         yield
     except MemoryError as error:
         more = limit_met() or "Give the process more"
         raise TransientError(
-            f"out of memory ({error or 'no more is given'}). Finished rows are durable. {more}, or "
-            "lower packing.buffer_tokens and packing.window_rows, and start again"
+            f"out of memory ({error or 'no more is given'}). {kept}{more}{less} and start again"
         ) from error
     except RuntimeError as error:
         if "can't start new thread" not in str(error):  # CPython's words; it has no class for it

@@ -6,7 +6,7 @@ Must not know: who calls it.
 from batchinfer.telemetry.clock import Clock, utc_seconds, utc_text
 from batchinfer.telemetry.counters import Counters, Snapshot
 from batchinfer.telemetry.logs import Logs, Warnings, log_event
-from batchinfer.telemetry.outcome import UNKNOWN_TASK, Outcome
+from batchinfer.telemetry.outcome import UNKNOWN_TASK, Outcome, ServerOutcome
 from batchinfer.telemetry.progress import Progress, choose_display
 from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
@@ -19,6 +19,7 @@ __all__ = [
     "Logs",
     "Outcome",
     "Progress",
+    "ServerOutcome",
     "Snapshot",
     "StartUp",
     "Stdio",

@@ -72,3 +72,24 @@ class Outcome:
             "warnings": self.warnings,
             "message": self.message,
         }
+
+
+@dataclass(slots=True)
+class ServerOutcome:
+    """How a server ended."""
+
+    status: str  # stopped | failed
+    exit_code: int
+    message: str
+    url: str = ""  # where it answered; empty: it never did
+    warnings: list[str] = field(default_factory=list)  # one line each, the first ones
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON line on stdout."""
+        return {
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "url": self.url,
+            "warnings": self.warnings,
+            "message": self.message,
+        }

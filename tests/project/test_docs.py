@@ -19,7 +19,7 @@ from batchinfer.config.yaml12 import load_yaml
 from batchinfer.errors import BatchInferError
 from batchinfer.ledger import layout
 from batchinfer.signals import STOP_CODES
-from batchinfer.telemetry import Outcome
+from batchinfer.telemetry import Outcome, ServerOutcome
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -126,7 +126,7 @@ def test_the_jobs_on_a_page_are_valid(page: str, tmp_path: Path) -> None:
 
 
 def test_every_command_line_on_a_page_is_one_that_the_program_takes() -> None:
-    pages = "\n".join([README, START, OPERATIONS]).replace("\\\n", "")
+    pages = "\n".join([README, START, OPERATIONS, PAGES["docs/serving.md"]]).replace("\\\n", "")
     lines = re.findall(r"^(?:[A-Z_]+=\S+ )*(?:\S+/)?batchinfer (.+)$", pages, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(cli.commands)
     for line in lines:
@@ -139,6 +139,8 @@ def test_the_last_line_on_the_page_has_the_keys_that_the_program_writes() -> Non
     (line,) = re.findall(r"^{.*}$", OPERATIONS, re.MULTILINE)
     keys = list(Outcome("complete", 0, "out").as_dict())
     assert list(json.loads(line)) == keys
+    (of_server,) = re.findall(r"^{.*}$", PAGES["docs/serving.md"], re.MULTILINE)
+    assert json.loads(of_server) == ServerOutcome(**json.loads(of_server)).as_dict()
     (table,) = re.findall(r"^\| field \|.*\n\|---.*\n((?:\|.*\n)+)", OPERATIONS, re.MULTILINE)
     fields = [cell for row in table.splitlines() for cell in row.split("|")[1].split(",")]
     assert [field.strip(" `") for field in fields] == keys

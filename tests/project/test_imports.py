@@ -37,6 +37,7 @@ ROOMS = (
     "forecast",
     "api",
     "evaluation",
+    "serving",
     "cli",
     "testing",
 )

@@ -138,5 +138,9 @@ if __name__ == "__main__":
         from tests.support.fake_child import PROGRAM
 
         comparison.compare = partial(comparison.compare, program=PROGRAM)
+    if sys.argv[1] == "serve":
+        from batchinfer.serving import ServerProcess
+
+        ServerProcess.module = "tests.support.fake_server"
     sys.argv[0] = "batchinfer"
     main()

@@ -50,6 +50,20 @@ def import_engine() -> None:
         raise import_failure("vLLM", error) from error
 
 
+def ready_arguments(settings: VllmSettings) -> dict[str, Any]:
+    """What vLLM's engine is built with, once this process is as it has to be for that.
+
+    Raises ConfigError, MemoryHeld.
+    """
+    prepare_platform(settings)
+    import_engine()
+    check_library()
+    arguments = engine_arguments(settings)
+    log.debug("engine arguments: %s", arguments)
+    look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
+    return arguments
+
+
 def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     """Load the model and check on it what every request asks.
 
@@ -58,18 +72,12 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     (see `plugin`).
     """
     _free_closed()
-    prepare_platform(settings)
-    import_engine()
+    arguments = ready_arguments(settings)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    check_library()
-
-    arguments = engine_arguments(settings)
     requests = settings.requests
-    log.debug("engine arguments: %s", arguments)
     log.debug("parameters of every request: %s", requests.shared)
-    look_at_devices(settings, (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]))
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
     try:

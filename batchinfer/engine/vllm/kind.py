@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
+from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding, Serving
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.vllm import demands
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
@@ -83,6 +83,11 @@ class VllmKind:
         from batchinfer.engine.vllm.engine import build_vllm_engine
 
         return build_vllm_engine(_settings(spec))
+
+    def serve(self, spec: EngineSpec, serving: Serving) -> int:
+        from batchinfer.engine.vllm.server import serve_vllm
+
+        return serve_vllm(_settings(spec), spec.job, serving)
 
 
 def _settings(spec: EngineSpec) -> VllmSettings:

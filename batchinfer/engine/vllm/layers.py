@@ -115,8 +115,15 @@ def _class_name(value: object) -> str:
 
 def quantized_layers(core: Any, settings: VllmSettings) -> dict[str, Any]:
     """The report of a loaded engine. ConfigError if it had to be quantized and nothing of it is."""
-    report = whole_model(core.collective_rpc("report_layers"))
     taken = core.vllm_config.model_config.quantization
+    return checked_layers(core.collective_rpc("report_layers"), taken, settings)
+
+
+def checked_layers(
+    reports: Sequence[dict[str, Any]], taken: str | None, settings: VllmSettings
+) -> dict[str, Any]:
+    """As `quantized_layers`, of the workers' reports. `taken`: the quantization that vLLM chose."""
+    report = whole_model(reports)
     is_meant = settings.is_quantized and taken is not None  # else it says how the cache is kept
     if is_meant and not report["num_quantized_layers"]:
         advice = "write model.quantization: none"

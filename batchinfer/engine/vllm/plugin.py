@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 
+from batchinfer.engine.vllm.failure import tell_failures
 from batchinfer.engine.vllm.setup import OWNER_PID_VARIABLE, PLUGINS_VARIABLE
 from batchinfer.signals import STOP_CODES
 
@@ -62,6 +63,7 @@ def register() -> None:
     if parent is not None and not parent.is_alive():
         os.kill(os.getpid(), signal.SIGKILL)  # it died before the line above
     logging.getLogger(WORKER_LOGGER).addHandler(EndWithFailedCall())
+    tell_failures()
 
     from vllm.platforms import current_platform
 
