@@ -101,6 +101,10 @@ def test_what_is_appended_to_a_followed_log_is_copied(tmp_path: Path) -> None:
         log.write("first\n")
         log.flush()
         assert os.read(read_fd, 100) == b"first\n"  # while it is open
+        time.sleep(0.3)  # it looks again
+        log.write("second\n")
+        log.flush()
+        assert os.read(read_fd, 100) == b"second\n"
         log.write("last\n")
     follower.close()
     os.close(write_fd)

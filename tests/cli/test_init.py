@@ -161,6 +161,15 @@ def test_a_file_that_exists_is_overwritten_only_if_somebody_says_so(here: Path) 
     assert written().name == "job"
 
 
+def test_a_file_that_appears_while_questions_are_asked_is_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path("job.yaml")
+    monkeypatch.setattr("batchinfer.cli.guide.check_job", lambda *_: path.write_text("theirs"))
+    assert "job.yaml appeared meanwhile, and is not overwritten" in refusal(init("--yes"))
+    assert path.read_text() == "theirs"
+
+
 def test_the_default_output_is_a_new_one(here: Path) -> None:
     (here / "out" / "job").mkdir(parents=True)
     assert init("--yes").exit_code == 0
