@@ -66,7 +66,7 @@ def shortage(
             return Shortage(f"about {size}, and {_memory_limit(soft, option)}")
     for limit, used, name in _thread_limits():
         if limit < used + num_threads:
-            text = f"about {num_threads} more threads, and {name}, of which {used} are taken"
+            text = f"about {num_threads} more threads, and {name}, {used} of them in use"
             return Shortage(f"{text}: raise it, or end others", limit >= 2 * num_threads)
     return None
 

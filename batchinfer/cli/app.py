@@ -183,7 +183,9 @@ def plan(
     metavar="N|SHARD:N",
     help="Which row, counted from 0 over the whole input or in one shard. [default: the first]",
 )
-@click.option("--prompt", metavar="TEXT", help="A text in place of a row; of a chat the user's.")
+@click.option(
+    "--prompt", metavar="TEXT", help="A text in place of a row; in a chat, the user's message."
+)
 @click.option("--logprobs", is_flag=True, help="Colour each token by its probability.")
 def try_(source: JobSource, row: str | None, prompt: str | None, logprobs: bool) -> None:
     """Show the prompt of one row of JOB as it is sent, then its completion token by token.
@@ -194,7 +196,7 @@ def try_(source: JobSource, row: str | None, prompt: str | None, logprobs: bool)
     from batchinfer.cli.trial import TryOptions, try_job
 
     if row is not None and prompt is not None:
-        raise click.UsageError("--row or --prompt: there is one prompt")
+        raise click.UsageError("give --row or --prompt, not both")
     try_job(source, TryOptions(row, prompt, has_logprobs=logprobs))
 
 

@@ -45,7 +45,7 @@ class Asker:
             return use()
         if self.takes_defaults:
             if default is None:
-                raise ConfigError(f"--yes: nothing that was found here says {key}: give {option}")
+                raise ConfigError(f"--yes: nothing found here determines {key}: give {option}")
             self._show(question, default)
             self._say(key, make(default), option)
             return use()

@@ -18,7 +18,7 @@ from batchinfer.cli.options import TextCommand
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="Folder for the results and for what is kept to go on with; default: out/compare/SPEC.",
+    help="Folder for the results and what a later start reuses; default: out/compare/SPEC.",
 )
 @click.option(
     "--filter",
@@ -29,14 +29,14 @@ from batchinfer.cli.options import TextCommand
 )
 @click.option("--clear-cache", "is_cleared", is_flag=True, help="Compute finished entries again.")
 @click.option("-p", "--plot", "has_plot", is_flag=True, help="Also write a plot, as SVG and PNG.")
-@click.option("-t", "--title", metavar="TEXT", help="Of the page and the plot.")
+@click.option("-t", "--title", metavar="TEXT", help="Title of the page and the plot.")
 @click.option(
     "-x",
     "x",
     type=click.Choice(["bits", "memory", "peak", "speed"]),
     default="bits",
     show_default=True,
-    help="Across: bits per weight, size of the weights, peak memory, tokens/s.",
+    help="Horizontal axis: bits per weight, size of the weights, peak memory, tokens/s.",
 )
 @click.option("-v", "--vram", "is_vram", is_flag=True, help="The same as -x memory.")
 @click.option(
@@ -45,7 +45,7 @@ from batchinfer.cli.options import TextCommand
     type=click.Choice(["perplexity", "bits-per-byte", "kl"]),
     default="perplexity",
     show_default=True,
-    help="Upwards.",
+    help="Vertical axis.",
 )
 @click.option("--dark", "is_dark", is_flag=True, help="Draw the plot for a dark background.")
 def compare(

@@ -68,7 +68,7 @@ def compare_spec(
     try:
         done = compare(planned, shown, Cache(folder), report, is_cleared=is_cleared)
     except KeyboardInterrupt:
-        report.warns(f"stopped: finished windows are kept in {folder}; start again to go on")
+        report.warns(f"stopped: finished windows are kept in {folder}; start again to continue")
         raise
     for line in (*table_lines(done.records), *notes_of(done.records)):
         click.echo(line)

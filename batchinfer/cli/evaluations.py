@@ -23,37 +23,41 @@ from batchinfer.cli.options import PRICE, TextCommand
     metavar="DATA",
     help="wikitext2, a file of text, Parquet with --column, or hub:ORG/NAME/CONFIG/SPLIT.",
 )
-@click.option("--column", metavar="NAME", help="Column of Parquet with the text.")
+@click.option("--column", metavar="NAME", help="Column with the text, for Parquet data.")
 @click.option(
     "--quantization",
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="As model.quantization of a job; `batchinfer doctor` lists the names.",
+    help="As model.quantization in a job file; `batchinfer doctor` lists the names.",
 )
 @click.option(
-    "--dtype", default="auto", show_default=True, metavar="NAME", help="As model.dtype of a job."
+    "--dtype",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="As model.dtype in a job file.",
 )
 @click.option(
     "--context",
     type=click.IntRange(min=2),
     default=2048,
     show_default=True,
-    help="Tokens of a window.",
+    help="Tokens per window.",
 )
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Tokens from the start of a window to that of the next.",
+    help="Tokens from the start of one window to the start of the next.",
 )
 @click.option("--max-rows", type=click.IntRange(min=1), help="Measure on the first N windows.")
 @click.option(
     "--top-k",
     type=click.IntRange(min=1, max=256),
     metavar="K",
-    help="Keep the K likeliest tokens at each position: for a reference, or to compare with one.",
+    help="Keep the K most likely tokens at each position: for a reference, or to compare with one.",
 )
 @click.option(
     "--reference",

@@ -157,7 +157,7 @@ class Guide:
         draft.take_back("prompt.column")
         if key == "column" and model.can_chat and draft.job.task == "generate" and not is_given:
             place = f"{{{{ {written_column(column)} }}}}"
-            _say(f"What is said to the model? {place} stands for the row's text")
+            _say(f"What is sent to the model? {place} stands for the row's text")
             self._asker.ask(
                 "prompt.messages",
                 "--message",
@@ -228,7 +228,7 @@ class Guide:
                     file.write(text)
             except FileExistsError:
                 raise ConfigError(
-                    f"{self._path} appeared meanwhile, and is not overwritten: start again"
+                    f"{self._path} was created in the meantime and is not overwritten: start again"
                 ) from None
         click.secho(f"\nwritten: {self._path}", bold=True)
         for line in _next_steps(shlex.quote(self._path)):

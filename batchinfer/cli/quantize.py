@@ -51,7 +51,7 @@ def quantize_model(
     `options`: those of the recipe that were given.
     """
     is_kept = recipe.is_continued
-    _stop_by_error("what is finished is kept: the same command goes on" if is_kept else "")
+    _stop_by_error("what is finished is kept: the same command continues" if is_kept else "")
     target = _target(path, out)
     if recipe.file_name is not None and (target.is_dir() or target.suffix != ".gguf"):
         raise ConfigError(f"OUT {out}: give the name of a file that ends in .gguf")

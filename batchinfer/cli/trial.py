@@ -88,7 +88,7 @@ def try_job(source: JobSource, options: TryOptions) -> None:
                 stream, prompter.encoder, screen, has_logprobs=options.has_logprobs
             )
             if quiet.stop.is_requested:
-                raise Stopped(f"{quiet.stop.reason}: the answer was given up", quiet.stop.code)
+                raise Stopped(f"{quiet.stop.reason}: the answer was abandoned", quiet.stop.code)
             assert completion is not None
             screen.line(summary(completion, stream.pace, engine), dim=True)
         finally:

@@ -125,7 +125,9 @@ class Watchdog:
         elif number is signal.SIGXCPU:  # the kernel repeats it every second
             return
         elif now_s > self._first_signal_s + _TOGETHER_S:
-            begun = f"{self._stop.reason}, then {number.name}: ended at once; what was not durable "
+            begun = (
+                f"{self._stop.reason}, then {number.name}: ended immediately; what was not durable "
+            )
             self._end(STOP_CODES[number], f"{begun}yet is computed again by the next start")
 
     def _obey_first(self) -> None:

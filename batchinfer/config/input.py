@@ -38,7 +38,7 @@ class S3Settings(Section):
             )
         if self.anonymous and self.requester_pays:
             raise key_error(
-                "anonymous", "contradicts requester_pays: an unsigned request names nobody who pays"
+                "anonymous", "contradicts requester_pays: an unsigned request names no payer"
             )
         return self
 

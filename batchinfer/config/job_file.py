@@ -77,7 +77,7 @@ def _read_pipe(name: str, what: str) -> bytes:
         while (begin := file.read(MAX_JOB_BYTES + 1)) == b"":  # None: a writer, and nothing yet
             if time.monotonic() > deadline_s:
                 raise ConfigError(
-                    f"{name}: is a pipe into which nobody writes: start what writes the {what} "
+                    f"{name}: is a pipe that nobody writes to: start what writes the {what} "
                     "first, or give a file"
                 )
             time.sleep(_POLL_S)

@@ -40,7 +40,7 @@ def _known_name(name: object, *, may_be_auto: bool = True) -> object:
     meant = meant_by(str(name)) if is_word else None
     if meant is None or (meant == "auto" and not may_be_auto):
         return name
-    what = "which takes what the checkpoint is" if meant == "auto" else "the name for it here"
+    what = "which takes the format of the checkpoint" if meant == "auto" else "the name for it here"
     raise ValueError(f"write {meant}, {what}, got {shown(name)}")
 
 

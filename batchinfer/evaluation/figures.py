@@ -40,7 +40,7 @@ class ScoredRows:
 def scored_rows(output: Output, bytes_column: str) -> ScoredRows:
     """Raises InputError for failed or damaged rows, ConfigError for another task's output."""
     if output.task != "score":
-        raise ConfigError(f"{output.url} is of task {output.task}, not of score")
+        raise ConfigError(f"{output.url} is an output of task {output.task}, not of score")
     refuse_failed(output)
     parts = []
     for table in output.tables(["row", "cumulative_logprob", "num_scored_tokens", bytes_column]):
@@ -83,7 +83,7 @@ def record_of(request: PerplexityRequest, found: RecordInputs) -> Record:
     if interval is None:
         logger.warning(
             "one window only, so the perplexity has no interval: how much it depends on the choice "
-            "of text cannot be said. Take a longer text, more windows or less context"
+            "of text is unknown. Take a longer text, more windows or less context"
         )
     low, high = (None, None) if interval is None else (math.exp(bound) for bound in interval)
     engine = output.engine

@@ -36,7 +36,7 @@ def check_work(work: Path) -> None:
     _check_place("--work", work)
     job, record = work / "job.yaml", work / "output" / layout.JOB_KEY
     if job.exists() and not _is_measurement(_read(job)):
-        raise ConfigError(f"--work {work}: {job} is not of a measurement: {_ADVICE}")
+        raise ConfigError(f"--work {work}: {job} is not from a measurement: {_ADVICE}")
     if record.exists() and not _is_measurement(_read(record).get("job")):
         raise ConfigError(f"--work {work}: {work / 'output'} is another job's output: {_ADVICE}")
     if job.exists() or record.exists() or not work.is_dir():
@@ -45,7 +45,7 @@ def check_work(work: Path) -> None:
         others = sorted(path.name for path in work.iterdir() if not _TEMPORARY.fullmatch(path.name))
     if others:
         raise ConfigError(
-            f"--work {work}: that folder has {others[0]} and is not of a measurement: {_ADVICE}"
+            f"--work {work}: that folder has {others[0]} and is not from a measurement: {_ADVICE}"
         )
 
 
@@ -69,13 +69,13 @@ def check_begun(work: Path, windows: Path, content: Mapping[str, str], *, restar
         return True
     if {path.name for path in paths} != {windows.name}:
         raise ConfigError(
-            f"--work {work}: its output is of other windows (another text, context, stride or "
+            f"--work {work}: its output is for other windows (another text, context, stride or "
             f"number of them): {_ADVICE}, or delete that output with --restart"
         )
     was = {path.parent.name for path in paths}
     if was != {windows.parent.name}:
         raise ConfigError(
-            f"--work {work}: its output is of another content of the model: "
+            f"--work {work}: its output is of the model with other content: "
             f"{_changed(_read(windows.parents[1] / was.pop() / CONTENT), content)}. {_ADVICE}, or "
             "delete that output with --restart"
         )
@@ -95,7 +95,7 @@ def check_out(out: Path) -> None:
     is_ours = {"records", "batchinfer_version"} <= _read(out / "results.json").keys()
     for path in sorted([*out.glob("results.*"), out / "comparison.html", out / "job.yaml"]):
         if path.exists() and (path.name == "job.yaml" or not is_ours):
-            raise ConfigError(f"--out {out}: {path.name} there is not of a comparison: {_ADVICE}")
+            raise ConfigError(f"--out {out}: {path.name} there is not from a comparison: {_ADVICE}")
     _make("--out", out)
 
 

@@ -71,8 +71,8 @@ def _of_scores(
     given = {"--reference": reference is not None, "--rouge": rouge is not None}
     if found := [option for option, is_given in given.items() if is_given]:
         raise ConfigError(
-            f"{output.url} is of task score, and has no completions: leave {' and '.join(found)} "
-            "out"
+            f"{output.url} is an output of task score and has no completions: leave "
+            f"{' and '.join(found)} out"
         )
     totals = scored_rows(output, "num_text_bytes")
     nll = mean_nll(totals, output.url)

@@ -107,7 +107,7 @@ def of_task(ways: Mapping[str, _T], output: Output) -> _T:
     """The one of `ways`, by task, that serves the output. Raises ConfigError if none does."""
     if output.task not in ways:
         raise ConfigError(
-            f"{output.url} is of task {output.task}, and only outputs of "
+            f"{output.url} is an output of task {output.task}, and only outputs of "
             f"{' or '.join(ways)} can be evaluated so"
         )
     return ways[output.task]

@@ -86,7 +86,8 @@ def pair(one: str, other: str, *, price_per_hour: float | None = None) -> Pair:
     first, second = read_output(one), read_output(other)
     if first.task != second.task:
         raise ConfigError(
-            f"{first.url} is of task {first.task}, {second.url} of {second.task}: nothing compares"
+            f"{first.url} is an output of task {first.task}, {second.url} of {second.task}: "
+            "they cannot be compared"
         )
     totals = of_task(_COMPARISONS, first)(first, second)
     if first.task == "score":

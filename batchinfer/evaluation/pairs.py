@@ -77,7 +77,9 @@ def tops_of(output: Output, table: pa.Table) -> Tops:
     ids, logprobs = (_flat(table[name]) for name in TOPS)
     lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)[is_scored]
     if not len(lengths) or lengths.min() != lengths.max() or not lengths.max():
-        raise InputError(f"{output.url}: its positions have not all the same number of top tokens")
+        raise InputError(
+            f"{output.url}: its positions do not all have the same number of top tokens"
+        )
     k = int(lengths[0])
     if int(pc.sum(pc.list_value_length(ids)).as_py()) != k * len(lengths):
         raise InputError(f"{output.url}: tokens without a logprob have top tokens")

@@ -65,8 +65,8 @@ def check_reference(reference: Output, windows: TextWindows, model: ModelFacts) 
     if largest >= model.vocab_size:
         raise ConfigError(
             f"the reference {reference.url} gives token {largest}, and {model.path} has a "
-            f"vocabulary of {model.vocab_size}: distributions over different vocabularies do not "
-            "compare"
+            f"vocabulary of {model.vocab_size}: distributions over different vocabularies "
+            "cannot be compared"
         )
 
 

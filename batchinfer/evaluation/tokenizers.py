@@ -75,14 +75,14 @@ def check_same_tokenizer(one: Tokenizer, other: Tokenizer) -> None:
         gone = one if ours is None else other
         logger.warning(
             "the tokenizers of %s and %s are different files, and that of %s is not at %s any "
-            "more: if it has other tokens, the figures do not compare",
+            "more: if it has other tokens, the figures cannot be compared",
             *(one.name, other.name, gone.name, gone.place),
         )
     elif ours != theirs:
         raise ConfigError(
             f"{other.name} has another tokenizer than {one.name} (another vocabulary, merges or "
-            "normalizer), so their likeliest tokens and perplexities would not compare: evaluate "
-            "each by itself, bits per byte compare"
+            "normalizer), so their likeliest tokens and perplexities could not be compared: "
+            "evaluate each by itself and compare bits per byte"
         )
 
 

@@ -113,7 +113,7 @@ def _run_wave(
     if stop.begin_admission():
         loop.run()
     if stop.is_requested:
-        raise Stopped(f"{stop.reason}: the measurement was given up", stop.code)
+        raise Stopped(f"{stop.reason}: the measurement was abandoned", stop.code)
     return recorder.wave()
 
 

@@ -60,7 +60,8 @@ class Holder:
 def refusal(where: str, holder: Holder | None) -> LeaseHeld:
     who = holder.describe() if holder else "its holder has not said who it is yet"
     return LeaseHeld(
-        f"another run works on {where} ({who}). Wait for it or stop it; this start changed nothing"
+        f"another run is working on {where} ({who}). Wait for it or stop it; this start changed "
+        "nothing"
     )
 
 

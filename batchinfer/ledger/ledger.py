@@ -149,7 +149,7 @@ class Ledger(Results):
             return totals
         raise TransientError(
             f"{self._store.url_of(shard)}: its parts kept vanishing while they were folded. "
-            "Another run seems to work on this output; start again when it has ended"
+            "Another run seems to be working on this output; start again when it has ended"
         )
 
     def settle(self, shard: str) -> None:

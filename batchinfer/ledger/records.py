@@ -80,7 +80,7 @@ def read_json(
 def _damaged(store: Store, key: str) -> ConfigError:
     return ConfigError(
         f"{store.url_of(key)} is damaged: it is not what batchinfer writes there. Remove it and "
-        "start again: results are kept, and what it said is found out from them"
+        "start again: results are kept, and its content is recovered from them"
     )
 
 

@@ -34,9 +34,9 @@ def check_loadable(file: str) -> None:
     lines = ended.stderr.decode("utf-8", "replace").strip().splitlines() or [""]
     name = signal.Signals(-ended.returncode).name
     raise ConfigError(
-        f"{file} cannot be loaded: llama.cpp ends its process over it ({name}: "
-        f"{lines[0].rpartition('/')[2] or 'it says no why'}). The file is damaged or no model: "
-        "take another file"
+        f"{file} cannot be loaded: llama.cpp crashes on it ({name}: "
+        f"{lines[0].rpartition('/')[2] or 'it gives no reason'}). The file is damaged or not a "
+        "model: take another file"
     )
 
 

@@ -96,4 +96,8 @@ class Vocabulary:
 def load_error() -> str:
     """What llama.cpp said last of a file that it could not load."""
     words = [line for line in last_errors if "error loading model" in line] or last_errors
-    return words[-1].rpartition(": error loading model: ")[2].strip() if words else "it says no why"
+    return (
+        words[-1].rpartition(": error loading model: ")[2].strip()
+        if words
+        else "it gives no reason"
+    )

@@ -130,7 +130,7 @@ def _named(tokenizer: Any, name: str) -> str:
     if name not in FORMATS:
         close = difflib.get_close_matches(name, [*known, *FORMATS], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        of_tokenizer = f"the tokenizer has {', '.join(sorted(known)) or 'none with a name'}"
+        of_tokenizer = f"the tokenizer has {', '.join(sorted(known)) or 'no named one'}"
         raise ConfigError(
             f"{_KEY}: there is no chat template {name!r}{hint}: {of_tokenizer}, and there are "
             f"{', '.join(FORMATS)}"
@@ -139,7 +139,7 @@ def _named(tokenizer: Any, name: str) -> str:
     if missing := [mark for mark in FORMATS[name].marks if mark not in vocabulary]:
         logger.warning(
             "%s: %s writes %s, which this tokenizer does not have as tokens: the model sees the "
-            "letters, and was hardly trained on that format",
+            "letters, and was probably not trained on that format",
             _KEY,
             name,
             " and ".join(missing),

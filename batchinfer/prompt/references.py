@@ -62,10 +62,10 @@ def find_references(tree: nodes.Template, functions: frozenset[str]) -> Referenc
     """
     if found := next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport)), None):
         raise UnsupportedTemplate(
-            f"{type(found).__name__.lower()}: there is no other template to take"
+            f"{type(found).__name__.lower()}: there are no other templates to load"
         )
     if tree.find(nodes.Extends):
-        raise UnsupportedTemplate("extends: there is no other template to take")
+        raise UnsupportedTemplate("extends: there are no other templates to load")
     spelt = _spell_apart(tree)
     own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
     _refuse_names(tree, functions - own)

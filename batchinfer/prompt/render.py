@@ -85,7 +85,7 @@ class TextTemplate:
         if found and not all(address in _all_text(values) for address in found):
             raise RowError(
                 "template_error",
-                f"{self.key}: what it prints has the address of an object of Python in it: a "
+                f"{self.key}: what it prints has the address of a Python object in it: a "
                 "method without its parentheses, or map, select or batch without `| list`",
             )
 

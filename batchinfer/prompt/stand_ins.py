@@ -88,4 +88,4 @@ def json_value(value: Any) -> Any:
         if Decimal(repr(number)) == value:
             return number
         raise TypeError(f"{value} has more digits than a JSON number: write it as a text")
-    raise TypeError(f"a {type(value).__name__} is no JSON")
+    raise TypeError(f"a {type(value).__name__} is not JSON")

@@ -308,7 +308,7 @@ def _why_no_zone(zone: str) -> str | None:
     try:
         pa.array([0], pa.timestamp("s", zone)).cast(pa.string())
     except pa.ArrowException:
-        return f"has times of the time zone {zone!r}, which this machine does not know"
+        return f"has times in the time zone {zone!r}, which this machine does not know"
     return None
 
 

@@ -186,8 +186,8 @@ def _as_begun(
     """What the output has, by its name in the job. `name`: the first that the job asks for."""
     if reason := why_not(allowed, checkpoint, machine, begun.dtype):
         raise ConfigError(
-            f"the output was begun in {begun}, which cannot run here: {reason}. Go on where it "
-            f"can, or take another output.path; {RESTART} deletes its results"
+            f"the output was begun in {begun}, which cannot run here: {reason}. Continue "
+            f"where it can, or take another output.path; {RESTART} deletes its results"
         )
     found = _choice(allowed, checkpoint, machine, begun.dtype)
     if allowed == name:

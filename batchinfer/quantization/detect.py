@@ -69,7 +69,7 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
     method = _method_of_family(family)
     if method is None:
         raise ConfigError(
-            f"{source}: quant_method {family or 'missing'!r} is none that this version knows: take "
+            f"{source}: this version does not know quant_method {family or 'missing'!r}: take "
             "another checkpoint of the model"
         )
     _refuse_texts(method, settings, source)
@@ -85,7 +85,7 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
         return Checkpoint(f"{family}, several schemes", family, has_act_order=has_act_order)
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"{source}: {family} with {scheme} is a scheme that this version does not know: take "
+            f"{source}: this version does not know the scheme {family} with {scheme}: take "
             "another checkpoint of the model"
         )
     return Checkpoint(scheme, family, has_act_order=has_act_order)
@@ -103,8 +103,8 @@ def _refuse_texts(method: Method, settings: Mapping[str, Any], source: str) -> N
     for key in method.number_keys:
         if isinstance(value := settings.get(key), str):
             raise ConfigError(
-                f"{source}: {key} is the text {value!r}, which engines do not take for a number or "
-                "a truth: write it there without quotation marks"
+                f"{source}: {key} is the string {value!r}, which engines do not read as a number "
+                "or a boolean: write it without quotation marks"
             )
 
 

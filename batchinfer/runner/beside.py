@@ -90,7 +90,7 @@ def warn_of_beside(results: Results, beside: Beside) -> None:
         )
     if beside.strange:
         logger.warning(
-            "%s in %s %s no result of this job, but whoever reads all files there reads %s too: "
+            "%s in %s %s not of this job, but whoever reads all files there reads %s too: "
             "move away what does not belong there",
             _some_of(beside.strange),
             url,

@@ -134,7 +134,7 @@ def _from_text(text: str) -> pa.Schema:
     except (pa.ArrowException, OSError, binascii.Error) as error:
         raise ConfigError(
             f"job.json of the output is damaged: {RECORD_KEY} cannot be read ({error}). Remove it "
-            "and start again: results are kept, and what it said is found out from them"
+            "and start again: results are kept, and its content is recovered from them"
         ) from error
 
 

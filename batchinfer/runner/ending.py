@@ -33,7 +33,7 @@ def stopped(stop: Stop, writer_error: BaseException | None) -> Stopped | None:
     if not stop.is_requested:
         return None
     what = "finished rows are durable" if writer_error is None else f"{writer_error}"
-    return Stopped(f"{stop.reason}: {what}; the next start goes on", stop.code)
+    return Stopped(f"{stop.reason}: {what}; the next start continues", stop.code)
 
 
 def bad_input(problems: Iterable[InputError]) -> InputError | None:

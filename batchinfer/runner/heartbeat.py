@@ -89,4 +89,4 @@ class Heartbeat:
             logger.warning("%s: %s", what, error)
         elif not self._has_lost_access:
             self._has_lost_access = True
-            logger.warning("%s: the store refuses the credentials by now", what)
+            logger.warning("%s: the store now refuses the credentials", what)

@@ -163,5 +163,5 @@ def _shared(buffer: Buffer, num_chunks: int) -> str:
     share = buffer.num_shared_tokens / max(1, buffer.num_prompt_tokens)
     return (
         f" (saves {share:.0%} of {buffer.num_prompt_tokens:,} prompt tokens in {num_chunks} "
-        "chunks: shared with the row before, and cached in no other order)"
+        "chunks: shared with the row before, and not cached in any other order)"
     )

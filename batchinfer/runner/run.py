@@ -131,9 +131,9 @@ class Run:
                 else:
                     self._lease.undo()
             except AccessLost:  # whatever else wrote was refused, too, and says so
-                logger.debug("the lease could not be given back: no access")
+                logger.debug("could not release the lease: no access")
             except BatchInferError as error:
-                logger.warning("could not give the lease back: %s", error)
+                logger.warning("could not release the lease: %s", error)
 
 
 def run_job(job: Job, options: RunOptions, host: Host) -> Outcome:

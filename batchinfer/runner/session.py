@@ -86,7 +86,7 @@ class Session:
         if footer_sha256 != self.fingerprints[shard.name].footer_sha256:
             raise InputError(
                 f"{shard.url} is not the file that this output was begun with: its size and time "
-                "of change are the same, its footer is another. Bring the old file back or use "
+                "of change are the same, its footer is different. Bring the old file back or use "
                 "another output.path. To compute it anew, `touch` it, delete "
                 f"{self._results(shard)} and start again"
             )

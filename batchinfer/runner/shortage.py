@@ -28,7 +28,7 @@ def shortages(*, is_run: bool = True) -> Iterator[None]:
     except MemoryError as error:
         more = limit_met() or "Give the process more"
         raise TransientError(
-            f"out of memory ({error or 'no more is given'}). {kept}{more}{less} and start again"
+            f"out of memory ({error or 'no more is available'}). {kept}{more}{less} and start again"
         ) from error
     except RuntimeError as error:
         if "can't start new thread" not in str(error):  # CPython's words; it has no class for it

@@ -55,8 +55,8 @@ class RowFilter:
         if (num_operators := _num_chained(sql)) > _MAX_OPERATORS:
             raise ConfigError(
                 f"input.filter has {num_operators:,} operators (AND, OR, WHEN, +, || and so on); "
-                f"at most {_MAX_OPERATORS} are planned in good time. Write many values of a column "
-                "as `column IN (…)`"
+                f"at most {_MAX_OPERATORS} are planned in reasonable time. Write many values of a "
+                "column as `column IN (…)`"
             )
         try:
             self._expression = pl.sql_expr(sql)

@@ -191,7 +191,7 @@ def _footer_bytes(file: BinaryIO, shard: Shard) -> bytes:
     if size_bytes != shard.size_bytes:
         raise InputError(
             f"{shard.url} changed while it was read: {shard.size_bytes} bytes when the input was "
-            f"listed, {size_bytes} bytes now. Start again when nothing writes to it any more"
+            f"listed, {size_bytes} bytes now. Start again once nothing writes to it"
         )
     if size_bytes == 0:
         raise InputError(f"{shard.url} is empty (0 bytes), not a Parquet file")

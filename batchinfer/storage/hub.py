@@ -50,7 +50,7 @@ def hub_files(
         except Exception:
             at = f" at revision {revision}" if revision else ""
             raise ConfigError(
-                f"{what}: the hub ({constants.ENDPOINT}) did not give {name}{at}: "
+                f"{what}: could not get {name}{at} from the hub ({constants.ENDPOINT}): "
                 f"{_reason(error)}. Check the name, the network and your access, or give a local "
                 "path"
             ) from error

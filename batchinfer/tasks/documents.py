@@ -48,4 +48,4 @@ class Documents:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")  # Python's reader takes NaN and Infinity
+    raise ValueError(f"{name} is not JSON")  # Python's reader takes NaN and Infinity

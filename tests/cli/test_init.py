@@ -146,9 +146,7 @@ def test_without_anything_here_the_defaults_are_not_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "--yes: nothing that was found here says input.path: give --input" in refusal(
-        init("--yes")
-    )
+    assert "--yes: nothing found here determines input.path: give --input" in refusal(init("--yes"))
 
 
 def test_a_file_that_exists_is_overwritten_only_if_somebody_says_so(here: Path) -> None:

@@ -78,7 +78,7 @@ def test_threads_that_others_of_the_user_have_may_end(monkeypatch: pytest.Monkey
     limited(monkeypatch, resource.RLIMIT_NPROC, 200)
     found = limits.shortage(num_threads=24)
     assert found is not None and found.may_pass
-    assert "(`ulimit -u`) is 200, of which 190 are taken" in found.text
+    assert "(`ulimit -u`) is 200, 190 of them in use" in found.text
     limited(monkeypatch, resource.RLIMIT_NPROC, 20)
     found = limits.shortage(num_threads=24)
     assert found is not None and not found.may_pass

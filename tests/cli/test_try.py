@@ -87,7 +87,7 @@ def test_a_signal_ends_the_answer(path: Path) -> None:
     process.send_signal(signal.SIGINT)
     ended = wait(process)
     assert ended.code == 130
-    assert "received SIGINT: the answer was given up" in ended.stderr
+    assert "received SIGINT: the answer was abandoned" in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_signal_ends_the_answer(path: Path) -> None:
         (["--row", "s2.parquet:0"], "there is no shard s2.parquet; the first of 2 is s0.parquet"),
         (["--row", "x"], "must be a number from 0, or SHARD:NUMBER"),
         (["--row", "1"], "row s0.parquet:1: missing_value: column 'text' is null"),
-        (["--row", "1", "--prompt", "x"], "--row or --prompt: there is one prompt"),
+        (["--row", "1", "--prompt", "x"], "give --row or --prompt, not both"),
         (["--set", "input.filter=id = 'x'"], "no row passes input.filter"),
         (["--set", "prompt.template={{ nope }}"], "prompt.template uses 'nope', which is not an"),
         (["--set", "model.path=nowhere"], "model.path: there is no folder"),

@@ -32,7 +32,7 @@ def bind(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (os.mkfifo, "is a pipe into which nobody writes"),
+        (os.mkfifo, "is a pipe that nobody writes to"),
         (Path.mkdir, "is a folder, not a job file"),
         (bind, "is a socket, not a job file"),
     ],

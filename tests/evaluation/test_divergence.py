@@ -222,5 +222,5 @@ def test_a_reference_with_another_vocabulary_is_refused(
 
     monkeypatch.setattr(completion, "prompt_tops", past_the_vocabulary)
     measure(request(text, top_k=1), work=tmp_path / "reference")
-    with pytest.raises(ConfigError, match="different vocabularies do not compare"):
+    with pytest.raises(ConfigError, match="different vocabularies cannot be compared"):
         measure(request(text, reference=str(tmp_path / "reference")), work=tmp_path / "work")

@@ -82,7 +82,7 @@ def test_a_restart_deletes_no_other_jobs_output(
         for path in made.glob("*.yaml"):
             path.unlink()
     before = files(made)
-    what = "job.yaml is not of a measurement" if has_job_file else "is another job's output"
+    what = "job.yaml is not from a measurement" if has_job_file else "is another job's output"
     for restart in (False, True):
         with pytest.raises(ConfigError, match=what):
             measure(request(text), work=made, restart=restart)
@@ -132,7 +132,7 @@ def test_a_measurement_that_is_refused_leaves_the_job_of_the_one_before(
     work = tmp_path / "work"
     first = measure(request(text), work=work)
     before = (work / "job.yaml").read_bytes()
-    with pytest.raises(ConfigError, match="its output is of other windows"):
+    with pytest.raises(ConfigError, match="its output is for other windows"):
         measure(request(text, stride=8), work=work)
     with pytest.raises(ConfigError, match="with other settings"):
         measure(request(text, quantization="fp32"), work=work)
@@ -146,7 +146,7 @@ def test_a_measurement_that_is_refused_leaves_the_job_of_the_one_before(
 @pytest.mark.parametrize("name", ["results.json", "results.parquet", "comparison.html", "job.yaml"])
 def test_files_of_others_are_not_replaced_by_a_comparisons(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"mine": 1}')
-    with pytest.raises(ConfigError, match=f"{name} there is not of a comparison"):
+    with pytest.raises(ConfigError, match=f"{name} there is not from a comparison"):
         check_out(tmp_path)
 
 

@@ -114,14 +114,16 @@ def test_an_output_of_a_task_that_nothing_evaluates_is_refused(
     one = scores(place, "one")
     monkeypatch.setattr(Output, "task", "embed")
     for evaluate in (lambda: pair(one, one), lambda: grade(one, "wanted")):
-        with pytest.raises(ConfigError, match="is of task embed, and only outputs of generate or"):
+        with pytest.raises(
+            ConfigError, match="is an output of task embed, and only outputs of generate or"
+        ):
             evaluate()
 
 
 def test_outputs_that_do_not_compare_are_refused(place: Place) -> None:
     one = scores(place, "one")
     texts = make(job(place, "texts"), place)
-    with pytest.raises(ConfigError, match=r"is of task score, .* of generate"):
+    with pytest.raises(ConfigError, match=r"is an output of task score, .* of generate"):
         pair(one, texts)
     other = Place(place.url("elsewhere"))
     other.write_parquet("in/a.parquet", rows(30))

@@ -99,7 +99,7 @@ def test_of_many_at_once_one_gets_the_lease(bucket: Store) -> None:
         try:
             return acquire(bucket, "all", here())
         except LeaseHeld as error:
-            assert "another run works on s3://" in str(error)
+            assert "another run is working on s3://" in str(error)
             return None
 
     with ThreadPoolExecutor(6) as pool:

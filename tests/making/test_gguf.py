@@ -129,7 +129,7 @@ def test_a_tokenizer_with_another_rule_is_refused(folder: Path, tmp_path: Path) 
         folder / "tokenizer.json",
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
     )
-    with pytest.raises(ConfigError, match="its rule for splitting texts is none of those known"):
+    with pytest.raises(ConfigError, match="its rule for splitting texts is not one of those known"):
         make_gguf(folder, tmp_path / "x.gguf")
 
 

@@ -274,7 +274,7 @@ def test_sizes_that_128_does_not_divide_stay_unquantized_and_are_named(
     [
         (["--rows", "1"], "128 are needed"),
         (["--code", "hyb", "--bits", "9"], "9 is not in the range 1<=x<=8"),
-        (["--code", "hyb", "--bits", "5"], "more than 4 bits do not bring it nearer"),
+        (["--code", "hyb", "--bits", "5"], "more than 4 bits do not make it more accurate"),
         (["--code", "cb7"], "'cb7' is not one of"),
         (["--method", "int4"], "takes no --calibration"),
     ],

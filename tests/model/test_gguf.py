@@ -109,7 +109,7 @@ def test_a_folder_with_two_models_asks_for_one(demo_gguf: Path, tmp_path: Path) 
 def test_each_engine_is_given_the_models_that_it_reads(demo_gguf: Path) -> None:
     with pytest.raises(ConfigError, match=r"vLLM reads no GGUF files here, and engine.name: llam"):
         read_model(str(demo_gguf), machine=VLLM)
-    with pytest.raises(ConfigError, match=r"llama.cpp reads GGUF files alone; `batchinfer quant"):
+    with pytest.raises(ConfigError, match=r"llama.cpp reads only GGUF files; `batchinfer quant"):
         read_model(str(MODEL), machine=LLAMA)
     with pytest.raises(ConfigError, match="quantization is int8, but the checkpoint is GGUF"):
         read_model(str(demo_gguf), machine=LLAMA, quantization="int8")

@@ -214,10 +214,10 @@ def test_the_nearest_name_is_told_as_a_template_writes_it() -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("{% include 'x' %}{{ text }}", "include: there is no other template"),
-        ("{% import 'x' as x %}{{ text }}", "import: there is no other template"),
-        ("{% from 'x' import y %}{{ text }}", "there is no other template"),
-        ("{% extends 'x' %}{{ text }}", "extends: there is no other template"),
+        ("{% include 'x' %}{{ text }}", "include: there are no other templates"),
+        ("{% import 'x' as x %}{{ text }}", "import: there are no other templates"),
+        ("{% from 'x' import y %}{{ text }}", "there are no other templates"),
+        ("{% extends 'x' %}{{ text }}", "extends: there are no other templates"),
         ("{% if text %}{{ text | shorten }}{% endif %}", "there is no filter 'shorten'"),
         ("{% if text is long %}{{ text }}{% endif %}", "there is no test 'long'"),
         ("{{ text | replace('a') }}", "filter 'replace': missing a required argument: 'new'"),
@@ -420,7 +420,7 @@ def test_what_has_an_end_is_rendered_as_ever(source: str, text: str) -> None:
 )
 def test_an_address_of_an_object_is_no_prompt(source: str) -> None:
     """It would be another prompt in each run."""
-    with pytest.raises(RowError, match="address of an object of Python"):
+    with pytest.raises(RowError, match="address of a Python object"):
         TextTemplate(source, "prompt.template").render({"text": "ab", "xs": ["a"]})
 
 

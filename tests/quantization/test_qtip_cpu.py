@@ -234,7 +234,7 @@ def test_a_cpu_decodes_at_load_unless_it_is_asked_and_able_to_keep_layers_packed
     monkeypatch.setenv(KEEP_PACKED, "1")
     assert why() is None
     full = coded._replace(full_in=torch.ones(1, 1))
-    assert why(full) == "on this CPU (the kernels know Hadamards of 128 alone)"
+    assert why(full) == "on this CPU (the kernels know only Hadamards of 128)"
     monkeypatch.setattr(cpu_backend, "why_none", lambda: "there is no C++ compiler")
     reason = why()
     assert reason == "on this CPU (there is no C++ compiler)"

@@ -119,7 +119,7 @@ def test_what_of_qtips_own_models_cannot_be_converted_is_said() -> None:
     parts, _ = stored("relaxml", 1)
     with pytest.raises(ValueError, match=r"a part of 12 x 12.*`had_12` in the file hadamard.saf"):
         relaxml.convert_layer(parts, {})
-    with pytest.raises(ValueError, match="is no Hadamard matrix"):
+    with pytest.raises(ValueError, match="is not a Hadamard matrix"):
         relaxml.convert_layer(parts, {12: torch.ones(12, 12)})
     with pytest.raises(ValueError, match="cut for 8 devices"):
         relaxml.convert_layer({**parts, "rcp": torch.tensor(2)}, {})

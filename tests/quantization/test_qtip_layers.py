@@ -117,7 +117,7 @@ def test_settings_and_layers_that_contradict_each_other_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format_version": 2}, "qtip with format_version 2 is a scheme that this version"),
+        ({"format_version": 2}, "does not know the scheme qtip with format_version 2"),
         ({"L": 12}, "qtip with L 12"),
         ({"lane_order": "rows"}, "lane_order 'rows'"),
         ({"default": {"K": 2, "code": "rptc"}}, "code 'rptc'"),

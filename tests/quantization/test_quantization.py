@@ -241,8 +241,14 @@ def test_settings_of_the_kv_cache_alone_leave_a_model_unquantized(settings: dict
         ({"bits": 4}, "missing"),
         ({"quant_method": "awq", "bits": 3}, "awq with 3 bits"),
         ({"quant_method": "gptq", "bits": 4, "sym": False}, "4 bits, asymmetric"),
-        ({"quant_method": "awq", "bits": "4"}, "bits is the text '4', .* without quotation marks"),
-        ({"quant_method": "gptq", "bits": 4, "desc_act": "false"}, "desc_act is the text 'false'"),
+        (
+            {"quant_method": "awq", "bits": "4"},
+            "bits is the string '4', .* without quotation marks",
+        ),
+        (
+            {"quant_method": "gptq", "bits": 4, "desc_act": "false"},
+            "desc_act is the string 'false'",
+        ),
         (compressed(ints(8) | {"symmetric": False}, ints(8, "token")), "8-bit asymmetric int wei"),
         (compressed(ints(2, "group")), "2-bit int weights by group"),
         (compressed(ints(4, "group"), floats(8, "token")), "8-bit float activations"),
@@ -578,7 +584,7 @@ def test_a_trellis_checkpoint_is_told_to_vllm_by_its_own_name() -> None:
         choice("qtip", "plain", PLAIN_CPU)
     with pytest.raises(ConfigError, match=r"exl3, but the checkpoint is QTIP .* write qtip or"):
         choice("exl3", "qtip", H200)
-    with pytest.raises(ConfigError, match=r"has experts, and trellises code linear layers alone"):
+    with pytest.raises(ConfigError, match=r"has experts, and trellises code only linear layers"):
         choice("auto", "exl3", H200, has_experts=True)
 
 
@@ -589,7 +595,7 @@ def test_experts_run_only_where_there_are_kernels_for_them() -> None:
             choice(name, scheme, PLAIN_CPU, has_experts=True)
     found = choice("int8", "plain", PLAIN_CPU, has_experts=True, fallback=("nf4", "bf16"))
     assert (found.name, found.made_by, found.dtype) == ("none", None, "bfloat16")
-    with pytest.raises(ConfigError, match=r"linear layers alone. This model can run as none$"):
+    with pytest.raises(ConfigError, match=r"only linear layers. This model can run as none$"):
         choice("nf4", "plain", PLAIN_CPU, has_experts=True)
     assert choice("auto", "plain", PLAIN_CPU, has_experts=True).name == "none"
 

@@ -190,7 +190,9 @@ def test_a_second_run_names_the_first_until_it_stops(place: Place, tmp_path: Pat
     try:
         wait_until(lambda: any("/runs/" in name for name in place.names("out")), what="a run")
         second = run(path, place=place)
-        must_fail(second, 75, "another run works on", f"pid {loading.pid}", socket.gethostname())
+        must_fail(
+            second, 75, "another run is working on", f"pid {loading.pid}", socket.gethostname()
+        )
         skipped = run(path, "--if-running", "skip", place=place)
         assert (skipped.code, skipped.result["status"]) == (0, "skipped"), skipped.stderr
         assert f"pid {loading.pid}" in skipped.result["message"]

@@ -78,7 +78,7 @@ def test_durable_rows_of_a_shard_that_left_unfinished_are_not_forgotten(
 def test_a_strange_file_in_a_complete_output_is_named(folder: Place, path: Path) -> None:
     assert run_here(path).code == 0
     folder.write_parquet("out/deep/x.parquet", rows(3))
-    must_warn(run(path), "deep/x.parquet", "no result of this job")
+    must_warn(run(path), "deep/x.parquet", "not of this job")
     success = json.loads(Path(folder.url("out", "_SUCCESS")).read_text())
     assert "not_in_input" not in success
 

@@ -118,7 +118,7 @@ def test_a_second_signal_ends_the_process_at_once(folder: Place, two_shards: Pat
     assert time.monotonic() - sent < 8
     assert ended.code == ended.result["exit_code"] == 143
     assert ended.result["status"] == "stopped"
-    assert "received SIGTERM, then SIGTERM: ended at once" in ended.result["message"]
+    assert "received SIGTERM, then SIGTERM: ended immediately" in ended.result["message"]
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
@@ -144,7 +144,7 @@ def test_the_kernels_reminders_of_a_cpu_limit_do_not_cut_the_flush(
         time.sleep(0.4)
     stopped = wait(process, 20)
     assert stopped.code == 152
-    assert "ended at once" not in stopped.result["message"]
+    assert "ended immediately" not in stopped.result["message"]
 
 
 def test_what_was_ignored_at_the_start_stays_ignored(folder: Place, two_shards: Path) -> None:

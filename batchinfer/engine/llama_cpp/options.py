@@ -24,7 +24,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name not in OPTIONS:
             close = difflib.get_close_matches(name, OPTIONS, n=1)
             hint = f": did you mean {close[0]}?" if close else f", it has {', '.join(OPTIONS)}"
-            raise ConfigError(f"engine.options.{name} is none of the engine llama_cpp{hint}")
+            raise ConfigError(
+                f"engine.options.{name} is not an option of the engine llama_cpp{hint}"
+            )
         least, most = OPTIONS[name]
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise ConfigError(

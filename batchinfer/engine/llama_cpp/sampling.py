@@ -88,7 +88,7 @@ class Samplers:
         last_errors.clear()
         found = self._lib.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
         if not found:
-            raise _unreadable(kind, value, last_errors[-1] if last_errors else "it says no why")
+            raise _unreadable(kind, value, last_errors[-1] if last_errors else "it gives no reason")
         return found
 
     def _penalties(self, prompt: Iterable[int]) -> Iterable[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from batchinfer.quantization import ALL_DTYPES, KV_CACHE_TABLE, TABLE, DeviceSupport, Support
 
 _NOT_GGUF = (
-    "llama.cpp reads GGUF files alone; `batchinfer quantize MODEL OUT.gguf --method gguf` makes one"
+    "llama.cpp reads only GGUF files; `batchinfer quantize MODEL OUT.gguf --method gguf` makes one"
 )
 _NAMES: Mapping[str, DeviceSupport | str] = {
     **{record.name: _NOT_GGUF for record in TABLE},

@@ -58,7 +58,7 @@ def refuse_too_large(
     for gpu in devices:
         if _certain_bytes(settings, len(devices)) > _usable_bytes(settings, gpu):
             raise ConfigError(
-                f"{settings.model_path} does not fit the memory of {gpu.label} ({gpu.name}), also "
+                f"{settings.model_path} does not fit the memory of {gpu.label} ({gpu.name}), even "
                 f"if nobody else used it: {_advice_for_empty(settings, sizes, gpu)}"
             )
 

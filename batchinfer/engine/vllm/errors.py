@@ -102,7 +102,7 @@ def construction_error(
         return lack
     if _CHANGED_MEMORY in str(error):
         return MemoryHeld(
-            "other processes gave memory of the GPU back while vLLM measured it: start again"
+            "other processes freed memory of the GPU while vLLM measured it: start again"
         )
     if missing := _missing_kernel(error):
         return ConfigError(f"vLLM cannot run {model} with these settings: {missing}")
@@ -115,7 +115,7 @@ def construction_error(
     if _may_pass(error):
         return EngineDied(
             f"the vLLM engine did not start: {first_line(error)}{_at(phase)}; the run's log has "
-            "the whole story"
+            "the details"
         )
     what = first_line(error)
     if not isinstance(error, (*rejections(), OSError, ImportError)):  # made to be read
@@ -138,7 +138,7 @@ def step_error(
 
     `is_killed`: the kernel has ended a process of ours for lack of the host's memory.
     """
-    what = f"the memory of the device did not suffice for a step of {settings.model_path}"
+    what = f"the device ran out of memory in a step of {settings.model_path}"
     lack = _lack(error, settings, sizes, None, what)
     if isinstance(lack, ConfigError):
         return lack
@@ -147,9 +147,9 @@ def step_error(
     if missing := _missing_kernel(error):
         return ConfigError(f"the vLLM engine cannot compute this model: {missing}")
     if is_worker_dead:
-        why = ", ended by the kernel as the host's memory did not suffice" if is_killed else ""
+        why = ", killed by the kernel because the host ran out of memory" if is_killed else ""
         return EngineDied(
-            f"a worker process of the vLLM engine died{why}; the run's log has what it said last"
+            f"a worker process of the vLLM engine died{why}; the run's log has its last messages"
         )
     return EngineDied(f"the vLLM engine died: {type(error).__name__}: {first_line(error)}")
 
@@ -194,7 +194,7 @@ def _lack(
         is_short |= any(crowd.gpu.free_bytes < GIB for crowd in crowds)
     if is_host and not is_short and crowds:
         return ConfigError(
-            f"the host's memory did not suffice, {gib(available_memory_bytes())} are free now "
+            f"the host ran out of memory, {gib(available_memory_bytes())} are free now "
             f"{said}: end what else runs there, or lower model.save_mode_gib or "
             "model.cpu_offload_gib"
         )

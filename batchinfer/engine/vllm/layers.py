@@ -128,7 +128,7 @@ def checked_layers(
     if is_meant and not report["num_quantized_layers"]:
         advice = "write model.quantization: none"
         if settings.quantization is None:  # none would contradict config.json
-            advice = "if its weights are unquantized, take quantization_config out of config.json"
+            advice = "if its weights are unquantized, remove quantization_config from config.json"
         raise ConfigError(
             f"vLLM accepted the quantization {taken} and quantized none of the model's "
             f"{report['num_layers']} layers ({', '.join(report['methods'])}): {advice}, or give "
@@ -162,6 +162,6 @@ def check_moved(report: dict[str, Any], cpu_offload_gib: float) -> None:
     if report["device_bytes"] is None or moved < wanted / 2:
         raise ConfigError(
             f"model.cpu_offload_gib is {cpu_offload_gib:g}, and vLLM left {moved / 1e9:.2f} of "
-            f"{report['weights_bytes'] / 1e9:.2f} GB of weights with the host: it does not move "
+            f"{report['weights_bytes'] / 1e9:.2f} GB of weights on the host: it does not move "
             "weights of this model or quantization, leave the setting out"
         )

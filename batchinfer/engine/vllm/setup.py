@@ -126,7 +126,7 @@ def check_library() -> str | None:
     expected, loaded = this_machine().library, loaded_cpu_library()
     if expected is not None and loaded != expected.file:
         log.warning(
-            "vLLM loaded %s for this CPU and not %s: what is said to run here may be wrong",
+            "vLLM loaded %s for this CPU and not %s: what is reported to run here may be wrong",
             loaded or "no library",
             expected.file,
         )

@@ -114,7 +114,7 @@ def explain_sizes(
         num_tokens = min(kv_cache_tokens // max_num_seqs, settings.max_model_len)
         sentences.append(
             f"KV cache for {kv_cache_tokens} tokens: all {max_num_seqs} run while they have "
-            f"{num_tokens} tokens in the mean, else fewer"
+            f"{num_tokens} tokens on average, else fewer"
         )
     return "; ".join(sentences)
 

@@ -24,7 +24,7 @@ EXPERT_FLAGS = ("amx_tile",)
 #: In vLLM's libraries for AVX-512, not in that for AVX2.
 INT4_KERNEL = "cpu_gemm_wna16"
 #: In vLLM 0.32; 0.26 computes it on a GPU.
-NO_ACT_ORDER = "vLLM computes groups of neighbouring inputs alone"
+NO_ACT_ORDER = "vLLM computes only groups of neighbouring inputs"
 #: The package that vLLM reads such checkpoints with, and that ours are made by.
 COMPRESSED = ("compressed-tensors",)
 
@@ -43,7 +43,7 @@ _CPU: Mapping[str, DeviceSupport | str] = {
         made_by="int8",
         packages=COMPRESSED,
         kernels={"w8a8": "onednn_scaled_mm", "plain": "onednn_scaled_mm"},
-        refused_adapters="vLLM's CPU kernel takes the weights to where adapters do not find them",
+        refused_adapters="vLLM's CPU kernel moves the weights to where adapters do not find them",
         expert_cpu_flags=EXPERT_FLAGS,
     ),
     "int4": DeviceSupport(
@@ -124,7 +124,7 @@ _CUDA: Mapping[str, DeviceSupport | str] = {
 #: The CPU attention's instruction set, and the numbers of a head that it converts at once.
 _CPU_ATTENTION = KvDevice(cpu_flag="avx512f", head_multiple=32)
 #: Measured: one wrong result for all three names, and no error.
-_NO_CPU_SCALES = "vLLM has no CPU kernel for it, takes the name and computes something else"
+_NO_CPU_SCALES = "vLLM has no CPU kernel for it, accepts the name and computes something else"
 
 _KV_CPU: Mapping[str, KvDevice | str] = {
     "fp8": _CPU_ATTENTION,

@@ -100,7 +100,7 @@ _ALL = (
     Column("entry", lambda r: r.label, is_number=False),
     Column("perplexity", _number("perplexity", 4), "exp of the mean NLL of a token"),
     Column("95 % interval", _interval, "of the perplexity, over windows of this text"),
-    Column("bits/byte", _number("bits_per_byte", 4), "compares also across tokenizers"),
+    Column("bits/byte", _number("bits_per_byte", 4), "comparable across tokenizers"),
     Column(_KL, _number("kl", 5), "divergence from the reference, nats per token"),
     Column("top-1", _share, "tokens for which both find the same token likeliest"),
     Column("bits/weight", _number("layer_bits_per_weight", 3), "of the decoder layers, as stored"),

@@ -215,6 +215,6 @@ def _warn_of_other_tokens(records: Sequence[Record], report: Report) -> None:
     if len(by_digest) > 1:
         labels = " and ".join(by_digest.values())
         report.warns(
-            f"{labels} have other tokenizers, so their perplexities do not compare: look at bits "
-            "per byte"
+            f"{labels} have other tokenizers, so their perplexities cannot be compared: look at "
+            "bits per byte"
         )

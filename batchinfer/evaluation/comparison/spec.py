@@ -72,14 +72,14 @@ class Entry(_Shared):
         "asked for.",
     )
     quantization: Quantization = Field(
-        default="auto", description="As model.quantization of a job."
+        default="auto", description="As model.quantization in a job file."
     )
     formats: Annotated[tuple[Quantization, ...], Tuple] | None = Field(
         default=None,
         min_length=1,
-        description="Short for an entry with each of these quantizations.",
+        description="Shorthand for one entry with each of these quantizations.",
     )
-    dtype: Dtype = Field(default="auto", description="As model.dtype of a job.")
+    dtype: Dtype = Field(default="auto", description="As model.dtype in a job file.")
     reference: Name | None = Field(
         default=None,
         description="Label of the entry that this one is compared with; null: the spec's.",
@@ -115,15 +115,17 @@ class Entry(_Shared):
 class Spec(_Shared):
     """A comparison: one text, many models and formats."""
 
-    title: Name | None = Field(default=None, description="Above the table and the plots.")
+    title: Name | None = Field(default=None, description="Title above the table and the plots.")
     data: Text = Field(default="wikitext2", description="As --data of `batchinfer perplexity`.")
-    column: Text | None = Field(default=None, description="Of data that is Parquet: the texts.")
-    context: int = Field(default=2048, ge=2, le=MAX_COUNT, description="Tokens of a window.")
+    column: Text | None = Field(
+        default=None, description="Column with the texts, for Parquet data."
+    )
+    context: int = Field(default=2048, ge=2, le=MAX_COUNT, description="Tokens per window.")
     stride: int = Field(
         default=512,
         ge=1,
         le=MAX_COUNT,
-        description="Tokens from the start of a window to that of the next.",
+        description="Tokens from the start of one window to the start of the next.",
     )
     max_rows: int | None = Field(
         default=None, ge=1, le=MAX_COUNT, description="Windows; null: all of the text."
@@ -136,8 +138,8 @@ class Spec(_Shared):
         default=32,
         ge=1,
         le=256,
-        description="Likeliest tokens that the KL divergence is computed from; the rest counts as "
-        "one.",
+        description="Most likely tokens that the KL divergence is computed from; the rest counts "
+        "as one.",
     )
     entries: Annotated[tuple[Entry, ...], Tuple] = Field(
         min_length=1, description="What is compared."

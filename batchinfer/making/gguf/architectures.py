@@ -67,7 +67,7 @@ def family_of(config: Mapping[str, Any], file: str) -> Family:
         )
     for key in ("attention_multiplier", "embedding_multiplier", "residual_multiplier"):
         if config.get(key):
-            raise ConfigError(f"{file}: {key} is nothing that the GGUF of this family can say")
+            raise ConfigError(f"{file}: GGUF of this family cannot express {key}")
     if config.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise ConfigError(f"{file}: partial_rotary_factor is not converted to GGUF here")
     if (activation := config.get("hidden_act", "silu")) != "silu":
@@ -83,7 +83,7 @@ def tensor_name(name: str, file: str) -> str | None:
         return None
     if (match := _LAYER.fullmatch(name)) and match[2] in _MODULES:
         return f"blk.{match[1]}.{_MODULES[match[2]]}.{match[3]}"
-    raise ConfigError(f"{file}: the tensor {name} is none that is converted to GGUF here")
+    raise ConfigError(f"{file}: the tensor {name} is not converted to GGUF here")
 
 
 def num_permuted_heads(name: str, family: Family, config: Mapping[str, Any]) -> int:

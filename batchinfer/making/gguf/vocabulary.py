@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path, num_tokens: int) -> VocabularyEntries:
         found.pre = _rule(content.get("pre_tokenizer"), file)
         found.merges = [_merge(pair) for pair in model.get("merges") or []]
         if content.get("normalizer") not in (None, {"type": "NFC"}):
-            raise ConfigError(f"{file}: its normalizer is none that llama.cpp has")
+            raise ConfigError(f"{file}: llama.cpp does not have its normalizer")
     else:
         found.scores = _scores(found.tokens, model)
         found.adds_space_prefix = "▁" in json.dumps(
@@ -97,7 +97,7 @@ def _rule(pre_tokenizer: Any, file: Path) -> str:
         if rule is not None and not steps[0].get("invert"):
             return rule
     raise ConfigError(
-        f"{file}: its rule for splitting texts is none of those known here "
+        f"{file}: its rule for splitting texts is not one of those known here "
         f"({', '.join(['gpt-2', 'smollm', *_RULES.values()])}): take a GGUF file that others made"
     )
 

@@ -109,7 +109,7 @@ def damped(moments: Tensor | None, like: Tensor) -> Tensor:
             found.diagonal().add_(_DAMPING)
             return found
         logger.warning(
-            "the inputs of a layer of %d inputs are %s: each of its weights counts alike",
+            "the inputs of a layer of %d inputs are %s: each of its weights counts equally",
             size,
             "all zero" if mean == 0 else "not finite",
         )

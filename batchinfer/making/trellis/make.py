@@ -88,7 +88,7 @@ def code_model(
     if coding.code == "hyb" and coding.num_bits > _MOST_BITS_OF_HYB:
         raise ConfigError(
             f"--code hyb has 1,024 pairs of weights, and more than {_MOST_BITS_OF_HYB} bits do not "
-            "bring it nearer: take another --code, such as mcg"
+            "make it more accurate: take another --code, such as mcg"
         )
     weights = StoredWeights(weight_files(source))
     layers, kept = linear_layers(source, weights.shapes)
@@ -165,7 +165,7 @@ def _tokens(source: Path, coding: Coding, reporter: Reporter, num_inputs: int) -
     """
     if not coding.texts:
         reporter.note(
-            "no calibration texts: every input of a layer counts alike, which costs quality most "
+            "no calibration texts: every input of a layer counts equally, which costs quality most "
             "at 2 bits; --calibration and --column name some"
         )
         return torch.empty(0, 0, dtype=torch.int64)

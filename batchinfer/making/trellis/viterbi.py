@@ -43,7 +43,7 @@ def search_on_cpu(
             table, num_bits, compiled(_SOURCE, instruction_flags(cpu_flags), libraries)
         )
     except (NotCompiled, OSError) as error:  # OSError: a library of another system
-        logger.warning("torch searches instead of our C++, some ten times as long: %s", error)
+        logger.warning("torch searches instead of our C++, about ten times slower: %s", error)
         return TorchSearch(table, num_bits)
 
 

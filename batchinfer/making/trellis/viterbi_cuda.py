@@ -27,7 +27,7 @@ def search_on_gpu(table: Tensor, num_bits: int, libraries: Path) -> Search:
     try:
         return CudaSearch(table, num_bits, compiled(SOURCE, flags_for_gpu(), libraries, CUDA))
     except (NotCompiled, OSError) as error:  # OSError: a library of another system
-        logger.warning("torch searches instead of our kernel, some 30 times as long: %s", error)
+        logger.warning("torch searches instead of our kernel, about 30 times slower: %s", error)
         return TorchSearch(table, num_bits)
 
 

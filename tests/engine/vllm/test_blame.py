@@ -319,7 +319,7 @@ def test_a_worker_that_the_kernel_ended_died_of_the_hosts_memory() -> None:
         RuntimeError("cancelled"), SETTINGS, SIZES, is_worker_dead=True, is_killed=True
     )
     assert isinstance(found, EngineDied)
-    assert "the host's memory did not suffice" in str(found)
+    assert "the host ran out of memory" in str(found)
 
 
 # What is asked of the machine.

@@ -30,7 +30,7 @@ _CPU = DeviceSupport(
     checkpoints_as=VLLM_NAME,
     dtypes=ALL_DTYPES,
     packages=("bitsandbytes",),
-    refused_experts="bitsandbytes quantizes linear layers alone",
+    refused_experts="bitsandbytes quantizes only linear layers",
 )
 
 METHOD = Method(

@@ -133,7 +133,7 @@ class _Reader:
 
     def read(self) -> GgufFile:
         if self._take(len(GGUF_MAGIC)) != GGUF_MAGIC:
-            raise ConfigError(f"{self._file} is not a GGUF file: its first bytes are others")
+            raise ConfigError(f"{self._file} is not a GGUF file: its first bytes are different")
         self._check_version(self._number("I"))
         num_tensors, num_keys = self._count(), self._count()
         tokenizer = hashlib.sha256()

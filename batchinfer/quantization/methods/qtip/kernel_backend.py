@@ -85,7 +85,7 @@ def why_unknown(layer: Coded, codes: Mapping[str, Any], orders: Mapping[str, Any
     if layer.tlut is not None and len(layer.tlut) > 1 << TLUT_BITS:
         return f"the kernels' tables have up to {1 << TLUT_BITS} pairs, not {len(layer.tlut)}"
     if layer.full_in is not None or layer.full_out is not None:
-        return "the kernels know Hadamards of 128 alone"
+        return "the kernels know only Hadamards of 128"
     return None
 
 

@@ -25,7 +25,7 @@ from batchinfer.quantization.methods.qtip.recipes import AUTHORS_KEY, RECIPES
 #: vLLM's name for the method that our plugin registers with it: config.json's `quant_method`.
 VLLM_NAME = "qtip"
 MODULE = "batchinfer.quantization.methods.qtip.vllm"
-NO_EXPERTS = "trellises code linear layers alone"
+NO_EXPERTS = "trellises code only linear layers"
 
 _RUNNING = {"qtip": "QTIP", FULL_SCHEME: "QTIP with Hadamards of whole sides"}
 _SCHEMES = {**_RUNNING, RELAXML_SCHEME: "QTIP as its authors' code stores it"}

@@ -123,7 +123,7 @@ def _matrix(odd: Mapping[int, Tensor], size: int) -> Tensor:
         )
     square = matrix.float() @ matrix.float().T
     if matrix.shape != (size, size) or not torch.equal(square, size * torch.eye(size)):
-        raise ValueError(f"had_{size} of hadamard.safetensors is no Hadamard matrix")
+        raise ValueError(f"had_{size} of hadamard.safetensors is not a Hadamard matrix")
     return matrix.to(torch.int8)
 
 
