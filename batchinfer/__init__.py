@@ -1,4 +1,4 @@
-"""Offline batch inference on vLLM: Parquet in, Parquet out, durable and resumable.
+"""Offline batch inference on vLLM or llama.cpp: Parquet in, Parquet out, durable and resumable.
 
 The public surface is the command line, the job file, and the names below (docs/python.md). Each is
 imported when it is first used: importing the package costs nothing.

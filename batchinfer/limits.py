@@ -1,7 +1,7 @@
 """The limits that this process was started with (`ulimit`, cgroups): what they leave, in words.
 
 A limit is met in places that nobody foresaw, and libraries abort or loop there: OpenBLAS asks for
-memory again for ever, C++ ends the process with SIGABRT, OpenMP with exit code 1. So what certainly
+memory again forever, C++ ends the process with SIGABRT, OpenMP with exit code 1. So what certainly
 will not do is refused before they are imported, and what fails later names the limit. Must not
 know: what needs the memory. Linux; only the standard library.
 """

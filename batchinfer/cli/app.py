@@ -57,7 +57,7 @@ def cli(context: click.Context) -> None:
     except OSError as error:  # deleted meanwhile, or its file system is gone
         raise ConfigError(f"the current directory cannot be used: {error.strerror}") from error
     raise_open_files()
-    if (short := shortage()) is not None:  # numpy, told too little, asks for memory for ever
+    if (short := shortage()) is not None:  # numpy, given too little, asks for memory forever
         raise short_of("batchinfer", short)
     if context.invoked_subcommand not in _OWN_SIGNALS:
         release_signals()

@@ -97,7 +97,7 @@ def _write_plot(
     title: str | None,
     report: _Report,
 ) -> list[Path]:
-    """One that cannot be is no failure: those of the entries decide the exit code."""
+    """A plot that cannot be drawn is not a failure: only entries decide the exit code."""
     try:
         return write_plot(records, folder, plot.x, plot.y, title=title, is_dark=plot.is_dark)
     except NothingToPlot as error:

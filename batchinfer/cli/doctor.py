@@ -142,7 +142,7 @@ def _traceless(store: Store, key: str) -> Iterator[None]:
     try:
         yield
     except BatchInferError:
-        with suppress(BatchInferError):  # what failed first is told
+        with suppress(BatchInferError):  # what failed first is reported
             store.delete([key])
         raise
     finally:

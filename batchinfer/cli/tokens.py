@@ -122,5 +122,5 @@ class Pieces:
             yield Piece(token_id, added, False, logprob)
 
     def rest(self, text: str) -> str:
-        """What a finished text has behind what was told of it: bytes that are no characters."""
+        """What a finished text has after what was given out: bytes that are not characters."""
         return text[len(self._text) :] if text.startswith(self._text) else ""

@@ -27,7 +27,7 @@ logger = logging.getLogger("batchinfer.runner")
 #: more).
 GRACE_S = 18.0
 _LAST_WORDS_S = 1.5
-#: Signals closer together are one: `timeout` and systemd send two to tell a process once.
+#: Signals closer together are one: `timeout` and systemd send two to notify a process once.
 _TOGETHER_S = 0.25
 #: A deadline may be further away than a system call can wait.
 _MAX_WAIT_S = 3600.0

@@ -1,4 +1,4 @@
-"""How a run works its input off: in which order, how often it makes rows durable, when it ends.
+"""How a run works through its input: in which order, how often it makes rows durable, when it ends.
 
 No setting here changes what is computed. Must not know: engines, rows.
 """

@@ -1,7 +1,7 @@
 """How tokens are chosen, and what form a completion must have.
 
-The ranges are those of the first engine, vLLM; what another refuses besides, its kind says in
-`check`. Must not know: engines' code, rows, files.
+The ranges are vLLM's; what another engine refuses beyond them, its kind refuses in `check`. Must
+not know: engines' code, rows, files.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""Engines: `base` is the contract, `kinds` finds them by name, `vllm` is the only one so far."""
+"""Engines: `base` is the contract, `demands/` what a task may ask, `kinds` finds one by name.
+
+Each engine has a folder: `vllm/`, `llama_cpp/`.
+"""

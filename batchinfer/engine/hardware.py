@@ -21,7 +21,7 @@ _Capability = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """What a process holds of a GPU; `used_bytes` None where the driver does not tell."""
+    """What a process holds of a GPU; `used_bytes` None where the driver does not report it."""
 
     pid: int
     used_bytes: int | None

@@ -2,7 +2,7 @@
 
 That both scored the same ids is not enough: a token that another vocabulary has at another place
 may not occur in the text, and yet be among the likeliest. Must not know: what is compared.
-Invariant: what changes no token, as a chat template or how a file is written, is no difference.
+Invariant: what changes no token, such as a chat template or file layout, is not a difference.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from batchinfer.errors import ConfigError
 def check_loadable(file: str) -> None:
     """Raise ConfigError for a file on which llama.cpp ends its process. Takes about 0.2 s.
 
-    The weights are mapped, and hardly any is read. What it refuses in words is found later.
+    The weights are mapped, and almost none is read. What it refuses in words is found later.
     """
     ended = subprocess.run(
         [sys.executable, "-m", __name__, file],

@@ -26,7 +26,7 @@ _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 def llm_compressor_python(*, is_cpu: bool, on_step: Callable[[str], None]) -> Path:
     """The interpreter of an environment that has llm-compressor. Minutes, the first time.
 
-    `on_step` is told what is done. Raises ConfigError if the environment cannot be made.
+    `on_step` is called with what is done. Raises ConfigError if the environment cannot be made.
     """
     target = environment_folder(is_cpu=is_cpu)
     torch = _torch(is_cpu)

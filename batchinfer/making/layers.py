@@ -1,6 +1,6 @@
 """Which tensors of a model are the weights of linear layers that may be quantized.
 
-Names alone do not tell: an embedding and GPT-2's transposed layers look the same. transformers
+Names alone do not show it: an embedding and GPT-2's transposed layers look the same. transformers
 builds the model without memory (on the device "meta") and says what each module is. Heads and
 routers stay as they are: they are small and decide much. Must not know: how weights are quantized.
 """
@@ -31,7 +31,7 @@ _COMPUTED_TOGETHER = (
 def linear_layers(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
     """Names of the layers to quantize, and of linear layers that stay as they are.
 
-    `shapes` of all tensors, by name. Raises ConfigError if it cannot be told.
+    `shapes` of all tensors, by name. Raises ConfigError if it cannot be determined.
     """
     if fused := [n for n, shape in shapes.items() if len(shape) == 3 and _EXPERTS.search(n)]:
         raise ConfigError(

@@ -20,7 +20,7 @@ class Order:
     recipe: Recipe
     options: Mapping[str, str]  # each of the recipe's that has a value
     texts: Sequence[str]  # to calibrate with, if any
-    finished: Path  # a folder of the maker's own: what a killed process left there is gone on with
+    finished: Path  # a folder of the maker's own: what a killed process left there is resumed
     device: str | None  # as in `Machine`
 
 

@@ -70,7 +70,7 @@ def read_model(
 ) -> ModelFacts:
     """Facts of the job's model, as `machine` would run it.
 
-    `begun`: what an output that is gone on with was computed in, as far as the job allows it.
+    `begun`: what an output that is resumed was computed in, as far as the job allows it.
     Raises ConfigError.
     """
     folder = read_folder(model, needs_weights=needs_weights)

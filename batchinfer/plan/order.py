@@ -19,7 +19,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
 #: Shared prefixes are measured in pieces of this many tokens: an engine's prefix cache knows whole
-#: blocks only (vLLM: 16 tokens on a GPU, 128 on a CPU), and less is hardly worth an order.
+#: blocks only (vLLM: 16 tokens on a GPU, 128 on a CPU), and less is not worth an order.
 PIECE_TOKENS = 128
 _PAIRS_AT_ONCE = 1024  # a megabyte of indices
 #: A prefix that this share of the rows begins with stays in the cache in any order.

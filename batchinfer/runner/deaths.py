@@ -1,6 +1,6 @@
 """Rows that kill: two starts in a row that died with rows in flight and without a new durable row.
 
-Must not know: why they died. Parts and status records tell: a run that was ended on purpose has
+Must not know: why they died. Parts and status records show it: a run that was ended on purpose has
 nothing in flight in its last record, one whose engine died keeps what was.
 """
 

@@ -1,4 +1,4 @@
-"""What a start will do with an output as it was seen: nothing, refuse, go on, or begin anew.
+"""What a start will do with an output as it was seen: nothing, refuse, resume, or start over.
 
 Pure: a decision follows from the start and the view alone. Must not know: storage, leases, whether
 anybody acts on it.

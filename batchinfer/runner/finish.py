@@ -97,7 +97,7 @@ def judge(start: Start, outcome: Outcome, num_input_rows: int | None = None) -> 
 def _warn(task: Task, outcome: Outcome) -> None:
     """What the task says of its results: of the whole output if it is complete, else of this run.
 
-    They are not errors, and can hardly be used.
+    They are not errors, but are of little use.
     """
     stands = outcome.as_dict()
     counts = {name: outcome.count(name) for name in task.counts}

@@ -84,7 +84,7 @@ class Heartbeat:
             self._warn("could not write the status", error)
 
     def _warn(self, what: str, error: BatchInferError) -> None:
-        """Lost access is told in full when it ends the run, and here once, shortly."""
+        """Lost access is reported in full when it ends the run, and here once, briefly."""
         if not isinstance(error, AccessLost):
             logger.warning("%s: %s", what, error)
         elif not self._has_lost_access:

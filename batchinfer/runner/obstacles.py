@@ -27,7 +27,7 @@ _RECORDS = frozenset({layout.SUCCESS_KEY, layout.JOB_KEY, layout.RESTART_KEY})
 
 
 def check_records(store: Store) -> None:
-    """Before any record is read: reading a pipe waits for ever. Raises ConfigError."""
+    """Before any record is read: reading a pipe waits forever. Raises ConfigError."""
     if store.is_local:
         prefixes = ("", f"{layout.META}/", layout.LEASES_PREFIX, *_OF_RUNS)
         _check(store, prefixes, _FOLDERS, _is_record)

@@ -55,7 +55,7 @@ def loaded_cpu_library() -> str | None:
 
 
 def registered_operators(file: Path) -> frozenset[str] | None:
-    """Names of the torch operators that a shared library registers; None if it cannot be told."""
+    """Names of the torch operators that a shared library registers; None if it is unknown."""
     try:
         constants = _constants(file)
     except (OSError, ValueError, IndexError, struct.error):

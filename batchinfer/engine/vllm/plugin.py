@@ -32,7 +32,7 @@ class EndWithFailedCall(logging.Handler):
 
     vLLM lets it live and listens to its workers in turn, or to one of them alone: where another one
     waits for this one in a collective operation, nobody hears of the failure, and the engine hangs
-    for ever (seen: memory of the second of two GPUs did not suffice). It does hear of a death.
+    forever (seen: the second of two GPUs ran out of memory). It does hear of a death.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

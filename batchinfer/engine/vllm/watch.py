@@ -1,4 +1,4 @@
-"""What vLLM does not tell by itself: how long it warmed up, and that its process has ended.
+"""What vLLM does not report by itself: how long it warmed up, and that its process has ended.
 
 Must not know: requests, settings.
 """
@@ -35,7 +35,7 @@ def watch_core_process(core: Any, processes: list[BaseProcess]) -> None:
     """Wake a step that waits for an engine core in a process of its own when that process dies.
 
     vLLM's synchronous client reads a queue without a timeout, and its own monitor puts nothing into
-    it: after a kill -9 (the OOM killer) `step` would wait for ever. Without a process of its own
+    it: after a kill -9 (the OOM killer) `step` would wait forever. Without a process of its own
     the core has no such queue.
     """
     outputs = getattr(core.engine_core, "outputs_queue", None)

@@ -27,7 +27,7 @@ from batchinfer.prompt.encode import check_tokenizer
 from batchinfer.storage import local_path
 from batchinfer.tasks import task_of
 
-#: How a path begins that is no hub name; `out` is where this program writes by default.
+#: Prefixes of a path that is not a hub name; `out` is where this program writes by default.
 _LOCAL = ("/", "./", "../", "~", "out/")
 
 _Check = Callable[[Planned, Job, Path], None]

@@ -23,7 +23,7 @@ _PARTIAL = 3
 
 
 class Report(Protocol):
-    """Who is told what happens."""
+    """Where progress is reported to."""
 
     def begins(self, label: str, log: Path) -> None: ...
 

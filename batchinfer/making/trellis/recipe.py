@@ -19,7 +19,7 @@ def make(order: Order, reporter: Reporter) -> LayerCounts:
     reporter.say(f"coding with {num_bits} bits a weight ({code})")
     source = Path(order.model.path)
     texts = list(order.texts)
-    # As it was first written: blocks that an older version finished are gone on with.
+    # As it was first written: blocks that an older version finished are reused.
     how = f"Trellis(num_bits={num_bits}, code={code!r})"
     made_by = f"({order.recipe.identity!r}, {how}, {texts!r})"
     places = Places(

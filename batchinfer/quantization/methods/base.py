@@ -154,7 +154,7 @@ class Recipe:
     convert: str | None = None
     cpu_preset: str | None = None  # where the device is a CPU
     file_name: str | None = None  # of the one file that `make` writes; None: a folder
-    is_continued: bool = False  # what `make` has finished is kept, and gone on with
+    is_continued: bool = False  # what `make` has finished is kept, and resumed
     revision: int = 1  # another one makes other numbers: what was made by this one is not taken
 
     @property

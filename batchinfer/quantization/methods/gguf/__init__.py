@@ -1,1 +1,1 @@
-"""GGUF of llama.cpp: recognised, and refused by name."""
+"""GGUF files of llama.cpp: how they are read, and how they are made."""
