@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -51,6 +52,22 @@ class Ended:
         return json.loads(self.stdout.splitlines()[-1])
 
 
+_S3_VARIABLES = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+
+
+@functools.cache
+def _bucket_store(endpoint_url: str, key: str, secret: str) -> Any:
+    """Kept, as each is a tenth of a second of computing."""
+    return fsspec.filesystem(
+        "s3",
+        skip_instance_cache=True,
+        use_listings_cache=False,
+        endpoint_url=endpoint_url,
+        key=key,
+        secret=secret,
+    )
+
+
 @dataclass
 class Place:
     """Where inputs and outputs of a test are: a folder, or a bucket and how to reach it."""
@@ -69,14 +86,7 @@ class Place:
     def fs(self) -> Any:
         if not self.is_s3:
             return fsspec.filesystem("file")
-        return fsspec.filesystem(
-            "s3",
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            endpoint_url=self.environ["AWS_ENDPOINT_URL"],
-            key=self.environ["AWS_ACCESS_KEY_ID"],
-            secret=self.environ["AWS_SECRET_ACCESS_KEY"],
-        )
+        return _bucket_store(*(self.environ[f"AWS_{name}"] for name in _S3_VARIABLES))
 
     def write_parquet(self, name: str, frame: pl.DataFrame, **options: Any) -> None:
         path = self.url(name)
@@ -220,7 +230,10 @@ def stable(frame: pl.DataFrame) -> pl.DataFrame:
 
 def wait_until(condition: Any, timeout_s: float = 60, what: str = "condition") -> None:
     deadline = time.monotonic() + timeout_s
+    begun = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"{what} did not come true within {timeout_s} s")
-        time.sleep(0.02)
+        time.sleep(max(0.02, now - begun))  # a look at a bucket costs: half of the time at most
+        begun = time.monotonic()
