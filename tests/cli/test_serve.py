@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,10 @@ from typing import Any
 import pytest
 
 from batchinfer.serving import bind
-from tests.support.jobs import Ended, Place, job, kill, start, wait, wait_until, write_job
+from tests.support.jobs import Ended, Place, Process, job, kill, start, wait, wait_until, write_job
 
 KEY = "sk-never-shown"
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def serve(path: Path, tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "tmp").mkdir()
     started = []
 
-    def started_with(*arguments: str, **settings: Any) -> subprocess.Popen[str]:
+    def started_with(*arguments: str, **settings: Any) -> Process:
         environ = {"FAKE_SERVER": json.dumps(settings), "TMPDIR": str(tmp_path / "tmp"), "K": KEY}
         port = () if "--port" in arguments else ("--port", "0")
         process = start(path, *port, *arguments, command=("serve",), environ=environ)
@@ -51,7 +50,7 @@ def serve(path: Path, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def url_of(process: subprocess.Popen[str]) -> str:
+def url_of(process: Process) -> str:
     """Of a server, from its first line: host and port."""
     assert process.stdout is not None
     line = process.stdout.readline()

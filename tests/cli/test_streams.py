@@ -33,7 +33,10 @@ def broken_pipe() -> Iterator[int]:
 
 
 def run_into(stdout: int, *arguments: str) -> Ended:
-    return wait(start(arguments[-1], command=arguments[:-1], engine="real", stdout=stdout))
+    process = start(
+        arguments[-1], command=arguments[:-1], engine="real", stdout=stdout, is_fresh=True
+    )
+    return wait(process)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

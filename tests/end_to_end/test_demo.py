@@ -17,8 +17,9 @@ pytestmark = pytest.mark.real_engine
 SUMMARIZE = ROOT / "jobs" / "summarize.yaml"
 
 
-def real(path: Path, *sets: str) -> dict[str, object]:
-    ended = run(path, *(a for s in sets for a in ("--set", s)), engine="real", timeout_s=280)
+def real(path: Path, *sets: str, is_fresh: bool = False) -> dict[str, object]:
+    arguments = [a for s in sets for a in ("--set", s)]
+    ended = run(path, *arguments, engine="real", timeout_s=280, is_fresh=is_fresh)
     assert ended.code == 0, ended.stderr
     return ended.result
 
@@ -32,7 +33,7 @@ def test_the_demo_job_gives_a_result_for_each_row(
 ) -> None:
     """The demo job gives a result for each row in files named like the inputs."""
     output = f"output.path={folder.url('out')}"
-    assert real(SUMMARIZE, output)["status"] == "complete"
+    assert real(SUMMARIZE, output, is_fresh=True)["status"] == "complete"
     names = [n for n in folder.names("out") if n.endswith(".parquet")]
     assert names == [f"prompts-0000{i}-of-00004.parquet" for i in range(4)]
     have = results(folder)

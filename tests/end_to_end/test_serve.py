@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from batchinfer.config import Job
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.encode import TokenEncoder
 from tests.support.adapters import write_adapter
-from tests.support.jobs import MODEL, Place, job, kill, start, wait, wait_until, write_job
+from tests.support.jobs import MODEL, Place, Process, job, kill, start, wait, wait_until, write_job
 
 pytestmark = [
     pytest.mark.real_engine,
@@ -43,7 +42,7 @@ PROMPT = {
 class Served:
     """A server that answers, and its process."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         assert process.stdout is not None
         line = process.stdout.readline()

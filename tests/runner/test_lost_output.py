@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.support.endings import must_fail
 from tests.support.jobs import (
     SLOW,
     Place,
+    Process,
     job,
     results,
     rows,
@@ -34,7 +34,7 @@ def path(folder: Place, tmp_path: Path) -> Path:
     return write_job(tmp_path, job(folder))
 
 
-def started(folder: Place, path: Path) -> subprocess.Popen[str]:
+def started(folder: Place, path: Path) -> Process:
     """A run that has made some rows durable and has a second or more to go."""
     process = start(path, fake=SLOW)
     wait_until(lambda: len(folder.parts()) >= 3, what="three parts")

@@ -32,7 +32,7 @@ def peak_bytes(path: Path, timeout_s: float = 250) -> int:
 
     Polled: ru_maxrss of a child starts at what its parent had when it forked.
     """
-    process = start(path, fake={"max_num_seqs": 64})
+    process = start(path, fake={"max_num_seqs": 64}, is_fresh=True)
     status = Path(f"/proc/{process.pid}/status")
     peak = 0
     deadline_s = time.monotonic() + timeout_s

@@ -75,7 +75,7 @@ def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
 
 
 def test_a_signal_while_modules_are_imported_is_told_like_any_other(two_shards: Path) -> None:
-    process = start(two_shards, engine="real")
+    process = start(two_shards, engine="real", is_fresh=True)
 
     def is_held() -> bool:
         status = Path(f"/proc/{process.pid}/status").read_text()

@@ -114,7 +114,8 @@ def install(crash: Crash, store: type) -> None:
     store.publish, store.put, store.create, store.delete = publish_, put_, create_, delete_
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command line, as the environment says."""
     if spec := os.environ.get("CRASH"):
         for store in (LocalStore, S3Store):
             install(Crash(**json.loads(spec)), store)
@@ -144,3 +145,7 @@ if __name__ == "__main__":
         ServerProcess.module = "tests.support.fake_server"
     sys.argv[0] = "batchinfer"
     main()
+
+
+if __name__ == "__main__":
+    run()

@@ -19,8 +19,12 @@ import fsspec
 import polars as pl
 import yaml
 
+from tests.support.forks import Forked, forks, python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "jobs" / "demo" / "model"
+
+Process = subprocess.Popen[str] | Forked
 
 #: Columns of an output that may differ between two runs with the same results.
 CHANGING_COLUMNS = (
@@ -160,33 +164,39 @@ class Launch(TypedDict, total=False):
     engine: str  # "fake" (the default) or "real"
     stdout: Any
     ignored: Collection[int]  # signals that the process ignores from its start, as under nohup
+    is_fresh: bool  # with imports of its own, where those are what a test is about
 
 
-def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> subprocess.Popen[str]:
+def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> Process:
     """Start the command line in a process group of its own."""
     place, ignored = options.get("place"), options.get("ignored", ())
-
-    def ignore() -> None:
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-
-    module = "tests.support.fake_run" if options.get("engine", "fake") == "fake" else "batchinfer"
+    engine = options.get("engine", "fake")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATCHINFER", "AWS_"))}
-    folders = filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)])
     environment |= {
-        "PYTHONPATH": os.pathsep.join(folders),
+        "PYTHONPATH": python_path(),
         "FAKE_ENGINE": json.dumps(dict(options.get("fake") or {})),
     }
     environment |= dict(place.environ) if place else {}
     if crash := options.get("crash"):
         environment["CRASH"] = json.dumps(dict(crash))
+    environment |= dict(options.get("environ") or {})
+    command = [*options.get("command", ("run",)), str(path), *arguments]
+    stdout = options.get("stdout", subprocess.PIPE)
+    if not options.get("is_fresh") and forks(engine).can_give(environment):
+        return forks(engine).fork(command, environment, stdout=stdout, ignored=ignored)
+
+    def ignore() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    module = "tests.support.fake_run" if engine == "fake" else "batchinfer"
     return subprocess.Popen(
-        [sys.executable, "-m", module, *options.get("command", ("run",)), str(path), *arguments],
+        [sys.executable, "-m", module, *command],
         stdin=subprocess.DEVNULL,
-        stdout=options.get("stdout", subprocess.PIPE),
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment | dict(options.get("environ") or {}),
+        env=environment,
         start_new_session=True,
         cwd=ROOT,
         preexec_fn=ignore if ignored else None,
@@ -200,7 +210,7 @@ def run(
     return wait(start(path, *arguments, **options), timeout_s)
 
 
-def wait(process: subprocess.Popen[str], timeout_s: float = 150) -> Ended:
+def wait(process: Process, timeout_s: float = 150) -> Ended:
     try:
         stdout, stderr = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -210,7 +220,7 @@ def wait(process: subprocess.Popen[str], timeout_s: float = 150) -> Ended:
     return Ended(process.returncode, stdout or "", stderr)
 
 
-def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
+def kill(process: Process, number: int = signal.SIGKILL) -> None:
     """Signal the whole process group, as schedulers do."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
