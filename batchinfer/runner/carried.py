@@ -25,7 +25,9 @@ from batchinfer.source import (
     Shard,
     cast_column,
     common_field,
+    is_finer,
     output_field,
+    takes,
     with_valid_text,
 )
 
@@ -68,7 +70,9 @@ def carried_schema(
             firsts = [[(field, shard)] for field in schema]
         for index, field in enumerate(schema):
             common = common_field(fields[index], field)
-            if common is None or (begun is not None and common.type != begun.field(index).type):
+            if common is None or (
+                begun is not None and not takes(begun.field(index).type, field.type)
+            ):
                 problems.append(_problem(job, field, shard, begun, firsts[index]))
             elif common.type != fields[index].type:
                 firsts[index].append((field, shard))
@@ -148,6 +152,7 @@ class Carrier:
         self._schema = schema
         self._lock = threading.Lock()
         self._is_told = False  # of text that is not UTF-8
+        self._shortened: set[str] = set()  # columns whose nanoseconds are left out
 
     def fields(self, shard_schema: pa.Schema) -> list[pa.Field]:
         """The output's fields for a shard with these columns."""
@@ -171,6 +176,19 @@ class Carrier:
             schema=pa.schema(fields),
         )
 
+    def _tell_of_digits(self, field: pa.Field, where: str) -> None:
+        with self._lock:
+            is_told = field.name in self._shortened
+            self._shortened.add(field.name)
+        if not is_told:
+            logger.warning(
+                "column %r has nanoseconds, first in %s, and the output has it in %s because other "
+                "files have it in a coarser unit: digits below that are left out",
+                field.name,
+                where,
+                field.type,
+            )
+
     def _column(
         self, field: pa.Field, column: pa.ChunkedArray, shard: Shard, block: Block
     ) -> pa.ChunkedArray:
@@ -189,6 +207,9 @@ class Carrier:
         try:
             return cast_column(valid, field.type)
         except pa.ArrowException as error:
+            if is_finer(valid.type, field.type):
+                self._tell_of_digits(field, where)
+                return valid.cast(field.type, safe=False)
             raise InputError(
                 f"{where}: column {field.name!r} cannot be {field.type}, its type in the output: "
                 f"{error}. Write all input files with one type of this column, and choose another "

@@ -10,7 +10,7 @@ from batchinfer.source.patterns import matches
 from batchinfer.source.plain import has_uuids, plain_column, plain_type
 from batchinfer.source.shards import Shard, list_shards
 from batchinfer.source.text import with_valid_text
-from batchinfer.source.types import common_field, output_field
+from batchinfer.source.types import common_field, is_finer, output_field, takes
 
 __all__ = [
     "Block",
@@ -27,6 +27,7 @@ __all__ = [
     "common_field",
     "has_uuids",
     "in_print",
+    "is_finer",
     "list_shards",
     "matches",
     "output_field",
@@ -34,6 +35,7 @@ __all__ = [
     "plain_type",
     "read_footer",
     "same_content",
+    "takes",
     "type_for_polars",
     "with_valid_text",
 ]

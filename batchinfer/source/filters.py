@@ -11,7 +11,8 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,15 @@ _OF_TIMES = (
     "with a time zone as CAST(column AS TIMESTAMP), which is in UTC"
 )
 _TEXT_OR_COMMENT = r"'[^']*'|--[^\n]*|/\*.*?\*/"
+#: Functions of polars' SQL that give integers of fewer than 64 bits, or unsigned ones.
+_NARROW_RESULTS = frozenset(
+    {
+        *("array_length", "bit_count", "bit_length", "char_length", "character_length"),
+        *("length", "octet_length", "position", "strpos", "date_part", "extract", "year"),
+        *("quarter", "month", "week", "weekday", "day", "dayofmonth", "dayofweek", "dayofyear"),
+        *("hour", "minute", "second", "millisecond", "microsecond", "nanosecond", "sign"),
+    }
+)
 _SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\|\||\S', re.DOTALL)
 
 
@@ -59,7 +69,8 @@ class RowFilter:
                 "column as `column IN (…)`"
             )
         try:
-            self._expression = pl.sql_expr(sql)
+            pl.sql_expr(sql)  # what it says is said of the text as it was given
+            self._expression = pl.sql_expr(_with_wide_results(sql))
             is_row_wise = _is_row_wise(self._expression)
         except pl.exceptions.PolarsError as error:
             raise ConfigError(f"input.filter {sql!r} is not a SQL expression: {error}") from None
@@ -103,9 +114,7 @@ class RowFilter:
         types = {name: self._type_for_polars(name, available[name]) for name in self.columns}
         nulls = pa.table({name: pa.nulls(1, kind) for name, kind in types.items()})
         try:
-            frame = pl.from_arrow(nulls)
-            assert isinstance(frame, pl.DataFrame)
-            dtypes = frame.select(self._expression).dtypes
+            dtypes = _frame(nulls).select(self._expression).dtypes
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             # What stands in brackets there is advice for whoever calls polars from Python.
             reason = re.sub(r" \(create native python.*", "", str(error).splitlines()[0])
@@ -128,8 +137,7 @@ class RowFilter:
             # polars takes it for granted that text is UTF-8.
             columns = {name: with_valid_text(table.column(name))[0] for name in self.columns}
             types = {name: self._type_for_polars(name, columns[name].type) for name in columns}
-            frame = pl.from_arrow(cast_table(pa.table(columns), pa.schema(list(types.items()))))
-            assert isinstance(frame, pl.DataFrame)
+            frame = _frame(cast_table(pa.table(columns), pa.schema(list(types.items()))))
             passes = frame.select(self._expression.alias("passes")).to_series()
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = str(error).splitlines()[0]
@@ -146,6 +154,57 @@ class RowFilter:
             raise ConfigError(
                 f"input.filter {self._sql!r} does not fit the input: column {name!r}: {error}"
             ) from None
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    """For polars, in types whose arithmetic does not wrap around."""
+    import polars as pl
+
+    for index, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            # What they are compared with would become nanoseconds too, which end in 2262.
+            with suppress(pa.ArrowInvalid):  # digits below a microsecond stay
+                column = table.column(index).cast(pa.timestamp("us", field.type.tz))
+                table = table.set_column(index, field.name, column)
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    wide = {name: _wide(dtype) for name, dtype in frame.schema.items()}
+    return frame.cast({name: kind for name, kind in wide.items() if kind != frame.schema[name]})
+
+
+def _wide(dtype: Any) -> Any:
+    """Integers with 128 bits: polars' `qty - 5` of an unsigned 0 is four billion, and `cents * 2`
+    of 32 bits may be negative.
+    """
+    import polars as pl
+
+    if dtype.is_integer():
+        return pl.Int128()
+    if isinstance(dtype, pl.List):
+        return pl.List(_wide(dtype.inner))
+    if isinstance(dtype, pl.Array):
+        return pl.Array(_wide(dtype.inner), dtype.size)
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct([pl.Field(field.name, _wide(field.dtype)) for field in dtype.fields])
+    return dtype
+
+
+def _with_wide_results(sql: str) -> str:
+    """The same where functions give integers of 128 bits, too: `length` gives unsigned ones, and
+    `EXTRACT(MONTH ...) * 100` is more than its 8 bits hold.
+    """
+    tokens = list(_SQL_TOKEN.finditer(sql))
+    starts: list[int | None] = []  # of open parentheses: where the call begins, if it is such a one
+    marks: list[tuple[int, str]] = []
+    for number, token in enumerate(tokens):
+        if token[0] == "(":
+            name = tokens[number - 1] if number else token
+            starts.append(name.start() if name[0].lower() in _NARROW_RESULTS else None)
+        elif token[0] == ")" and starts and (start := starts.pop()) is not None:
+            marks += [(start, "("), (token.end(), " + CAST(0 AS HUGEINT))")]
+    for position, text in sorted(marks, reverse=True):
+        sql = sql[:position] + text + sql[position:]
+    return sql
 
 
 def type_for_polars(kind: pa.DataType) -> pa.DataType:

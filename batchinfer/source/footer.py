@@ -29,6 +29,11 @@ _MAX_NAMED_COLUMNS = 40
 _NUM_END_BYTES = 8  # length of the footer, magic
 
 
+#: Of the timestamps of Spark, Hive and Impala. In nanoseconds, which is Arrow's default, a date
+#: before 1677 or after 2262 becomes another without an error; 9999-12-31 is their "for ever".
+INT96_UNIT = "us"
+
+
 @dataclass(frozen=True, slots=True)
 class RowGroup:
     first_row: int
@@ -75,7 +80,9 @@ def parse_footer(file: BinaryIO, shard: Shard) -> Footer:
     tail = len(footer_bytes).to_bytes(4, "little") + _MAGIC
     try:
         # Only the footer is parsed, so the row groups need not be in front of it.
-        parsed = pq.ParquetFile(pa.BufferReader(_MAGIC + footer_bytes + tail))
+        parsed = pq.ParquetFile(
+            pa.BufferReader(_MAGIC + footer_bytes + tail), coerce_int96_timestamp_unit=INT96_UNIT
+        )
         schema = parsed.schema_arrow
         names = schema.names
     except pa.ArrowNotImplementedError as error:
@@ -163,7 +170,12 @@ def _check_first_row(footer: Footer, names: Sequence[str], shard: Shard) -> None
     filled = [index for index, group in enumerate(footer.row_groups) if group.num_rows][:1]
     encrypted = []
     with open_shard(shard) as source:
-        file = pq.ParquetFile(source, metadata=footer.metadata, pre_buffer=False)
+        file = pq.ParquetFile(
+            source,
+            metadata=footer.metadata,
+            pre_buffer=False,
+            coerce_int96_timestamp_unit=INT96_UNIT,
+        )
         for name in names:
             try:
                 batch = next(file.iter_batches(1, row_groups=filled, columns=[name]), None)

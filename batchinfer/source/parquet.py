@@ -20,7 +20,13 @@ import pyarrow.parquet as pq
 
 from batchinfer.errors import InputError
 from batchinfer.source.filters import RowFilter
-from batchinfer.source.footer import check_columns, check_partition, open_shard, parse_footer
+from batchinfer.source.footer import (
+    INT96_UNIT,
+    check_columns,
+    check_partition,
+    open_shard,
+    parse_footer,
+)
 from batchinfer.source.partitions import partition_value
 from batchinfer.source.plain import plain_column
 from batchinfer.source.shards import Shard
@@ -75,6 +81,7 @@ class ShardReader:
                 metadata=self._footer.metadata,
                 pre_buffer=False,
                 buffer_size=_BUFFER_BYTES,
+                coerce_int96_timestamp_unit=INT96_UNIT,
                 page_checksum_verification=True,  # of pages that have one
             )
         except BaseException:

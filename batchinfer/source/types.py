@@ -69,7 +69,11 @@ def common_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The smallest type that has the values of both (of `output_type`), None if there is none."""
+    """The smallest type that has the values of both (of `output_type`), None if there is none.
+
+    Of nanoseconds and a coarser unit it is microseconds: no type has the digits of the one and the
+    years of the other.
+    """
     if one == other or pa.types.is_null(other):
         return one
     if pa.types.is_null(one):
@@ -78,6 +82,37 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return common_type(_storage(one), _storage(other))
     rules: tuple[_Rule, ...] = (_numbers, _decimals, _times, _binaries, _lists, _structs, _maps)
     return next((found for rule in rules if (found := rule(one, other)) is not None), None)
+
+
+def takes(kind: pa.DataType, other: pa.DataType) -> bool:
+    """Whether a column of type `kind` may be given values of type `other`. Nanoseconds may be given
+    coarser times, of years that they have.
+    """
+    if common_type(kind, other) == kind:
+        return True
+    coarser = _in_microseconds(kind)
+    return bool(common_type(coarser, _in_microseconds(other)) == coarser)
+
+
+def is_finer(kind: pa.DataType, other: pa.DataType) -> bool:
+    """Whether both are instants, or both durations, and `kind` has more digits."""
+    for is_kind in (pa.types.is_timestamp, pa.types.is_duration):
+        if is_kind(kind) and is_kind(other):
+            return bool(_UNITS.index(kind.unit) > _UNITS.index(other.unit))
+    return False
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if types.is_struct(kind):
+        return pa.struct([f.with_type(_in_microseconds(f.type)) for f in kind])
+    if types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    return kind
 
 
 def _item(kind: pa.DataType) -> pa.Field:
@@ -128,6 +163,8 @@ def _times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             break
     else:
         return None
+    if unit == "ns" and one.unit != other.unit and not types.is_time(one):
+        unit = "us"  # nanoseconds end in 2262, and 9999-12-31 is common
     if types.is_duration(one):
         return pa.duration(unit)
     if types.is_time(one):

@@ -147,6 +147,11 @@ class Score:
                 f"score.context {self.settings.context} is more than the {max_model_len} tokens "
                 "that the model takes"
             )
+        if max_model_len < 2:
+            raise ConfigError(
+                f"model.max_model_len {max_model_len} is too short for task: score: the "
+                "log-probability of a token needs one token before it. Give at least 2"
+            )
         if self._stride(max_model_len) >= self._context(max_model_len):
             raise ConfigError(
                 f"score.stride {self.settings.stride} must be less than the context, here "

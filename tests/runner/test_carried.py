@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchinfer.config import Job
-from batchinfer.runner.carried import Carrier, carried_columns, carried_schema
+from batchinfer.runner.carried import Carrier, carried_columns, carried_schema, to_text
 from batchinfer.source import Block, list_shards, output_field, read_footer, with_valid_text
 from batchinfer.source.types import common_type, output_type
 from batchinfer.storage import open_store
@@ -58,7 +58,9 @@ def struct(**fields: pa.DataType) -> pa.DataType:
         (pa.int16(), pa.decimal128(5, 2), pa.decimal128(7, 2)),
         (pa.float32(), pa.decimal128(5, 2), None),
         (pa.timestamp("ms"), pa.timestamp("us"), pa.timestamp("us")),
-        (pa.timestamp("s", UTC), pa.timestamp("ns", BERLIN), pa.timestamp("ns", UTC)),
+        (pa.timestamp("s", UTC), pa.timestamp("ns", BERLIN), pa.timestamp("us", UTC)),
+        (pa.timestamp("ns", UTC), pa.timestamp("ns", BERLIN), pa.timestamp("ns", UTC)),
+        (pa.duration("ns"), pa.duration("ms"), pa.duration("us")),
         (pa.timestamp("s", BERLIN), pa.timestamp("ms", BERLIN), pa.timestamp("ms", BERLIN)),
         (pa.timestamp("s"), pa.timestamp("s", UTC), None),
         (pa.date32(), pa.date64(), pa.date32()),
@@ -316,6 +318,39 @@ def test_a_shard_that_comes_later_must_fit_what_the_output_was_begun_with(
     ended = run(path)
     assert ended.code == 0 and ended.result["rows_computed"] == 2, ended.stderr
     assert of_output(folder, "b.parquet") == [pa.int32(), pa.string()]
+
+
+FOREVER = dt.datetime(9999, 12, 31)  # noqa: DTZ001 (as files have it)
+
+
+def test_a_date_far_off_and_nanoseconds_in_another_file_end_no_run(
+    folder: Place, tmp_path: Path
+) -> None:
+    """No type has both: digits below a microsecond are left out, with a warning."""
+    write(folder, "in/a.parquet", id=[1, 2], note=pa.array([1_000, 1_001], pa.timestamp("ns")))
+    write(folder, "in/b.parquet", id=[3], note=pa.array([FOREVER], pa.timestamp("us")))
+    ended = run(write_job(tmp_path, keeping(folder)))
+    assert ended.code == 0, ended.stderr
+    (said,) = ended.result["warnings"]
+    assert "'note' has nanoseconds, first in " in said and "/in/a.parquet" in said
+    found = pl.read_parquet(folder.url("out", "*.parquet"))
+    one = dt.datetime(1970, 1, 1, microsecond=1)  # noqa: DTZ001
+    assert found["note"].to_list() == [one, one, FOREVER]
+
+
+def test_an_output_begun_with_nanoseconds_is_resumed(folder: Place, tmp_path: Path) -> None:
+    """Versions before 0.2 took the finest unit, and read INT96 in it."""
+    write(folder, "in/a.parquet", id=[1], note=pa.array([FOREVER.replace(2200)], "timestamp[us]"))
+    path = write_job(tmp_path, keeping(folder))
+    assert run(path).code == 0
+    record = json.loads(read_bytes(folder, "out/_batchinfer/job.json"))
+    begun = pa.schema([("id", pa.int64()), ("note", pa.timestamp("ns"))])
+    record["carried_schema"] = to_text(begun)
+    write_bytes(folder, "out/_batchinfer/job.json", json.dumps(record).encode())
+    write(folder, "in/b.parquet", id=[2], note=pa.array([FOREVER.replace(2201)], "timestamp[us]"))
+    ended = run(path)
+    assert ended.code == 0, ended.stderr
+    assert of_output(folder, "b.parquet") == [pa.int64(), pa.timestamp("ns")]
 
 
 def test_a_type_unknown_here_stays_in_files_that_come_later(folder: Place, tmp_path: Path) -> None:

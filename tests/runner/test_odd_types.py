@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.errors import ConfigError
 from batchinfer.source import RowFilter, cast_table, plain_column
+from tests.support.endings import changed
+from tests.support.jobs import Place, job, run, write_job
 
 _VIEW = pa.list_view(pa.int64())
 
@@ -65,6 +71,73 @@ def test_nulls_inside_of_lists_stay_as_many_as_they_are(
     found.validate(full=True)
     assert found.schema.field("x").type == wanted
     assert found.column("x").to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("sql", "passes"),
+    [
+        ("length(text) - 5 > 0", [2]),
+        ("-length(text) < -1", [1, 2]),
+        ("qty - 5 > 0", [2]),
+        ("-qty < 0", [1, 2]),
+        ("big - 1 < 0", [0]),
+        ("cents + cents > 3000000000", [0]),
+        ("cents * 2 > 3000000000", [0]),
+        ("big * 2 > 9223372036854775807", [2]),
+        ("EXTRACT(month FROM day) * 100 + EXTRACT(day FROM day) = 1231", [0]),
+        ("month(day) * month(day) > 127", [0]),
+        ("list[1] - 2 < 0", [0]),
+        ("day > at", [0, 1]),
+        ("at < DATE '9999-12-31'", [0, 1, 2]),
+        ("EXTRACT(epoch FROM at) > 0.5", [0, 1, 2]),
+        ("length(text) IN (1, 3) AND text <> ')' AND text <> 'length('", [0, 1]),
+    ],
+)
+def test_a_filter_computes_with_whole_numbers_as_on_paper(sql: str, passes: list[int]) -> None:
+    second = pa.array([1_000_000_000] * 3, pa.timestamp("ns"))
+    table = pa.table(
+        {
+            "text": ["a", "abc", "abcdefgh"],
+            "qty": pa.array([0, 5, 10], pa.uint32()),
+            "big": pa.array([0, 1, 2**63], pa.uint64()),
+            "cents": pa.array([2_000_000_000, 1, 2], pa.int32()),
+            "day": [dt.date(9999, 12, 31), dt.date(2026, 1, 1), dt.date(1969, 1, 1)],
+            "list": pa.array([[1], [2], [3]], pa.list_(pa.uint8())),
+            "at": second,
+        }
+    )
+    row_filter = RowFilter(sql)
+    row_filter.check(table.schema)
+    assert np.flatnonzero(row_filter.mask(table)).tolist() == passes
+
+
+def test_a_filter_sees_nanoseconds_that_there_are() -> None:
+    table = pa.table(
+        {"a": pa.array([1, 2], pa.timestamp("ns")), "b": pa.array([1, 1], "timestamp[ns]")}
+    )
+    assert RowFilter("a > b").mask(table).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_timestamps_of_96_bits_are_those_that_were_written(
+    folder: Place, tmp_path: Path, zone: str | None
+) -> None:
+    """Spark, Hive and Impala write them, and 9999-12-31 for what has no end."""
+    years = [2026, 9999, 3000, 1600]
+    dates = pa.array([dt.date(year, 12, 31) for year in years])
+    times = dates.cast(pa.timestamp("us")).cast(pa.timestamp("us", zone))
+    source = pa.table({"text": ["a"] * 4, "until": times})
+    (Path(folder.root) / "in").mkdir(parents=True)
+    pq.write_table(source, folder.url("in", "a.parquet"), use_deprecated_int96_timestamps=True)
+    settings = changed(
+        job(folder), input={"keep_columns": ["until"], "filter": "EXTRACT(year FROM until) <> 3000"}
+    )
+    del settings["input"]["id_column"]
+    settings["prompt"] = {"template": "{{ until }}"}
+    ended = run(write_job(tmp_path, settings))
+    assert ended.code == 0, ended.stderr
+    found = pq.read_table(folder.url("out", "a.parquet")).column("until")
+    assert [time.year for time in found.to_pylist()] == [2026, 9999, 1600]
 
 
 def test_a_filter_compares_instants_whatever_the_offset_of_their_zone() -> None:

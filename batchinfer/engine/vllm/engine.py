@@ -15,7 +15,13 @@ from typing import Any
 from batchinfer.engine.base import Answer, Demand, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
-from batchinfer.engine.vllm.errors import construction_error, first_line, rejections, step_error
+from batchinfer.engine.vllm.errors import (
+    construction_error,
+    first_line,
+    rejections,
+    step_error,
+    whole_reason,
+)
 from batchinfer.engine.vllm.fit import device_memory
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
 from batchinfer.engine.vllm.requests import Requests, requests_of
@@ -203,7 +209,8 @@ class VllmEngine:
         try:
             self._add("check", [0], self._requests.trial())
         except RowError as error:
-            raise ConfigError(f"vLLM refuses {self._requests.settings}: {error.message}") from error
+            reason = whole_reason(error.__cause__ or error)
+            raise ConfigError(f"vLLM refuses {self._requests.settings}: {reason}") from error
         if not self._requests.has_to_run:
             self._core.abort_request(["check"])
             return

@@ -80,6 +80,8 @@ _MISSING_KERNEL = (
     re.compile(r"Could not run '(\w+::\w+)(?:\.\w+)?' with arguments from the '\w+' backend"),
 )
 
+_MAX_REASON_CHARS = 1000
+
 
 def rejections() -> tuple[type[Exception], ...]:
     """What vLLM raises for a bad request: a ValueError up to 0.26, a family of its own later."""
@@ -316,6 +318,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def whole_reason(error: BaseException) -> str:
+    """All that it says, where the first line alone names a place and not the fault."""
+    text = str(error).strip()
+    if len(text) > _MAX_REASON_CHARS:
+        text = text[:_MAX_REASON_CHARS] + "..."
+    return text if "\n" in text else first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
-from batchinfer.engine.vllm.errors import first_line, rejections
+from batchinfer.engine.vllm.errors import rejections, whole_reason
 from batchinfer.engine.vllm.output import completion_of, partial_of
 from batchinfer.errors import ConfigError
 from batchinfer.model import Lora
@@ -128,7 +128,11 @@ class CompletionRequests:
         assert self._sampling.structured is not None
         if output.outputs[0].finish_reason not in ("stop", "length"):
             kind, value = self._sampling.structured.constraint
-            raise ConfigError(f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}")
+            raise ConfigError(
+                f"vLLM cannot compile sampling.structured.{kind}: {str(value)[:200]}. It may match "
+                "nothing, or need what the grammar compiler lacks; a backend may be chosen by "
+                "engine.options.structured_outputs_config.backend"
+            )
 
 
 def is_speculative(options: Mapping[str, Any]) -> bool:
@@ -190,7 +194,7 @@ def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> An
             skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
         )
     except rejections() as error:
-        raise ConfigError(f"vLLM refuses the sampling settings: {first_line(error)}") from error
+        raise ConfigError(f"vLLM refuses the sampling settings: {whole_reason(error)}") from error
 
 
 REQUESTS = CompletionRequests
