@@ -24,7 +24,7 @@ def _named(recipes: Mapping[str, Recipe], text: Callable[[Recipe], str]) -> str:
 def _way(recipe: Recipe) -> str:
     if recipe.options:
         return f"takes {', '.join(f'--{option.name}' for option in recipe.options)}"
-    return "calibrated" if recipe.needs_texts else "rounded to nearest"
+    return "calibrated" if recipe.texts == "needed" else "rounded to nearest"
 
 
 def recipe_options(
@@ -98,9 +98,9 @@ def quantize(
     from batchinfer.cli.quantize import Calibration, quantize_model
 
     recipe = RECIPES[method]
-    if recipe.modifier is None and (calibration, column) != (None, None):
-        raise click.UsageError(f"--method {method} rounds to nearest and takes no --calibration")
-    if recipe.needs_texts and None in (calibration, column):
+    if recipe.texts == "none" and (calibration, column) != (None, None):
+        raise click.UsageError(f"--method {method} learns from no texts and takes no --calibration")
+    if recipe.texts == "needed" and None in (calibration, column):
         raise click.UsageError(f"--method {method} needs --calibration PARQUET and --column NAME")
     if (calibration is None) != (column is None):
         raise click.UsageError("--calibration PARQUET and --column NAME go together")

@@ -48,7 +48,7 @@ class Needs:
     num_kv_shards: int  # that the KV cache can be cut into; more devices keep copies
     smaller: Mapping[str, int]  # names of quantizations that this machine can run -> weights
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights
-    packed: int | None = None  # weights, if a CPU that can keeps trellis codes packed
+    packed: int | None = None  # weights, if a CPU that can keeps them packed
     caches_all_tokens: bool = False  # `kv_per_token` is not an estimate from above
 
 

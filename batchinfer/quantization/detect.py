@@ -60,10 +60,9 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
     if not settings:
         return Checkpoint("plain", "")
     family = str(settings.get("quant_method") or "").lower()
-    if _is_cache_only(family, settings):
+    if any(method.is_cache_only(family, settings) for method in METHODS):
         return Checkpoint("plain", "")
-    if not family and settings.get("quant_algo"):
-        family = "modelopt"
+    family = family or next(filter(None, (m.unnamed_family(settings) for m in METHODS)), "")
     if family in OTHER_FAMILIES:
         return Checkpoint(family, family)
     method = _method_of_family(family)
@@ -76,10 +75,15 @@ def detect(settings: Mapping[str, Any] | None, source: str) -> Checkpoint:
     try:
         scheme = method.scheme_of(family, settings)
         has_act_order = method.has_act_order(settings)
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise ConfigError(
             f"{source}: the quantization settings of family {family!r} lack {error}: copy the "
             "checkpoint again"
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{source}: the quantization settings are not of the form that family {family!r} has "
+            f"({error}): copy the checkpoint again"
         ) from error
     if scheme == MIXED:
         return Checkpoint(f"{family}, several schemes", family, has_act_order=has_act_order)
@@ -106,21 +110,6 @@ def _refuse_texts(method: Method, settings: Mapping[str, Any], source: str) -> N
                 f"{source}: {key} is the string {value!r}, which engines do not read as a number "
                 "or a boolean: write it without quotation marks"
             )
-
-
-def _is_cache_only(family: str, settings: Mapping[str, Any]) -> bool:
-    """Whether the settings say how the KV cache is kept, and nothing of the weights.
-
-    Other families name it beside weights that they quantize (AutoFP8 does).
-    """
-    inner = settings.get("quantization")
-    of_modelopt = inner if isinstance(inner, Mapping) else settings
-    is_said = settings.get("kv_cache_scheme")
-    if not family or family.startswith("modelopt"):
-        is_said = is_said or of_modelopt.get("kv_cache_quant_algo")
-    elif family != "compressed-tensors":
-        return False
-    return bool(is_said) and not settings.get("config_groups") and not of_modelopt.get("quant_algo")
 
 
 def meant_by(word: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
+from batchinfer.quantization.methods import METHODS
 from batchinfer.quantization.support import KvDevice, support_of
 from batchinfer.quantization.words import dotted, markdown_item
 
@@ -95,28 +96,13 @@ def _on(record: KvCacheDtype, machine: Machine) -> KvDevice | str:
 
 
 def kv_cache_of(settings: Mapping[str, Any] | None) -> str:
-    """What auto is for a checkpoint with these settings of its quantization.
-
-    Engines read those of compressed-tensors, and of ModelOpt where weights are quantized too. What
-    other families say of the cache is not looked at.
+    """What auto is for a checkpoint with these settings of its quantization: what its method says
+    that engines read in them.
     """
     settings = settings or {}
-    inner = settings.get("quantization")
-    of_modelopt = inner if isinstance(inner, Mapping) else settings
     family = str(settings.get("quant_method") or "").lower()
-    scheme = of_modelopt.get("kv_cache_scheme") or settings.get("kv_cache_scheme")
-    is_float8 = isinstance(scheme, Mapping) and (scheme.get("num_bits"), scheme.get("type")) == (
-        8,
-        "float",
-    )
-    if family == "compressed-tensors":
-        return "fp8" if is_float8 else "auto"
-    if not of_modelopt.get("quant_algo") or not (not family or family.startswith("modelopt")):
-        return "auto"
-    algorithm = scheme or of_modelopt.get("kv_cache_quant_algo")
-    if isinstance(algorithm, Mapping):
-        return "fp8" if is_float8 and algorithm.get("dynamic") is False else "auto"
-    return "fp8" if str(algorithm).lower() == "fp8" else "auto"
+    said = (method.kv_cache_of(family, settings) for method in METHODS)
+    return next((name for name in said if name != "auto"), "auto")
 
 
 def kv_cache_markdown(engine: str) -> str:

@@ -155,6 +155,7 @@ def test_each_recipe_is_made_in_one_way() -> None:
         assert len([way for way in ways if way]) == 1, recipe.method
         assert (recipe.converts is None) == (recipe.convert is None)
         assert recipe.make or not recipe.options
+        assert (recipe.texts == "none") == (recipe.modifier is None)
 
 
 def test_the_documented_table_is_the_programs() -> None:

@@ -1,4 +1,4 @@
-"""Whether a CPU keeps trellis-coded weights packed, and decodes them in every step.
+"""Whether a CPU keeps coded weights packed, and decodes them in every step.
 
 Decoded while they are loaded they take the memory of unquantized ones. So they stay packed where
 the job asks for it, or where decoded they would not fit. Must not know: torch, the kernels.
@@ -13,7 +13,7 @@ from batchinfer.engine.hardware import Memory, gib
 from batchinfer.engine.vllm.fit import estimate_of, room_of
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError
-from batchinfer.quantization import Machine, method_by_name
+from batchinfer.quantization import METHODS, Machine, method_by_name
 
 _KEY = "model.keep_packed"
 
@@ -34,9 +34,10 @@ def with_packing(
     method = method_by_name(spec.model.quantization)
     if method is None or method.why_not_packed is None:
         if asked != "auto":
+            names = (n.name for m in METHODS if m.why_not_packed is not None for n in m.names)
             raise ConfigError(
-                f"{_KEY} is for trellis-coded models (qtip, exl3), and {settings.model_path} runs "
-                f"as {spec.model.quantization}: leave it out"
+                f"{_KEY} is for models in {', '.join(names)}, and {settings.model_path} runs as "
+                f"{spec.model.quantization}: leave it out"
             )
         return settings
     if machine.device != "cpu":

@@ -34,7 +34,7 @@ class VllmSettings:
     has_save_mode: bool = False  # KV blocks without room on the GPU go to the host
     save_mode_gib: float | None = None
     cpu_offload_gib: float = 0.0  # of weights, for each GPU
-    keeps_packed: bool = False  # a CPU trellis-coded weights, which it would else decode at once
+    keeps_packed: bool = False  # a CPU its coded weights, which it would else decode at once
     packing_note: str = ""  # of that, for the log
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

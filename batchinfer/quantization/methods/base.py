@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.machine import Machine
@@ -26,8 +26,8 @@ Settings = Mapping[str, Any]
 #: A scheme for layers that have several of those known: the engine sorts them out.
 MIXED = "mixed"
 
-#: Environment variable of processes that compute: 1 where a CPU keeps trellis codes packed in
-#: memory and decodes them in every step.
+#: Environment variable of processes that compute: 1 where a CPU keeps coded weights packed in
+#: memory and decodes them in every step (`Method.why_not_packed`).
 KEEP_PACKED = "BATCHINFER_KEEP_PACKED"
 
 #: What unquantized weights and their buffers are stored as.
@@ -55,7 +55,7 @@ class Loading(NamedTuple):
     scheme: str
     device: str | None  # as in `Machine`
     dtype_bytes: int  # of a number of the dtype that the model is computed in
-    keeps_packed: bool = False  # on a CPU, which would else decode trellis codes
+    keeps_packed: bool = False  # on a CPU, which would else decode them
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,8 @@ class Recipe:
     #: takes the preset.
     write: str | None = None
     make: str | None = None  # has `make(order, reporter)`, see making/order.py
-    modifier: str | None = None  # what learns from calibration texts; None: it takes none
+    modifier: str | None = None  # what learns from calibration texts, in words or llm-compressor's
+    texts: Literal["none", "optional", "needed"] = "none"  # for calibration
     options: tuple[Option, ...] = ()  # for `make`
     #: Of models in the format of the method's authors, which are only stored anew: their key in
     #: config.json, and the module with `convert(source, target, on_progress)`.
@@ -156,10 +157,6 @@ class Recipe:
     file_name: str | None = None  # of the one file that `make` writes; None: a folder
     is_continued: bool = False  # what `make` has finished is kept, and resumed
     revision: int = 1  # another one makes other numbers: what was made by this one is not taken
-
-    @property
-    def needs_texts(self) -> bool:
-        return self.modifier is not None and self.make is None
 
     def on(self, machine: Machine) -> Recipe:
         """The recipe of checkpoints that this machine can run."""
@@ -193,6 +190,18 @@ def _the_family(family: str, settings: Settings) -> str:
 
 def _no_act_order(settings: Settings) -> bool:
     return False
+
+
+def _no_family(settings: Settings) -> str:
+    return ""
+
+
+def _not_cache_only(family: str, settings: Settings) -> bool:
+    return False
+
+
+def _cache_unsaid(family: str, settings: Settings) -> str:
+    return "auto"
 
 
 def _as_stored(loading: Loading, name: str, tensor: Tensor) -> int:
@@ -236,6 +245,12 @@ class Method:
     families: tuple[str, ...] = ()
     #: (family, settings) -> a scheme of any method, or words for one that is unknown.
     scheme_of: Callable[[str, Settings], str] = _the_family
+    #: Of settings without a `quant_method` the family, if they are this method's; else "".
+    unnamed_family: Callable[[Settings], str] = _no_family
+    #: (family or "", settings) -> whether they say how the KV cache is kept and no more.
+    is_cache_only: Callable[[str, Settings], bool] = _not_cache_only
+    #: (family or "", settings) -> the name of `model.kv_cache_dtype` that engines read in them.
+    kv_cache_of: Callable[[str, Settings], str] = _cache_unsaid
     has_act_order: Callable[[Settings], bool] = _no_act_order
     number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
     #: Of the schemes it names: raises ConfigError if the tensors are not what the settings say.

@@ -125,7 +125,7 @@ def test_weights_that_the_engine_invents_are_kept_packed_too(folder: Place, code
 @pytest.mark.parametrize("asked", [True, False])
 def test_other_models_are_refused_with_the_setting(folder: Place, asked: bool) -> None:
     with pytest.raises(
-        ConfigError, match=r"keep_packed is for trellis-coded models .*as none: lea"
+        ConfigError, match=r"keep_packed is for models in qtip, exl3, and .* runs as none: lea"
     ):
         settings_of(folder, MODEL, asked)
     assert not settings_of(folder, MODEL).keeps_packed

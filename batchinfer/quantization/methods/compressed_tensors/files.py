@@ -28,6 +28,25 @@ def scheme_of(family: str, settings: Settings) -> str:
     return schemes.pop() if len(schemes) == 1 else MIXED
 
 
+def is_cache_only(family: str, settings: Settings) -> bool:
+    """See `Method.is_cache_only`."""
+    is_own = family == "compressed-tensors"
+    return is_own and bool(settings.get("kv_cache_scheme")) and not settings.get("config_groups")
+
+
+def kv_cache_of(family: str, settings: Settings) -> str:
+    """See `Method.kv_cache_of`."""
+    is_own = family == "compressed-tensors"
+    return "fp8" if is_own and is_float8(settings.get("kv_cache_scheme")) else "auto"
+
+
+def is_float8(scheme: object) -> bool:
+    """Whether a `kv_cache_scheme` is of 8-bit floats."""
+    if not isinstance(scheme, Mapping):
+        return False
+    return (scheme.get("num_bits"), scheme.get("type")) == (8, "float")
+
+
 def has_act_order(settings: Settings) -> bool:
     groups = settings["config_groups"].values()
     orders = [group["weights"].get("actorder") for group in groups if group.get("weights")]

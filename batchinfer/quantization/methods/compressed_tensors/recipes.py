@@ -33,6 +33,7 @@ RECIPES = (
         "W4A16",
         "int4",
         modifier="AWQModifier",
+        texts="needed",
     ),
     Recipe(
         "gptq",
@@ -40,5 +41,6 @@ RECIPES = (
         "W4A16",
         "int4",
         modifier="GPTQModifier",
+        texts="needed",
     ),
 )

@@ -6,6 +6,8 @@ from batchinfer.quantization.methods.base import Method, Quantization, quantize_
 from batchinfer.quantization.methods.compressed_tensors.files import (
     count_packed,
     has_act_order,
+    is_cache_only,
+    kv_cache_of,
     scheme_of,
 )
 from batchinfer.quantization.methods.compressed_tensors.recipes import RECIPES
@@ -42,6 +44,8 @@ METHOD = Method(
     names=(_INT8_NAME, _INT4_NAME),
     families=("compressed-tensors",),
     scheme_of=scheme_of,
+    is_cache_only=is_cache_only,
+    kv_cache_of=kv_cache_of,
     has_act_order=has_act_order,
     count_weights=count_packed,
     hints={

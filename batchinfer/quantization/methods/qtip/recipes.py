@@ -15,6 +15,7 @@ RECIPES = (
         "qtip",
         make="batchinfer.making.trellis.recipe",
         modifier="BlockLDLQ",
+        texts="optional",
         is_continued=True,
         options=(
             Option("bits", "of a weight, usually 2, 3 or 4", range(1, 9), is_needed=True),
