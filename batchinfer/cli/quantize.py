@@ -17,6 +17,7 @@ import click
 from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
+from batchinfer.evaluation.texts import valid_texts
 from batchinfer.making.foreign import is_convertible
 from batchinfer.making.make import make
 from batchinfer.making.order import Order, Reporter
@@ -181,7 +182,8 @@ def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str
         if str(kind) not in ("string", "large_string"):
             raise InputError(f"{shard.url}: column {calibration.column!r} is {kind}, not text")
         for block in reader.blocks(0, reader.num_rows):
-            texts += [text for text in block.table.column(0).to_pylist() if text and text.strip()]
+            found = valid_texts(block, shard, calibration.column)
+            texts += [text for text in found if text and text.strip()]
             if len(texts) >= max_rows:
                 return texts[:max_rows]
     return texts

@@ -79,8 +79,22 @@ def job_from(
 
     `sets_name`: what messages call `sets`. Raises ConfigError naming every problem.
     """
-    document = Document(data=copy.deepcopy(dict(data)))
+    document = Document(data=_copied(data))
     return _load(document, sets, {}, "job", sets_name).job
+
+
+def _copied(value: Any) -> Any:
+    """Mappings and lists anew, for overrides change them; what else there is is checked later."""
+    try:
+        return copy.deepcopy(dict(value))
+    except Exception:  # a value that cannot be copied, such as a generator or a read-only mapping
+        return _of_plain(value)
+
+
+def _of_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _of_plain(entry) for key, entry in value.items()}
+    return [_of_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _load(

@@ -38,7 +38,7 @@ def text_of(template: str) -> str:
         what = "larger than 1 MiB" if content.strip() else "empty"
         raise ValueError(f"the file {template} is {what}: not a chat template")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the file {template} is not UTF-8: {error.reason}") from None
 
@@ -51,4 +51,6 @@ def is_path(text: str) -> bool:
     is_word = not re.search(r"\s", text)
     if _LOCATION.fullmatch(text) or (is_word and text.lower().endswith(_ENDINGS)):
         return True
+    if text.isidentifier():  # a name, wherever the command is started
+        return False
     return os.path.isfile(text)  # noqa: PTH113 (no error for a text that is too long)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.errors import ConfigError, InputError
-from batchinfer.source import Shard, ShardReader, list_shards
+from batchinfer.source import Block, Shard, ShardReader, list_shards
 from batchinfer.storage import is_s3, local_path, open_store
 from batchinfer.storage.hub import hub_files
 from batchinfer.storage.local_errors import os_errors
@@ -112,7 +112,19 @@ def _rows_of(shard: Shard, column: str) -> Iterator[str]:
         if kind not in ("string", "large_string"):
             raise InputError(f"{shard.url}: column {column!r} is {kind}, not text")
         for block in reader.blocks(0, reader.num_rows):
-            yield from (text or "" for text in block.table.column(0).to_pylist())
+            yield from (text or "" for text in valid_texts(block, shard, column))
+
+
+def valid_texts(block: Block, shard: Shard, column: str) -> list[str | None]:
+    """A block's only column, of text. Raises InputError where it is not UTF-8."""
+    try:
+        found: list[str | None] = block.table.column(0).to_pylist()
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{shard.url}, rows {block.rows[0]} to {block.rows[-1]}: column {column!r} has text "
+            "that is not UTF-8: write the file with converted text"
+        ) from None
+    return found
 
 
 def _download(data: str) -> Path:

@@ -19,7 +19,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.formats import FORMATS
 from batchinfer.prompt.messages import Messages
-from batchinfer.prompt.render import template_error
+from batchinfer.prompt.render import has_address, refuse_addresses, template_error
 from batchinfer.prompt.wording import refuse_chat_template
 
 logger = logging.getLogger("batchinfer.prompt")
@@ -63,6 +63,7 @@ class ChatTemplate:
         except (TypeError, ValueError) as error:  # tools, documents
             raise ConfigError(f"prompt.chat_template_kwargs: {error}") from error
         refuse_chat_template(self.source, _KEY if template else "the tokenizer's chat template")
+        self._has_address = has_address(self.source)
         self._takes_only_parts = False
         self._takes_only_parts = not self._writes(_MARK) and self._writes(_as_parts(_MARK))
 
@@ -76,6 +77,8 @@ class ChatTemplate:
             rendered: str = self._render([messages], **self._arguments)[0][0]
         except Exception as error:  # the row's edge: a template can fail in any way Python can
             raise template_error("chat template", error) from error
+        if not self._has_address:
+            refuse_addresses(rendered, [messages], "chat template")
         return rendered
 
     def _writes(self, content: Any) -> bool:

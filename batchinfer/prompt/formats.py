@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_NOT_SYSTEM_ALONE = (
+    "{% if messages and messages | rejectattr('role', 'equalto', 'system') | list | length == 0 %}"
+    "{{ raise_exception('this chat format has no place for a system message without a message of "
+    "the user') }}{% endif %}"
+)
 # Where a format has no place for a system message, it stands before the first user's.
 _SYSTEM_FIRST = (
-    "{% set system = messages[0].content + '\\n\\n' "
+    _NOT_SYSTEM_ALONE + "{% set system = messages[0].content + '\\n\\n' "
     "if messages and messages[0].role == 'system' else '' %}"
     "{% for message in (messages[1:] if system else messages) %}"
     "{% set content = (system if loop.first else '') + message.content %}"
@@ -47,7 +52,7 @@ _LLAMA3 = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 _LLAMA2 = (
-    "{% set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' "
+    _NOT_SYSTEM_ALONE + "{% set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' "
     "if messages and messages[0].role == 'system' else '' %}"
     "{% for message in (messages[1:] if system else messages) %}" + _ALTERNATE +
     "{% if message.role == 'user' %}{{ bos_token }}[INST] "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -56,7 +56,7 @@ class TextTemplate:
             raise ConfigError(f"{key}: {readable_reason(error)}") from None
         # A render copies the globals; copying jinja's ChainMap takes half the time of a short one.
         self._template.globals = dict(self._template.globals)
-        self._has_address = _ADDRESS.search(source) is not None  # then the template means it
+        self._has_address = has_address(source)  # then the template means it
         self.key = key
         self.columns: tuple[str, ...] = tuple(sorted(set(found.columns.values())))
         self.references = found.places
@@ -73,21 +73,9 @@ class TextTemplate:
             raise
         except Exception as error:  # the row's edge: a template can fail in any way Python can
             raise template_error(self.key, error) from error
-        if not self._has_address and ("0x" in text or "0X" in text):
-            self._check_addresses(text, values)
+        if not self._has_address:
+            refuse_addresses(text, values.values(), self.key)
         return text
-
-    def _check_addresses(self, text: str, values: Mapping[str, Any]) -> None:
-        """A filter or `~` makes text of a generator or a method as Python shows it, with its place
-        in memory: `<generator object do_batch at 0x7f…>`, another one in each run.
-        """
-        found = [match[0] for match in _ADDRESS.finditer(text)]
-        if found and not all(address in _all_text(values) for address in found):
-            raise RowError(
-                "template_error",
-                f"{self.key}: what it prints has the address of a Python object in it: a "
-                "method without its parentheses, or map, select or batch without `| list`",
-            )
 
 
 @cache
@@ -104,9 +92,31 @@ def template_error(key: str, error: Exception) -> RowError:
     )
 
 
-def _all_text(values: Mapping[str, Any]) -> str:
+def has_address(source: str) -> bool:
+    """Whether a template writes one of its own, which is then meant."""
+    return _ADDRESS.search(source) is not None
+
+
+def refuse_addresses(text: str, values: Iterable[Any], key: str) -> None:
+    """Raise RowError for the address of a Python object that no value has in it.
+
+    A filter or `~` makes text of a generator or a method as Python shows it, with its place in
+    memory: `<generator object do_batch at 0x7f…>`, another one in each run.
+    """
+    if "0x" not in text and "0X" not in text:
+        return
+    found = [match[0] for match in _ADDRESS.finditer(text)]
+    if found and not all(address in _all_text(values) for address in found):
+        raise RowError(
+            "template_error",
+            f"{key}: what it prints has the address of a Python object in it: a "
+            "method without its parentheses, or map, select or batch without `| list`",
+        )
+
+
+def _all_text(values: Iterable[Any]) -> str:
     """Also as filters like `upper` and `title` spell it."""
-    text = " ".join(map(str, values.values()))
+    text = " ".join(map(str, values))
     return "\n".join((text, text.lower(), text.upper(), text.title(), text.capitalize()))
 
 

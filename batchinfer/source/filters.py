@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -52,6 +53,7 @@ _NARROW_RESULTS = frozenset(
         *("hour", "minute", "second", "millisecond", "microsecond", "nanosecond", "sign"),
     }
 )
+_NOT_TRUE = re.compile(r"\bis not (true|false)\b", re.IGNORECASE)
 _SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\|\||\S', re.DOTALL)
 
 
@@ -67,6 +69,13 @@ class RowFilter:
                 f"input.filter has {num_operators:,} operators (AND, OR, WHEN, +, || and so on); "
                 f"at most {_MAX_OPERATORS} are planned in reasonable time. Write many values of a "
                 "column as `column IN (…)`"
+            )
+        _check_threads()
+        words = " ".join(token for token in _SQL_TOKEN.findall(sql) if token[0] != "'")
+        if _NOT_TRUE.search(words):
+            raise ConfigError(
+                f"input.filter {sql!r}: of a null, `IS NOT TRUE` is null in polars and true in "
+                "SQL. Write (x) = FALSE OR (x) IS NULL"
             )
         try:
             pl.sql_expr(sql)  # what it says is said of the text as it was given
@@ -154,6 +163,16 @@ class RowFilter:
             raise ConfigError(
                 f"input.filter {self._sql!r} does not fit the input: column {name!r}: {error}"
             ) from None
+
+
+def _check_threads() -> None:
+    """polars panics in its first operation, whatever that is."""
+    given = os.environ.get("POLARS_MAX_THREADS")
+    if given is not None and not (given.isascii() and given.isdigit() and int(given) > 0):
+        raise ConfigError(
+            f"the environment variable POLARS_MAX_THREADS={given!r} must be a whole number from 1 "
+            "on: correct it or unset it"
+        )
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

@@ -8,13 +8,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import ValidationError
 
-from batchinfer.config import Job, LoadedJob, explain, job_schema, job_schema_text, load_job, thaw
+from batchinfer.config import (
+    Job,
+    LoadedJob,
+    explain,
+    job_from,
+    job_schema,
+    job_schema_text,
+    load_job,
+    thaw,
+)
 from batchinfer.config.yaml12 import load_yaml
 from batchinfer.errors import ConfigError
 
@@ -707,3 +717,15 @@ def test_importing_the_config_imports_nothing_heavy() -> None:
     assert "batchinfer.config.job" in modules
     heavy = {"vllm", "torch", "transformers", "polars", "pyarrow", "s3fs", "numpy"}
     assert heavy.isdisjoint(modules)
+
+
+@pytest.mark.parametrize("value", [MappingProxyType({"x": 1}), iter(()), sys.stdout])
+def test_a_value_that_cannot_be_copied_is_named_or_taken(value: Any) -> None:
+    """A frozen mapping is a mapping; the others are wrong for any key."""
+    data = {"version": 1, "name": "a", "input": {"path": "x"}, "prompt": {"column": "a"}}
+    data |= {"model": {"path": "x"}, "output": {"path": "y"}}
+    if isinstance(value, MappingProxyType):
+        assert thaw(job_from({**data, "engine": {"options": value}}).engine.options) == {"x": 1}
+    else:
+        with pytest.raises(ConfigError, match=r"sampling\.max_tokens"):
+            job_from({**data, "sampling": {"max_tokens": value}})

@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from batchinfer.cli.app import cli
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.comparison.spec import read_spec
 from batchinfer.evaluation.settings import check_settings
+from batchinfer.evaluation.texts import Text
 from tests.support.jobs import MODEL, run
 
 NO_TEXT = os.fsdecode(b"a\xffb")
@@ -84,3 +87,12 @@ def test_a_spec_with_half_a_character_is_refused(
 def test_a_setting_with_half_a_character_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"engine\.options\.x: the value is not valid text"):
         check_settings({"engine.options.x": "\ud800"})
+
+
+def test_text_of_parquet_that_is_not_utf8_is_named_with_its_rows(tmp_path: Path) -> None:
+    stored = pa.array([b"fine", b"hell\xff"], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
+    text = Text("a", str(tmp_path / "a.parquet"), "text", "\n\n")
+    with pytest.raises(InputError, match="rows 0 to 1: column 'text' has text that is not UTF-8"):
+        list(text.pieces())

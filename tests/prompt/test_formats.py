@@ -95,13 +95,30 @@ def test_a_format_writes_a_conversation(name: str, written: str) -> None:
 
 def test_no_format_changes_for_outputs_were_begun_with_it() -> None:
     texts = json.dumps({name: known.template for name, known in sorted(FORMATS.items())})
-    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "3edc48d988378c35"
+    assert hashlib.sha256(texts.encode()).hexdigest()[:16] == "959d67691758ab18"
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_a_last_message_of_the_assistant_is_left_open(name: str) -> None:
     template = ChatTemplate(Tokenizer(), name, {}, continues=True)
     assert template.render([TALK[1], {"role": "assistant", "content": "It is"}]).endswith("It is")
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral", "gemma"])
+def test_a_system_message_alone_has_no_place_in_some_formats(name: str) -> None:
+    with pytest.raises(RowError, match="no place for a system message without a message of the"):
+        ChatTemplate(Tokenizer(), name, {}).render(TALK[:1])
+
+
+@pytest.mark.parametrize("code", ["m.content.strip", "m.content | map('upper')"])
+def test_a_given_template_does_not_print_addresses(code: str) -> None:
+    source = f"{{% for m in messages %}}{{{{ {code} }}}}{{% endfor %}}"
+    template = ChatTemplate(Tokenizer(), source, {})
+    with pytest.raises(RowError, match="the address of a Python object"):
+        template.render(TALK[1:2])
+    its_own: Messages = [{"role": "user", "content": "read at 0x7f00aa"}]
+    as_text = ChatTemplate(Tokenizer(), "{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    assert as_text.render(its_own) == "read at 0x7f00aa"
 
 
 @pytest.mark.parametrize("name", ["llama2", "mistral", "gemma"])
@@ -148,6 +165,10 @@ def test_a_file_is_read_and_its_text_is_the_setting(
     monkeypatch.chdir(tmp_path)
     for name in (str(path), "my.jinja", "./my.jinja"):
         assert settings(name).chat_template == path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows' editors begin a file
+    assert settings("my.jinja").chat_template == (MODEL / "chat_template.jinja").read_text()
+    Path("chatml").write_text("{{ messages }}")
+    assert settings("chatml").chat_template == "chatml"
 
 
 @pytest.mark.parametrize(

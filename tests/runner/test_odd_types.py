@@ -111,6 +111,21 @@ def test_a_filter_computes_with_whole_numbers_as_on_paper(sql: str, passes: list
     assert np.flatnonzero(row_filter.mask(table)).tolist() == passes
 
 
+@pytest.mark.parametrize("sql", ["b IS NOT TRUE", "n > 1 OR (b is  not\nfalse)"])
+def test_a_filter_that_polars_reads_otherwise_than_sql_is_refused(sql: str) -> None:
+    with pytest.raises(ConfigError, match="of a null, `IS NOT TRUE` is null in polars"):
+        RowFilter(sql)
+    RowFilter("b = 'is not true' OR b IS NOT NULL")
+
+
+def test_threads_that_polars_cannot_have_are_the_variables_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("POLARS_MAX_THREADS", "0")
+    with pytest.raises(ConfigError, match="POLARS_MAX_THREADS='0' must be a whole number from 1"):
+        RowFilter("n > 1")
+
+
 def test_a_filter_sees_nanoseconds_that_there_are() -> None:
     table = pa.table(
         {"a": pa.array([1, 2], pa.timestamp("ns")), "b": pa.array([1, 1], "timestamp[ns]")}

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from batchinfer.engine.crowd import Crowd, crowd_of
@@ -334,6 +334,15 @@ def first_line(error: BaseException) -> str:
 
     text = str(error)
     if isinstance(error, ValidationError):
-        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+        text = _first_problem(error.errors()[0])
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line or type(error).__name__
+
+
+def _first_problem(found: Mapping[str, Any]) -> str:
+    """With the option that has it and its value, where it is of one."""
+    message = str(found["msg"]).removeprefix("Value error, ")
+    value = found.get("input")
+    if not found["loc"] or not isinstance(value, str | int | float | None):
+        return message
+    return f"{'.'.join(map(str, found['loc']))}: {message}, got {value!r}"
