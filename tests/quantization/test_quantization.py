@@ -820,4 +820,4 @@ def test_a_mixture_of_experts_runs_unquantized_and_is_never_left_half_quantized(
     in_memory = file_bytes * (1 if HAS_BFLOAT16 else 2)
     assert layers["weights_bytes"] == pytest.approx(in_memory, rel=0.05)
     assert refused[0] == 2
-    assert "the model has experts, and bitsandbytes quantizes lin" in refused[1]["message"]
+    assert "the model has experts, and bitsandbytes quantizes only lin" in refused[1]["message"]

@@ -123,7 +123,7 @@ def test_each_of_the_devices_that_share_the_model_is_looked_at() -> None:
 
 
 def test_too_large_for_an_empty_device_is_the_jobs_mistake_and_says_what_fits() -> None:
-    with pytest.raises(ConfigError, match=r"also if nobody else used it.*max_model_len \d+") as e:
+    with pytest.raises(ConfigError, match=r"even if nobody else used it.*max_model_len \d+") as e:
         look(gpu((4711, 30)), max_model_len=2_000_000)
     assert e.value.exit_code == 2
     huge = dataclasses.replace(NEEDS, weights=300 * GIB)
