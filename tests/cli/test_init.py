@@ -164,7 +164,7 @@ def test_a_file_that_appears_while_questions_are_asked_is_kept(
 ) -> None:
     path = Path("job.yaml")
     monkeypatch.setattr("batchinfer.cli.guide.check_job", lambda *_: path.write_text("theirs"))
-    assert "job.yaml appeared meanwhile, and is not overwritten" in refusal(init("--yes"))
+    assert "job.yaml was created in the meantime and is not overwritten" in refusal(init("--yes"))
     assert path.read_text() == "theirs"
 
 

@@ -84,7 +84,7 @@ def test_a_signal_ends_the_answer(path: Path) -> None:
     while b"answer" not in shown:
         shown += os.read(master, 4096)
     os.read(master, 4096)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     ended = wait(process)
     assert ended.code == 130
     assert "received SIGINT: the answer was abandoned" in ended.stderr
