@@ -71,7 +71,7 @@ class ServeProcess:
     def _serve(self) -> ServerOutcome:
         """Raises Stopped for a signal before there was a server, and what else it ended with."""
         job = self._source.load().job
-        api_key = _api_key(self._api_key_env)
+        api_key = api_key_of(self._api_key_env)
         with bind(self._host, self._port) as bound:
             address = Address.of(bound)
             with explained_places(job, self._source.path):
@@ -82,7 +82,7 @@ class ServeProcess:
                 logger.warning("%s", warning)
             if service.ignored:
                 logger.info("not for a server, ignored: %s", ", ".join(service.ignored))
-            _warn_of_openness(address, api_key)
+            warn_of_openness(address, api_key)
             folder = self._folder = Path(tempfile.mkdtemp(prefix="batchinfer-"))
             log = folder / "server.log"
             self._stdio.redirect(log)
@@ -151,7 +151,7 @@ class ServeProcess:
         os._exit(outcome.exit_code)
 
 
-def _api_key(variable: str | None) -> str | None:
+def api_key_of(variable: str | None) -> str | None:
     """Raises ConfigError for a variable without a key; no message has the key."""
     if variable is None:
         return None
@@ -169,7 +169,7 @@ def _api_key(variable: str | None) -> str | None:
     return key
 
 
-def _warn_of_openness(address: Address, api_key: str | None) -> None:
+def warn_of_openness(address: Address, api_key: str | None) -> None:
     if not address.is_local and api_key is None:
         logger.warning(
             "--host %s without --api-key-env: whoever reaches this machine can use the model",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def served(folder: Path, **sections: Any) -> Served:
             *(path, "--port", "0", "--api-key-env", "THE_KEY"),
             command=("serve",),
             engine="real",
-            environ={"THE_KEY": KEY, "TMPDIR": str(folder)},
+            environ={"THE_KEY": KEY, "VLLM_API_KEY": "another", "TMPDIR": str(folder)},
         )
     )
 
@@ -183,6 +184,9 @@ def test_nothing_but_health_is_open_without_the_key(server: Served) -> None:
     for path in ("/v1/completions", "/invocations", "/tokenize", "/v1/messages"):
         body = {"model": "test", "prompt": "x"}
         assert httpx.post(root + path, json=body).status_code == 401, path
+    assert (
+        httpx.get(f"{root}/metrics", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+    )
     with pytest.raises(openai.AuthenticationError):
         server.client.with_options(api_key="wrong").models.list()
 
@@ -225,9 +229,15 @@ def is_refused(url: str) -> bool:
 
 
 def test_an_adapter_has_the_jobs_name_and_the_engines_death_an_exit_code(tmp_path: Path) -> None:
-    """Both in one, as each start takes seconds. The engine is killed as the kernel would do it."""
+    """All in one, as each start takes seconds; the job's form of an answer, too. The engine is
+    killed as the kernel would do it.
+    """
     adapter = write_adapter(tmp_path / "adapter", scale=0.5)
-    running = served(tmp_path, model={"lora": str(adapter)}, sampling={"max_tokens": 12})
+    running = served(
+        tmp_path,
+        model={"lora": str(adapter)},
+        sampling={"max_tokens": 40, "structured": {"regex": "[a-z]{9} [a-z]{9}"}},
+    )
     try:
         names = [model.id for model in running.client.models.list()]
         assert names == ["model", "test"]
@@ -236,6 +246,7 @@ def test_an_adapter_has_the_jobs_name_and_the_engines_death_an_exit_code(tmp_pat
             for name in names
         }
         assert answers["model"] != answers["test"]
+        assert all(re.fullmatch("[a-z]{9} [a-z]{9}", answer) for answer in answers.values())
         engine = max(descendants(running.process.pid), key=resident_bytes)
         os.kill(engine, signal.SIGKILL)
         ended = wait(running.process, 120)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _MODELS = ("vllm.entrypoints.openai.models.protocol", "vllm.entrypoints.openai.s
 
 def serve_vllm(settings: VllmSettings, job: Job, serving: Serving) -> int:
     """See `ServingKind.serve`."""
+    if serving.api_key is not None:
+        os.environ.pop("VLLM_API_KEY", None)  # the server would ask for that one as well
     engine = ready_arguments(settings)
     server = _import_server()
     is_cpu = bool(usable_platform().is_cpu())
