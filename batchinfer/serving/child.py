@@ -29,12 +29,14 @@ from batchinfer.serving.order import REPORT, Order
 from batchinfer.telemetry.logs import HumanFormatter
 
 _PR_SET_PDEATHSIG = 1
+_SERVER_PID = "BATCHINFER_SERVER_PID"
 
 
 def main() -> NoReturn:
     """Serve, and end the process: 0 after a drain, else the code of the error."""
     order: Order = pickle.load(sys.stdin.buffer)
     end_with(order.parent_pid)
+    os.environ[_SERVER_PID] = str(os.getpid())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(HumanFormatter(is_file=True))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -83,6 +85,17 @@ def end_with(parent_pid: int) -> None:
         os._exit(1)
 
 
+def _end_with_server() -> None:
+    """For a process of the engine, before what takes it long: half a minute of imports, and up to
+    five in which vLLM's waits for a server that is gone.
+    """
+    end_with(os.getppid())
+    try:
+        os.kill(int(os.environ[_SERVER_PID]), 0)
+    except ProcessLookupError:  # it died before the line above
+        os._exit(1)
+
+
 def _chat_template(spec: EngineSpec) -> str | None:
     """The text of the job's; by name it may be one of the tokenizer's."""
     prompt = spec.job.prompt
@@ -100,3 +113,5 @@ def _chat_template(spec: EngineSpec) -> str | None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":  # of an engine's process, spawned below this one, at its beginning
+    _end_with_server()

@@ -65,7 +65,7 @@ def test_an_engine_without_a_server_is_refused(
 
 
 def test_an_engine_is_told_that_requests_bring_seeds(here: Place) -> None:
-    """On a CPU vLLM then reads prompts whole; otherwise a seed would end it."""
+    """On a CPU vLLM then reads prompts whole, as it cannot rewind its random state."""
     assert prepare(parsed(here)).spec.demand.sampling.uses_seeds
 
 

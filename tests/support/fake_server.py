@@ -20,20 +20,25 @@ from typing import Any
 from batchinfer import errors
 from batchinfer.engine.base import EngineSpec, Serving
 from batchinfer.engine.kinds import KINDS
-from batchinfer.serving.child import end_with, main
+from batchinfer.serving.child import main
 from batchinfer.testing import FakePlan
 from tests.support.fake_run import FakeVllm
 
 SETTINGS: dict[str, Any] = {"load_s": 0.0, "answer_s": 0.0, "is_deaf": False, "error": None}
 SETTINGS |= json.loads(os.environ.get("FAKE_SERVER", "{}"))
-_ENGINE = "import os, sys; from tests.support import fake_server as f; f.sleep(int(sys.argv[1]))"
+#: What multiprocessing does first in a process that it spawns; then what an engine does here.
+_ENGINE = """import runpy, time
+runpy.run_module("batchinfer.serving.child", run_name="__mp_main__")
+print(flush=True)
+time.sleep(600)"""
 
 
 class FakeServing(FakeVllm):
     """Serves without loading anything."""
 
     def serve(self, spec: EngineSpec, serving: Serving) -> int:
-        subprocess.Popen([sys.executable, "-c", _ENGINE, str(os.getpid())])
+        engine = subprocess.Popen([sys.executable, "-c", _ENGINE], stdout=subprocess.PIPE)
+        assert engine.stdout is not None and engine.stdout.readline() == b"\n"
         time.sleep(SETTINGS["load_s"])
         if SETTINGS["error"]:
             name, message = SETTINGS["error"]
@@ -53,12 +58,6 @@ class FakeServing(FakeVllm):
         server.serve_forever(poll_interval=0.05)
         server.server_close()  # which waits for the threads of requests
         return 0
-
-
-def sleep(parent_pid: int) -> None:
-    """What an engine's process does here."""
-    end_with(parent_pid)
-    time.sleep(600)
 
 
 class _Server(ThreadingHTTPServer):
