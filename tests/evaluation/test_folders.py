@@ -17,6 +17,7 @@ from batchinfer.evaluation.folders import check_out, check_work, local_folder, m
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.perplexity import default_work, measure
 from batchinfer.evaluation.windows import TokenStream, make_windows
+from tests.support.cpus import HAS_BFLOAT16
 from tests.support.in_process import run_here
 from tests.support.jobs import MODEL, ROOT, Place, job, rows, run, write_job
 
@@ -135,7 +136,7 @@ def test_a_measurement_that_is_refused_leaves_the_job_of_the_one_before(
     with pytest.raises(ConfigError, match="its output is for other windows"):
         measure(request(text, stride=8), work=work)
     with pytest.raises(ConfigError, match="with other settings"):
-        measure(request(text, quantization="fp32"), work=work)
+        measure(request(text, quantization="fp32" if HAS_BFLOAT16 else "bf16"), work=work)
     assert (work / "job.yaml").read_bytes() == before
     assert measure(request(text), work=work) == first
     other = measure(request(text, stride=8), work=work, restart=True)

@@ -20,7 +20,7 @@ from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.grade import Grade, ScoreGrade, grade, rouge_l
 from batchinfer.evaluation.outputs import Output
 from batchinfer.evaluation.pair import pair
-from batchinfer.testing import engine
+from batchinfer.testing.demands import completion as engine
 from tests.support.in_process import run_here
 from tests.support.jobs import Place, job, results, rows, run, write_job
 from tests.support.scoring import score_job

@@ -22,7 +22,7 @@ from batchinfer.evaluation.figures import ScoredRows, mean_nll
 from batchinfer.evaluation.intervals import ratio_interval
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.evaluation.perplexity import measure, prepare
-from batchinfer.testing import engine
+from batchinfer.testing.demands import completion as engine
 from tests.evaluation.conftest import on_fake
 from tests.support.jobs import MODEL, run
 
@@ -51,9 +51,9 @@ def test_a_record_is_the_sum_over_the_windows_of_the_output(text: Path, tmp_path
 
 @pytest.mark.usefixtures("fake")
 def test_the_record_says_with_which_settings_it_was_measured(text: Path, tmp_path: Path) -> None:
-    settings = {"model.kv_cache_dtype": "fp8", "engine.max_num_seqs": 8}
+    settings = {"model.max_model_len": 1024, "engine.max_num_seqs": 8}
     record = measure(request(text, settings=settings), work=tmp_path / "a")
-    assert record.settings == 'engine.max_num_seqs=8, model.kv_cache_dtype="fp8"'
+    assert record.settings == "engine.max_num_seqs=8, model.max_model_len=1024"
     assert measure(request(text), work=tmp_path / "b").settings is None
 
 

@@ -122,7 +122,7 @@ def test_settings_and_layers_that_contradict_each_other_are_refused() -> None:
         ({"lane_order": "rows"}, "lane_order 'rows'"),
         ({"default": {"K": 2, "code": "rptc"}}, "code 'rptc'"),
         ({"default": {"K": 2, "V": 2, "code": "mcg"}}, "V 2 of code mcg"),
-        ({"default": None}, "lack"),
+        ({"default": None}, "not of the form that family 'qtip' has"),
     ],
 )
 def test_a_format_of_another_version_is_refused(change: dict[str, Any], words: str) -> None:
