@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,24 +54,33 @@ class Output:
         """One for each finished file, in order; rows in order of (row, sample)."""
         for key in self.keys:
             with self.store.open(key) as source:
-                file = pq.ParquetFile(source, pre_buffer=False)
-                if missing := [c for c in columns if c not in file.schema_arrow.names]:
-                    raise ConfigError(
-                        f"{self.store.url_of(key)} has no column {', '.join(missing)}, only "
-                        f"{', '.join(file.schema_arrow.names)}"
-                    )
-                yield file.read(columns=list(columns))
+                yield _read(source, self.store.url_of(key), columns)
 
     def tokens_per_s(self) -> float | None:
         """Result tokens of all its runs by the time in which they computed them; None: unknown."""
         tokens, seconds = 0, 0.0
         for info in self.store.list(layout.STATUS_PREFIX):
-            record = records.read_json(self.store, info.key)
+            record = records.read_status(self.store, info.key)
             if record is not None:
                 # The second is what earlier versions called it, whatever the task.
                 tokens += int(record.get("result_tokens", record.get("completion_tokens")) or 0)
                 seconds += float(record.get("generation_s") or 0.0)
         return tokens / seconds if tokens and seconds > 0 else None
+
+
+def _read(source: BinaryIO, url: str, columns: Sequence[str]) -> pa.Table:
+    try:
+        file = pq.ParquetFile(source, pre_buffer=False)
+        if missing := [c for c in columns if c not in file.schema_arrow.names]:
+            raise ConfigError(
+                f"{url} has no column {', '.join(missing)}, only "
+                f"{', '.join(file.schema_arrow.names)}"
+            )
+        return file.read(columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{url} is damaged: {error}. Move it away and start again: its rows are computed again"
+        ) from error
 
 
 def read_output(location: str) -> Output:
@@ -84,10 +93,10 @@ def read_output(location: str) -> Output:
     if not is_s3(location) and (inside / layout.JOB_KEY).is_file():
         location = str(inside)
     store = open_location(location)
-    record = records.read_json(store, layout.JOB_KEY)
+    record = records.read_job(store)
     if record is None:
         raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
-    success = records.read_json(store, layout.SUCCESS_KEY)
+    success = records.read_success(store)
     keys = sorted(survey(store).finished)
     if success is None or not keys:
         raise ConfigError(

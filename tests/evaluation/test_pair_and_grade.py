@@ -289,3 +289,19 @@ def test_numbers_that_no_model_gives_are_no_figures(place: Place, column: str) -
         if column == "cumulative_logprob":
             with pytest.raises(InputError, match=r"row \d+ of .*-damaged: the log-probability"):
                 grade(damaged, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", b"PAR1 cut off"),
+        ("_batchinfer/job.json", b"{}"),
+        ("_batchinfer/status/0001.json", b'{"result_tokens": "x"}'),
+        ("_SUCCESS", b'{"rows_failed": "x"}'),
+    ],
+)
+def test_what_is_damaged_in_an_output_is_named(place: Place, name: str, content: bytes) -> None:
+    output = Path(scores(place, "one"))
+    (output / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=name):
+        pair(str(output), str(output))
