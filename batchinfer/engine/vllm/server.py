@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,24 @@ _ARGUMENTS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cl
 _MODELS = ("vllm.entrypoints.openai.models.protocol", "vllm.entrypoints.openai.serving_models")
 
 
+#: Of the name of a Unix socket; vLLM's are 37 characters below the folder of temporary files.
+_MOST_PATH_BYTES = 107
+_SOCKET_NAME_BYTES = 37
+
+
+def _keep_sockets_short() -> None:
+    """vLLM names the sockets of its processes by TMPDIR, which may be too long for them."""
+    folder = os.environ.get("VLLM_RPC_BASE_PATH", tempfile.gettempdir())
+    is_long = len(os.fsencode(folder)) + _SOCKET_NAME_BYTES > _MOST_PATH_BYTES
+    if is_long and os.access("/tmp", os.W_OK):
+        os.environ["VLLM_RPC_BASE_PATH"] = "/tmp"
+
+
 def serve_vllm(settings: VllmSettings, job: Job, serving: Serving) -> int:
     """See `ServingKind.serve`."""
     if serving.api_key is not None:
         os.environ.pop("VLLM_API_KEY", None)  # the server would ask for that one as well
+    _keep_sockets_short()
     engine = ready_arguments(settings)
     server = _import_server()
     is_cpu = bool(usable_platform().is_cpu())
