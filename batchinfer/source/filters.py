@@ -53,6 +53,12 @@ _NARROW_RESULTS = frozenset(
         *("hour", "minute", "second", "millisecond", "microsecond", "nanosecond", "sign"),
     }
 )
+_CASTS = ("cast", "try_cast")
+#: Names of their types, which may have UNSIGNED and a width after them.
+_WHOLE = re.compile(r"u?(tiny|small|medium|big|huge)?int(eger)?\d*|unsigned")
+_WHOLE_AHEAD = re.compile(
+    rf"({_WHOLE.pattern})\b(\s+(unsigned|integer)\b)?(\s*\(\s*\d+\s*\))?", re.IGNORECASE
+)
 _NOT_TRUE = re.compile(r"\bis not (true|false)\b", re.IGNORECASE)
 _SQL_TOKEN = re.compile(rf'{_TEXT_OR_COMMENT}|"[^"]*"|`[^`]*`|\w+|\|\||\S', re.DOTALL)
 
@@ -209,18 +215,32 @@ def _wide(dtype: Any) -> Any:
 
 
 def _with_wide_results(sql: str) -> str:
-    """The same where functions give integers of 128 bits, too: `length` gives unsigned ones, and
-    `EXTRACT(MONTH ...) * 100` is more than its 8 bits hold.
+    """The same where functions and casts give integers: `length` gives unsigned ones, the 8 bits of
+    `EXTRACT(MONTH ...)` do not hold a hundred of them, nor the 32 of `CAST(price AS INT)` twice it.
     """
     tokens = list(_SQL_TOKEN.finditer(sql))
-    starts: list[int | None] = []  # of open parentheses: where the call begins, if it is such a one
+    words = [token[0].strip('"`').lower() for token in tokens]
+    opened: list[str] = []  # what stands before each open parenthesis
+    ends: list[str] = []  # what is to stand behind it
     marks: list[tuple[int, str]] = []
-    for number, token in enumerate(tokens):
-        if token[0] == "(":
-            name = tokens[number - 1] if number else token
-            starts.append(name.start() if name[0].lower() in _NARROW_RESULTS else None)
-        elif token[0] == ")" and starts and (start := starts.pop()) is not None:
-            marks += [(start, "("), (token.end(), " + CAST(0 AS HUGEINT))")]
+    for number, (token, word) in enumerate(zip(tokens, words, strict=True)):
+        before = words[number - 1] if number else ""
+        if word == "(":
+            opened.append(before)
+            ends.append("")
+            if before in _NARROW_RESULTS:
+                marks.append((tokens[number - 1].start(), "("))
+                # Not a cast: EXTRACT(EPOCH ...) and others give floats, which stay floats.
+                ends[-1] = " + CAST(0 AS HUGEINT))"
+        elif word == ")" and opened:
+            opened.pop()
+            marks.append((token.end(), ends.pop()))
+        elif before == "as" and opened and opened[-1] in _CASTS and _WHOLE.fullmatch(word):
+            ends[-1] = "::hugeint"
+        elif words[max(0, number - 2) : number] == [":", ":"] and (
+            found := _WHOLE_AHEAD.match(sql, token.start())
+        ):
+            marks.append((found.end(), "::hugeint"))
     for position, text in sorted(marks, reverse=True):
         sql = sql[:position] + text + sql[position:]
     return sql

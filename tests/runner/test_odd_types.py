@@ -87,6 +87,11 @@ def test_nulls_inside_of_lists_stay_as_many_as_they_are(
         ("EXTRACT(month FROM day) * 100 + EXTRACT(day FROM day) = 1231", [0]),
         ("month(day) * month(day) > 127", [0]),
         ("list[1] - 2 < 0", [0]),
+        ('"length"(text) - 5 > 0', [2]),
+        ("CAST(digits AS INTEGER) * 2 > 3000000000", [0]),
+        ("digits::int4 * 2 > 3000000000 OR TRY_CAST(digits AS INT(4)) * 2 > 3000000000", [0]),
+        ("CAST(qty AS UINTEGER) - 5 < 0 OR qty::int unsigned - 5 < 0", [0]),
+        ("CAST(qty AS VARCHAR) = '5' AND CAST(qty AS DOUBLE) > 4.5", [1]),
         ("day > at", [0, 1]),
         ("at < DATE '9999-12-31'", [0, 1, 2]),
         ("EXTRACT(epoch FROM at) > 0.5", [0, 1, 2]),
@@ -98,6 +103,7 @@ def test_a_filter_computes_with_whole_numbers_as_on_paper(sql: str, passes: list
     table = pa.table(
         {
             "text": ["a", "abc", "abcdefgh"],
+            "digits": ["2000000000", "1", "2"],
             "qty": pa.array([0, 5, 10], pa.uint32()),
             "big": pa.array([0, 1, 2**63], pa.uint64()),
             "cents": pa.array([2_000_000_000, 1, 2], pa.int32()),
