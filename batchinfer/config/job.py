@@ -20,15 +20,8 @@ from batchinfer.config.prompt import PromptSettings
 from batchinfer.config.run import CheckpointSettings, LimitSettings, PackingSettings
 from batchinfer.config.sampling import SamplingSettings
 from batchinfer.config.score import ScoreSettings
-from batchinfer.config.section import (
-    Section,
-    TaskSection,
-    decides_results,
-    key_error,
-)
-from batchinfer.config.values import (
-    Slug,
-)
+from batchinfer.config.section import Section, TaskSection, decides_results, key_error
+from batchinfer.config.values import Slug
 
 #: What a job may compute. Each has a section below, and its code in tasks/NAME.py.
 TaskName = Literal["generate", "score"]
@@ -86,20 +79,20 @@ class Job(Section):
             for key in type(own).model_fields if own.task != self.task else ():
                 if getattr(own, key) != getattr(type(own)(), key):
                     raise key_error(f"{name}.{key}", f"does not apply to task: {self.task}")
-        for _, own in sections:
+        for name, own in sections:
             if own.task == self.task:
                 own.check_beside(
                     max_model_len=self.model.max_model_len, on_too_long=self.prompt.on_too_long
                 )
+                if own.samples_key is not None:
+                    self._check_window(getattr(own, own.samples_key), f"{name}.{own.samples_key}")
         return self
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Job:
-        num_results = self.packing.window_rows * self.sampling.n
+    def _check_window(self, num_samples: int, key: str) -> None:
+        num_results = self.packing.window_rows * num_samples
         if num_results > _MAX_WINDOW_RESULTS:
             raise key_error(
                 "packing.window_rows",
-                f"times sampling.n is {num_results:,} results of a window, more than "
-                f"{_MAX_WINDOW_RESULTS:,}: at most {_MAX_WINDOW_RESULTS // self.sampling.n:,} here",
+                f"times {key} is {num_results:,} results of a window, more than "
+                f"{_MAX_WINDOW_RESULTS:,}: at most {_MAX_WINDOW_RESULTS // num_samples:,} here",
             )
-        return self

@@ -89,6 +89,7 @@ class SamplingSettings(TaskSection):
     """How tokens are chosen. The defaults do not depend on the model."""
 
     task: ClassVar[str] = "generate"
+    samples_key: ClassVar[str | None] = "n"
 
     max_tokens: int = Field(
         default=256, ge=1, le=MAX_COUNT, description="Longest completion, in tokens."

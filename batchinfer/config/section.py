@@ -27,6 +27,7 @@ class TaskSection(Section):
     """The settings of one task, which do not apply to any other."""
 
     task: ClassVar[str]  # as in the job file's `task`
+    samples_key: ClassVar[str | None] = None  # of how many results a row has; None: one
 
     def check_beside(self, *, max_model_len: int | None, on_too_long: str) -> None:
         """Raise for what contradicts `model.max_model_len` or `prompt.on_too_long`, in a job of

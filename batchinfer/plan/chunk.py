@@ -7,7 +7,7 @@ without a request.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,9 +45,7 @@ class Chunk:
     errors: dict[int, RowError]
     is_todo: npt.NDArray[np.bool_]  # [n, num_samples] what is not done yet
     deduplicate: bool = False
-    # Of texts to score, else None; see `Prepared`.
-    num_given: npt.NDArray[np.int64] | None = None  # [n]
-    num_text_bytes: npt.NDArray[np.int64] | None = None  # [n]
+    counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # as in `Prepared`
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
     carried_bytes: int = field(init=False)  # of the carried columns and `is_todo`
     carried_row_bytes: int = field(init=False)  # mean
@@ -57,9 +55,8 @@ class Chunk:
         self.carried_row_bytes = self.carried_bytes // max(1, len(self.rows))
         if self.deduplicate:
             leader = find_duplicates(self.token_ids, self.offsets)
-            for also in (self.num_given, self.num_text_bytes):
-                if also is not None:
-                    leader[also != also[leader]] = -1
+            for count in self.counts.values():
+                leader[count != count[leader]] = -1
             for index in np.flatnonzero(leader >= 0).tolist():
                 self.followers.setdefault(int(leader[index]), []).append(index)
 

@@ -9,16 +9,19 @@ from batchinfer.prompt.drafts import (
 from batchinfer.prompt.limit import PromptLimit
 from batchinfer.prompt.remarks import Remark, sentence
 from batchinfer.prompt.scored import (
+    GIVEN,
     RowPrompter,
     ScoredPrompter,
     check_completion_type,
     completion_source,
 )
-from batchinfer.prompt.tokenize import Prepared, Prompter, joined_counts
+from batchinfer.prompt.tokenize import TEXT_BYTES, Prepared, Prompter, joined_counts
 from batchinfer.prompt.values import column_values
 from batchinfer.prompt.wording import written as written_column
 
 __all__ = [
+    "GIVEN",
+    "TEXT_BYTES",
     "Prepared",
     "PromptLimit",
     "Prompter",

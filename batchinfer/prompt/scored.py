@@ -18,6 +18,9 @@ from batchinfer.prompt.drafts import check_type
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
 from batchinfer.prompt.tokenize import Prepared, Prompter
 
+#: In `Prepared.counts`: tokens at a row's start that are not scored.
+GIVEN = "num_given"
+
 
 def completion_source(prompt: PromptSettings, column: str) -> PromptSettings:
     """How `score.completion_column` is read: token ids where the prompt's are, else text."""
@@ -49,10 +52,12 @@ class ScoredPrompter:
         return self._prompts.encoder
 
     def prepare(self, table: pa.Table) -> Prepared:
-        """Tokens of all rows, with `num_given`. Raises InputError as `Prompter.prepare` does."""
+        """Tokens of all rows, with `GIVEN`. Raises InputError as `Prompter.prepare` does."""
         prompts = self._prompts.prepare(table)
         if self._completions is None:
-            return replace(prompts, num_given=np.zeros(table.num_rows, np.int64))
+            return replace(
+                prompts, counts={**prompts.counts, GIVEN: np.zeros(table.num_rows, np.int64)}
+            )
         completions = self._completions.prepare(table)
         errors = {i: _of_completion(error) for i, error in completions.errors.items()}
         errors |= prompts.errors
@@ -68,8 +73,10 @@ class ScoredPrompter:
             np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
             dict(sorted(errors.items())),
             prompts.remarks,
-            num_given=np.where(lengths > 0, np.diff(prompts.offsets), 0),
-            num_text_bytes=completions.num_text_bytes,
+            counts={
+                **completions.counts,
+                GIVEN: np.where(lengths > 0, np.diff(prompts.offsets), 0),
+            },
         )
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:

@@ -37,6 +37,9 @@ from batchinfer.source import has_uuids
 
 logger = logging.getLogger("batchinfer.prompt")
 
+#: In `Prepared.counts`: bytes of a row's text in UTF-8, -1 where there is none.
+TEXT_BYTES = "num_text_bytes"
+
 # A cut content may get other tokens at its end, so the first cut can be some tokens too long.
 _MAX_CUTS = 6
 _MAX_TABLE_BYTES = 32 << 20  # of a table whose rows are made prompts of together
@@ -54,9 +57,7 @@ class Prepared:
     errors: dict[int, RowError] = field(default_factory=dict)
     remarks: dict[Remark, list[int]] = field(default_factory=dict)  # -> rows
     num_cut: int = 0  # prompts that were shortened to fit
-    # Of texts to score, else None. [num_rows] each
-    num_given: Int64Array | None = None  # how many tokens at the row's start are not scored
-    num_text_bytes: Int64Array | None = None  # of the scored text in UTF-8; -1: unknown
+    counts: Mapping[str, Int64Array] = field(default_factory=dict)  # [num_rows], for the task
 
 
 class Prompter:
@@ -160,9 +161,9 @@ class Prompter:
         lengths = np.fromiter(map(len, per_row), np.int64, len(per_row))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         token_ids = np.concatenate([empty, *per_row])
-        num_bytes = None
+        counts = {}
         if self._counts_bytes:
-            num_bytes = np.full(table.num_rows, -1, np.int64)
+            counts[TEXT_BYTES] = num_bytes = np.full(table.num_rows, -1, np.int64)
             for index, draft in drafts.items():
                 text = draft.text
                 num_bytes[index] = len(text) if text.isascii() else len(text.encode())
@@ -172,7 +173,7 @@ class Prompter:
             dict(sorted(errors.items())),
             remarks,
             num_cut,
-            num_text_bytes=num_bytes,
+            counts,
         )
 
     def decode(self, token_ids: Int32Array, offsets: Int64Array) -> list[str]:
@@ -323,10 +324,9 @@ def _without_traceback(error: RowError) -> RowError:
     return RowError(error.kind, error.message)
 
 
-def joined_counts(counts: Sequence[Int64Array | None]) -> Int64Array | None:
-    """One number for each row of several `Prepared`; None if they have none."""
-    present = [array for array in counts if array is not None]
-    return np.concatenate(present) if present else None
+def joined_counts(parts: Sequence[Prepared]) -> dict[str, Int64Array]:
+    """`counts` of all rows of `parts`, which one prompter made."""
+    return {name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts}
 
 
 def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
@@ -338,7 +338,7 @@ def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
         np.concatenate([part.token_ids for part in parts]),
         np.concatenate([np.zeros(1, np.int64), *offsets]),
         num_cut=sum(part.num_cut for part in parts),
-        num_text_bytes=joined_counts([part.num_text_bytes for part in parts]),
+        counts=joined_counts(parts),
     )
     for number, part in enumerate(parts):
         first = number * num_rows

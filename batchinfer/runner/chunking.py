@@ -53,8 +53,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
     offsets = [np.zeros(1, np.int64)]
     token_ids = np.empty(gathered.num_tokens, np.int32)
     num_rows = num_tokens = 0
-    num_given = joined_counts([prepared.num_given for prepared in gathered.prepared])
-    num_bytes = joined_counts([prepared.num_text_bytes for prepared in gathered.prepared])
+    counts = joined_counts(gathered.prepared)
     pieces, gathered.prepared = gathered.prepared[::-1], []
     while pieces:  # each is freed once it is copied
         prepared = pieces.pop()
@@ -73,8 +72,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
         errors=errors,
         is_todo=np.concatenate(gathered.todo),
         deduplicate=job.packing.deduplicate and task_of(job).is_repeatable,
-        num_given=num_given,
-        num_text_bytes=num_bytes,
+        counts=counts,
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine over the pending shards: what is started when, and how all of it ends.
+"""The engine over the claimed windows: what is started when, and how all of it ends.
 
 Tokenizer, reading, and the engine's imports begin together; the model is loaded only once there is
 a row to compute. Whatever ends it, finished rows are made durable first. Must not know: leases,
@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind
 from batchinfer.errors import EngineDied, TransientError
 from batchinfer.ledger import Totals
+from batchinfer.runner.claims import Claim
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import build_engine
 from batchinfer.runner.heartbeat import Heartbeat
@@ -43,17 +44,19 @@ class Computed:
 
 def compute(
     session: Session,
+    claims: Iterator[Claim],
     host: Host,
     status: Status,
     heartbeat: Heartbeat,
     *,
     is_cautious: bool,
 ) -> Computed:
-    """Run the engine over the pending shards.
+    """Run the engine over what `claims` give out.
 
     Raises Stopped, EngineDied, InputError and what else ended it, see `Causes`.
     """
-    return _Computation(session, host, status, heartbeat).run(is_cautious=is_cautious)
+    computation = _Computation(session, host, status, heartbeat)
+    return computation.run(claims, is_cautious=is_cautious)
 
 
 class _Computation:
@@ -64,8 +67,8 @@ class _Computation:
         self._heartbeat = heartbeat
         self._kind = session.start.kind
 
-    def run(self, *, is_cautious: bool) -> Computed:
-        pipeline = self._begin()
+    def run(self, claims: Iterator[Claim], *, is_cautious: bool) -> Computed:
+        pipeline = self._begin(claims)
         importing = _Import(self._kind, self._host.startup)
         engine: Engine | None = None
         error: BaseException | None = None
@@ -83,7 +86,7 @@ class _Computation:
         end(self._causes(pipeline, error))
         return Computed(pipeline.finished, pipeline.is_limited)
 
-    def _begin(self) -> Pipeline:
+    def _begin(self, claims: Iterator[Claim]) -> Pipeline:
         session, host = self._session, self._host
         host.tuning.begin()
         self._kind.prepare(session.start.spec)
@@ -92,7 +95,7 @@ class _Computation:
         host.tuning.importing()
         with host.startup.span("tokenizer"):
             prompter = session.task.prompter(session.job, session.model)
-        pipeline = Pipeline(session, prompter, host, self._heartbeat.now)
+        pipeline = Pipeline(session, claims, prompter, host, self._heartbeat.now)
         self._heartbeat.now()
         pipeline.start()
         return pipeline

@@ -7,15 +7,14 @@ to 2.6x with skewed output lengths. Must not know: files, Parquet. Runs in the m
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Answer, Engine, Request
 from batchinfer.errors import RowError
 from batchinfer.plan import WorkItem
 from batchinfer.runner.ready import ReadyWork
+from batchinfer.runner.steps import StepCounts
 from batchinfer.tasks import Ask, Result, RowWork, task_of
 from batchinfer.telemetry import Counters
 
@@ -23,10 +22,6 @@ logger = logging.getLogger("batchinfer.runner")
 
 _IDLE_WAIT_S = 0.2
 _NUM_SHOWN = 3  # with --debug
-#: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
-_COUNT_EVERY_S = 0.5
-#: A step that runs fewer than this share of the sequences it could run is underfilled.
-_FULL_SHARE = 0.9
 #: In flight after a run that died without a durable row, until the first is durable. A row that
 #: kills is then one of few that are named, and a run that is killed again soon has got a little
 #: further.
@@ -109,14 +104,10 @@ class Loop:
         self._should_stop = should_stop
         self._task = task_of(job)
         self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
-        self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
         self._is_cautious = is_cautious
         self._max_admitted = job.packing.batch_rows
-        # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
-        self._num_steps = self._num_underfilled = 0
-        self._stalled_s = 0.0
+        self._steps = StepCounts(engine, counters)
         self._next_key = 0
-        self._counted_s = -math.inf
         self._in_flight: dict[int, tuple[_Row, Ask]] = {}
         self._row: _Row | None = None  # whose requests are being admitted
 
@@ -140,7 +131,7 @@ class Loop:
             if row is None:
                 break
             self._admit(row)
-        self._stalled_s += self._ready.planned_s - planned_s
+        self._steps.add_stall(self._ready.planned_s - planned_s)
         self._counters.set_in_flight(len(self._in_flight))
 
     def _next_row(self) -> _Row | None:
@@ -153,9 +144,7 @@ class Loop:
 
     def _admit(self, row: _Row) -> None:
         """The next request of a row."""
-        if self._num_steps:
-            self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
-            self._num_steps = self._num_underfilled = 0
+        self._steps.admitting()
         key, self._next_key = self._next_key, self._next_key + 1
         ask = row.next_ask()
         self._row = row if row.ask is not None else None
@@ -192,31 +181,16 @@ class Loop:
             elif self._ready.is_exhausted:
                 return
             else:
-                with self._stall():
+                with self._steps.stall():
                     self._ready.wait(_IDLE_WAIT_S)
 
     def _step(self) -> None:
-        self._counters.add_stalled(self._stalled_s)
-        self._stalled_s = 0.0
+        self._steps.stepping()
         num_given = len(self._in_flight)
         answers = self._engine.step()
-        # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
-        num_running = self._engine.num_running
-        self._counters.add_step(num_running)
-        self._num_steps += 1
-        self._num_underfilled += num_given <= num_running < self._num_full and not self._is_cautious
+        self._steps.stepped(num_given, is_cautious=self._is_cautious)
         self._route(answers)
-        now_s = self._clock.monotonic()
-        if now_s >= self._counted_s + _COUNT_EVERY_S:
-            self._counted_s = now_s
-            self._counters.set_tokens_in_flight(self._engine.num_tokens_in_flight())
-
-    @contextmanager
-    def _stall(self) -> Iterator[None]:
-        """Time that the engine stands still, if another step follows."""
-        begun_s = self._clock.monotonic()
-        yield
-        self._stalled_s += self._clock.monotonic() - begun_s
+        self._steps.count_tokens()
 
     def _route(self, answers: Sequence[Answer]) -> None:
         """Give answers to their rows, and finish those that wait for no more."""
@@ -252,5 +226,5 @@ class Loop:
             num_tokens,
         )
         self._counters.set_in_flight(len(self._in_flight))
-        with self._stall():
+        with self._steps.stall():
             self._emit(results)

@@ -1,4 +1,4 @@
-"""What works beside the engine's thread: reader, work in order, writer. From shards to shards.
+"""What works beside the engine's thread: reader, work in order, writer. From claims to shards.
 
 Must not know: engines. Invariant: after `drain` every row that the engine finished is durable, or
 `writer_error` says why not.
@@ -6,18 +6,19 @@ Must not know: engines. Invariant: after `drain` every row that the engine finis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from batchinfer.errors import InputError
 from batchinfer.ledger import Totals
 from batchinfer.prompt import RowPrompter
-from batchinfer.runner.claims import whole_shards
+from batchinfer.runner.claims import Claim
 from batchinfer.runner.host import Host
+from batchinfer.runner.publishing import ResultTables
 from batchinfer.runner.reader import Reader
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.session import Session
-from batchinfer.runner.writer import ResultTables, Writer
+from batchinfer.runner.writer import Writer
 from batchinfer.tasks import Result
 
 _READER_END_S = 1.5
@@ -29,6 +30,7 @@ class Pipeline:
     def __init__(
         self,
         session: Session,
+        claims: Iterator[Claim],
         prompter: RowPrompter,
         host: Host,
         on_first_durable: Callable[[], None],
@@ -43,7 +45,6 @@ class Pipeline:
             host,
             on_first_durable=on_first_durable,
         )
-        claims = whole_shards(session)
         self._reader = Reader(session, claims, prompter, self.ready, self._writer, host)
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from batchinfer.config import Job
 from batchinfer.errors import AccessLost, BatchInferError
 from batchinfer.ledger import Holder, Lease, Results, layout
 from batchinfer.runner.beside import find_beside, warn_of_beside
+from batchinfer.runner.claims import whole_shards
 from batchinfer.runner.compute import compute
 from batchinfer.runner.deaths import refuse_repeated_death
 from batchinfer.runner.decide import Complete, Restart, accepted, decide
@@ -104,7 +105,10 @@ class Run:
             count_input(session, host.counters)
             host.log(session.store, session.run)
             is_cautious = refuse_repeated_death(session)
-            computed = compute(session, host, self._status, heartbeat, is_cautious=is_cautious)
+            claims = whole_shards(session)
+            computed = compute(
+                session, claims, host, self._status, heartbeat, is_cautious=is_cautious
+            )
             finished = {**finished, **computed.finished}
             is_limited = computed.is_limited
         host.counters.set_phase("finishing")

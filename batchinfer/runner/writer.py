@@ -1,34 +1,29 @@
-"""The writer: buffers finished rows by (shard, window), makes them durable, finishes shards.
+"""The writer: buffers finished rows by (shard, window), and has them published when they are due.
 
-One thread owns all state; Arrow, Parquet and storage work runs in a small pool, so that a slow
+One thread owns all state; what is published (`publishing`) is so in a small pool, so that a slow
 write holds up neither the engine nor other writes. What it holds is bounded in bytes: `put` waits
-when storage is slower than the engine. Must not know: engines, prompts, where rows come from.
+when storage is slower than the engine. Must not know: engines, prompts, where rows come from, what
+is in a file.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-import pyarrow as pa
+from types import MappingProxyType
 
 from batchinfer.config import CheckpointSettings
 from batchinfer.errors import InputError
 from batchinfer.ledger import Ledger, PartId, Totals
 from batchinfer.runner.flush import FlushPolicy
 from batchinfer.runner.host import Host
+from batchinfer.runner.publishing import FoldAbandonedError, Publishing, ResultTables
 from batchinfer.runner.shard_progress import ShardProgress
-from batchinfer.sink import build_table
-from batchinfer.tasks import Detokenize, Result, Task
-from batchinfer.tasks.base import num_failed
-from batchinfer.telemetry import Counters
-
-logger = logging.getLogger("batchinfer.runner")
+from batchinfer.tasks import Result
 
 NUM_PUBLISHERS = 2
 NUM_REMOTE_PUBLISHERS = 4  # they wait more than they work
@@ -56,28 +51,7 @@ class _Drain:
     finish_shards: bool
 
 
-class _FoldAbandonedError(Exception):
-    """A fold that gave way to a stop. Nothing appeared; its parts stand."""
-
-
 _Event = list[Result] | ShardProgress | _WindowRead | _Published | _Drain
-
-
-@dataclass(frozen=True, slots=True)
-class ResultTables:
-    """How results of this run become tables, and what of them is counted."""
-
-    task: Task
-    detokenize: Detokenize
-    run: int
-
-    def build(self, results: list[Result], schema: pa.Schema) -> pa.Table:
-        return build_table(
-            results, schema, run=self.run, task=self.task, detokenize=self.detokenize
-        )
-
-    def count_durable(self, table: pa.Table, counters: Counters) -> None:
-        counters.add_durable(table.num_rows, num_failed(table), self.task.count(table))
 
 
 class Writer:
@@ -93,12 +67,9 @@ class Writer:
         on_first_durable: Callable[[], None] = lambda: None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        self._ledger = ledger
-        self._tables = tables
-        self._host = host
-        self._counters = host.counters
-        self._on_first_durable = on_first_durable
-        self._has_durable = False
+        self._publishing = Publishing(ledger, tables, host, on_first_durable, self._is_stopping)
+        self._stop = host.stop
+        self._run = tables.run
         self._max_held_bytes = max_held_bytes
         self._flushes = FlushPolicy(settings.every_rows, settings.every_s, max_held_bytes // 2)
         self._changed = threading.Condition()
@@ -115,7 +86,10 @@ class Writer:
         self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
         self.error: BaseException | None = None  # the first that ends the run
         self.input_errors: dict[str, InputError] = {}  # shards that changed; the others go on
-        self.finished: dict[str, Totals] = {}
+
+    @property
+    def finished(self) -> Mapping[str, Totals]:
+        return MappingProxyType(self._publishing.finished)
 
     def start(self) -> None:
         self._thread.start()
@@ -234,13 +208,13 @@ class Writer:
         if not shard.has_results:
             shard.begin_finishing()
             results = [r for buffer in self._take_buffers(shard).values() for r in buffer]
-            self._submit(shard, results, lambda: self._finish_directly(shard, results))
+            self._submit(shard, results, lambda: self._publishing.whole(shard, results))
             return
         for window, results in self._take_buffers(shard).items():
             self._submit_part(shard, window, results)
         if shard.num_publishing == 0:
             shard.begin_finishing()
-            self._submit(shard, [], lambda: self._fold(shard), self._folds)
+            self._submit(shard, [], lambda: self._publishing.fold(shard), self._folds)
 
     def _flush(self) -> None:
         for shard in self._shards.values():
@@ -256,22 +230,8 @@ class Writer:
     def _submit_part(self, shard: ShardProgress, window: int, results: list[Result]) -> None:
         shard.begin_part()
         self._sequence += 1
-        part = PartId(window, self._tables.run, self._sequence)
-
-        def publish() -> None:
-            started_s = time.monotonic()
-            table = self._tables.build(results, shard.schema)
-            self._ledger.publish_part(shard.name, part, table)
-            self._count_durable(results, table)
-            logger.debug(
-                "part published: %s %s, %d rows, %.3f s",
-                shard.name,
-                part.name,
-                len(results),
-                time.monotonic() - started_s,
-            )
-
-        self._submit(shard, results, publish)
+        part = PartId(window, self._run, self._sequence)
+        self._submit(shard, results, lambda: self._publishing.part(shard, part, results))
 
     def _submit(
         self,
@@ -286,7 +246,7 @@ class Writer:
         def run() -> None:
             try:
                 work()  # after an error too: what is finished gets its one try
-            except _FoldAbandonedError:
+            except FoldAbandonedError:
                 pass  # a stop; the next start folds
             except InputError as error:
                 self.input_errors[shard.name] = error
@@ -299,39 +259,8 @@ class Writer:
         shard.begin_publishing()
         self._num_writing += not is_fold
 
-    def _finish_directly(self, shard: ShardProgress, results: list[Result]) -> None:
-        table = self._tables.build(results, shard.schema) if results else None
-        num_expected = sum(shard.num_expected.values())
-        totals = self._ledger.finish_directly(
-            shard.name, shard.schema, table, num_expected, shard.recheck
-        )
-        self._count_durable(results, table)
-        self._note_finished(shard, totals)
-
-    def _fold(self, shard: ShardProgress) -> None:
-        totals = self._ledger.finish_shard(
-            shard.name, shard.schema, shard.expected_by_window, shard.recheck, self._keep_folding
-        )
-        self._host.tuning.freed()  # what a fold took, nobody needs until the next
-        self._note_finished(shard, totals)
-
-    def _keep_folding(self) -> None:
-        if self._host.stop.is_requested or self.error is not None:
-            raise _FoldAbandonedError
-
-    def _note_finished(self, shard: ShardProgress, totals: Totals) -> None:
-        self.finished[shard.name] = totals
-        logger.info(
-            "shard finished: %s, %d rows, %d failed", shard.name, totals.rows, totals.rows_failed
-        )
-        self._counters.add_shard_finished()
-
-    def _count_durable(self, results: Sequence[Result], table: pa.Table | None) -> None:
-        if table is not None:
-            self._tables.count_durable(table, self._counters)
-        if results and not self._has_durable:
-            self._has_durable = True
-            self._on_first_durable()
+    def _is_stopping(self) -> bool:
+        return self._stop.is_requested or self.error is not None
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -23,6 +23,8 @@ from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk, WorkItem
 from batchinfer.prompt import (
+    GIVEN,
+    TEXT_BYTES,
     Prompter,
     PromptLimit,
     ScoredPrompter,
@@ -163,7 +165,7 @@ class Score:
         )
 
     def work(self, item: WorkItem, max_model_len: int) -> ScoringWindows:
-        num_given = item.chunk.num_given
+        num_given = item.chunk.counts.get(GIVEN)
         return ScoringWindows(
             item.chunk.prompt(item.index).copy(),  # not a view that holds the whole chunk
             0 if num_given is None else int(num_given[item.index]),
@@ -210,9 +212,9 @@ class Score:
 
     def _prompt_tokens(self, chunk: Chunk) -> npt.NDArray[np.int32]:
         """Prompt tokens of each row of a chunk. [n]"""
-        if self.settings.completion_column is None or chunk.num_given is None:
+        if self.settings.completion_column is None or GIVEN not in chunk.counts:
             return np.diff(chunk.offsets).astype(np.int32)
-        return chunk.num_given.astype(np.int32)
+        return chunk.counts[GIVEN].astype(np.int32)
 
     def count(self, table: pa.Table) -> Mapping[str, int]:
         return {"scored_tokens": pc.sum(table.column("num_scored_tokens")).as_py() or 0}
@@ -234,9 +236,8 @@ def _num_scored(completion: Completion) -> int:
 
 def _text_bytes(chunk: Chunk) -> npt.NDArray[np.int64]:
     """Bytes of the text of each row of a chunk, -1: unknown. [n]"""
-    if chunk.num_text_bytes is None:
-        return np.full(len(chunk.rows), -1, np.int64)
-    return chunk.num_text_bytes
+    num_bytes = chunk.counts.get(TEXT_BYTES)
+    return np.full(len(chunk.rows), -1, np.int64) if num_bytes is None else num_bytes
 
 
 KIND = TaskKind(lambda job: Score(job.score), COLUMNS, COUNTS, describe)

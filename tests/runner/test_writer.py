@@ -22,8 +22,9 @@ from batchinfer.errors import InputError, TransientError
 from batchinfer.ledger import Ledger
 from batchinfer.plan import Chunk
 from batchinfer.runner import Host
+from batchinfer.runner.publishing import ResultTables
 from batchinfer.runner.shard_progress import ShardProgress
-from batchinfer.runner.writer import ResultTables, Writer
+from batchinfer.runner.writer import Writer
 from batchinfer.sink import output_schema
 from batchinfer.storage.local import LocalStore
 from batchinfer.tasks import Generate, Result

@@ -19,6 +19,7 @@ from batchinfer.engine.demands.completion import Completion
 from batchinfer.errors import RowError
 from batchinfer.evaluation.outputs import read_output
 from batchinfer.plan import Chunk, WorkItem
+from batchinfer.prompt import GIVEN
 from batchinfer.runner import RunOptions
 from batchinfer.tasks import Score
 from batchinfer.tasks.scoring_windows import ScoringWindows, WindowAsk
@@ -54,7 +55,7 @@ def begin(
     num_tokens: int, num_given: int, context: int, stride: int, max_model_len: int | None = None
 ) -> ScoringWindows:
     chunk = Chunk.of_prompts([np.arange(num_tokens, dtype=np.int32)])
-    chunk.num_given = np.array([num_given])
+    chunk.counts = {GIVEN: np.array([num_given])}
     task = Score(ScoreSettings(context=context, stride=stride))
     return task.work(WorkItem(chunk, 0, 0), max_model_len or context + 1)
 
@@ -98,7 +99,7 @@ def test_a_result_holds_the_bytes_it_counts_not_the_row_it_was_cut_from() -> Non
     """The writer's memory is bounded by `num_bytes`: a view would hold the given tokens too."""
     num_given, k = 1000, 2
     chunk = Chunk.of_prompts([np.arange(num_given + 4, dtype=np.int32)])
-    chunk.num_given = np.array([num_given])
+    chunk.counts = {GIVEN: np.array([num_given])}
     task = Score(ScoreSettings(context=2048, stride=1024, top_logprobs=k))
     work = task.work(WorkItem(chunk, 0, 0), 2048)
     (ask,) = work.asks()

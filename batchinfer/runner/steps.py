@@ -1,0 +1,69 @@
+"""What the steps of an engine say of a run: how full they were, and how long it stood still.
+
+Must not know: rows, requests, what is admitted when.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from batchinfer.engine.base import Engine
+from batchinfer.telemetry import Counters
+
+#: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
+_COUNT_EVERY_S = 0.5
+#: A step that runs fewer than this share of the sequences it could run is underfilled.
+_FULL_SHARE = 0.9
+
+
+class StepCounts:
+    """Of one engine. Used by its thread."""
+
+    def __init__(self, engine: Engine, counters: Counters) -> None:
+        self._engine = engine
+        self._counters = counters
+        self._clock = counters.clock
+        self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
+        # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
+        self._num_steps = self._num_underfilled = 0
+        self._stalled_s = 0.0
+        self._counted_s = -math.inf
+
+    def admitting(self) -> None:
+        """A request is admitted: rows were left while the steps before it ran."""
+        if self._num_steps:
+            self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
+            self._num_steps = self._num_underfilled = 0
+
+    def stepping(self) -> None:
+        """A step begins: what was waited for before it, the engine stood still."""
+        self._counters.add_stalled(self._stalled_s)
+        self._stalled_s = 0.0
+
+    def stepped(self, num_given: int, *, is_cautious: bool) -> None:
+        """A step is done, with `num_given` requests in flight; few if it was `is_cautious`."""
+        # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
+        num_running = self._engine.num_running
+        self._counters.add_step(num_running)
+        self._num_steps += 1
+        self._num_underfilled += num_given <= num_running < self._num_full and not is_cautious
+
+    def count_tokens(self) -> None:
+        """Count the tokens of unfinished rows, if that is some time ago."""
+        now_s = self._clock.monotonic()
+        if now_s >= self._counted_s + _COUNT_EVERY_S:
+            self._counted_s = now_s
+            self._counters.set_tokens_in_flight(self._engine.num_tokens_in_flight())
+
+    def add_stall(self, seconds: float) -> None:
+        """Time that the engine stands still, if another step follows."""
+        self._stalled_s += seconds
+
+    @contextmanager
+    def stall(self) -> Iterator[None]:
+        """As `add_stall`, of what is done in it."""
+        begun_s = self._clock.monotonic()
+        yield
+        self._stalled_s += self._clock.monotonic() - begun_s
