@@ -12,8 +12,9 @@ from torch import Tensor
 from batchinfer.making.order import Reporter
 from batchinfer.making.trellis.ldlq import Coder, code_layers
 from batchinfer.making.trellis.make import Coding, Places, code_model
-from batchinfer.making.trellis.viterbi import TorchSearch
+from batchinfer.making.trellis.viterbi import TorchSearch, search_on_cpu
 from batchinfer.making.trellis.viterbi_cuda import CudaSearch, search_on_gpu
+from batchinfer.native import cpu_flags
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]  # the first use compiles
@@ -87,7 +88,7 @@ def test_a_layer_is_coded_with_the_loss_that_it_has_on_a_cpu(libraries: Path) ->
     moments = inputs.T @ inputs / len(inputs)
     here = Coder(search_on_gpu(values, 2, libraries), values.cuda(), 2)
     found = code_layers([weight], moments, here, seed=3)[0]
-    there = Coder(TorchSearch(values, 2), values, 2)
+    there = Coder(search_on_cpu(values, 2, cpu_flags(), libraries), values, 2)
     wanted = code_layers([weight.cpu()], moments.cpu(), there, seed=3)[0]
     assert found.loss == pytest.approx(wanted.loss, rel=0.05)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchinfer.native import PREBUILT
 from batchinfer.quantization.methods.qtip import cuda_backend, linear
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
 from batchinfer.quantization.methods.qtip.cuda import Layer, counters_for, words_of
@@ -156,6 +157,7 @@ def test_what_the_kernels_cannot_compute_is_left_to_torch_and_said_once(
     many_bits = random_coded(256, 128, 7, "mul1", "qtip")
     for variable in ("PATH", "NVCC", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(tmp_path / "none"))
+    monkeypatch.delenv(PREBUILT, raising=False)
     packed = [linear.backend_for("cuda").pack([wide, many_bits]) for _ in range(2)]
     x = torch.randn(3, 256, device="cuda").half()
     assert error(linear.run_linear(x, packed[1]), expected(x, wide, many_bits)) < 2e-3
