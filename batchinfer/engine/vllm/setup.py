@@ -23,6 +23,7 @@ from batchinfer.engine.vllm.sizes import (
     cpu_kv_cache_bytes,
     default_sizes,
     fit_sizes,
+    graph_sizes,
     needs_whole_prompts,
     utilization,
 )
@@ -178,6 +179,9 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     )
     arguments["max_num_seqs"] = max_num_seqs
     arguments["max_num_batched_tokens"] = max_num_batched_tokens
+    captured = None if is_cpu else graph_sizes(settings, max_num_seqs)
+    if captured is not None and "max_cudagraph_capture_size" in argument_names():
+        arguments["max_cudagraph_capture_size"] = captured
     if (
         is_cpu
         and arguments.get("kv_cache_memory_bytes") is None

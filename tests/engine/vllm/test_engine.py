@@ -38,7 +38,7 @@ from batchinfer.engine.vllm.setup import (
     engine_arguments,
     prepare_environment,
 )
-from batchinfer.engine.vllm.sizes import default_sizes
+from batchinfer.engine.vllm.sizes import default_sizes, graph_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
 from tests.support.models import read_model
 
@@ -459,6 +459,23 @@ def test_a_kv_cache_that_is_too_small_is_answered_with_the_length_that_fits() ->
 
 def test_the_sizes_of_an_estimate_are_those_of_vllm() -> None:
     assert auto_sizes([], is_cpu=True) == default_sizes(1)
+
+
+def test_graphs_are_captured_of_as_many_sequences_as_may_run() -> None:
+    assert graph_sizes(SETTINGS, 1024) == 1024
+    assert graph_sizes(SETTINGS, 600) == 600
+    assert graph_sizes(SETTINGS, 4096) == 1024  # a graph of more saves nothing
+
+
+def test_what_vllm_captures_by_itself_and_what_the_job_says_of_graphs_stays() -> None:
+    assert graph_sizes(SETTINGS, 512) is None
+    for name in ("enforce_eager", "cudagraph_capture_sizes", "compilation_config"):
+        assert graph_sizes(dataclasses.replace(SETTINGS, options={name: None}), 1024) is None
+
+
+def test_a_cpu_captures_no_graphs() -> None:
+    many = dataclasses.replace(SETTINGS, max_num_seqs=1024)
+    assert "max_cudagraph_capture_size" not in engine_arguments(many)
 
 
 @pytest.fixture(scope="module")
