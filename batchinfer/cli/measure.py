@@ -14,15 +14,12 @@ from batchinfer.cli.common import ExaminedJob
 from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError
-from batchinfer.forecast.forecast import Interval, RemainingRows
-from batchinfer.forecast.measure import Measurement, measure
+from batchinfer.forecast.forecast import Interval
+from batchinfer.forecast.measure import MIN_ROWS, Measurement, measure
 from batchinfer.forecast.predict import Prediction, RemainingWork, predict
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import WholeProcess
 from batchinfer.tasks import task_of
-
-#: Below it two waves hold too few steps and lengths to say anything about their spread.
-MIN_ROWS = 16
 
 
 def show_forecast(
@@ -47,7 +44,7 @@ def show_forecast(
     with held_warnings(), quiet_engine() as quiet:
         measurement = measure(job, looked.model, sample.prompts, quiet.stop, WholeProcess())
     found = predict(job, sample, rest, measurement)
-    _show_measurement(measurement, len(sample.prompts), found.left)
+    _show_measurement(measurement, len(sample.prompts), found)
     if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:
         click.echo(
             f"         {sample.num_duplicates:,} of {len(sample.lengths):,} prompts read also "
@@ -69,15 +66,14 @@ def _why_nothing_is_left(sample: Sample, rest: RemainingWork) -> str:
     return "every row has its result, so none was run" if rest.num_results <= 0 else ""
 
 
-def _show_measurement(measurement: Measurement, num_rows: int, left: RemainingRows) -> None:
+def _show_measurement(measurement: Measurement, num_rows: int, found: Prediction) -> None:
     click.echo(
         f"ran      {num_rows:,} rows in {measurement.generation_s:.1f} s, up to "
         f"{measurement.max_running:,} sequences at a time"
     )
-    if num_rows < min(MIN_ROWS, left.num_rows):
+    if found.is_guess(num_rows):
         click.echo(f"         fewer than {MIN_ROWS} rows: what follows is a guess")
-    width = min(left.num_rows * left.num_samples, measurement.facts.max_num_seqs)
-    if measurement.max_running < width and num_rows < left.num_rows:
+    if (width := found.extrapolated_width(measurement, num_rows)) is not None:
         click.echo(
             f"         a run has up to {width:,} at a time: their cost is extrapolated, "
             "more rows narrow the estimate"
@@ -85,16 +81,14 @@ def _show_measurement(measurement: Measurement, num_rows: int, left: RemainingRo
 
 
 def _show_work(found: Prediction, num_results: int) -> None:
-    completion, seconds = found.completion_tokens, found.generation_s.expected
     click.echo(f"left     {num_results:,} results to compute")
     click.echo(
         f"tokens   about {found.prompt_tokens:,.0f} of prompts, "
-        f"{_range(completion, '{:,.0f}'.format)} of completions"
+        f"{_range(found.completion_tokens, '{:,.0f}'.format)} of completions"
     )
-    all_tokens = found.prompt_tokens + completion.expected
     click.echo(
-        f"speed    {completion.expected / seconds:,.0f} completion tokens/s, "
-        f"{all_tokens / seconds:,.0f} tokens/s with those of prompts"
+        f"speed    {found.completion_tokens_per_s:,.0f} completion tokens/s, "
+        f"{found.tokens_per_s:,.0f} tokens/s with those of prompts"
     )
 
 

@@ -5,7 +5,6 @@ With --measure also how long it would take: some rows are really run, and nothin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import click
@@ -14,7 +13,7 @@ import numpy as np
 from batchinfer.cli.common import ExaminedJob, accept, look_at
 from batchinfer.cli.measure import show_forecast
 from batchinfer.cli.source import JobSource
-from batchinfer.errors import ConfigError
+from batchinfer.forecast.measure import check_measurable
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.forecast.work import Work, read_work
 from batchinfer.telemetry import StartUp
@@ -35,12 +34,8 @@ class PlanOptions:
 def plan_job(source: JobSource, options: PlanOptions) -> None:
     looked = look_at(source.load().job, source.path)
     job, task = looked.job, looked.start.task
-    if options.num_measured is not None and task.demand.wants != "completion":
-        raise ConfigError(
-            f"plan --measure forecasts how long completions become, and task: {job.task} generates "
-            f"none: run some rows with --limit, which count, and read {task.counts[0]}_per_s in "
-            "the last line"
-        )
+    if options.num_measured is not None:
+        check_measurable(task)
     shards = [(s, f.num_rows) for s, f in zip(looked.shards, looked.footers, strict=True)]
     work = read_work(looked.start, shards, looked.view.survey, accept(looked))
     _show_work(looked, work)
@@ -92,19 +87,17 @@ def _show_lengths(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
     )
     if not len(lengths):
         return
-    expected_rows = num_rows * sample.passing_share
-    num_batches = math.ceil(expected_rows / job.packing.batch_rows)
-    prompt_tokens = float(lengths.mean()) * expected_rows
-    tokens = f"tokens   about {prompt_tokens:,.0f} of prompts"
-    limits = f"max_model_len {looked.model.max_model_len}"
     task = looked.start.task
-    if task.max_tokens is not None:
-        max_completion = task.max_tokens * expected_rows * task.num_samples
-        tokens += f", at most {max_completion:,.0f} of completions"
+    most = None if task.max_tokens is None else task.max_tokens * task.num_samples
+    expected = sample.expected(num_rows, job.packing.batch_rows, most)
+    tokens = f"tokens   about {expected.prompt_tokens:,.0f} of prompts"
+    limits = f"max_model_len {looked.model.max_model_len}"
+    if expected.max_result_tokens is not None:
+        tokens += f", at most {expected.max_result_tokens:,.0f} of completions"
         limits += f", max_tokens {task.max_tokens}"
     click.echo(tokens)
     click.echo(
-        f"batches  about {num_batches:,} of {job.packing.batch_rows} rows, "
+        f"batches  about {expected.num_batches:,} of {job.packing.batch_rows} rows, "
         f"order: {job.packing.order}"
     )
     click.echo(
@@ -112,9 +105,10 @@ def _show_lengths(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
         f"99 % {int(np.percentile(lengths, 99))}, max {lengths.max()} tokens "
         f"({limits})"
     )
-    counts, edges = np.histogram(lengths, bins=min(_NUM_BINS, max(1, int(np.ptp(lengths)))))
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        click.echo(f"  {int(low):>7}-{int(high):<7} {_bar(count / counts.max())} {count:,}")
+    bins = sample.histogram(_NUM_BINS)
+    most_prompts = max(count for count, _, _ in bins)
+    for count, low, high in bins:
+        click.echo(f"  {low:>7}-{high:<7} {_bar(count / most_prompts)} {count:,}")
 
 
 def _bar(share: float) -> str:

@@ -10,24 +10,10 @@ from typing import Any
 import click
 
 from batchinfer.config import job_schema_text
+from batchinfer.config.columns import column_settings
 from batchinfer.errors import ROW_ERROR_KINDS, ConfigError
 from batchinfer.sink import output_columns
 from batchinfer.tasks import TASKS, Column
-
-_INPUT_PROMPT_COLUMNS = {
-    "prompt.column": ("string", "the prompt, unchanged"),
-    "prompt.template": ("any", "the columns that the template names"),
-    "prompt.messages": ("any", "the columns that the messages' templates name"),
-    "prompt.messages_column": (
-        "list<struct<role: string, content: string>> or string",
-        "the chat, or the same as JSON text",
-    ),
-    "prompt.token_ids_column": ("list<integer>", "the prompt's token ids"),
-    "score.completion_column": (
-        "string or list<integer>",
-        "the text to score; token ids with prompt.token_ids_column",
-    ),
-}
 
 
 def schema_files() -> dict[str, str]:
@@ -91,12 +77,7 @@ def _input_schema() -> dict[str, Any]:
     return {
         "title": "Columns that an input file needs, by the job's keys (Arrow types)",
         "columns": [
-            {"for": "input.id_column", "type": "any", "description": "the row's id (optional)"},
-            {"for": "input.keep_columns", "type": "any", "description": "copied to the output"},
-            {"for": "input.filter", "type": "any", "description": "the columns it names"},
-            *(
-                {"for": key, "type": data_type, "description": description}
-                for key, (data_type, description) in _INPUT_PROMPT_COLUMNS.items()
-            ),
+            {"for": key, "type": data_type, "description": description}
+            for key, data_type, description in column_settings()
         ],
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from batchinfer.config.section import Section, decides_results, key_error
+from batchinfer.config.section import Section, decides_results, key_error, reads_column
 from batchinfer.config.values import Endpoint, OneOrMoreLocations, Text, Texts
 
 
@@ -53,16 +53,16 @@ class InputSettings(Section):
     id_column: Text | None = Field(
         default=None,
         description="Column with the row's id; null means that shard and row number are the id.",
-        json_schema_extra=decides_results(),
+        json_schema_extra={**decides_results(), **reads_column("any", "the row's id (optional)")},
     )
     keep_columns: Texts = Field(
         default=(),
         description="Input columns that are copied to the output.",
-        json_schema_extra=decides_results(),
+        json_schema_extra={**decides_results(), **reads_column("any", "copied to the output")},
     )
     filter: Text | None = Field(
         default=None,
         description="Row-wise polars SQL expression; only rows where it is true are computed.",
-        json_schema_extra=decides_results(),
+        json_schema_extra={**decides_results(), **reads_column("any", "the columns it names")},
     )
     s3: S3Settings = Field(default_factory=S3Settings, description="S3 settings of the input.")

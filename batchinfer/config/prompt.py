@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from batchinfer.config.section import Section, exactly_one, key_error, require_exactly_one
+from batchinfer.config.section import (
+    Section,
+    exactly_one,
+    key_error,
+    reads_column,
+    require_exactly_one,
+)
 from batchinfer.config.template_file import text_of
 from batchinfer.config.values import FrozenMapping, Text, Tuple
 
@@ -39,20 +45,33 @@ class PromptSettings(Section):
     model_config = ConfigDict(json_schema_extra=exactly_one(_PROMPT_KINDS))
 
     column: Text | None = Field(
-        default=None, description="Column whose text is the prompt, unchanged."
+        default=None,
+        description="Column whose text is the prompt, unchanged.",
+        json_schema_extra=reads_column("string", "the prompt, unchanged"),
     )
     template: Text | None = Field(
-        default=None, description="Jinja2 template of a plain prompt; variables are input columns."
+        default=None,
+        description="Jinja2 template of a plain prompt; variables are input columns.",
+        json_schema_extra=reads_column("any", "the columns that the template names"),
     )
     messages: Annotated[tuple[Message, ...], Tuple] | None = Field(
-        default=None, description="Chat messages; rendered with the chat template.", min_length=1
+        default=None,
+        description="Chat messages; rendered with the chat template.",
+        min_length=1,
+        json_schema_extra=reads_column("any", "the columns that the messages' templates name"),
     )
     messages_column: Text | None = Field(
         default=None,
         description="Column with a list of {role, content}; rendered with the chat template.",
+        json_schema_extra=reads_column(
+            "list<struct<role: string, content: string>> or string",
+            "the chat, or the same as JSON text",
+        ),
     )
     token_ids_column: Text | None = Field(
-        default=None, description="Column with a list of token ids, used unchanged."
+        default=None,
+        description="Column with a list of token ids, used unchanged.",
+        json_schema_extra=reads_column("list<integer>", "the prompt's token ids"),
     )
     on_too_long: Literal["error", "truncate_left", "truncate_right"] = Field(
         default="error",

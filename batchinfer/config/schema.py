@@ -52,6 +52,7 @@ def _to_draft_7(schema: Any) -> Any:
     converted = {
         "definitions" if key == "$defs" else key: _to_draft_7(part) for key, part in schema.items()
     }
+    converted.pop("reads_column", None)
     if by := converted.pop("decides_results", None):
         converted["description"] += f" {_FROZEN[by]}"
     reference = converted.get("$ref")

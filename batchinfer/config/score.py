@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from batchinfer.config.section import TaskSection, key_error
+from batchinfer.config.section import TaskSection, key_error, reads_column
 from batchinfer.config.values import MAX_COUNT, Text
 
 
@@ -22,6 +22,9 @@ class ScoreSettings(TaskSection):
         default=None,
         description="Column whose text is scored as the continuation of the prompt (with "
         "prompt.token_ids_column: whose token ids); null: the prompt itself is scored.",
+        json_schema_extra=reads_column(
+            "string or list<integer>", "the text to score; token ids with prompt.token_ids_column"
+        ),
     )
     context: int | None = Field(
         default=None,

@@ -42,6 +42,13 @@ def decides_results(by: DecidesBy = "value") -> JsonDict:
     return {"decides_results": by}
 
 
+def reads_column(data_type: str, description: str) -> JsonDict:
+    """Marks a field that names columns of the input (`json_schema_extra`): the type that such a
+    column has, in Arrow's words, and what it holds. Read by config/columns.py.
+    """
+    return {"reads_column": [data_type, description]}
+
+
 def key_error(key: str, sentence: str) -> PydanticCustomError:
     """The error a section's validator raises about its own `key`, so that its line is reported."""
     return PydanticCustomError("key_error", "{key}: {sentence}", {"key": key, "sentence": sentence})

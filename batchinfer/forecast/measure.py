@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from batchinfer.config import Job
 from batchinfer.engine.base import Answer, Engine, EngineFacts, Request
-from batchinfer.engine.demands.completion import Completion
+from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.errors import InputError, Stopped
+from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.forecast.forecast import Lengths, Wave
 from batchinfer.model import ModelFacts
 from batchinfer.plan import Chunk
@@ -27,8 +27,11 @@ from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.stop import Stop
 from batchinfer.runner.tuning import Tuning
+from batchinfer.tasks import Task, task_of
 from batchinfer.telemetry import Clock, Counters
 
+#: Below it two waves hold too few steps and lengths to say anything about their spread.
+MIN_ROWS = 16
 #: Share of the measured rows that run in the first, narrow wave.
 _FIRST_SHARE = 1 / 8
 
@@ -52,6 +55,16 @@ class Measurement:
         """Most sequences that ran at once."""
         widest = max(len(wave.lengths.prompt) for wave in self.waves)
         return min(widest, self.facts.max_num_seqs)
+
+
+def check_measurable(task: Task) -> None:
+    """Raise ConfigError for a task whose results have no length that could be measured."""
+    if task.demand.wants != CompletionDemand.wants:
+        raise ConfigError(
+            f"plan --measure forecasts how long completions become, and task: {task.name} "
+            f"generates none: run some rows with --limit, which count, and read "
+            f"{task.counts[0]}_per_s in the last line"
+        )
 
 
 def measure(
@@ -99,7 +112,7 @@ def _run_wave(
     job: Job, engine: Engine, prompts: Sequence[npt.NDArray[np.int32]], stop: Stop
 ) -> Wave:
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
-    ready.put(Chunk.of_prompts(prompts, num_samples=job.sampling.n))
+    ready.put(Chunk.of_prompts(prompts, num_samples=task_of(job).num_samples))
     ready.close()
     recorder = _Recorder(engine)
     loop = Loop(

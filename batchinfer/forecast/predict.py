@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from batchinfer.config import Job
 from batchinfer.forecast.forecast import Interval, RemainingRows, forecast
-from batchinfer.forecast.measure import Measurement
+from batchinfer.forecast.measure import MIN_ROWS, Measurement
 from batchinfer.forecast.sample import Sample
 from batchinfer.tasks import task_of
 
@@ -41,6 +41,25 @@ class Prediction:
     def cost(self, price_per_hour: float) -> Interval:
         """In the currency of the price."""
         return self.total_s.times(price_per_hour / 3600)
+
+    @property
+    def completion_tokens_per_s(self) -> float:
+        return self.completion_tokens.expected / self.generation_s.expected
+
+    @property
+    def tokens_per_s(self) -> float:
+        """With those of prompts."""
+        return (self.prompt_tokens + self.completion_tokens.expected) / self.generation_s.expected
+
+    def is_guess(self, num_measured: int) -> bool:
+        """Whether so few rows were measured that their spread says nothing."""
+        return num_measured < min(MIN_ROWS, self.left.num_rows)
+
+    def extrapolated_width(self, measurement: Measurement, num_measured: int) -> int | None:
+        """Sequences that a run has at a time, if that is more than were measured."""
+        width = min(self.left.num_rows * self.left.num_samples, measurement.facts.max_num_seqs)
+        is_more = measurement.max_running < width and num_measured < self.left.num_rows
+        return width if is_more else None
 
 
 def predict(job: Job, sample: Sample, rest: RemainingWork, measurement: Measurement) -> Prediction:

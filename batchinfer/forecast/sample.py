@@ -7,6 +7,7 @@ are asked for.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ _NUM_PLACES = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """What rows are likely to come to, by a sample of them."""
+
+    num_batches: int
+    prompt_tokens: float
+    max_result_tokens: float | None  # None: only the rows decide
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What was found. Rows that do not pass the filter are read, and neither prompt nor error."""
 
@@ -32,6 +42,25 @@ class Sample:
     num_duplicates: int  # of the prompts, those that another row read has too; 0 if none are kept
     prepare_s: float  # to render and tokenize them
     prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
+
+    def expected(self, num_rows: int, batch_rows: int, max_row_tokens: int | None) -> Expected:
+        """What `num_rows` rows come to. `max_row_tokens`: most of the results of a row, if known.
+
+        There is a prompt in the sample.
+        """
+        num_passing = num_rows * self.passing_share
+        return Expected(
+            num_batches=math.ceil(num_passing / batch_rows),
+            prompt_tokens=float(self.lengths.mean()) * num_passing,
+            max_result_tokens=None if max_row_tokens is None else max_row_tokens * num_passing,
+        )
+
+    def histogram(self, num_bins: int) -> list[tuple[int, int, int]]:
+        """(prompts, least, most tokens) of each bin; no more bins than lengths."""
+        num_bins = min(num_bins, max(1, int(np.ptp(self.lengths))))
+        counts, edges = np.histogram(self.lengths, bins=num_bins)
+        bins = zip(counts.tolist(), edges[:-1], edges[1:], strict=True)
+        return [(count, int(low), int(high)) for count, low, high in bins]
 
     @property
     def passing_share(self) -> float:

@@ -13,11 +13,13 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.sink.schema import repeating_columns
+
 #: Key of our JSON in the footer's key-value metadata; a file without it is not ours.
 FACTS_KEY = b"batchinfer"
 
 # Dictionary encoding pays for columns of few values; on token ids and logprobs it only costs time.
-_DICTIONARY_COLUMNS = ("shard", "sample", "finish_reason", "stop_reason", "attempt", "error_type")
+_DICTIONARY_COLUMNS = frozenset(repeating_columns())
 
 _PAGE_BYTES = 1 << 20
 #: A page ends at the first multiple of this number of rows that exceeds its size; Arrow's 1,024
@@ -40,7 +42,7 @@ def part_writer(
         schema,
         compression="zstd",
         compression_level=1,
-        use_dictionary=[n for n in _DICTIONARY_COLUMNS if n in schema.names],
+        use_dictionary=[n for n in schema.names if n in _DICTIONARY_COLUMNS],
         data_page_size=page_bytes,
         write_batch_size=page_step_rows,
         write_page_index=True,

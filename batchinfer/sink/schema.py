@@ -7,11 +7,11 @@ a run happened to compute, so every file of an output has the same schema where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
-from batchinfer.tasks import Column
+from batchinfer.tasks import TASKS, Column
 
 #: Raised when a column changes its name, type or meaning: it is part of the job digest.
 SCHEMA_VERSION = 1
@@ -35,6 +35,15 @@ END_COLUMNS: Mapping[str, Column] = {
     "error_type": (pa.string(), "null for a result; otherwise why there is none"),
     "error_message": (pa.string(), "the same as a sentence"),
 }
+#: Of both, those of few different values.
+_REPEATING = ("shard", "sample", "attempt", "error_type")
+
+
+def repeating_columns() -> Iterator[str]:
+    """Names of columns that have few different values, of all tasks."""
+    yield from _REPEATING
+    for kind in TASKS.values():
+        yield from kind.repeating
 
 
 def output_columns(task_columns: Mapping[str, Column]) -> dict[str, Column]:

@@ -171,12 +171,7 @@ class TaskKind:
     columns: Mapping[str, Column]  # all that it can have, in order
     counts: Sequence[str]  # see `Task.counts`
     describe: Describe  # of a row of its output
-
-
-def logprob_words(row: Mapping[str, Any]) -> list[str]:
-    """For people: what the tokens of a row of output have together; nothing where none has one."""
-    logprob = row["cumulative_logprob"]
-    return [] if logprob is None else [f"logprob {logprob:.2f}"]
+    repeating: Sequence[str] = ()  # columns of few different values, which files take advantage of
 
 
 def num_failed(table: pa.Table) -> int:

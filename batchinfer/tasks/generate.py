@@ -29,12 +29,12 @@ from batchinfer.tasks.base import (
     OneRequest,
     Result,
     TaskKind,
-    logprob_words,
     num_failed,
     row_values,
 )
 from batchinfer.tasks.documents import Documents
 from batchinfer.tasks.top_lists import top_lists
+from batchinfer.tasks.words import logprob_words
 
 #: Every column that a job of generation can have, in order.
 COLUMNS: Mapping[str, Column] = {
@@ -251,4 +251,10 @@ def _texts(
     return texts
 
 
-KIND = TaskKind(lambda job: Generate(job.sampling), COLUMNS, COUNTS, describe)
+KIND = TaskKind(
+    lambda job: Generate(job.sampling),
+    COLUMNS,
+    COUNTS,
+    describe,
+    repeating=("finish_reason", "stop_reason"),
+)

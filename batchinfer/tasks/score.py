@@ -37,11 +37,11 @@ from batchinfer.tasks.base import (
     Detokenize,
     Result,
     TaskKind,
-    logprob_words,
     row_values,
 )
 from batchinfer.tasks.scoring_windows import ScoringWindows
 from batchinfer.tasks.top_lists import top_lists
+from batchinfer.tasks.words import logprob_words
 
 #: Every column of its own, in order.
 COLUMNS: Mapping[str, Column] = {
