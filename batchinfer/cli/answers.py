@@ -77,6 +77,9 @@ def show_stream(
 
 
 def text_of(completion: Completion, encoder: TokenEncoder) -> str:
+    """The answer, without the thought."""
+    if completion.is_reasoning_cut:
+        return ""
     if completion.text is not None:
         return completion.text
     ids = completion.token_ids[: completion.num_text_tokens]
@@ -90,6 +93,13 @@ def summary(completion: Completion, pace: Pace, engine: Engine) -> str:
     text = f"{num_tokens:,} tokens in {seconds:.2f} s: {num_tokens / seconds:,.0f} tokens/s"
     if isinstance(engine, StreamingEngine) and pace.first_s is not None:
         text += f", the first after {pace.first_s - pace.begun_s:.2f} s"
+    if completion.is_reasoning_cut:
+        text += "; it ended within its thought"
+    elif completion.reasoning is not None:
+        text += (
+            f"; a thought of {len(completion.reasoning):,} characters and an answer of "
+            f"{len(completion.text or ''):,}"
+        )
     if completion.finish_reason is None:
         return f"{text}; stopped"
     if completion.finish_reason == "length":

@@ -115,7 +115,8 @@ class Pieces:
                 continue
             whole = token_ids[: self._num_seen]
             text = self._decode(whole, np.array([0, len(whole)]))[0].rstrip(_UNFINISHED)
-            if completion.text is not None:  # the engine holds back what may be a stop text
+            # The engine holds back what may be a stop text.
+            if completion.text is not None and not completion.is_split:
                 text = text[: len(completion.text)]
             added = text[len(self._text) :] if text.startswith(self._text) else ""
             self._text += added

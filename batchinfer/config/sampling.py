@@ -162,6 +162,17 @@ class SamplingSettings(TaskSection):
     structured: StructuredSettings | None = Field(
         default=None, description="Constrain the form of the completion; null is free text."
     )
+    reasoning_parser: Text | None = Field(
+        default=None,
+        description="The engine's name for how the model marks its thoughts: they get the column "
+        "reasoning, and completion is the answer; null: both are the completion.",
+    )
+    thinking_budget_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COUNT,
+        description="Longest thought, in tokens: then the engine ends it; null: max_tokens.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SamplingSettings:
@@ -169,12 +180,26 @@ class SamplingSettings(TaskSection):
             raise key_error(
                 "n", f"{self.n} samples need temperature > 0 (greedy samples would be equal)"
             )
+        if self.thinking_budget_tokens is not None:
+            self._check_budget(self.thinking_budget_tokens)
         if 0 < self.temperature < 0.01:
             raise key_error(
                 "temperature",
                 f"must be 0 or at least 0.01, got {self.temperature}: engines raise it to that",
             )
         return self
+
+    def _check_budget(self, budget: int) -> None:
+        if self.reasoning_parser is None:
+            raise key_error(
+                "thinking_budget_tokens",
+                "needs sampling.reasoning_parser, which says how the model marks its thoughts",
+            )
+        if budget >= self.max_tokens:
+            raise key_error(
+                "thinking_budget_tokens",
+                f"{budget} leaves no room for an answer in sampling.max_tokens {self.max_tokens}",
+            )
 
     def check_beside(self, *, max_model_len: int | None, on_too_long: str) -> None:
         if max_model_len is not None and self.max_tokens >= max_model_len:

@@ -119,7 +119,13 @@ def _prompter(spec: EngineSpec) -> RowPrompter:
 
 
 def _needs_load(before: EngineSpec, after: EngineSpec) -> bool:
-    """How an engine reads prompts may depend on whether requests have seeds."""
+    """How an engine reads prompts may depend on whether requests have seeds, and where a form
+    begins to bind on how thoughts end.
+    """
     old, new = before.job, after.job
     is_same_engine = (old.model, old.engine) == (new.model, new.engine)
-    return not is_same_engine or old.sampling.uses_seeds != new.sampling.uses_seeds
+    is_same_sampling = (old.sampling.uses_seeds, old.sampling.reasoning_parser) == (
+        new.sampling.uses_seeds,
+        new.sampling.reasoning_parser,
+    )
+    return not (is_same_engine and is_same_sampling)

@@ -43,7 +43,9 @@ def counts_in(facts: Mapping[str, Any]) -> Sequence[str]:
     generation.
     """
     kind = TASKS.get(facts.get("task", "generate"))
-    return kind.counts if kind is not None else ()
+    if kind is None:
+        return ()
+    return (*kind.counts, *(name for name in kind.some_counts if name in facts))
 
 
 def describer(job: Mapping[str, Any]) -> Describe:

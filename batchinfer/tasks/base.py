@@ -171,6 +171,7 @@ class TaskKind:
     columns: Mapping[str, Column]  # all that it can have, in order
     counts: Sequence[str]  # see `Task.counts`
     describe: Describe  # of a row of its output
+    some_counts: Sequence[str] = ()  # besides `counts`, with some settings
     repeating: Sequence[str] = ()  # columns of few different values, which files take advantage of
 
 

@@ -7,7 +7,7 @@ to do it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,9 @@ from batchinfer.tasks.words import logprob_words
 
 #: Every column that a job of generation can have, in order.
 COLUMNS: Mapping[str, Column] = {
+    "reasoning": (pa.string(), "what the model thought before it answered; null: nothing"),
     "completion": (pa.string(), "the generated text, without special tokens"),
+    "is_reasoning_cut": (pa.bool_(), "it ended within its thought: completion is null"),
     "parsed": (pa.string(), "with json_schema: the completion if it is JSON that fits"),
     "finish_reason": (pa.string(), "stop | length"),
     "stop_reason": (pa.string(), "stop string or stop token id; null for the model's own end"),
@@ -61,7 +63,10 @@ COLUMNS: Mapping[str, Column] = {
 #: What it counts: tokens generated; completions ended by sampling.max_tokens; with a JSON schema,
 #: completions that are not a whole document that fits.
 COUNTS = ("completion_tokens", "rows_cut", "rows_unparsed")
+#: With a reasoning parser also: completions without an answer, as they ended within the thought.
+_REASONING_COUNTS = ("rows_reasoning_cut",)
 _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
+_REASONING_COLUMNS = ("reasoning", "is_reasoning_cut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Generate:
     """See `Task`."""
 
     settings: SamplingSettings
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -98,7 +104,7 @@ class Generate:
 
     @property
     def demand(self) -> CompletionDemand:
-        return CompletionDemand(self.name, self.settings)
+        return CompletionDemand(self.name, self.settings, self.template_kwargs)
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -107,11 +113,15 @@ class Generate:
             without.update(_TOP_COLUMNS)
         if not self.settings.prompt_logprobs:
             without.add("prompt_token_logprobs")
+        if self.settings.reasoning_parser is None:
+            without.update(_REASONING_COLUMNS)
         return {name: column for name, column in COLUMNS.items() if name not in without}
 
     @property
     def counts(self) -> Sequence[str]:
-        return COUNTS
+        if self.settings.reasoning_parser is None:
+            return COUNTS
+        return (*COUNTS, *_REASONING_COUNTS)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -170,6 +180,11 @@ class Generate:
             "token_logprobs": token_logprobs,
             "cumulative_logprob": list_sums(token_logprobs),
         }
+        if self.settings.reasoning_parser is not None:
+            columns["reasoning"] = pa.array([c.reasoning for c in done], pa.string())
+            columns["is_reasoning_cut"] = pa.array(
+                [c.is_reasoning_cut for c in done], pa.bool_(), mask=is_error
+            )
         if self.settings.logprobs:
             columns["top_token_ids"], columns["top_logprobs"] = top_lists(done)
         if self.settings.prompt_logprobs:
@@ -179,10 +194,13 @@ class Generate:
         return columns
 
     def count(self, table: pa.Table) -> Mapping[str, int]:
-        num_unparsed = 0
+        num_unparsed, of_reasoning = 0, {}
         if self._json_schema is not None:
             num_unparsed = table.column("parsed").null_count - num_failed(table)
-        return {
+        if self.settings.reasoning_parser is not None:
+            num_cut = pc.sum(table.column("is_reasoning_cut")).as_py() or 0
+            of_reasoning = {"rows_reasoning_cut": num_cut}
+        return of_reasoning | {
             "completion_tokens": pc.sum(table.column("num_completion_tokens")).as_py() or 0,
             "rows_cut": pc.sum(pc.equal(table.column("finish_reason"), "length")).as_py() or 0,
             "rows_unparsed": num_unparsed,
@@ -196,9 +214,20 @@ class Generate:
                 f"{num_empty} of {num_done} completions of this run are empty: the model ends them "
                 "immediately. Look at the prompt (a chat model wants prompt.messages)"
             )
+        if num_without := counts.get("rows_reasoning_cut"):
+            yield (
+                f"{num_without} of {num_done} completions ended within their thought "
+                "(is_reasoning_cut) and are null: raise sampling.max_tokens, or end thoughts "
+                "earlier by sampling.thinking_budget_tokens"
+            )
         num_cut, num_unparsed = counts.get("rows_cut"), counts.get("rows_unparsed")
         if self.settings.structured is None or num_cut is None or num_unparsed is None:
             return
+        if num_without:  # said already
+            num_cut, num_unparsed = (
+                max(0, num_cut - num_without),
+                max(0, num_unparsed - num_without),
+            )
         if self._json_schema is not None:
             yield from _of_documents(num_done, num_cut, num_unparsed)
         elif num_cut:
@@ -234,13 +263,20 @@ def _of_documents(num_done: int, num_cut: int, num_unparsed: int) -> Iterator[st
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """See `Describe`."""
     tokens = f"{row['num_prompt_tokens']} + {row['num_completion_tokens']} tokens"
-    return row["completion"], [tokens, row["finish_reason"], *logprob_words(row)]
+    facts = [tokens, row["finish_reason"], *logprob_words(row)]
+    if row.get("is_reasoning_cut"):
+        facts.append("ended within its thought")
+    return row["completion"], facts
 
 
 def _texts(
     done: list[Completion], is_error: npt.NDArray[np.bool_], detokenize: Detokenize
 ) -> list[str | None]:
-    to_decode = [i for i, c in enumerate(done) if c.text is None and not is_error[i]]
+    to_decode = [
+        i
+        for i, c in enumerate(done)
+        if c.text is None and not is_error[i] and not c.is_reasoning_cut
+    ]
     lengths = np.array([done[i].num_text_tokens for i in to_decode], dtype=np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     texts: list[str | None] = [c.text for c in done]
@@ -252,9 +288,10 @@ def _texts(
 
 
 KIND = TaskKind(
-    lambda job: Generate(job.sampling),
+    lambda job: Generate(job.sampling, job.prompt.chat_template_kwargs),
     COLUMNS,
     COUNTS,
     describe,
+    some_counts=_REASONING_COUNTS,
     repeating=("finish_reason", "stop_reason"),
 )

@@ -36,6 +36,7 @@ class FakePlan:
     fail_build: str | None = None  # raise ConfigError with this message
     warn: str | None = None  # warn of this while "loading"
     text: str | None = None  # of every completion
+    thought: str | None = None  # before it, which one that is cut ends within
     log_file: str | None = None  # append one line a request: the crc of its prompt
 
 

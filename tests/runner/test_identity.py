@@ -187,7 +187,8 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
         "input.id_column input.filter prompt.column prompt.template prompt.messages "
         "prompt.messages_column prompt.token_ids_column prompt.chat_template sampling.seed "
         "sampling.logprobs sampling.structured.json_schema sampling.structured.regex "
-        "sampling.structured.choice sampling.structured.grammar "
+        "sampling.structured.choice sampling.structured.grammar sampling.reasoning_parser "
+        "sampling.thinking_budget_tokens "
         "score.completion_column score.context score.stride score.top_logprobs"
     )
     assert deciding_values({}) == dict.fromkeys(nones.split()) | {

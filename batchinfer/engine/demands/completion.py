@@ -5,8 +5,9 @@ Must not know: tasks, engines.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ class CompletionDemand(Demand):
     wants: ClassVar[str] = "completion"
 
     sampling: SamplingSettings  # the task's, not always the job's
+    #: What the chat template was told, which may be whether the model thinks at all.
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def prompt_logprobs_key(self) -> str:
@@ -50,6 +53,9 @@ class Completion(Answer):
     `text` is None unless the engine had to detokenize (stop strings); the sink detokenizes in bulk.
     `num_text_tokens` is how many of `token_ids` belong to the text (a stop token at the end does
     not).
+    With `sampling.reasoning_parser` the text of one that is whole is the answer alone, and
+    `reasoning` what came before it. None of both: there was no thought, or the answer never began
+    (`is_reasoning_cut`).
     Top lists are flat: the k entries of position i are at [top_offsets[i], top_offsets[i + 1]).
     `finish_reason`: "stop" or "length". `stop_reason`: None for EOS and length, else the stop
     string or the stop token's id in decimal.
@@ -59,6 +65,8 @@ class Completion(Answer):
     token_ids: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
     num_text_tokens: int = 0
     text: str | None = None
+    reasoning: str | None = None
+    is_reasoning_cut: bool = False  # it ended within its thought: it has no text
     finish_reason: str | None = None
     stop_reason: str | None = None
     num_cached_tokens: int = 0
@@ -70,6 +78,11 @@ class Completion(Answer):
     # The likeliest k tokens at each position, best first; NaN for the first.
     prompt_top_token_ids: Int32Array | None = None  # [num_prompt_tokens, k]
     prompt_top_logprobs: Float32Array | None = None  # [num_prompt_tokens, k]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its tokens are more than its text: a thought, too."""
+        return self.reasoning is not None or self.is_reasoning_cut
 
     @classmethod
     def of(cls, answer: Answer) -> Completion:

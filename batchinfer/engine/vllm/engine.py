@@ -82,7 +82,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    requests = settings.requests
+    requests = begun(settings.demand, settings)
     log.debug("parameters of every request: %s", requests.shared)
     memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
@@ -164,7 +164,7 @@ class VllmEngine:
         self._num_in_flight -= 1
 
     def set_demand(self, demand: Demand) -> None:
-        before, self._requests = self._requests, requests_of(demand)
+        before, self._requests = self._requests, begun(demand, self._settings)
         try:
             self.check_requests()
         except ConfigError:
@@ -253,6 +253,19 @@ class VllmEngine:
             is_worker_dead=getattr(executor, "is_failed", False),
             is_killed=oom_kills() > self._oom_kills,
         )
+
+
+def begun(demand: Demand, settings: VllmSettings) -> Requests:
+    """What is asked and answered for a demand. Raises ConfigError."""
+
+    def tokenizer() -> Any:
+        from vllm.tokenizers import get_tokenizer
+
+        return get_tokenizer(settings.tokenizer_path, trust_remote_code=settings.trust_remote_code)
+
+    requests = requests_of(demand)
+    requests.begin(settings.options, tokenizer)
+    return requests
 
 
 def _lora_request(settings: VllmSettings) -> Any:

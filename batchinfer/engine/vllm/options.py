@@ -187,6 +187,7 @@ MANAGED_OPTIONS = {
     "max_num_batched_tokens": "set engine.max_num_batched_tokens",
     "gpu_memory_utilization": "set engine.gpu_memory_utilization",
     "seed": "set sampling.seed",
+    "reasoning_parser": "set sampling.reasoning_parser",
     "max_logprobs": "set sampling.logprobs",
     "disable_log_stats": "the timing columns need it, so it is always on",
     "stream_interval": "only finished requests are read",

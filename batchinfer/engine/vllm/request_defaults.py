@@ -41,6 +41,8 @@ def request_values(sampling: SamplingSettings) -> dict[str, Any]:
             values[name] = list(value)
     if sampling.seed is not None:
         values["seed"] = sampling.seed
+    if sampling.thinking_budget_tokens is not None:
+        values["thinking_token_budget"] = sampling.thinking_budget_tokens
     if sampling.structured is not None:
         kind, constraint = sampling.structured.constraint
         values["structured_outputs"] = {_CONSTRAINTS[kind]: constraint}

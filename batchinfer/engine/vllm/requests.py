@@ -28,6 +28,12 @@ class Requests(Protocol):
         vLLM cannot serve them.
         """
 
+    def begin(self, options: Mapping[str, Any], tokenizer: Callable[[], Any]) -> None:
+        """Get what answers are made with, beside what vLLM gives. Before `shared` and the engine.
+
+        `tokenizer` loads vLLM's. Raises ConfigError for what cannot be had of this model.
+        """
+
     @property
     def uses_seeds(self) -> bool:
         """Whether each request has a seed of its own."""

@@ -17,7 +17,7 @@ from typing import Any
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Serving
 from batchinfer.engine.hardware import oom_kills
-from batchinfer.engine.vllm.engine import ready_arguments
+from batchinfer.engine.vllm.engine import begun, ready_arguments
 from batchinfer.engine.vllm.errors import construction_error, first_line
 from batchinfer.engine.vllm.failure import Circumstances
 from batchinfer.engine.vllm.fit import device_memory
@@ -55,6 +55,7 @@ def serve_vllm(settings: VllmSettings, job: Job, serving: Serving) -> int:
         os.environ.pop("VLLM_API_KEY", None)  # the server would ask for that one as well
     _keep_sockets_short()
     engine = ready_arguments(settings)
+    begun(settings.demand, settings)  # a parser that does not fit the model, before it is loaded
     server = _import_server()
     is_cpu = bool(usable_platform().is_cpu())
     circumstances = Circumstances(

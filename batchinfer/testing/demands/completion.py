@@ -23,6 +23,7 @@ class FakeCompletions:
         self._plan = plan
         self._max_tokens = demand.sampling.max_tokens
         self._num_logprobs = demand.sampling.logprobs
+        self._has_reasoning = demand.sampling.reasoning_parser is not None
         self._has_prompt_logprobs = demand.sampling.prompt_logprobs
 
     def num_steps(self, request: Request) -> int:
@@ -65,11 +66,14 @@ class FakeCompletions:
             if self._num_logprobs:
                 tops = prompt_tops(request.token_ids, self._num_logprobs)
                 fields["prompt_top_token_ids"], fields["prompt_top_logprobs"] = tops
+        if self._has_reasoning and self._plan.thought is not None:
+            fields["reasoning"], fields["is_reasoning_cut"] = self._plan.thought, not is_stop
+        is_cut = fields.get("is_reasoning_cut", False)
         return Completion(
             key=request.key,
             token_ids=token_ids,
             num_text_tokens=length - is_stop,
-            text=self._plan.text,
+            text=None if is_cut else self._plan.text,
             finish_reason="stop" if is_stop else "length",
             timing=Timing(0.0, 0.001, 0.002, 0.003),
             **fields,

@@ -11,7 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batchinfer.engine.demands.completion import Completion, CompletionRequest
+from batchinfer.config import SamplingSettings
+from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
+from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.errors import ConfigError, EngineDied, RowError
 from batchinfer.llama_cpp.vocabulary import Vocabulary
 from tests.support.gguf import complete, running
@@ -187,6 +189,12 @@ def test_what_cannot_be_read_is_refused(
         running(demo_gguf, sampling={"structured": structured}),
     ):
         pass
+
+
+def test_thoughts_are_not_told_apart_and_a_job_that_asks_is_refused() -> None:
+    sampling = SamplingSettings(reasoning_parser="qwen3")
+    with pytest.raises(ConfigError, match=r"parsers are vLLM's, and the engine llama_cpp has none"):
+        requests_of(CompletionDemand("generate", sampling)).check()
 
 
 @pytest.mark.parametrize("kind", ["presence_penalty", "frequency_penalty"])

@@ -168,11 +168,16 @@ def test_every_sampling_value_is_a_default_somewhere() -> None:
         stop_token_ids=(5,),
         seed=0,
         ignore_eos=True,
+        reasoning_parser="qwen3",
+        thinking_budget_tokens=4,
         structured={"choice": ["x", "y"]},
     )
     values = generation_config(sampling) | request_values(sampling)
     assert values.pop("structured_outputs") == {"choice": ["x", "y"]}
-    names = set(SamplingSettings.model_fields) - {"n", "logprobs", "prompt_logprobs", "structured"}
+    assert values.pop("thinking_token_budget") == 4
+    # The parser is the engine's, as it was loaded.
+    elsewhere = {"structured", "thinking_budget_tokens", "reasoning_parser"}
+    names = set(SamplingSettings.model_fields) - {"n", "logprobs", "prompt_logprobs"} - elsewhere
     assert values.keys() == names
     for name, value in values.items():
         given = getattr(sampling, name)

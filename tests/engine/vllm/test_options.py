@@ -68,23 +68,39 @@ def test_what_scoring_cannot_use_is_refused(options: dict[str, Any], words: str)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "sampling", "words"),
     [
-        {"reasoning_parser": "qwen3"},
-        {"structured_outputs_config": {"reasoning_parser": "qwen3"}},
+        ({"reasoning_parser": "qwen3"}, {}, "set sampling.reasoning_parser"),
+        (
+            {"structured_outputs_config": {"reasoning_parser": "qwen3"}},
+            {},
+            "structured_outputs_config.reasoning_parser cannot be given: set sampling.reasoning",
+        ),
+        ({}, {"reasoning_parser": "qwen4"}, "has no parser qwen4: did you mean qwen3"),
+        ({}, {"reasoning_parser": "//"}, "has no parser //: it has .*deepseek_r1, .*qwen3"),
+        ({"reasoning_parser_plugin": "own.py"}, {"reasoning_parser": "own"}, None),
+        ({}, {"reasoning_parser": "qwen3", "thinking_budget_tokens": 8}, None),
+        ({"skip_tokenizer_init": True}, {"reasoning_parser": "qwen3"}, "skip_tokenizer_init"),
     ],
 )
-def test_a_schema_that_would_not_bind_the_answer_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_options(options, generating(WITH_SCHEMA))
-    assert "reasoning_parser and sampling.structured.json_schema" in str(caught.value)
-    check_options(options, generating(FREE))
+def test_thoughts_are_told_apart_by_the_jobs_own_setting(
+    options: dict[str, Any], sampling: dict[str, Any], words: str | None
+) -> None:
+    settings = WITH_SCHEMA.model_copy(update=sampling)
+    if words is None:
+        check_options(options, generating(settings))
+        return
+    with pytest.raises(ConfigError, match=words):
+        check_options(options, generating(settings))
 
 
-def test_a_schema_that_binds_the_thinking_too_is_taken() -> None:
-    inside = {"enable_in_reasoning": True, "reasoning_parser": "qwen3"}
-    check_options({"structured_outputs_config": inside}, generating(WITH_SCHEMA))
-    check_options({"structured_outputs_config": {"backend": "guidance"}}, generating(WITH_SCHEMA))
+def test_a_form_binds_either_the_answer_or_the_thought_too() -> None:
+    inside = {"structured_outputs_config": {"enable_in_reasoning": True}}
+    check_options(inside, generating(WITH_SCHEMA))
+    thinking = WITH_SCHEMA.model_copy(update={"reasoning_parser": "qwen3"})
+    check_options({"structured_outputs_config": {"backend": "guidance"}}, generating(thinking))
+    with pytest.raises(ConfigError, match=r"would hold thoughts to sampling.structured.json"):
+        check_options(inside, generating(thinking))
 
 
 @pytest.mark.parametrize(
@@ -117,16 +133,16 @@ def test_an_option_that_breaks_a_promise_of_the_job_is_refused(
 
 def test_validate_refuses_them_without_vllm(folder: Place, tmp_path: Path) -> None:
     folder.write_parquet("in/a.parquet", rows(2))
-    structured = {"max_tokens": 8, "structured": {"json_schema": SCHEMA}}
-    options = {"options": {"reasoning_parser": "qwen3"}}
+    thinking = {"max_tokens": 8, "structured": {"json_schema": SCHEMA}, "reasoning_parser": "qwen3"}
+    options = {"options": {"structured_outputs_config": {"enable_in_reasoning": True}}}
     refused = run(
-        write_job(tmp_path, job(folder, sampling=structured, engine=options)),
+        write_job(tmp_path, job(folder, sampling=thinking, engine=options)),
         command=("validate",),
     )
     assert refused.code == 2
     assert "reasoning_parser" in refused.stderr
     assert "json_schema" in refused.stderr
-    free = write_job(tmp_path, job(folder, engine=options), "free.yaml")
+    free = write_job(tmp_path, job(folder, sampling=thinking), "free.yaml")
     assert run(free, command=("validate",)).code == 0
     unknown = write_job(tmp_path, job(folder, engine={"options": {"no_such": 1}}), "unknown.yaml")
     assert "not an engine argument" in run(unknown, command=("validate",)).stderr

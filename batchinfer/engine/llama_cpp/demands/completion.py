@@ -21,6 +21,12 @@ class CompletionRequests:
                 "sampling.ignore_eos and sampling.structured do not go together in llama.cpp: what "
                 "a grammar has ended cannot go on; remove one of them"
             )
+        if self.sampling.reasoning_parser is not None:
+            raise ConfigError(
+                "sampling.reasoning_parser: the parsers are vLLM's, and the engine llama_cpp has "
+                "none: leave the key out, and thought and answer are both the completion, or run "
+                "the model on engine: {name: vllm}"
+            )
 
 
 REQUESTS = CompletionRequests

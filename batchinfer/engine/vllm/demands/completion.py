@@ -7,7 +7,7 @@ differ. Must not know: how an engine is built or driven.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from batchinfer.engine.base import Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.engine.vllm.errors import rejections, whole_reason
 from batchinfer.engine.vllm.output import completion_of, partial_of
+from batchinfer.engine.vllm.reasoning import Splitter, reasoning_problems
 from batchinfer.errors import ConfigError
 from batchinfer.model import Lora
 
@@ -43,16 +44,11 @@ class CompletionRequests:
         self.demand = demand
         self._sampling = demand.sampling
         self._has_text = bool(demand.sampling.stop)
+        self._splitter: Splitter | None = None
 
     def problems(self, options: Mapping[str, Any]) -> Iterator[str]:
         sampling = self._sampling
-        if (parser := _reasoning_parser(options)) and sampling.structured is not None:
-            kind, _ = sampling.structured.constraint
-            yield (
-                f"engine.options.{parser} and sampling.structured.{kind} do not go together: "
-                "vLLM would constrain only what follows the thinking, and a completion holds both. "
-                "Remove one of them"
-            )
+        yield from reasoning_problems(sampling, options)
         if options.get("skip_tokenizer_init") and not (
             sampling.ignore_eos and sampling.structured is None and not sampling.stop
         ):
@@ -87,7 +83,15 @@ class CompletionRequests:
                 f"vLLM cannot compute {self.demand.prompt_logprobs_key} with an adapter of "
                 f"lm_head, such as {lora.path} (model.lora): remove one of them"
             )
-        return {"max_logprobs": max(20, self._sampling.logprobs or 0)}
+        arguments: dict[str, Any] = {"max_logprobs": max(20, self._sampling.logprobs or 0)}
+        if self._sampling.reasoning_parser is not None:
+            # A structured answer begins after the thought then, and a thought can be ended.
+            arguments["reasoning_parser"] = self._sampling.reasoning_parser
+        return arguments
+
+    def begin(self, options: Mapping[str, Any], tokenizer: Callable[[], Any]) -> None:
+        if self._sampling.reasoning_parser is not None:
+            self._splitter = Splitter(self.demand, options, tokenizer())
 
     @property
     def uses_seeds(self) -> bool:
@@ -95,7 +99,10 @@ class CompletionRequests:
 
     @cached_property
     def shared(self) -> Any:
-        return shared_params(self._sampling, num_prompt_tops=self.num_prompt_tops)
+        params = shared_params(self._sampling, num_prompt_tops=self.num_prompt_tops)
+        if self._splitter is not None:
+            params.skip_special_tokens = self._splitter.skips_special_tokens
+        return params
 
     def params(self, request: Request) -> Any:
         assert isinstance(request, CompletionRequest)
@@ -112,8 +119,12 @@ class CompletionRequests:
         return params
 
     def answer(self, output: Any) -> Completion:
-        of = completion_of if output.finished else partial_of
-        return of(output, has_text=self._has_text)
+        if not output.finished:
+            return partial_of(output, has_text=self._has_text)
+        completion = completion_of(output, has_text=self._has_text)
+        if self._splitter is not None and completion.error_type is None:
+            self._splitter.split(completion, output.prompt_token_ids)
+        return completion
 
     def trial(self) -> Any:
         params = copy.copy(self.shared)
@@ -148,19 +159,6 @@ def overridden_sampling(options: Mapping[str, Any]) -> str | None:
     return min(_SAMPLING_KEYS & overridden.keys(), default=None)
 
 
-def _reasoning_parser(options: Mapping[str, Any]) -> str | None:
-    """The option that has vLLM constrain only what follows the thinking."""
-    structured = options.get("structured_outputs_config")
-    structured = structured if isinstance(structured, Mapping) else {}
-    if structured.get("enable_in_reasoning"):
-        return None
-    if options.get("reasoning_parser"):
-        return "reasoning_parser"
-    if structured.get("reasoning_parser"):
-        return "structured_outputs_config.reasoning_parser"
-    return None
-
-
 def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> Any:
     """The parameters all requests share. ConfigError for a value that vLLM does not accept.
 
@@ -173,6 +171,9 @@ def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> An
         if sampling.structured is not None:
             kind, value = sampling.structured.constraint
             structured = StructuredOutputsParams(**{_STRUCTURED_FIELDS[kind]: value})
+        budget = {}
+        if sampling.thinking_budget_tokens is not None:
+            budget["thinking_token_budget"] = sampling.thinking_budget_tokens
         return SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -192,6 +193,7 @@ def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> An
             detokenize=bool(sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
+            **budget,
         )
     except rejections() as error:
         raise ConfigError(f"vLLM refuses the sampling settings: {whole_reason(error)}") from error
