@@ -20,7 +20,7 @@ from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.evaluation.texts import valid_texts
 from batchinfer.making.foreign import is_convertible
 from batchinfer.making.make import make
-from batchinfer.making.order import Order, Reporter
+from batchinfer.making.order import MakingOrder, Reporter
 from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import read_model
 from batchinfer.model.weights import read_weights
@@ -71,7 +71,7 @@ def quantize_model(
     with _Bar() as bar:
 
         def fill(temporary: Path) -> None:
-            order = Order(model, temporary, recipe, options, texts, finished, device)
+            order = MakingOrder(model, temporary, recipe, options, texts, finished, device)
             make(order, Reporter(bar.say, bar.move, bar.note))
 
         _publish(target, fill, bar, recipe.file_name)

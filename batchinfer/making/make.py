@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from batchinfer.making.order import Order, Reporter
+from batchinfer.making.order import MakingOrder, Reporter
 
 
-def make(order: Order, reporter: Reporter) -> None:
+def make(order: MakingOrder, reporter: Reporter) -> None:
     """Write the checkpoint into the order's folder. What is imported for it may be heavy.
 
     Raises ConfigError, InputError, TransientError.
@@ -26,7 +26,7 @@ def make(order: Order, reporter: Reporter) -> None:
         _round(order, reporter)
 
 
-def _round(order: Order, reporter: Reporter) -> None:
+def _round(order: MakingOrder, reporter: Reporter) -> None:
     from batchinfer.making.rounding_writer import round_to_nearest
 
     recipe = order.recipe
@@ -40,7 +40,7 @@ def _round(order: Order, reporter: Reporter) -> None:
     reporter.say(f"quantized {made.num_quantized} of {made.num_linear} linear layers")
 
 
-def _calibrate(order: Order, reporter: Reporter) -> None:
+def _calibrate(order: MakingOrder, reporter: Reporter) -> None:
     from batchinfer.making.calibrated import calibrate
     from batchinfer.making.environment import llm_compressor_python
 

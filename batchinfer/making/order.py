@@ -14,7 +14,7 @@ from batchinfer.quantization import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class MakingOrder:
     model: ModelFacts  # unquantized
     target: Path  # an empty folder
     recipe: Recipe

@@ -1,6 +1,6 @@
-"""Tensors that a checkpoint lacks, found by names and dtypes: vLLM computes without them.
+"""Tensors that a checkpoint lacks, found by names and dtypes: engines compute without them.
 
-It looks for weights that were not loaded in unquantized models only; elsewhere it computes with
+vLLM looks for weights that were not loaded in unquantized models only; elsewhere it computes with
 what its memory happened to hold. How a model is built is not known here, so a tensor is missing
 only if the model's other layers say so, and what differs is taken for meant as soon as a second
 layer differs likewise, config.json lists the layer as another kind, or the layer also has something
@@ -29,17 +29,17 @@ from typing import Any
 
 from batchinfer.errors import ConfigError
 from batchinfer.model.weights import Weights
-from batchinfer.quantization import Tensor
+from batchinfer.quantization import METHODS, Tensor
 
 _IN_LAYER = re.compile(r"((?:.*?\.)?(?:layers|h|blocks))\.(\d+)\.(.+)")
 _IN_EXPERT = re.compile(r"((?:.*\.)?experts)\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"\bexperts\.\d+")
 #: In names of what sees and hears for a language model, or drafts for it.
 _TOWER = re.compile(r"vis|image|audio|speech|mtp")
-#: Tensors that are a weight, or with others a quantized one: the last part of their names.
-_OF_WEIGHT = re.compile(r"q?weight(?!_zero_point).*|qzeros|(.*_)?(scales|blocks)|g_idx|SCB")
 #: Layers may differ in these: some weights are symmetric, some codes have tables.
-_OPTIONAL = ("bias", "weight_zero_point", "tlut", "had_in", "had_out")
+_OPTIONAL = re.compile("|".join(["bias", *(p for m in METHODS for p in m.optional_parts)]))
+#: Tensors that are a weight, or with others a quantized one: the last part of their names.
+_OF_WEIGHT = re.compile("|".join(["weight.*", *(p for m in METHODS for p in m.weight_parts)]))
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 #: Two that are alike are a pattern; with one there is no telling which of both is damaged.
@@ -153,7 +153,7 @@ def _lost_modules(members: Mapping[int, Tensors], kinds: Mapping[int, Hashable])
         modules = set()
         for rest, tensor in tensors.items():
             module, part, is_weight = _split(rest)
-            if is_weight or (len(tensor.shape) >= 2 and part not in _OPTIONAL):
+            if is_weight or (len(tensor.shape) >= 2 and not _OPTIONAL.fullmatch(part)):
                 modules.add(module)
         alike.setdefault(frozenset(modules), []).append(number)
     for own, (number, *more) in alike.items():
@@ -206,6 +206,6 @@ def _split(rest: str) -> tuple[str, str, bool]:
     part = f"weight.{part}"
     if not separator:
         module, _, part = rest.rpartition(".")
-    is_weight = bool(_OF_WEIGHT.fullmatch(part))
+    is_weight = bool(_OF_WEIGHT.fullmatch(part)) and not _OPTIONAL.fullmatch(part)
     # What is not part of a weight stands for itself: all experts in one tensor, for example.
     return _EXPERT.sub("experts.*", module if is_weight else rest), part, is_weight

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.config import ModelSettings
-from batchinfer.errors import ConfigError
 from batchinfer.model.complete import check_complete
 from batchinfer.model.contradictions import check_shapes
 from batchinfer.model.folder import (
     content_digest,
     read_json,
-    read_optional_json,
     require_tokenizer,
     resolve_folder,
 )
@@ -30,6 +28,7 @@ from batchinfer.model.gguf import (
     gguf_weights,
     read_gguf_settings,
 )
+from batchinfer.model.quantized import quantization_settings
 from batchinfer.model.shape import DTYPE_BYTES, Shape, shape_of, text_config
 from batchinfer.model.stored import check_stored
 from batchinfer.model.weights import Weights, read_weights
@@ -70,7 +69,7 @@ def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFol
     text = text_config(config, folder)
     shape = shape_of(text)
     check_complete(weights, text, folder)
-    settings, file = _quantization_settings(config, text, folder)
+    settings, file = quantization_settings(config, text, folder)
     checkpoint = replace(
         detect(settings, str(file)),
         has_experts=any(".experts." in name for name in weights.tensors),
@@ -117,34 +116,3 @@ def _own_dtype(config: dict[str, Any], text: dict[str, Any], weights: Weights) -
     stored = max(weights.dtypes, key=lambda name: weights.dtypes[name], default="")
     found = str(named).removeprefix("torch.") if named else _SAFETENSORS_DTYPES.get(stored)
     return found if found in DTYPE_BYTES else "bfloat16"
-
-
-def _quantization_settings(
-    config: dict[str, Any], text: dict[str, Any], folder: Path
-) -> tuple[dict[str, Any] | None, Path]:
-    """The settings of the checkpoint's family, wherever it writes them, and the file."""
-    file = folder / "config.json"
-    settings = next(
-        (
-            source[key]
-            for source in (config, text)
-            for key in ("quantization_config", "compression_config")
-            if isinstance(source.get(key), dict)
-        ),
-        None,
-    )
-    if settings is None and isinstance(params := config.get("quip_params"), dict):
-        return {"quant_method": "quip_params", **params}, file  # as QTIP's own code writes it
-    if settings is None:
-        file = folder / "hf_quant_config.json"
-        settings = read_optional_json(file).get("quantization")
-        if not isinstance(settings, dict | None):
-            raise ConfigError(
-                f"{file}: quantization is {settings!r}, not an object of settings: copy it again"
-            )
-    if settings is None and (file := folder / "quantize_config.json").exists():
-        raise ConfigError(
-            f"{file} says how the model is quantized, but config.json does not: put its content "
-            'there as quantization_config, with "quant_method": "gptq"'
-        )
-    return settings, file

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ConfigError
-from batchinfer.quantization import is_gguf, read_gguf
+from batchinfer.quantization import METHODS, is_gguf, read_gguf
 from batchinfer.storage import local_path
 from batchinfer.storage.hub import hub_files
 from batchinfer.storage.local_errors import os_errors
@@ -96,7 +96,8 @@ def require_tokenizer(folder: Path) -> None:
 
 def content_digest(folder: Path, tokenizer_folder: Path) -> dict[str, str]:
     """sha256 of each file that decides what a prompt becomes and how the model computes."""
-    names = ["config.json", "generation_config.json", "hf_quant_config.json"]
+    own_files = [method.settings_file for method in METHODS if method.settings_file]
+    names = ["config.json", "generation_config.json", *own_files]
     files = [folder / name for name in names] + sorted(folder.glob("*.py"))
     tokenizer_names = (*_TOKENIZER_NAMES, *_TOKENIZER_SETTING_NAMES)
     of_tokenizer = [tokenizer_folder / name for name in tokenizer_names]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from batchinfer.cli import quantize as command
 from batchinfer.cli.quantization import own_options, recipe_options
 from batchinfer.errors import ConfigError
-from batchinfer.making.order import LayerCounts, Order, Reporter
+from batchinfer.making.order import LayerCounts, MakingOrder, Reporter
 from batchinfer.quantization import RECIPES, Option, Recipe
 from tests.support.jobs import MODEL
 
@@ -31,11 +31,11 @@ CODEBOOKS = Recipe(
 
 
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[MakingOrder]:
     """What the recipe's module was asked to make."""
-    found: list[Order] = []
+    found: list[MakingOrder] = []
 
-    def make(order: Order, reporter: Reporter) -> LayerCounts:
+    def make(order: MakingOrder, reporter: Reporter) -> LayerCounts:
         found.append(order)
         (order.target / "config.json").write_text("{}")
         (order.target / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -49,7 +49,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
 
 
 def test_the_module_that_a_recipe_names_makes_its_checkpoint(
-    orders: list[Order], tmp_path: Path
+    orders: list[MakingOrder], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     command.quantize_model(str(MODEL), str(out), CODEBOOKS, {"bits": "12"}, None)
@@ -57,7 +57,9 @@ def test_the_module_that_a_recipe_names_makes_its_checkpoint(
     assert (out / "config.json").exists()
 
 
-def test_an_option_without_a_usual_value_is_needed(orders: list[Order], tmp_path: Path) -> None:
+def test_an_option_without_a_usual_value_is_needed(
+    orders: list[MakingOrder], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="--method codebooks needs --bits: of a weight"):
         command.quantize_model(str(MODEL), str(tmp_path / "out"), CODEBOOKS, {}, None)
     assert not orders and not list(tmp_path.iterdir())

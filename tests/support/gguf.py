@@ -15,7 +15,7 @@ from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.engine.llama_cpp.engine import LlamaCppEngine
 from batchinfer.engine.llama_cpp.kind import KIND
 from batchinfer.making.gguf.make import make
-from batchinfer.making.order import LayerCounts, Order, Reporter
+from batchinfer.making.order import LayerCounts, MakingOrder, Reporter
 from batchinfer.quantization import RECIPES
 from batchinfer.runner.factory import engine_spec, model_of
 from tests.support.models import read_model
@@ -26,7 +26,7 @@ def make_gguf(source: Path, target: Path, kind: str = "f32") -> LayerCounts:
     folder = target.parent / f"{target.name}.made"
     folder.mkdir(parents=True)
     quiet = Reporter(lambda _: None, lambda _: None, lambda _: None)
-    order = Order(
+    order = MakingOrder(
         read_model(str(source)), folder, RECIPES["gguf"], {"type": kind}, [], folder, None
     )
     made = make(order, quiet)

@@ -25,7 +25,7 @@ from batchinfer.making.gguf.architectures import (
     tensor_name,
 )
 from batchinfer.making.gguf.vocabulary import VocabularyEntries, read_vocabulary
-from batchinfer.making.order import LayerCounts, Order, Reporter
+from batchinfer.making.order import LayerCounts, MakingOrder, Reporter
 from batchinfer.model.folder import read_json
 from batchinfer.model.shape import text_config
 from batchinfer.model.weights import read_header, weight_files
@@ -39,7 +39,7 @@ _ROWS = 4096  # converted together
 _QUANTIZED_BLOCK = 32
 
 
-def make(order: Order, reporter: Reporter) -> LayerCounts:
+def make(order: MakingOrder, reporter: Reporter) -> LayerCounts:
     """See `making.make`. Raises ConfigError for a model that is not converted."""
     source = Path(order.model.path)
     config_file = str(source / "config.json")

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from batchinfer.making.cached import content_key, user_cache
-from batchinfer.making.order import LayerCounts, Order, Reporter
+from batchinfer.making.order import LayerCounts, MakingOrder, Reporter
 from batchinfer.making.trellis.make import Coding, Places, code_model
 from batchinfer.native import cpu_flags
 
 
-def make(order: Order, reporter: Reporter) -> LayerCounts:
+def make(order: MakingOrder, reporter: Reporter) -> LayerCounts:
     """Code the model in `bits` a weight and one of the codes. Raises what `code_model` does."""
     num_bits, code = int(order.options["bits"]), order.options["code"]
     reporter.say(f"coding with {num_bits} bits a weight ({code})")

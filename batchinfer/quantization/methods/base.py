@@ -253,6 +253,17 @@ class Method:
     kv_cache_of: Callable[[str, Settings], str] = _cache_unsaid
     has_act_order: Callable[[Settings], bool] = _no_act_order
     number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
+    #: Where its settings stand if not as `quantization_config` in config.json: below this key
+    #: there, which is then the family; or as `quantization` in this file beside it.
+    settings_key: str = ""
+    settings_file: str = ""
+    #: A file of settings that engines do not read -> the `quant_method` to put them in config.json
+    #: with.
+    unread_files: Mapping[str, str] = field(default_factory=dict)
+    #: Last parts of the names of its stored tensors, as regular expressions: of what is a quantized
+    #: weight with others, besides `weight...`; and of what some layers have and others need not.
+    weight_parts: tuple[str, ...] = ()
+    optional_parts: tuple[str, ...] = ()
     #: Of the schemes it names: raises ConfigError if the tensors are not what the settings say.
     check_stored: Callable[[Stored], None] = check_packed
     #: (what is loaded, tensor's name, tensor of a packed layer) -> its bytes once loaded.

@@ -20,6 +20,9 @@ from batchinfer.quantization.methods.base import (
 
 _GEMV = "AWQ's GEMV version"
 
+#: Last parts of the names of tensors, beside `scales`; see `Method.weight_parts`.
+PARTS = ("qweight.*", "qzeros", "(.*_)?scales", "g_idx")
+
 
 def check_layout(stored: Stored, wanted: str, bits: int) -> None:
     """Raise ConfigError for tensors in another layout than `wanted`, or with other bits."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
-from batchinfer.quantization.methods.packed_int32 import check_layout, count_packed
+from batchinfer.quantization.methods.packed_int32 import PARTS, check_layout, count_packed
 
 
 def _scheme_of(family: str, settings: Settings) -> str:
@@ -28,6 +28,7 @@ METHOD = Method(
         ),
     ),
     families=("awq", "awq_marlin", "auto_awq"),
+    weight_parts=PARTS,
     scheme_of=_scheme_of,
     number_keys=("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym"),
     check_stored=_check_stored,

@@ -52,6 +52,7 @@ METHOD = Method(
     ),
     families=("bitsandbytes",),
     scheme_of=scheme_of,
+    weight_parts=("SCB",),
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
     count_weights=count_four_bits,

@@ -44,6 +44,7 @@ METHOD = Method(
     names=(_INT8_NAME, _INT4_NAME),
     families=("compressed-tensors",),
     scheme_of=scheme_of,
+    optional_parts=("weight_zero_point",),
     is_cache_only=is_cache_only,
     kv_cache_of=kv_cache_of,
     has_act_order=has_act_order,

@@ -29,6 +29,7 @@ METHOD = Method(
     ),
     families=("mxfp4", "gpt_oss_mxfp4"),
     scheme_of=_scheme_of,
+    weight_parts=("(.*_)?(scales|blocks)",),
     hints={
         "4bit": ("nvfp4", "mxfp4"),
         "fp4": ("nvfp4", "mxfp4"),

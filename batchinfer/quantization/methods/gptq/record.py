@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchinfer.quantization.methods.base import Method, Quantization, Settings, Stored
-from batchinfer.quantization.methods.packed_int32 import check_layout, count_packed
+from batchinfer.quantization.methods.packed_int32 import PARTS, check_layout, count_packed
 
 _BITS = {"gptq": 4, "gptq-8bit": 8}
 
@@ -36,6 +36,8 @@ METHOD = Method(
         ),
     ),
     families=("gptq", "gptq_marlin", "auto_gptq"),
+    unread_files={"quantize_config.json": "gptq"},
+    weight_parts=PARTS,
     scheme_of=_scheme_of,
     has_act_order=_has_act_order,
     number_keys=("bits", "w_bit", "group_size", "q_group_size", "desc_act", "sym"),

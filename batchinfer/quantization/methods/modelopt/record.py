@@ -61,6 +61,7 @@ def _kv_cache_of(family: str, settings: Settings) -> str:
 METHOD = Method(
     name="modelopt",
     families=("modelopt*",),
+    settings_file="hf_quant_config.json",
     scheme_of=_scheme_of,
     unnamed_family=_unnamed_family,
     is_cache_only=_is_cache_only,

@@ -61,6 +61,8 @@ METHOD = Method(
         ),
     ),
     families=("qtip", AUTHORS_KEY),
+    settings_key=AUTHORS_KEY,
+    optional_parts=("tlut", "had_in", "had_out"),
     scheme_of=_scheme_of,
     check_stored=check_stored,
     loaded_bytes=loaded_bytes,
