@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from batchinfer.config import Job, job_from, load_job
 from batchinfer.errors import BatchInferError, ConfigError, exit_code_of
-from batchinfer.ledger import layout, read_schema, records, survey
+from batchinfer.ledger import layout, named_if_damaged, read_schema, records, survey
 from batchinfer.runner import Host, Run, RunOptions
 from batchinfer.runner.carried import recorded_schema
 from batchinfer.runner.start import open_location
-from batchinfer.sink import output_schema
+from batchinfer.sink import batch_for_polars, output_schema, schema_for_polars
 from batchinfer.storage import Store
 from batchinfer.tasks import task_of
 from batchinfer.telemetry import Clock, Counters, Outcome, StartUp
@@ -141,7 +141,8 @@ def scan(output: str | PathLike[str]) -> pl.LazyFrame:
     `output`: its folder or `s3://` location, or the job file that names it, which also says how to
     reach the store. The columns are those of docs/start.md, also before the first file is finished.
     In order: shards by name, in each shard by (row, sample). Rows of shards that are still being
-    computed are not among them. Raises ConfigError if there is no output.
+    computed are not among them. Instants are in UTC where polars does not know their zone, such as
+    +05:30, and decimals of more than 38 digits are text. Raises ConfigError if there is no output.
     """
     import polars as pl
 
@@ -153,11 +154,12 @@ def scan(output: str | PathLike[str]) -> pl.LazyFrame:
         raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
     keys = sorted(survey(store).finished)
     schema = read_schema(store, keys[0]) if keys else _schema_of(record)
-    frame = pl.from_arrow(schema.remove_metadata().empty_table())
+    readable = schema_for_polars(schema)
+    frame = pl.from_arrow(readable.empty_table())
     assert isinstance(frame, pl.DataFrame)
     if not keys:
         return frame.lazy()
-    if store.is_local:
+    if store.is_local and readable.types == schema.types:
         # Folders of the input may look like partitions or globs: `day=1`, `[a]`.
         paths = [store.url_of(key) for key in keys]
         return pl.scan_parquet(paths, glob=False, hive_partitioning=False)
@@ -177,7 +179,7 @@ def _scan_store(store: Store, keys: list[str], schema: pl.Schema) -> pl.LazyFram
     ) -> Iterator[pl.DataFrame]:
         left = num_rows
         for batch in _batches(store, keys, columns, batch_rows or _BATCH_ROWS):
-            frame = pl.from_arrow(pa.Table.from_batches([batch]))
+            frame = pl.from_arrow(batch_for_polars(batch))
             assert isinstance(frame, pl.DataFrame)
             if left is not None:
                 frame = frame.head(left)
@@ -193,7 +195,7 @@ def _batches(
     store: Store, keys: list[str], columns: list[str] | None, batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     for key in keys:
-        with store.open(key) as source:
+        with store.open(key) as source, named_if_damaged(store.url_of(key)):
             file = pq.ParquetFile(source, pre_buffer=False)
             yield from file.iter_batches(batch_size=batch_rows, columns=columns)
 

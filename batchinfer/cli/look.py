@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import ConfigError, RowError, printable
-from batchinfer.ledger import Holder, layout, records, survey
+from batchinfer.ledger import Holder, layout, named_if_damaged, records, survey
 from batchinfer.prompt import column_values
 from batchinfer.runner.restart import describe as describe_restart
 from batchinfer.runner.restart import read_pending
@@ -74,7 +74,7 @@ def _beside(success: dict[str, Any]) -> Iterator[str]:
 
 def _read_job(store: Store) -> dict[str, Any]:
     """The output's job.json. Raises ConfigError where there is none."""
-    job = records.read_json(store, layout.JOB_KEY)
+    job = records.read_job_to_look(store)
     if job is None:
         raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
     return job
@@ -92,7 +92,7 @@ def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
 def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
     """Finished rows: first from finished files, then from parts."""
     store = open_location(output)
-    describe = describer(_read_job(store).get("job", {}))
+    describe = describer(_read_job(store)["job"])
     num_shown = 0
     for row in _rows(store, failed=failed):
         if num_shown == max_rows:
@@ -148,17 +148,13 @@ def _rows(store: Store, *, failed: bool) -> Iterator[dict[str, Any]]:
 
 def _batches(source: BinaryIO, url: str) -> Iterator[pa.RecordBatch]:
     """Raises ConfigError for a file that is damaged or holds something else."""
-    try:
+    with named_if_damaged(url):
         file = pq.ParquetFile(source, pre_buffer=False)
         if lacking := _SHOWN - set(file.schema_arrow.names):
             raise ConfigError(
                 f"{url} holds no results: it has no column {min(lacking)}. Move it away"
             )
         yield from file.iter_batches(batch_size=256)
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"{url} is damaged: {error}. Move it away and start again: its rows are computed again"
-        ) from error
 
 
 def _shown_values(column: pa.Array) -> list[Any]:

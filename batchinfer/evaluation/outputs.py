@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.intervals import Float64Array
-from batchinfer.ledger import layout, read_facts, records, survey
+from batchinfer.ledger import layout, named_if_damaged, read_facts, records, survey
 from batchinfer.runner.start import open_location
 from batchinfer.storage import Store, is_s3
 from batchinfer.tasks.scoring_windows import MAX_LOGPROB
@@ -69,7 +69,7 @@ class Output:
 
 
 def _read(source: BinaryIO, url: str, columns: Sequence[str]) -> pa.Table:
-    try:
+    with named_if_damaged(url):
         file = pq.ParquetFile(source, pre_buffer=False)
         if missing := [c for c in columns if c not in file.schema_arrow.names]:
             raise ConfigError(
@@ -77,10 +77,6 @@ def _read(source: BinaryIO, url: str, columns: Sequence[str]) -> pa.Table:
                 f"{', '.join(file.schema_arrow.names)}"
             )
         return file.read(columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"{url} is damaged: {error}. Move it away and start again: its rows are computed again"
-        ) from error
 
 
 def read_output(location: str) -> Output:

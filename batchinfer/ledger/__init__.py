@@ -7,7 +7,13 @@ from batchinfer.ledger.lease import Lease, acquire_lease
 from batchinfer.ledger.ledger import Ledger
 from batchinfer.ledger.listing import Survey, survey
 from batchinfer.ledger.records import Totals
-from batchinfer.ledger.results import Results, list_parts, read_facts, read_schema
+from batchinfer.ledger.results import (
+    Results,
+    list_parts,
+    named_if_damaged,
+    read_facts,
+    read_schema,
+)
 from batchinfer.ledger.shard_fold import IncompleteShard
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "Totals",
     "acquire_lease",
     "list_parts",
+    "named_if_damaged",
     "read_facts",
     "read_schema",
     "survey",

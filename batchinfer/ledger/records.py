@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from batchinfer.config import Job
+from batchinfer.config.section import Section
 from batchinfer.errors import ConfigError
 from batchinfer.ledger.layout import JOB_KEY, SUCCESS_KEY
 from batchinfer.source import Fingerprint
@@ -35,10 +37,26 @@ _STATUS = dict.fromkeys(["state", "slice", "phase", "updated_at"], str) | {
 }
 
 
+#: Of a job: the keys below which there are others.
+_SECTIONS = tuple(
+    name
+    for name, field in Job.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+)
+
+
 def read_job(store: Store) -> dict[str, Any] | None:
     """job.json, None if it is not there. Raises ConfigError for a damaged one."""
     record = read_json(store, JOB_KEY, _JOB)
-    if record is not None and not is_job_record(record):
+    if record is not None and not (is_job_record(record) and _has_sections(record["job"])):
+        raise _damaged(store, JOB_KEY)
+    return record
+
+
+def read_job_to_look(store: Store) -> dict[str, Any] | None:
+    """As `read_job`, for those who only look at results: no more than the job has to be there."""
+    record = read_json(store, JOB_KEY, {"job": dict})
+    if record is not None and not _has_sections(record["job"]):
         raise _damaged(store, JOB_KEY)
     return record
 
@@ -81,6 +99,13 @@ def _damaged(store: Store, key: str) -> ConfigError:
     return ConfigError(
         f"{store.url_of(key)} is damaged: it is not what batchinfer writes there. Remove it and "
         "start again: results are kept, and its content is recovered from them"
+    )
+
+
+def _has_sections(job: Mapping[str, Any]) -> bool:
+    """Whether what it has of a job is of the form of one: readers take sections out of it."""
+    return isinstance(job.get("task", ""), str) and all(
+        isinstance(job.get(name) or {}, Mapping) for name in _SECTIONS
     )
 
 

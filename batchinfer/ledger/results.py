@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,6 +53,25 @@ def read_schema(store: Store, key: str) -> pa.Schema:
             return pq.read_schema(source)
         except pa.ArrowInvalid:
             return pa.schema([])
+
+
+def damaged(url: str, error: Exception) -> ConfigError:
+    """Of a file of results that is to be read, and cannot be. Unlike storage that is down, this
+    does not heal.
+    """
+    problem = str(error).partition("\n")[0]
+    return ConfigError(
+        f"{url} is damaged: {problem}. Move it away and start again: its rows are computed again"
+    )
+
+
+@contextlib.contextmanager
+def named_if_damaged(url: str) -> Iterator[None]:
+    """While a file of results is read: ConfigError where it is no Parquet file or breaks off."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(url, error) from error
 
 
 def list_parts(store: Store, shard: str) -> list[PartId]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.ledger.fold import Cursor, UnreadableSource, batch_bytes_of, fold_window
 from batchinfer.ledger.layout import PartId, part_key
-from batchinfer.ledger.results import Results
+from batchinfer.ledger.results import Results, damaged
 
 
 class IncompleteShard(TransientError):
@@ -102,10 +102,7 @@ class ShardFold:
 
     def _unreadable_finished(self, error: UnreadableSource) -> ConfigError:
         """Unlike storage that is down, this does not heal: a repeated start would fail again."""
-        return ConfigError(
-            f"{self._url}: the finished file cannot be read ({error}). "
-            "Move it away and start again: its rows are computed again"
-        )
+        return damaged(self._url, error)
 
     @property
     def _url(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gc
 import logging
 import re
@@ -14,6 +16,8 @@ from typing import Any
 from unittest import mock
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import batchinfer
@@ -232,3 +236,39 @@ def test_the_example_of_the_documentation_runs(
     printed = capsys.readouterr().out
     assert printed.startswith("complete 1200\n")
     assert "completion" in printed
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_kept_columns_of_types_that_polars_lacks_are_given_as_others(
+    folder: Place, is_finished: bool
+) -> None:
+    instants = pa.array([0, None], pa.timestamp("us", "+05:30"))
+    long = decimal.Decimal("1" * 45 + ".5")
+    columns = {
+        "id": pa.array(["a", "b"]),
+        "text": pa.array(["one", "two"]),
+        "at": instants,
+        "deep": pa.ListArray.from_arrays([0, 1, 2], pa.StructArray.from_arrays([instants], ["at"])),
+        "zulu": pa.array([0, None], pa.timestamp("ms", "Z")),
+        "wide": pa.array([decimal.Decimal("1.5"), None], pa.decimal256(38, 1)),
+        "long": pa.array([long, None], pa.decimal256(50, 1)),
+    }
+    Path(folder.url("in")).mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder.url("in", "a.parquet"))
+    kept = [name for name in columns if name not in ("id", "text")]
+    settings = job(folder, input={"keep_columns": kept})
+    batchinfer.run(settings, **({} if is_finished else {"limit": 1}))
+    frame = batchinfer.scan(folder.url("out"))
+    utc = pl.Datetime("us", "UTC")
+    types = [utc, pl.List(pl.Struct({"at": utc})), pl.Datetime("ms", "UTC")]
+    schema = frame.collect_schema()
+    assert [schema[name] for name in kept] == [*types, pl.Decimal(38, 1), pl.String]
+    have = frame.select("long", "at", "wide", "deep").collect()
+    if is_finished:
+        epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+        wide = decimal.Decimal("1.5")
+        assert have.rows() == [
+            (str(long), epoch, wide, [{"at": epoch}]),
+            (None, None, None, [{"at": None}]),
+        ]
+    assert frame.filter(pl.col("id") == "b").collect().height == int(is_finished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ def output(tmp_path: Path) -> Path:
     pq.write_table(pa.table(kept | columns), tmp_path / "a.parquet")
     record = tmp_path / "_batchinfer" / "job.json"
     record.parent.mkdir()
-    record.write_text(json.dumps({"name": "test"}))
+    record.write_text(json.dumps({"name": "test", "job": {}}))
     return tmp_path
 
 
@@ -64,3 +65,20 @@ def test_a_file_that_holds_no_results_is_named(output: Path, content: str) -> No
     shown = CliRunner().invoke(cli, ["show", str(output)])
     assert isinstance(shown.exception, ConfigError)
     assert str(path) in str(shown.exception) and "Move it away" in str(shown.exception)
+
+
+@pytest.mark.parametrize("command", ["show", "status", "grade"])
+@pytest.mark.parametrize(
+    "record",
+    [[], {"name": "test"}, {"job": 1}, {"job": {"task": ["score"]}}, {"job": {"input": [1]}}],
+    ids=json.dumps,
+)
+def test_a_record_of_the_job_that_batchinfer_did_not_write_is_named(
+    output: Path, command: str, record: Any
+) -> None:
+    path = output / "_batchinfer" / "job.json"
+    path.write_text(json.dumps(record))
+    more = ["--reference", "id"] if command == "grade" else []
+    ended = CliRunner().invoke(cli, [command, str(output), *more])
+    assert isinstance(ended.exception, ConfigError), ended.exception
+    assert f"{path} is damaged" in str(ended.exception)

@@ -423,7 +423,7 @@ def test_a_part_unusable_in_the_fold_is_set_aside(store: LocalStore, is_torn: bo
 def test_a_torn_finished_file_is_named_and_what_to_do(store: LocalStore) -> None:
     opened = publish(store, PARTS, {(0, 0): True})
     tear(store, SHARD)
-    with pytest.raises(ConfigError, match=r"finished file cannot be read.*Move it away"):
+    with pytest.raises(ConfigError, match=r"is damaged: .*Move it away"):
         finish(opened, COUNTS)
     assert opened.parts_of(SHARD) == sorted(PARTS)
 
