@@ -152,6 +152,26 @@ class ResamplingEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class CountingEngine(Engine, Protocol):
+    """An engine that knows how many tokens its steps compute, prompts included."""
+
+    @property
+    def num_tokens_computed(self) -> int:
+        """In all steps so far. 0 forever: this one does not know."""
+
+
+@runtime_checkable
+class MeasurableEngine(Engine, Protocol):
+    """An engine that can measure the device that it runs on, between steps."""
+
+    def measure_device(self) -> tuple[float, float] | None:
+        """What a product of matrices in the model's dtype reaches in operations a second, and a
+        copy in bytes a second, read and written. Takes a second at most, uses what memory is free.
+        None: it cannot be measured from here.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of what `doctor` prints about an engine on this machine."""

@@ -19,7 +19,7 @@ from batchinfer.model.folder import read_optional_json
 from batchinfer.model.gguf import types_of
 from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.needs import Needs, needs_of
-from batchinfer.model.shape import kv_bytes_per_token
+from batchinfer.model.shape import Shape, kv_bytes_per_token
 from batchinfer.quantization import (
     RECIPES,
     Begun,
@@ -59,6 +59,7 @@ class ModelFacts:
     made_by: str | None = None  # method by which a quantized checkpoint has to be made of it first
     lora: Lora | None = None
     needs: Needs | None = None  # of memory; None where the weights are unknown
+    shape: Shape | None = None
 
 
 def read_model(
@@ -106,6 +107,7 @@ def read_model(
         made_by=choice.made_by,
         lora=adapter,
         needs=_needs(model, folder, choice, kv_per_token, machine),
+        shape=folder.shape,
     )
 
 

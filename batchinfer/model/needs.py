@@ -50,6 +50,7 @@ class Needs:
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights
     packed: int | None = None  # weights, if a CPU that can keeps them packed
     caches_all_tokens: bool = False  # `kv_per_token` is not an estimate from above
+    num_linear: int = 0  # numbers of unquantized linear layers; 0: not counted
 
 
 def needs_of(
@@ -89,6 +90,7 @@ def needs_of(
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
         dequantized=_dequantized_bytes(shape, name, scheme, DTYPE_BYTES[dtype]),
         caches_all_tokens=shape.caches_all_tokens,
+        num_linear=linear if scheme == "plain" else 0,
     )
 
 

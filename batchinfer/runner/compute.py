@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 
-from batchinfer.engine.base import Engine, EngineFacts, EngineKind
+from batchinfer.engine.base import Engine, EngineFacts, EngineKind, MeasurableEngine
 from batchinfer.errors import EngineDied, TransientError
 from batchinfer.ledger import Totals
 from batchinfer.runner.claims import Claim
@@ -27,6 +27,7 @@ from batchinfer.runner.pipeline import Pipeline
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
 from batchinfer.telemetry import Counters, StartUp, log_event
+from batchinfer.verdict import Setup, peaks_of, setup_of
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -134,7 +135,7 @@ class _Computation:
             should_stop=lambda: self._should_stop(pipeline),
             is_cautious=is_cautious,
         )
-        self._status.admitting(loop)
+        self._status.admitting(loop, self._setup(engine))
         if not host.stop.begin_admission():
             return
         host.counters.set_phase("computing")
@@ -149,6 +150,20 @@ class _Computation:
                 pass
         finally:
             _log_computed(host.counters)
+            if (verdict := self._status.verdict()) is not None:
+                logger.info("%s", verdict)
+
+    def _setup(self, engine: Engine) -> Setup:
+        """What the run is judged by. A device that nobody knows is measured, once."""
+        session, facts = self._session, engine.facts
+        measure = engine.measure_device if isinstance(engine, MeasurableEngine) else None
+        return setup_of(
+            facts,
+            session.model,
+            peaks_of(facts.device, facts.dtype, measure),
+            has_all_logits=session.task.demand.wants == "prompt_logprobs"
+            or session.job.sampling.prompt_logprobs,
+        )
 
     def _should_stop(self, pipeline: Pipeline) -> bool:
         return (

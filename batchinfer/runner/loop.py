@@ -197,6 +197,7 @@ class Loop:
         complete = []
         for answer in answers:
             row, ask = self._in_flight.pop(answer.key)
+            self._steps.answered(len(ask.token_ids), answer)
             row.add(ask, answer)
             if row is self._row and row.ask is None:
                 self._row = None

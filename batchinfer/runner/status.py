@@ -18,6 +18,7 @@ from batchinfer.runner.host import Host
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.telemetry import UNKNOWN_TASK, Outcome, status_record
+from batchinfer.verdict import Setup, Verdict, judge
 
 
 class InFlight(Protocol):
@@ -32,6 +33,7 @@ class Status:
         self._host = host
         self._session: Session | None = None
         self._admitted: InFlight | None = None
+        self._setup: Setup | None = None
         self._is_engine_dead = False
         self._is_final = False
         self._lock = threading.Lock()
@@ -40,9 +42,25 @@ class Status:
         """The output is ours, and the run has its number if there is something to compute."""
         self._session = session
 
-    def admitting(self, admitted: InFlight) -> None:
+    def admitting(self, admitted: InFlight, setup: Setup) -> None:
         """From now on the engine has rows."""
         self._admitted = admitted
+        self._setup = setup
+
+    def verdict(self) -> Verdict | None:
+        """On what the run did so far. None: no step yet."""
+        if self._setup is None:
+            return None
+        counters = self._host.counters
+        snapshot, tally = counters.snapshot(), counters.tally
+        return judge(
+            tally.steps(),
+            tally.tokens,
+            self._setup,
+            tokens_per_s=snapshot.mean_tokens_per_s,
+            host_s=tally.host_s,
+            stalled_s=snapshot.stalled_s,
+        )
 
     def bury_engine(self) -> None:
         """It died, so what it had in flight is what killed it."""
@@ -77,6 +95,7 @@ class Status:
             startup=self._host.startup.as_dict(),
             exit_code=exit_code,
         )
+        record["verdict"] = verdict.as_dict() if (verdict := self.verdict()) else None
         with self._lock:  # a late beat must not overwrite the last word
             if not self._is_final:
                 self._is_final = exit_code is not None
@@ -105,4 +124,5 @@ class Status:
             mean_num_running=snapshot.mean_num_running,
             share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
             startup_s=self._host.startup.total_s,
+            verdict=verdict.as_dict() if (verdict := self.verdict()) else None,
         )

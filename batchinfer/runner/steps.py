@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from batchinfer.engine.base import Engine
+from batchinfer.engine.base import Answer, CountingEngine, Engine
+from batchinfer.engine.demands.completion import Completion
 from batchinfer.telemetry import Counters
 
 #: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
@@ -29,26 +30,59 @@ class StepCounts:
         # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
         self._num_steps = self._num_underfilled = 0
         self._stalled_s = 0.0
+        self._begun_s = self._waited_s = 0.0  # of the step that runs; what was waited before it
         self._counted_s = -math.inf
+        self._counting = engine if isinstance(engine, CountingEngine) else None
+        # That the engine had computed by the last step; a trial may have come before the first.
+        self._num_tokens = self._counting.num_tokens_computed if self._counting else 0
+        self._tally = counters.tally
+        self._tally.set_sizes(engine.facts.max_num_seqs, engine.facts.max_num_batched_tokens)
 
     def admitting(self) -> None:
         """A request is admitted: rows were left while the steps before it ran."""
         if self._num_steps:
             self._counters.add_steps_with_more(self._num_steps, self._num_underfilled)
             self._num_steps = self._num_underfilled = 0
+            self._tally.add_admission()
 
     def stepping(self) -> None:
         """A step begins: what was waited for before it, the engine stood still."""
         self._counters.add_stalled(self._stalled_s)
-        self._stalled_s = 0.0
+        self._waited_s, self._stalled_s = self._stalled_s, 0.0
+        self._begun_s = self._clock.monotonic()
 
     def stepped(self, num_given: int, *, is_cautious: bool) -> None:
         """A step is done, with `num_given` requests in flight; few if it was `is_cautious`."""
+        ended_s = self._clock.monotonic()
         # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
         num_running = self._engine.num_running
         self._counters.add_step(num_running)
         self._num_steps += 1
-        self._num_underfilled += num_given <= num_running < self._num_full and not is_cautious
+        is_few = num_given <= num_running < self._num_full and not is_cautious
+        self._num_underfilled += is_few
+        self._tally.add_step(
+            num_running,
+            self._tokens_of_step(),
+            is_few=is_few,
+            is_held=is_cautious,
+            begun_s=self._begun_s,
+            ended_s=ended_s,
+            stalled_s=self._waited_s,
+        )
+
+    def answered(self, num_prompt_tokens: int, answer: Answer) -> None:
+        """A request is answered; one with an error counts for nothing."""
+        if isinstance(answer, Completion) and answer.error_type is None:
+            self._tally.add_answer(
+                num_prompt_tokens, answer.num_cached_tokens, len(answer.token_ids)
+            )
+
+    def _tokens_of_step(self) -> int:
+        """0 where the engine does not say."""
+        if self._counting is None:
+            return 0
+        before, self._num_tokens = self._num_tokens, self._counting.num_tokens_computed
+        return self._num_tokens - before
 
     def count_tokens(self) -> None:
         """Count the tokens of unfinished rows, if that is some time ago."""

@@ -11,6 +11,7 @@ from batchinfer.telemetry.progress import Progress, choose_display
 from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
 from batchinfer.telemetry.stdio import Stdio
+from batchinfer.telemetry.tally import Steps, Tally, Tokens
 
 __all__ = [
     "UNKNOWN_TASK",
@@ -23,6 +24,9 @@ __all__ = [
     "Snapshot",
     "StartUp",
     "Stdio",
+    "Steps",
+    "Tally",
+    "Tokens",
     "Warnings",
     "choose_display",
     "describe",

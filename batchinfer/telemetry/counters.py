@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchinfer.telemetry.clock import Clock
+from batchinfer.telemetry.tally import Tally
 
 #: The recent rate looks back this far, in samples of at least `_SAMPLE_S`.
 WINDOW_S = 30.0
@@ -58,6 +59,7 @@ class Snapshot:
 class Counters:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.tally = Tally()  # the engine's thread adds to it, without the lock
         self._lock = threading.Lock()
         self._started_s = clock.monotonic()
         self._phase = "starting"

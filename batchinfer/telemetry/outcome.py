@@ -40,6 +40,7 @@ class Outcome:
     steps: int = 0
     mean_num_running: float = 0.0
     share_of_steps_underfilled: float = 0.0
+    verdict: Mapping[str, Any] | None = None  # of `Verdict`; None: no step was run
     startup_s: float | None = None  # from the command to the end of the first engine step
     warnings: list[str] = field(default_factory=list)  # one line each, the first ones
 
@@ -68,6 +69,7 @@ class Outcome:
             "share_of_steps_underfilled": round(self.share_of_steps_underfilled, 4),
             "stalled_s": round(self.stalled_s, 3),
             "startup_s": None if self.startup_s is None else round(self.startup_s, 3),
+            "verdict": self.verdict,
             "output": self.output,
             "warnings": self.warnings,
             "message": self.message,

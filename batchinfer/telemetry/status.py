@@ -63,7 +63,9 @@ def status_record(
 
 
 def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> str:
-    """One line for people. `now_s`: seconds since the epoch.
+    """A line for people, and one for the `verdict` of the run, if the record has one.
+
+    `now_s`: seconds since the epoch.
 
     `is_dead_here`: whether the run's process is gone, None if this machine cannot know.
     """
@@ -73,7 +75,9 @@ def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | No
     words += [_liveness(record, now_s, is_dead_here) + ",", _rows(record)]
     if record["state"] == "running" and is_dead_here is not True:
         words += _speed(record)
-    return " ".join(words)
+    line = " ".join(words)
+    verdict = record.get("verdict")
+    return f"{line}\n  {verdict['text']}" if verdict else line
 
 
 def is_probably_dead(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> bool:

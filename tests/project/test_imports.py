@@ -33,6 +33,7 @@ ROOMS = (
     "sink",
     "ledger",
     "telemetry",
+    "verdict",
     "runner",
     "forecast",
     "api",

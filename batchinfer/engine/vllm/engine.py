@@ -15,6 +15,7 @@ from typing import Any
 from batchinfer.engine.base import Answer, Demand, EngineFacts, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
+from batchinfer.engine.vllm.counting import ComputedTokens, graph_width
 from batchinfer.engine.vllm.errors import (
     construction_error,
     first_line,
@@ -24,6 +25,7 @@ from batchinfer.engine.vllm.errors import (
 )
 from batchinfer.engine.vllm.fit import device_memory
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
+from batchinfer.engine.vllm.measure import measure_device
 from batchinfer.engine.vllm.requests import Requests, requests_of
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import (
@@ -126,12 +128,20 @@ class VllmEngine:
         self._so_far: dict[int, Answer] = {}  # of streamed requests, by key
         # None: the engine core has a process of its own, and does not report it.
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
+        self._computed = ComputedTokens(self._scheduler)
         self._rejections = rejections()
         self.facts = _facts(core, settings)
 
     @property
     def num_running(self) -> int:
         return self._num_running
+
+    @property
+    def num_tokens_computed(self) -> int:
+        return self._computed.num_tokens
+
+    def measure_device(self) -> tuple[float, float] | None:
+        return measure_device(self.facts.dtype) if _is_in_process(self._core) else None
 
     def num_tokens_in_flight(self) -> int:
         states = self._core.output_processor.request_states.values() if self._core else ()
@@ -321,6 +331,7 @@ def _facts(core: Any, settings: VllmSettings) -> EngineFacts:
         extra={
             "tensor_parallel_size": settings.tensor_parallel_size,
             "enforce_eager": bool(config.model_config.enforce_eager),
+            "graph_width": graph_width(config),
             "enable_prefix_caching": bool(cache.enable_prefix_caching),
             "kv_cache_dtype": str(cache.cache_dtype),
             "gpu_memory_utilization": cache.gpu_memory_utilization,

@@ -1,0 +1,64 @@
+"""What a run's engine was set to, as far as it limits speed or could be set otherwise.
+
+Must not know: what was run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchinfer.engine.base import EngineFacts
+from batchinfer.model import ModelFacts
+from batchinfer.verdict.peaks import Peaks, Precision
+from batchinfer.verdict.work import Work, work_of
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """`peaks` of all devices together; None: unknown. `work` None: unknown."""
+
+    device: str
+    width: int  # most sequences of a step
+    max_step_tokens: int
+    kv_tokens: int | None  # room of the KV cache
+    work: Work | None
+    peaks: Peaks | None
+    can_fp8_weights: bool = False
+    can_fp8_kv: bool = False
+    graph_width: int | None = None  # steps of more sequences run without a CUDA graph
+    is_eager: bool = False  # none has a graph, because the job says so
+    utilization: float | None = None  # of the device's memory
+
+
+def setup_of(
+    facts: EngineFacts, model: ModelFacts, peaks: Peaks | None, *, has_all_logits: bool = False
+) -> Setup:
+    """`peaks` of one device."""
+    extra = facts.extra
+    num_devices = int(extra.get("tensor_parallel_size") or 1)
+    num_devices *= int((extra.get("options") or {}).get("pipeline_parallel_size") or 1)
+    is_gpu = facts.device not in ("cpu", "none")
+    has_fp8 = is_gpu and peaks is not None and "fp8" in peaks.flops_per_s
+    is_plain = model.quantization == "none" and model.lora is None
+    runs_fp8 = model.needs is None or "fp8" in model.needs.smaller
+    return Setup(
+        device=facts.device if num_devices == 1 else f"{num_devices} {facts.device}",
+        width=facts.max_num_seqs,
+        max_step_tokens=facts.max_num_batched_tokens,
+        kv_tokens=facts.kv_cache_tokens,
+        work=work_of(model, linear=_precision(facts), has_all_logits=has_all_logits),
+        peaks=peaks.times(num_devices) if peaks is not None else None,
+        can_fp8_weights=has_fp8 and is_plain and runs_fp8,
+        can_fp8_kv=has_fp8 and str(extra.get("kv_cache_dtype")) in ("auto", "bfloat16", "float16"),
+        graph_width=extra.get("graph_width"),
+        is_eager=is_gpu and bool(extra.get("enforce_eager")),
+        utilization=extra.get("gpu_memory_utilization") if is_gpu else None,
+    )
+
+
+def _precision(facts: EngineFacts) -> Precision | None:
+    """What linear layers are multiplied in, by the names of the engine's kernels."""
+    kernels = " ".join((facts.extra.get("layers") or {}).get("kernels") or ()).lower()
+    if "scaledmm" not in kernels:
+        return "16 bit" if kernels and facts.dtype != "float32" else None
+    return "fp8" if "fp8" in kernels else "int8" if "int8" in kernels else None
