@@ -1,16 +1,17 @@
 """`batchinfer run` as shipped beside one `LLM.generate`, on shapes of prompts and completions.
 
-    python -m benchmarks.grid --log FILE [--shapes 128/128 ...] [--cold NAME] [--fp8]
+    python -m benchmarks.grid --log FILE [--shapes 128/128 ...] [--ways run ...] [--fp8]
     python -m benchmarks.grid --report FILE ...
 
 A model of Llama-3.1-8B's shape with dummy weights (speed only: its tokens are random) on one GPU.
 A shape is input/output tokens, all completions as long as asked, but for `skewed` (lognormal
 prompts, a completion ends at the first of 855 tokens) and `shared` (16 documents of 1,536 tokens,
 each with 128 own tokens, shuffled). Temperature 1, logprobs 1, prompts as token ids. `LLM` has its
-own defaults, and again with the graphs that batchinfer captures; it loads once for all shapes and
-is warmed by a call of 64 rows. `batchinfer run` goes from Parquet to Parquet in a process for each
-shape. Rates are completion tokens a second of generating. --cold runs one shape first with caches
-that are empty: `LLM.generate` without a warm-up, and `batchinfer run`. Lines go to --log.
+own defaults, its engine in a process of its own among them; then its engine in our process, and
+there with the graphs that batchinfer captures. It loads once for all shapes and is warmed by a call
+of 64 rows. `batchinfer run` goes from Parquet to Parquet in a process for each shape. Rates are
+completion tokens a second of generating. --cold runs one shape first with caches that are empty:
+`LLM.generate` without a warm-up, and `batchinfer run`. Lines go to --log.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ MAX_MODEL_LEN = 4096
 #: Where compiled code is kept; other folders are cold.
 CACHES = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor",
           "TRITON_CACHE_DIR": "triton"}  # fmt: skip
-GENERATE, SAME_GRAPHS, RUN = "LLM.generate", "LLM.generate, graphs to 1024", "batchinfer run"
+GENERATE, RUN = "LLM.generate", "batchinfer run"
+IN_PROCESS = f"{GENERATE} in our process"
+SAME_GRAPHS = f"{IN_PROCESS}, graphs to 1024"
+WAYS = ("generate", "in-process", "run", "same-graphs")
 FP8 = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
 
 
@@ -90,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--cold", choices=SHAPES)
     parser.add_argument("--fp8", action="store_true", help="weights and KV cache")
     parser.add_argument("--seconds", type=float, default=3600, help="nothing is begun after them")
@@ -126,7 +131,8 @@ def measure(folder: Path, arguments: argparse.Namespace, record: Record) -> None
     words = ", fp8" if arguments.fp8 else ""
 
     def generate(what: str, shapes: list[str], **how: Any) -> None:
-        how |= {"folder": str(folder), "what": what + words, "shapes": shapes, "options": model}
+        how |= {"folder": str(folder), "what": what + words, "shapes": shapes}
+        how["options"] = model | how.get("options", {})
         command = [sys.executable, "-m", "benchmarks.grid", "--log", str(arguments.log)]
         command += ["--generate", json.dumps(how)]
         left = max(1.0, end - time.monotonic())
@@ -142,13 +148,19 @@ def measure(folder: Path, arguments: argparse.Namespace, record: Record) -> None
 
     if arguments.cold:
         with cold_caches(folder / "cold-generate"):
-            generate(f"{GENERATE}, cold", [arguments.cold], is_warmed=False)
+            generate(f"{GENERATE}, cold", [arguments.cold], is_warmed=False, has_own_process=True)
         with cold_caches(folder / "cold-run"):
             run(f"{RUN}, cold", arguments.cold)
-    generate(GENERATE, arguments.shapes)
-    for shape in arguments.shapes:
-        run(RUN, shape)
-    generate(SAME_GRAPHS, arguments.shapes, max_cudagraph_capture_size=1024)
+    for way in arguments.ways:
+        if way == "generate":
+            generate(GENERATE, arguments.shapes, has_own_process=True)
+        elif way == "in-process":
+            generate(IN_PROCESS, arguments.shapes)
+        elif way == "same-graphs":
+            generate(SAME_GRAPHS, arguments.shapes, options={"max_cudagraph_capture_size": 1024})
+        else:
+            for shape in arguments.shapes:
+                run(RUN, shape)
 
 
 @contextmanager
@@ -197,10 +209,10 @@ def generate_all(
     shapes: list[str],
     options: dict[str, Any],
     is_warmed: bool = True,
-    **more: Any,
+    has_own_process: bool = False,
 ) -> None:
-    """`LLM.generate` in this process, of each shape in turn."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    """`LLM.generate` of each shape in turn."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(has_own_process))
     from vllm import LLM, SamplingParams
 
     begun = time.monotonic()
@@ -210,7 +222,6 @@ def generate_all(
         max_model_len=MAX_MODEL_LEN,
         disable_log_stats=False,
         **options,
-        **more,
     )
     record(what, started_s=round(time.monotonic() - begun, 1))
     for name in shapes:
@@ -235,11 +246,13 @@ def generate_all(
             generation_s=round(seconds, 2),
             completion_tokens_per_s=round(num_tokens / seconds, 1),
         )
+    if has_own_process:
+        llm.llm_engine.engine_core.shutdown()  # it would keep the GPU's memory for a while
     os._exit(0)
 
 
 def report(logs: list[Path]) -> None:
-    """A table of rates, and of `batchinfer run` as a share of `LLM.generate` as shipped."""
+    """A table of rates, and of `batchinfer run` as a share of the best `LLM.generate`."""
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     rates = {
         (line["test"], line["shape"]): line["completion_tokens_per_s"]
@@ -247,15 +260,15 @@ def report(logs: list[Path]) -> None:
         if "shape" in line and "completion_tokens_per_s" in line
     }
     tests = list(dict.fromkeys(test for test, _ in rates))
-    click.echo("| in/out | " + " | ".join(tests) + " | run / generate |")
+    click.echo("| in/out | " + " | ".join(tests) + " | run / best generate |")
     click.echo("|---" * (len(tests) + 2) + "|")
     for shape in dict.fromkeys(shape for _, shape in rates):
         cells = [f"{rates[test, shape]:,.0f}" if (test, shape) in rates else "" for test in tests]
         shares = []
         for end in ("", ", cold", ", fp8", ", cold, fp8"):
-            of_run, of_call = rates.get((RUN + end, shape)), rates.get((GENERATE + end, shape))
-            if of_run and of_call:
-                shares.append(f"{of_run / of_call:.2f}{end}")
+            calls = [rates.get((way + end, shape), 0) for way in (GENERATE, IN_PROCESS)]
+            if (of_run := rates.get((RUN + end, shape))) and max(calls):
+                shares.append(f"{of_run / max(calls):.2f}{end}")
         click.echo(f"| {shape} | " + " | ".join([*cells, "; ".join(shares)]) + " |")
 
 
