@@ -123,6 +123,7 @@ class RowError(Exception):
 ROW_ERROR_KINDS: dict[str, str] = {
     "missing_value": "a value that the prompt uses is null or NaN in this row",
     "invalid_prompt": "the value is not a prompt: wrong type, bad messages, token id out of range",
+    "invalid_setting": "a column of sampling.per_row holds what that setting cannot be",
     "template_error": "the template failed on this row's values",
     "empty_prompt": "the prompt has no tokens",
     "prompt_too_long": "the prompt has more tokens than the model and the task leave room for",

@@ -42,7 +42,9 @@ def show_forecast(
             "--rows reads more of the input"
         )
     with held_warnings(), quiet_engine() as quiet:
-        measurement = measure(job, looked.model, sample.prompts, quiet.stop, WholeProcess())
+        measurement = measure(
+            job, looked.model, sample.prompts, quiet.stop, WholeProcess(), sample.own
+        )
     found = predict(job, sample, rest, measurement)
     _show_measurement(measurement, len(sample.prompts), found)
     if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:

@@ -19,9 +19,11 @@ from batchinfer.cli.source import JobSource
 from batchinfer.cli.tokens import Screen, show_prompt
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job
+from batchinfer.config.values import shown
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, Stopped
 from batchinfer.model import ModelFacts, has_chat_template
+from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.runner.factory import engine_spec, model_of
 from batchinfer.runner.one_prompt import OneRow, find_row, with_text
 from batchinfer.runner.stream import Stream
@@ -65,18 +67,11 @@ def try_job(source: JobSource, options: TryOptions) -> None:
     if row is None:
         with explained_places(job, source.path):
             row = find_row(job, options.row, prompter.columns)
-    token_ids = row.token_ids(prompter)
-    work = task_of(job).work(row.work_item(token_ids), model.max_model_len)
+    prepared = row.prepared(prompter)
+    work = task_of(job).work(row.work_item(prepared), model.max_model_len)
     with held_warnings(), quiet_engine() as quiet:
         screen = Screen(quiet.stdio.out)
-        if row.shard:
-            left_out = ", which input.filter leaves out" if row.is_left_out else ""
-            screen.line(f"row      {row}{left_out}", bold=True)
-        screen.line(
-            f"prompt   {len(token_ids):,} tokens of {prompter.limit.max_tokens:,} that fit",
-            bold=True,
-        )
-        show_prompt(screen, prompter.encoder, token_ids)
+        _show_row(screen, row, prepared, prompter, job, model)
         engine = load_engine(spec, quiet)
         try:
             screen.line("\nanswer", bold=True)
@@ -93,6 +88,30 @@ def try_job(source: JobSource, options: TryOptions) -> None:
             screen.line(summary(completion, stream.pace, engine), dim=True)
         finally:
             engine.close()
+
+
+def _show_row(
+    screen: Screen,
+    row: OneRow,
+    prepared: Prepared,
+    prompter: RowPrompter,
+    job: Job,
+    model: ModelFacts,
+) -> None:
+    if row.shard:
+        left_out = ", which input.filter leaves out" if row.is_left_out else ""
+        screen.line(f"row      {row}{left_out}", bold=True)
+    most, own = prompter.limit.max_tokens, None
+    if prepared.own is not None:
+        own = prepared.own[0]
+        most = model.max_model_len - own.sampling.max_tokens
+    if own is not None:
+        for name, column in job.sampling.per_row.columns.items():
+            value = row.table.column(column)[0].as_py()
+            said = "null: the job's own" if value is None else shown(value)
+            screen.line(f"         {name} from column {column}: {said}")
+    screen.line(f"prompt   {len(prepared.token_ids):,} tokens of {most:,} that fit", bold=True)
+    show_prompt(screen, prompter.encoder, prepared.token_ids)
 
 
 def _load(source: JobSource, options: TryOptions) -> Job:

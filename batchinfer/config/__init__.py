@@ -16,6 +16,7 @@ from batchinfer.config.load import (
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.output import OutputSettings
 from batchinfer.config.overrides import Override
+from batchinfer.config.per_row import CONSTRAINTS, OwnSampling, PerRowSettings
 from batchinfer.config.prompt import Message, PromptSettings
 from batchinfer.config.run import CheckpointSettings, LimitSettings, PackingSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings
@@ -26,6 +27,7 @@ from batchinfer.config.written import written
 
 __all__ = [
     "COMMAND_LINE",
+    "CONSTRAINTS",
     "DEFAULT_ENGINE",
     "ENGINES",
     "CheckpointSettings",
@@ -38,7 +40,9 @@ __all__ = [
     "ModelSettings",
     "OutputSettings",
     "Override",
+    "OwnSampling",
     "PackingSettings",
+    "PerRowSettings",
     "PromptSettings",
     "S3Settings",
     "SamplingSettings",

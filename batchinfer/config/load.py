@@ -150,8 +150,13 @@ def load_section(path: str | os.PathLike[str], model: type[_S], what: str) -> _S
 
 def explain(loaded: LoadedJob) -> list[tuple[str, str, str]]:
     """(dotted key, value as one line of JSON, origin) for every setting, in the models' order."""
+    own = {f"sampling.{name}": c for name, c in loaded.job.sampling.per_row.columns.items()}
     return [
-        (key, json.dumps(value, ensure_ascii=False), loaded.origins[key])
+        (
+            key,
+            json.dumps(value, ensure_ascii=False),
+            loaded.origins[key] + (f"; a row's own from column {own[key]}" if key in own else ""),
+        )
         for key, value in _leaves(loaded.job)
     ]
 

@@ -71,8 +71,9 @@ def nearest_keys(
     """The dotted keys that `name` may mean, a key that `model` (at dotted key `parent`) lacks."""
     elsewhere = list(settings(root))
     same_name = [key for key in elsewhere if key.rpartition(".")[2] == name.lower()]
-    if same_name:
-        return same_name
+    if same_name:  # not those of `sampling.per_row` where others are meant
+        least = min(key.count(".") for key in same_name)
+        return [key for key in same_name if key.count(".") == least]
     prefix = f"{parent}." if parent else ""
     siblings = difflib.get_close_matches(name.lower(), model.model_fields, n=1)
     if siblings:

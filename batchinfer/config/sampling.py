@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from batchinfer.config.json_schema import reference_problem, schema_problem
+from batchinfer.config.per_row import CONSTRAINTS, PerRowSettings
 from batchinfer.config.section import (
     Section,
     TaskSection,
@@ -31,13 +32,11 @@ from batchinfer.config.values import (
     thaw,
 )
 
-_CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
-
 
 class StructuredSettings(Section):
     """What form every completion must have."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one(_CONSTRAINTS))
+    model_config = ConfigDict(json_schema_extra=exactly_one(CONSTRAINTS))
 
     json_schema: FrozenMapping | None = Field(
         default=None, description="JSON Schema; the completion is a JSON document that fits it."
@@ -74,14 +73,14 @@ class StructuredSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StructuredSettings:
-        require_exactly_one(self, _CONSTRAINTS)
+        require_exactly_one(self, CONSTRAINTS)
         return self
 
     @property
     def constraint(self) -> tuple[str, Any]:
         """Which one it is, by its key, and its plain value."""
         return next(
-            (key, thaw(value)) for key in _CONSTRAINTS if (value := getattr(self, key)) is not None
+            (key, thaw(value)) for key in CONSTRAINTS if (value := getattr(self, key)) is not None
         )
 
 
@@ -173,10 +172,13 @@ class SamplingSettings(TaskSection):
         le=MAX_COUNT,
         description="Longest thought, in tokens: then the engine ends it; null: max_tokens.",
     )
+    per_row: PerRowSettings = Field(
+        default_factory=PerRowSettings, description="Columns with settings of each row's own."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SamplingSettings:
-        if self.n > 1 and self.is_greedy:
+        if self.n > 1 and self.is_greedy and not self.per_row.sets("temperature"):
             raise key_error(
                 "n", f"{self.n} samples need temperature > 0 (greedy samples would be equal)"
             )
@@ -216,5 +218,22 @@ class SamplingSettings(TaskSection):
 
     @property
     def uses_seeds(self) -> bool:
-        """Whether each request carries a seed, derived from the job's."""
-        return self.seed is not None and not self.is_greedy
+        """Whether requests carry seeds, derived from the job's or their rows' own."""
+        has_seeds = self.seed is not None or self.per_row.sets("seed")
+        return has_seeds and self.may_have("temperature")
+
+    def may_have(self, name: str) -> bool:
+        """Whether a setting differs from its default, or may do so in a row."""
+        is_set: bool = getattr(self, name) != type(self).model_fields[name].default
+        return is_set or self.per_row.sets(name)
+
+    def of_row(self, values: Mapping[str, Any]) -> SamplingSettings:
+        """Those of a row whose columns have these values; what is None there is the job's.
+
+        Raises ValidationError.
+        """
+        own = {name: value for name, value in self if name != "per_row"}
+        given = {name: value for name, value in values.items() if value is not None}
+        if constraint := {name: given.pop(name) for name in CONSTRAINTS if name in given}:
+            own["structured"] = constraint
+        return SamplingSettings.model_validate(own | given)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.config import Job
+from batchinfer.config import Job, OwnSampling
 from batchinfer.engine.base import Answer, Engine, EngineFacts, Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.engine.kinds import engine_kind
@@ -73,8 +73,10 @@ def measure(
     prompts: Sequence[npt.NDArray[np.int32]],
     stop: Stop,
     tuning: Tuning,
+    own: Sequence[OwnSampling] | None = None,
 ) -> Measurement:
-    """Run `prompts` as the job would. The kind's `prepare` was called before.
+    """Run `prompts` as the job would, each as its row's `own` says. The kind's `prepare` was called
+    before.
 
     Raises ConfigError, InputError, EngineDied, Stopped.
     """
@@ -89,9 +91,9 @@ def measure(
     try:
         num_first = max(1, round(len(prompts) * _FIRST_SHARE)) if len(prompts) > 1 else 0
         waves = [
-            _run_wave(job, engine, wave, stop)
-            for wave in (prompts[:num_first], prompts[num_first:])
-            if len(wave)
+            _run_wave(job, engine, prompts[part], stop, own and own[part])
+            for part in (slice(num_first), slice(num_first, None))
+            if len(prompts[part])
         ]
         if not all(len(wave.step_s) for wave in waves):
             raise InputError("the engine refuses every row of the measurement")
@@ -109,10 +111,14 @@ def measure(
 
 
 def _run_wave(
-    job: Job, engine: Engine, prompts: Sequence[npt.NDArray[np.int32]], stop: Stop
+    job: Job,
+    engine: Engine,
+    prompts: Sequence[npt.NDArray[np.int32]],
+    stop: Stop,
+    own: Sequence[OwnSampling] | None,
 ) -> Wave:
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
-    ready.put(Chunk.of_prompts(prompts, num_samples=task_of(job).num_samples))
+    ready.put(Chunk.of_prompts(prompts, num_samples=task_of(job).num_samples, own=own))
     ready.close()
     recorder = _Recorder(engine)
     loop = Loop(

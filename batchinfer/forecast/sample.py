@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.config import OwnSampling
 from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.source import RowFilter, Shard, ShardReader
 
@@ -42,6 +43,7 @@ class Sample:
     num_duplicates: int  # of the prompts, those that another row read has too; 0 if none are kept
     prepare_s: float  # to render and tokenize them
     prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
+    own: list[OwnSampling] | None = None  # of each of them, where rows are sampled in their own way
 
     def expected(self, num_rows: int, batch_rows: int, max_row_tokens: int | None) -> Expected:
         """What `num_rows` rows come to. `max_row_tokens`: most of the results of a row, if known.
@@ -86,6 +88,7 @@ def read_sample(
     """
     lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     prompts: list[npt.NDArray[np.int32]] = []
+    own: list[OwnSampling] = []
     num_read = num_errors = num_duplicates = 0
     seen: set[bytes] = set()
     prepare_s = 0.0
@@ -108,6 +111,8 @@ def read_sample(
                     for row in np.flatnonzero(sizes)[: num_kept_each - num_kept].tolist():
                         low, high = prepared.offsets[row : row + 2]
                         prompts.append(prepared.token_ids[low:high].copy())
+                        if prepared.own is not None:
+                            own.append(prepared.own[row])
                         num_kept += 1
     chosen = np.linspace(0, len(prompts) - 1, min(num_prompts, len(prompts))).astype(int)
     return Sample(
@@ -117,6 +122,7 @@ def read_sample(
         num_duplicates=num_duplicates,
         prepare_s=prepare_s,
         prompts=[prompts[i] for i in chosen],
+        own=[own[i] for i in chosen] if own else None,
     )
 
 

@@ -58,12 +58,17 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
     index_of = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
     is_requested = np.concatenate([chunk.is_requested() for chunk in chunks])
     num_tokens = np.concatenate([np.diff(chunk.offsets) for chunk in chunks])
+    expected = np.concatenate([chunk.expected_tokens() for chunk in chunks])
     num_prompt_tokens = int(num_tokens[is_requested].sum())
     rows = np.flatnonzero(is_requested)
     shared = 0
     if order in ("prefix", "auto"):
         overall, within = prefix_trees(
-            *_concatenated(chunks), is_requested, chunk_of // MAX_MIXED_CHUNKS, chunk_of
+            *_concatenated(chunks),
+            is_requested,
+            chunk_of // MAX_MIXED_CHUNKS,
+            chunk_of,
+            expected_tokens=expected,
         )
         threshold = MIN_SHARED * num_prompt_tokens
         if overall.num_shared_tokens - within.num_shared_tokens > threshold:
@@ -75,7 +80,7 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
         else:
             order = "input"
     if order == "length":
-        longest_first = by_length(num_tokens[rows])
+        longest_first = by_length(expected[rows])
         rows = rows[longest_first[np.argsort(chunk_of[rows[longest_first]], kind="stable")]]
     return Buffer(chunks, chunk_of[rows], index_of[rows], order, num_prompt_tokens, shared)
 

@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchinfer.config import OwnSampling
 from batchinfer.errors import RowError
 from batchinfer.plan.order import find_duplicates
 
 _SEED_MASK = (1 << 63) - 1
+#: About what a way of sampling takes in memory, that rows may share.
+_SAMPLING_BYTES = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,15 +49,16 @@ class Chunk:
     is_todo: npt.NDArray[np.bool_]  # [n, num_samples] what is not done yet
     deduplicate: bool = False
     counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # as in `Prepared`
+    own: npt.NDArray[np.object_] | None = None  # [n] see `Prepared`
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
-    carried_bytes: int = field(init=False)  # of the carried columns and `is_todo`
+    carried_bytes: int = field(init=False)  # of the carried columns, `is_todo` and `own`
     carried_row_bytes: int = field(init=False)  # mean
 
     def __post_init__(self) -> None:
-        self.carried_bytes = self.carried.nbytes + self.is_todo.nbytes
+        self.carried_bytes = self.carried.nbytes + self.is_todo.nbytes + own_bytes(self.own)
         self.carried_row_bytes = self.carried_bytes // max(1, len(self.rows))
         if self.deduplicate:
-            leader = find_duplicates(self.token_ids, self.offsets)
+            leader = find_duplicates(self.token_ids, self.offsets, _repeatable_ways(self.own))
             for count in self.counts.values():
                 leader[count != count[leader]] = -1
             for index in np.flatnonzero(leader >= 0).tolist():
@@ -68,6 +72,7 @@ class Chunk:
         num_samples: int = 1,
         window: int = 0,
         first_row: int = 0,
+        own: Sequence[OwnSampling] | None = None,
     ) -> Chunk:
         """Prompts that no shard's rows stand behind: to be run, and not written."""
         num_rows = len(prompts)
@@ -80,6 +85,7 @@ class Chunk:
             carried=pa.table({"id": pa.nulls(num_rows)}),
             errors={},
             is_todo=np.ones((num_rows, num_samples), dtype=np.bool_),
+            own=None if own is None else object_array(own),
         )
 
     @property
@@ -109,6 +115,20 @@ class Chunk:
     def num_prompt_tokens(self, index: int) -> int:
         return int(self.offsets[index + 1] - self.offsets[index])
 
+    def own_of(self, index: int) -> OwnSampling | None:
+        """How row `index` is sampled, where rows have their own way."""
+        return None if self.own is None else self.own[index]
+
+    def expected_tokens(self) -> npt.NDArray[np.int64]:
+        """What each row may take: its prompt, and its own longest completion where rows differ in
+        that. [n]
+        """
+        num_tokens: npt.NDArray[np.int64] = np.diff(self.offsets)
+        if self.own is None:
+            return num_tokens
+        own = [0 if own is None else own.sampling.max_tokens for own in self.own]
+        return num_tokens + np.array(own, np.int64)
+
     def release_prompts(self) -> None:
         """Forget the token ids: everything was requested, but results may be long in coming."""
         self.token_ids = np.empty(0, np.int32)
@@ -121,3 +141,35 @@ def request_seed(job_seed: int, shard: str, row: int, sample: int) -> int:
     identity = f"{job_seed}\0{shard}\0{row}\0{sample}".encode()
     digest = hashlib.blake2b(identity, digest_size=8).digest()
     return int.from_bytes(digest, "little") & _SEED_MASK
+
+
+def own_seed(seed: int, sample: int) -> int:
+    """63-bit seed of one request of a row that brings its own: wherever the row stands, the same
+    again.
+    """
+    return (seed + sample) & _SEED_MASK
+
+
+def object_array(values: Sequence[object]) -> npt.NDArray[np.object_]:
+    """As they are: numpy would look into sequences. [n]"""
+    array = np.empty(len(values), np.object_)
+    for index, value in enumerate(values):
+        array[index] = value
+    return array
+
+
+def own_bytes(own: npt.NDArray[np.object_] | None) -> int:
+    """About what `Prepared.own` takes in memory."""
+    if own is None:
+        return 0
+    ways = {id(one.sampling) for one in own if one is not None}
+    return int(own.nbytes) + _SAMPLING_BYTES * len(ways)
+
+
+def _repeatable_ways(own: npt.NDArray[np.object_] | None) -> list[int] | None:
+    """For each row which way of sampling it has, if that always takes the likeliest token, else -1:
+    equal prompts have equal results only if they are sampled alike.
+    """
+    if own is None:
+        return None
+    return [id(one.sampling) if one is not None and one.sampling.is_greedy else -1 for one in own]

@@ -7,6 +7,7 @@ the rows it was given, so every row is admitted exactly once whatever the sizes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,8 @@ _HOT_SHARE = 0.5
 def by_length(num_tokens: Int64Array) -> Int64Array:
     """Longest expected work first; ties keep their order. [n] -> [n]
 
-    Every row may decode `max_tokens`, so the expected work differs by the prompt alone. Longest
+    Every row may decode `max_tokens`, so the expected work differs by the prompt alone, unless rows
+    have a `max_tokens` of their own. Longest
     first, because the longest rows admitted last would run on alone at the end, an out-of-memory
     shows at once, and an ETA errs to the high side.
     """
@@ -46,7 +48,7 @@ class PrefixTree:
 
     sorted_rows: Int64Array  # [n]
     shared: Int64Array  # [n - 1] pieces that sorted row i has in common with i + 1
-    num_tokens: Int64Array  # [n] of sorted row i
+    expected_tokens: Int64Array  # [n] of sorted row i
     edges: Int64Array  # [number of trees + 1] where each tree begins in sorted_rows
     num_shared_tokens: int
 
@@ -58,7 +60,7 @@ class PrefixTree:
         comes first, for the reasons of `by_length`.
         """
         ordered = [
-            low + _depth_first(self.shared[low : high - 1], self.num_tokens[low:high])
+            low + _depth_first(self.shared[low : high - 1], self.expected_tokens[low:high])
             for low, high in zip(self.edges[:-1].tolist(), self.edges[1:].tolist(), strict=True)
         ]
         rows: Int64Array = self.sorted_rows[np.concatenate([np.empty(0, np.int64), *ordered])]
@@ -66,18 +68,24 @@ class PrefixTree:
 
 
 def prefix_trees(
-    token_ids: Int32Array, offsets: Int64Array, is_wanted: BoolArray, *partitions: Int64Array
+    token_ids: Int32Array,
+    offsets: Int64Array,
+    is_wanted: BoolArray,
+    *partitions: Int64Array,
+    expected_tokens: Int64Array | None = None,
 ) -> list[PrefixTree]:
     """For each partition of the rows, the trees of the wanted rows of each of its groups.
 
     Row i's prompt is token_ids[offsets[i]:offsets[i + 1]]. offsets [n + 1]; is_wanted [n]; of each
-    partition [n] the number of row i's group, ascending.
+    partition [n] the number of row i's group, ascending. `expected_tokens` [n]: what a row may take
+    in all; None: by its prompt alone.
     """
-    num_tokens = np.diff(offsets)
+    if expected_tokens is None:
+        expected_tokens = np.diff(offsets)
     rows = _sorted_rows(token_ids, offsets)
     rows = rows[is_wanted[rows]]
     shared_by_all = _shared_pieces(token_ids, offsets, rows)
-    hot = np.zeros(len(num_tokens), dtype=np.int64)
+    hot = np.zeros(len(is_wanted), dtype=np.int64)
     hot[rows] = _hot_pieces(shared_by_all)
     trees = []
     for group_of in partitions:
@@ -90,7 +98,7 @@ def prefix_trees(
         ends = [len(grouped)] if len(grouped) else []
         edges = np.array([0, *(np.flatnonzero(is_edge) + 1).tolist(), *ends])
         num_shared = int(np.maximum(0, shared - hot[grouped[1:]]).sum()) * PIECE_TOKENS
-        trees.append(PrefixTree(grouped, shared, num_tokens[grouped], edges, num_shared))
+        trees.append(PrefixTree(grouped, shared, expected_tokens[grouped], edges, num_shared))
     return trees
 
 
@@ -192,22 +200,26 @@ def _depth_first(shared: Int64Array, num_tokens: Int64Array) -> Int64Array:
     return np.array(ordered, dtype=np.int64)
 
 
-def find_duplicates(token_ids: Int32Array, offsets: Int64Array) -> Int64Array:
+def find_duplicates(
+    token_ids: Int32Array, offsets: Int64Array, kinds: Sequence[int] | None = None
+) -> Int64Array:
     """For each row the index of the first row with the same prompt, -1 where it is the first.
 
-    Empty rows (errors) are nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
+    `kinds`: only rows of one kind are the same, and those of kind -1 never. Empty rows (errors) are
+    nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
     """
     num_rows = len(offsets) - 1
     leader = np.full(num_rows, -1, dtype=np.int64)
-    first_by_digest: dict[bytes, int] = {}
+    first_by_digest: dict[tuple[bytes, int], int] = {}
     prompts = memoryview(pa.py_buffer(np.ascontiguousarray(token_ids)))  # bytes, not copied
     starts = (offsets * token_ids.itemsize).tolist()
     for row in range(num_rows):
-        if starts[row] == starts[row + 1]:
+        kind = 0 if kinds is None else kinds[row]
+        if starts[row] == starts[row + 1] or kind == -1:
             continue
         # Its digest, as the prompt itself may be long.
         digest = hashlib.blake2b(prompts[starts[row] : starts[row + 1]], digest_size=16).digest()
-        first = first_by_digest.setdefault(digest, row)
+        first = first_by_digest.setdefault((digest, kind), row)
         if first != row:
             leader[row] = first
     return leader

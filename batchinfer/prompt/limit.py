@@ -5,9 +5,10 @@ Must not know: rows, tokenizers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +35,11 @@ class PromptLimit:
             f"and max_tokens {max_tokens} exceed max_model_len {max_model_len}",
             "max_model_len less sampling.max_tokens",
         )
+
+    def too_long(self, num_tokens: int | str, when: str = "") -> RowError:
+        """The error of a row with a prompt of more tokens."""
+        return RowError("prompt_too_long", f"{num_tokens} prompt tokens{when} {self.excess}")
+
+
+#: For each row its own limit, or why it has none.
+RowLimits = Sequence[PromptLimit | RowError]

@@ -16,7 +16,9 @@ from batchinfer.config import PromptSettings
 from batchinfer.errors import InputError, RowError
 from batchinfer.prompt.drafts import check_type
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
-from batchinfer.prompt.tokenize import Prepared, Prompter
+from batchinfer.prompt.own_sampling import OwnSamplingPrompter
+from batchinfer.prompt.prepared import Prepared
+from batchinfer.prompt.tokenize import Prompter
 
 #: In `Prepared.counts`: tokens at a row's start that are not scored.
 GIVEN = "num_given"
@@ -85,7 +87,7 @@ class ScoredPrompter:
 
 
 #: What makes the rows of any job into tokens.
-RowPrompter = Prompter | ScoredPrompter
+RowPrompter = Prompter | OwnSamplingPrompter | ScoredPrompter
 
 
 def _row(prepared: Prepared, row: int) -> Int32Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,9 @@ from batchinfer.prompt.encode import (
     load_encoder,
     slice_chars_of,
 )
-from batchinfer.prompt.limit import PromptLimit
+from batchinfer.prompt.limit import PromptLimit, RowLimits
 from batchinfer.prompt.messages import message_values
+from batchinfer.prompt.prepared import Prepared, joined
 from batchinfer.prompt.remarks import Remark
 from batchinfer.prompt.stand_ins import stand_in
 from batchinfer.prompt.token_ids import TokenIds, read_token_ids
@@ -46,18 +46,6 @@ _MAX_TABLE_BYTES = 32 << 20  # of a table whose rows are made prompts of togethe
 # No prompt has this many characters per token: a longer text is too long without tokenizing it.
 _MAX_CHARS_PER_TOKEN = 64
 _ALLOWED_CHARS = 4 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Row i's prompt is token_ids[offsets[i]:offsets[i + 1]], empty if `errors` has i."""
-
-    token_ids: Int32Array  # [offsets[-1]]
-    offsets: Int64Array  # [num_rows + 1]
-    errors: dict[int, RowError] = field(default_factory=dict)
-    remarks: dict[Remark, list[int]] = field(default_factory=dict)  # -> rows
-    num_cut: int = 0  # prompts that were shortened to fit
-    counts: Mapping[str, Int64Array] = field(default_factory=dict)  # [num_rows], for the task
 
 
 class Prompter:
@@ -80,10 +68,7 @@ class Prompter:
         """
         self._prompt = prompt
         self.limit = limit
-        self._max_prompt_tokens = limit.max_tokens
         self._counts_bytes = counts_bytes
-        self._max_chars = max(_ALLOWED_CHARS, _MAX_CHARS_PER_TOKEN * self._max_prompt_tokens)
-        self._long_chars = slice_chars_of(self._max_prompt_tokens)
         self._vocab_size = vocab_size
         if isinstance(tokenizer, str):
             tokenizer = load_encoder(tokenizer, trust_remote_code=trust_remote_code)
@@ -117,40 +102,52 @@ class Prompter:
         """The tokenizer, for another prompter of the same model."""
         return self._encoder
 
-    def prepare(self, table: pa.Table) -> Prepared:
-        """Prompts of all rows. Raises InputError if a column has a type that no row could use."""
+    def prepare(self, table: pa.Table, limits: RowLimits | None = None) -> Prepared:
+        """Prompts of all rows. Raises InputError if a column has a type that no row could use.
+
+        `limits`: each row's own [num_rows], or why there is none and the row is an error.
+        """
         check_type(self._prompt, table.schema)
         if self._prompt.token_ids_column is not None:
-            return self._prepare_token_ids(table.column(self._prompt.token_ids_column))
+            return self._prepare_token_ids(table.column(self._prompt.token_ids_column), limits)
         num_parts = 1 + table.select(self.columns).nbytes // _MAX_TABLE_BYTES
         if num_parts == 1:
-            return self._prepare_texts(table)
+            return self._prepare_texts(table, limits)
         step = max(1, table.num_rows // num_parts)
         starts = range(0, table.num_rows, step)
-        return _joined([self._prepare_texts(table.slice(start, step)) for start in starts], step)
+        parts = [
+            self._prepare_texts(table.slice(start, step), limits and limits[start : start + step])
+            for start in starts
+        ]
+        return joined(parts, step)
 
-    def _prepare_texts(self, table: pa.Table) -> Prepared:
+    def _prepare_texts(self, table: pa.Table, limits: RowLimits | None) -> Prepared:
         errors: dict[int, RowError] = {}
         drafts: dict[int, Draft] = {}
         remarks: dict[Remark, list[int]] = {}
         num_cut = 0
+        most: dict[int, PromptLimit] = {}
         for index, row in enumerate(self._rows(table)):
             try:
-                drafts[index] = draft = self._checked_draft(row)
+                limit = self.limit if limits is None else limits[index]
+                if isinstance(limit, RowError):
+                    raise limit
+                most[index] = limit
+                drafts[index] = draft = self._checked_draft(row, limit)
                 for remark in draft.remarks:
                     remarks.setdefault(remark, []).append(index)
             except RowError as error:
                 errors[index] = _without_traceback(error)
         tokens = self._encode(drafts)
-        too_long = [i for i, ids in tokens.items() if len(ids) > self._max_prompt_tokens]
+        too_long = [i for i, ids in tokens.items() if len(ids) > most[i].max_tokens]
         if self._prompt.on_too_long != "error":
             cuttable = {i: drafts[i] for i in too_long if drafts[i].content is not None}
-            fitting, failed = self._cut_to_fit(cuttable, tokens)
+            fitting, failed = self._cut_to_fit(cuttable, tokens, most)
             tokens |= fitting
             num_cut = len(fitting)
             errors |= failed
             too_long = [i for i in too_long if i not in cuttable]
-        errors |= {i: self._too_long_error(len(tokens[i])) for i in too_long}
+        errors |= {i: most[i].too_long(len(tokens[i])) for i in too_long}
         empty = np.empty(0, dtype=np.int32)
         per_row = [
             tokens[i] if i in tokens and i not in errors else empty for i in range(table.num_rows)
@@ -198,7 +195,7 @@ class Prompter:
             column = pa.chunked_array(of_uuids, pa.uuid())
         return template_values(column, name, stand_in)
 
-    def _checked_draft(self, row: Mapping[str, Any]) -> Draft:
+    def _checked_draft(self, row: Mapping[str, Any], limit: PromptLimit) -> Draft:
         for name, value in row.items():
             if value is None:
                 raise RowError("missing_value", f"column {name!r} is null")
@@ -213,34 +210,35 @@ class Prompter:
                 raise RowError(
                     "invalid_prompt", f"the text is not valid Unicode: {error.reason}"
                 ) from None
-        return draft if len(draft.text) <= self._long_chars else self._shortened(draft)
+        is_long = len(draft.text) > slice_chars_of(limit.max_tokens)
+        return self._shortened(draft, limit) if is_long else draft
 
-    def _shortened(self, draft: Draft) -> Draft:
+    def _shortened(self, draft: Draft, limit: PromptLimit) -> Draft:
         """The end that is kept of a content that will be cut, with some more than may stay.
 
         Raises RowError for what is far too long and is not cut.
         """
         if self._prompt.on_too_long == "error" or draft.content is None:
-            self._refuse_far_too_long(draft.text)
+            self._refuse_far_too_long(draft.text, limit)
             return draft
-        self._refuse_far_too_long(draft.wrap("x"), " even without the row's text")
-        content = self._bounded(draft.content)
+        self._refuse_far_too_long(draft.wrap("x"), limit, " even without the row's text")
+        content = self._bounded(draft.content, limit)
         shorter = Draft(draft.wrap(content), content, draft.wrap, draft.remarks)
-        if len(shorter.text) <= self._max_chars:
+        if len(shorter.text) <= _max_chars(limit):
             (ids,) = self._tokens([shorter.text])
-            if len(ids) > self._max_prompt_tokens:
+            if len(ids) > limit.max_tokens:
                 return shorter
-        self._refuse_far_too_long(draft.text)  # the template leaves most of the content out
+        self._refuse_far_too_long(draft.text, limit)  # the template leaves most of the content out
         return draft
 
-    def _refuse_far_too_long(self, text: str, when: str = "") -> None:
-        if len(text) > self._max_chars or len(self._bounded(text)) < len(text):
-            count = f"more than {self._max_prompt_tokens}"
-            raise self._too_long_error(count, f" ({len(text)} characters){when}")
+    def _refuse_far_too_long(self, text: str, limit: PromptLimit, when: str = "") -> None:
+        if len(text) > _max_chars(limit) or len(self._bounded(text, limit)) < len(text):
+            count = f"more than {limit.max_tokens}"
+            raise limit.too_long(count, f" ({len(text)} characters){when}")
 
-    def _bounded(self, text: str) -> str:
+    def _bounded(self, text: str, limit: PromptLimit) -> str:
         keeps_end = self._prompt.on_too_long == "truncate_left"
-        return self._encoder.bounded(text, self._max_prompt_tokens, keeps_end=keeps_end)
+        return self._encoder.bounded(text, limit.max_tokens, keeps_end=keeps_end)
 
     def _encode(self, drafts: Mapping[int, Draft]) -> dict[int, Int32Array]:
         return dict(zip(drafts, self._tokens([d.text for d in drafts.values()]), strict=True))
@@ -249,7 +247,10 @@ class Prompter:
         return self._encoder.encode(texts, add_special_tokens=self._adds_special_tokens)
 
     def _cut_to_fit(
-        self, drafts: Mapping[int, Draft], tokens: Mapping[int, Int32Array]
+        self,
+        drafts: Mapping[int, Draft],
+        tokens: Mapping[int, Int32Array],
+        most: Mapping[int, PromptLimit],
     ) -> tuple[dict[int, Int32Array], dict[int, RowError]]:
         """Shorten contents until each prompt fits. Returns (token ids, errors) by row."""
         contents = [draft.content or "" for draft in drafts.values()]
@@ -262,7 +263,7 @@ class Prompter:
         for attempt in range(_MAX_CUTS):
             texts: dict[int, str] = {}
             for index in pending:
-                excess = num_tokens[index] - self._max_prompt_tokens
+                excess = num_tokens[index] - most[index].max_tokens
                 is_last = attempt == _MAX_CUTS - 1
                 num_kept[index] = 0 if is_last else max(0, num_kept[index] - (excess << attempt))
                 shorter = self._cut(drafts[index].content or "", spans[index], num_kept[index])
@@ -272,10 +273,10 @@ class Prompter:
                     errors[index] = _without_traceback(error)
             for index, ids in zip(texts, self._tokens(list(texts.values())), strict=True):
                 num_tokens[index] = len(ids)
-                if len(ids) <= self._max_prompt_tokens:
+                if len(ids) <= most[index].max_tokens:
                     fitting[index] = ids
                 elif num_kept[index] == 0:
-                    errors[index] = self._too_long_error(len(ids), " even without the row's text")
+                    errors[index] = most[index].too_long(len(ids), " even without the row's text")
             pending = [i for i in pending if i not in fitting and i not in errors]
             if not pending:
                 break
@@ -290,11 +291,18 @@ class Prompter:
             return content[int(spans[num_dropped - 1, 1]) :]
         return content[: int(spans[num_kept, 0])]
 
-    def _prepare_token_ids(self, column: pa.ChunkedArray) -> Prepared:
+    def _prepare_token_ids(self, column: pa.ChunkedArray, limits: RowLimits | None) -> Prepared:
         found = read_token_ids(column, self._vocab_size)
         lengths = found.stops - found.starts
-        excess = np.maximum(0, lengths - self._max_prompt_tokens)
         errors = dict(found.errors)
+        limit_of = [self.limit] * len(lengths)
+        for index, limit in enumerate(limits or ()):
+            if isinstance(limit, RowError):
+                errors[index] = limit
+            else:
+                limit_of[index] = limit
+        most = np.fromiter((limit.max_tokens for limit in limit_of), np.int64, len(lengths))
+        excess = np.maximum(0, lengths - most)
         starts, stops = found.starts, found.stops
         if self._prompt.on_too_long == "truncate_left":
             starts = starts + excess
@@ -302,7 +310,7 @@ class Prompter:
             stops = stops - excess
         else:
             for index in np.flatnonzero(excess).tolist():
-                errors.setdefault(index, self._too_long_error(int(lengths[index])))
+                errors.setdefault(index, limit_of[index].too_long(int(lengths[index])))
         for index in np.flatnonzero(lengths == 0).tolist():
             errors.setdefault(index, RowError("empty_prompt", "the prompt has no tokens"))
         is_cut = (stops - starts) < lengths
@@ -312,37 +320,12 @@ class Prompter:
         token_ids, offsets = TokenIds(found.values, starts, stops, errors).gather()
         return Prepared(token_ids, offsets, dict(sorted(errors.items())), num_cut=int(is_cut.sum()))
 
-    def _too_long_error(self, num_tokens: int | str, when: str = "") -> RowError:
-        return RowError(
-            "prompt_too_long",
-            f"{num_tokens} prompt tokens{when} {self.limit.excess}",
-        )
+
+def _max_chars(limit: PromptLimit) -> int:
+    """A longer text is too long, whatever its tokens are."""
+    return max(_ALLOWED_CHARS, _MAX_CHARS_PER_TOKEN * limit.max_tokens)
 
 
 def _without_traceback(error: RowError) -> RowError:
     """The error anew: its traceback would hold the frame, and so all the table's drafts."""
     return RowError(error.kind, error.message)
-
-
-def joined_counts(parts: Sequence[Prepared]) -> dict[str, Int64Array]:
-    """`counts` of all rows of `parts`, which one prompter made."""
-    return {name: np.concatenate([part.counts[name] for part in parts]) for name in parts[0].counts}
-
-
-def _joined(parts: Sequence[Prepared], num_rows: int) -> Prepared:
-    """What was prepared of a table `num_rows` rows at a time."""
-    ends = np.cumsum([len(part.token_ids) for part in parts])
-    starts = [0, *ends[:-1].tolist()]
-    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
-    joined = Prepared(
-        np.concatenate([part.token_ids for part in parts]),
-        np.concatenate([np.zeros(1, np.int64), *offsets]),
-        num_cut=sum(part.num_cut for part in parts),
-        counts=joined_counts(parts),
-    )
-    for number, part in enumerate(parts):
-        first = number * num_rows
-        joined.errors.update({first + i: error for i, error in part.errors.items()})
-        for remark, rows in part.remarks.items():
-            joined.remarks.setdefault(remark, []).extend(first + i for i in rows)
-    return joined

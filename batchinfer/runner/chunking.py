@@ -16,7 +16,8 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Answer
 from batchinfer.errors import RowError
 from batchinfer.plan import Chunk
-from batchinfer.prompt import Prepared, joined_counts
+from batchinfer.plan.chunk import own_bytes
+from batchinfer.prompt import Prepared, joined_counts, joined_own
 from batchinfer.tasks import Result, task_of
 
 
@@ -44,7 +45,7 @@ class Gathered:
         self.prepared.append(prepared)
         self.carried.append(carried)
         self.num_tokens += len(prepared.token_ids)
-        self.num_bytes += carried.nbytes
+        self.num_bytes += carried.nbytes + own_bytes(prepared.own)
 
 
 def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
@@ -54,6 +55,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
     token_ids = np.empty(gathered.num_tokens, np.int32)
     num_rows = num_tokens = 0
     counts = joined_counts(gathered.prepared)
+    own = joined_own(gathered.prepared)
     pieces, gathered.prepared = gathered.prepared[::-1], []
     while pieces:  # each is freed once it is copied
         prepared = pieces.pop()
@@ -73,6 +75,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
         is_todo=np.concatenate(gathered.todo),
         deduplicate=job.packing.deduplicate and task_of(job).is_repeatable,
         counts=counts,
+        own=own,
     )
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchinfer.config import Job, PromptSettings
-from batchinfer.engine.base import Int32Array
+from batchinfer.config import Job, PerRowSettings, PromptSettings
 from batchinfer.errors import InputError
 from batchinfer.plan import Chunk, WorkItem
-from batchinfer.prompt import RowPrompter, needed_columns
+from batchinfer.prompt import Prepared, RowPrompter, needed_columns
 from batchinfer.runner.checks import check_schema
 from batchinfer.runner.start import list_input
 from batchinfer.source import RowFilter, Shard, ShardReader, read_footer
@@ -38,18 +37,18 @@ class OneRow:
     def __str__(self) -> str:
         return f"{self.shard}:{self.number}"
 
-    def token_ids(self, prompter: RowPrompter) -> Int32Array:
-        """As they are sent. Raises InputError for a row that cannot become a prompt."""
+    def prepared(self, prompter: RowPrompter) -> Prepared:
+        """As it is sent. Raises InputError for a row that cannot become a prompt."""
         prepared = prompter.prepare(self.table)
         for error in prepared.errors.values():
             where = f"row {self}: " if self.shard else ""
             raise InputError(f"{where}{error.kind}: {error.message}")
-        return prepared.token_ids
+        return prepared
 
-    def work_item(self, token_ids: Int32Array) -> WorkItem:
+    def work_item(self, prepared: Prepared) -> WorkItem:
         """The row's first sample, as a run has it: with its seed."""
-        chunk = Chunk.of_prompts([token_ids], first_row=self.number)
-        return WorkItem(replace(chunk, shard=self.shard), 0, 0)
+        chunk = Chunk.of_prompts([prepared.token_ids], first_row=self.number)
+        return WorkItem(replace(chunk, shard=self.shard, own=prepared.own), 0, 0)
 
 
 def with_text(job: Job, text: str, *, is_chat: bool) -> tuple[Job, OneRow]:
@@ -60,8 +59,7 @@ def with_text(job: Job, text: str, *, is_chat: bool) -> tuple[Job, OneRow]:
         messages = [*opening(job.prompt), {"role": "user", "content": text}]
         return with_conversation(job), row_of(messages)
     changed = {"column": _COLUMN, "on_too_long": job.prompt.on_too_long}
-    prompt = PromptSettings.model_validate(changed)
-    return job.model_copy(update={"prompt": prompt}), OneRow("", 0, pa.table({_COLUMN: [text]}))
+    return _with_prompt(job, changed), OneRow("", 0, pa.table({_COLUMN: [text]}))
 
 
 def with_conversation(job: Job) -> Job:
@@ -69,7 +67,14 @@ def with_conversation(job: Job) -> Job:
     settings: dict[str, Any] = {"messages_column": _COLUMN, "on_too_long": job.prompt.on_too_long}
     if job.prompt.messages is not None or job.prompt.messages_column is not None:
         settings |= job.prompt.model_dump(include={"chat_template", "chat_template_kwargs"})
-    return job.model_copy(update={"prompt": PromptSettings.model_validate(settings)})
+    return _with_prompt(job, settings)
+
+
+def _with_prompt(job: Job, settings: Mapping[str, Any]) -> Job:
+    """The job with prompts that are of no row: none has settings of its own."""
+    prompt = PromptSettings.model_validate(settings)
+    sampling = job.sampling.model_copy(update={"per_row": PerRowSettings()})
+    return job.model_copy(update={"prompt": prompt, "sampling": sampling})
 
 
 def row_of(messages: Sequence[Mapping[str, str]], number: int = 0) -> OneRow:

@@ -66,10 +66,10 @@ class Talk:
         """
         messages = [*self.system, *self.messages, {"role": "user", "content": text}]
         row = row_of(messages, self._num_asked)
-        token_ids = row.token_ids(self.prompter)
-        item = row.work_item(token_ids)
+        prepared = row.prepared(self.prompter)
+        item = row.work_item(prepared)
         (ask,) = task_of(self._spec.job).work(item, self._spec.model.max_model_len).asks()
-        self.num_context_tokens = len(token_ids)
+        self.num_context_tokens = len(prepared.token_ids)
         self._num_asked += 1
         return Stream(self.engine, ask, self._num_asked, should_stop)
 

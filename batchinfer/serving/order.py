@@ -22,7 +22,7 @@ REPORT = "report.json"
 #: Sections that say what is read and written, and when.
 _OF_RUNS = ("input", "packing", "checkpoint", "output", "limits")
 #: Of `sampling`: how often a row is computed, and what is told of it. Requests ask for that.
-_OF_ROWS = ("n", "logprobs", "prompt_logprobs")
+_OF_ROWS = ("n", "logprobs", "prompt_logprobs", "per_row")
 #: Of `prompt`: how conversations become text, whoever sends them.
 _OF_CHATS = ("chat_template", "chat_template_kwargs")
 

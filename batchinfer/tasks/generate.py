@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.config import Job, PromptSettings, SamplingSettings
+from batchinfer.config import Job, OwnSampling, PromptSettings, SamplingSettings
 from batchinfer.engine.base import Answer
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.model import ModelFacts
-from batchinfer.plan import WorkItem, request_seed
-from batchinfer.prompt import Prompter, PromptLimit
+from batchinfer.plan import WorkItem, own_seed, request_seed
+from batchinfer.prompt import OwnSamplingPrompter, Prompter, PromptLimit, check_own_columns
 from batchinfer.tasks.arrays import ints, list_sums, lists
 from batchinfer.tasks.base import (
     Ask,
@@ -74,9 +74,10 @@ class CompletionAsk(Ask):
     """See `CompletionRequest`."""
 
     seed: int | None = None
+    sampling: SamplingSettings | None = None
 
     def request(self, key: int) -> CompletionRequest:
-        return CompletionRequest(key, self.token_ids, self.seed)
+        return CompletionRequest(key, self.token_ids, self.seed, sampling=self.sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,11 @@ class Generate:
 
     @property
     def is_repeatable(self) -> bool:
-        return self.settings.is_greedy
+        return self.settings.is_greedy or self.settings.per_row.sets("temperature")
 
     @property
-    def max_tokens(self) -> int:
-        return self.settings.max_tokens
+    def max_tokens(self) -> int | None:
+        return None if self.settings.per_row.sets("max_tokens") else self.settings.max_tokens
 
     @property
     def demand(self) -> CompletionDemand:
@@ -109,7 +110,7 @@ class Generate:
     @property
     def columns(self) -> Mapping[str, Column]:
         without: set[str] = set()
-        if not self.settings.logprobs:
+        if not self._has_tops:
             without.update(_TOP_COLUMNS)
         if not self.settings.prompt_logprobs:
             without.add("prompt_token_logprobs")
@@ -119,9 +120,8 @@ class Generate:
 
     @property
     def counts(self) -> Sequence[str]:
-        if self.settings.reasoning_parser is None:
-            return COUNTS
-        return (*COUNTS, *_REASONING_COUNTS)
+        counts = [name for name in COUNTS if name != "rows_unparsed" or not self._has_own_schemas]
+        return counts if self.settings.reasoning_parser is None else [*counts, *_REASONING_COUNTS]
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -129,13 +129,14 @@ class Generate:
 
     @property
     def input_columns(self) -> Mapping[str, str]:
-        return {}
+        own = self.settings.per_row.columns
+        return {column: f"sampling.per_row.{name}" for name, column in reversed(own.items())}
 
     def check_input(self, prompt: PromptSettings, schema: pa.Schema) -> None:
-        pass
+        check_own_columns(self.settings.per_row, schema)
 
-    def prompter(self, job: Job, model: ModelFacts) -> Prompter:
-        return Prompter(
+    def prompter(self, job: Job, model: ModelFacts) -> Prompter | OwnSamplingPrompter:
+        prompts = Prompter(
             job.prompt,
             model.tokenizer_path,
             limit=PromptLimit.of_generation(
@@ -144,13 +145,26 @@ class Generate:
             vocab_size=model.vocab_size,
             trust_remote_code=job.model.trust_remote_code,
         )
+        if not self.settings.per_row.columns:
+            return prompts
+        return OwnSamplingPrompter(prompts, self.settings, model.max_model_len)
 
     def work(self, item: WorkItem, max_model_len: int) -> OneRequest:
-        seed = None
-        if self.settings.seed is not None and not self.settings.is_greedy:
-            row = int(item.chunk.rows[item.index])
-            seed = request_seed(self.settings.seed, item.chunk.shard, row, item.sample)
-        return OneRequest(CompletionAsk(item.chunk.prompt(item.index), seed))
+        own = item.chunk.own_of(item.index)
+        sampling = None if own is None else own.sampling
+        return OneRequest(
+            CompletionAsk(item.chunk.prompt(item.index), self._seed(item, own), sampling)
+        )
+
+    def _seed(self, item: WorkItem, own: OwnSampling | None) -> int | None:
+        if (own.sampling if own is not None else self.settings).is_greedy:
+            return None
+        if own is not None and own.seed is not None:
+            return own_seed(own.seed, item.sample)
+        if self.settings.seed is None:
+            return None
+        row = int(item.chunk.rows[item.index])
+        return request_seed(self.settings.seed, item.chunk.shard, row, item.sample)
 
     def num_tokens(self, answer: Answer, num_prompt_tokens: int) -> int:
         return len(Completion.of(answer).token_ids)
@@ -161,13 +175,7 @@ class Generate:
         texts = _texts(done, is_error, detokenize)
         num_prompt_tokens = row_values(results, lambda c: np.diff(c.offsets).astype(np.int32))
         token_logprobs = lists([c.token_logprobs for c in done], np.float32)
-        parsed: list[str | None] = [None] * len(texts)
-        if (schema := self._json_schema) is not None:
-            documents = Documents(schema)
-            parsed = [
-                documents.fitting(text, is_cut=result.finish_reason == "length")
-                for text, result in zip(texts, done, strict=True)
-            ]
+        parsed = self._parsed(results, texts, done)
         columns = {
             "completion": pa.array(texts, pa.string()),
             "parsed": pa.array(parsed, pa.string()),
@@ -185,7 +193,7 @@ class Generate:
             columns["is_reasoning_cut"] = pa.array(
                 [c.is_reasoning_cut for c in done], pa.bool_(), mask=is_error
             )
-        if self.settings.logprobs:
+        if self._has_tops:
             columns["top_token_ids"], columns["top_logprobs"] = top_lists(done)
         if self.settings.prompt_logprobs:
             columns["prompt_token_logprobs"] = lists(
@@ -193,9 +201,26 @@ class Generate:
             )
         return columns
 
+    def _parsed(
+        self, results: Sequence[Result], texts: Sequence[str | None], done: Sequence[Completion]
+    ) -> list[str | None]:
+        """Those of `texts` that are documents which fit the schema that they were asked for."""
+        documents: dict[int, Documents | None] = {}  # by what holds the schema
+        parsed = []
+        for result, text, completion in zip(results, texts, done, strict=True):
+            own = result.chunk.own_of(result.index)
+            sampling = self.settings if own is None else own.sampling
+            if id(sampling) not in documents:
+                schema = _json_schema(sampling)
+                documents[id(sampling)] = None if schema is None else Documents(schema)
+            asked = documents[id(sampling)]
+            is_cut = completion.finish_reason == "length"
+            parsed.append(None if asked is None else asked.fitting(text, is_cut=is_cut))
+        return parsed
+
     def count(self, table: pa.Table) -> Mapping[str, int]:
         num_unparsed, of_reasoning = 0, {}
-        if self._json_schema is not None:
+        if _json_schema(self.settings) is not None:
             num_unparsed = table.column("parsed").null_count - num_failed(table)
         if self.settings.reasoning_parser is not None:
             num_cut = pc.sum(table.column("is_reasoning_cut")).as_py() or 0
@@ -228,7 +253,7 @@ class Generate:
                 max(0, num_cut - num_without),
                 max(0, num_unparsed - num_without),
             )
-        if self._json_schema is not None:
+        if _json_schema(self.settings) is not None:
             yield from _of_documents(num_done, num_cut, num_unparsed)
         elif num_cut:
             kind, _ = self.settings.structured.constraint
@@ -238,12 +263,21 @@ class Generate:
             )
 
     @property
-    def _json_schema(self) -> dict[str, Any] | None:
-        structured = self.settings.structured
-        if structured is None or structured.json_schema is None:
-            return None
-        _, schema = structured.constraint
-        return dict(schema)
+    def _has_tops(self) -> bool:
+        return bool(self.settings.logprobs) or self.settings.per_row.sets("logprobs")
+
+    @property
+    def _has_own_schemas(self) -> bool:
+        """Which rows have a schema, and so may be unparsed, is not in the output."""
+        return self.settings.per_row.sets("structured")
+
+
+def _json_schema(sampling: SamplingSettings) -> dict[str, Any] | None:
+    structured = sampling.structured
+    if structured is None or structured.json_schema is None:
+        return None
+    _, schema = structured.constraint
+    return dict(schema)
 
 
 def _of_documents(num_done: int, num_cut: int, num_unparsed: int) -> Iterator[str]:

@@ -44,6 +44,26 @@ def path(folder: Place, tmp_path: Path) -> Path:
     return write_job(tmp_path, job(folder, sampling={"temperature": 1.0, "seed": 5}))
 
 
+def test_it_shows_a_rows_own_settings_and_samples_by_them(folder: Place, tmp_path: Path) -> None:
+    frame = rows(2).with_columns(limit=pl.Series([None, 700]), heat=pl.Series([None, 1.0]))
+    folder.write_parquet("in/s0.parquet", frame)
+    per_row = {"max_tokens": "limit", "temperature": "heat"}
+    settings = job(folder, sampling={"seed": 5, "per_row": per_row})
+    path = write_job(tmp_path, settings)
+    shown = run(path, "--row", "1", **TRY)
+    assert shown.stdout.startswith(
+        "row      s0.parquet:1\n         max_tokens from column limit: 700\n"
+        "         temperature from column heat: 1.0\nprompt   "
+    ), shown.stdout + shown.stderr
+    assert "tokens of 1,348 that fit" in shown.stdout
+    assert run(path).code == 0
+    length = results(folder)["num_completion_tokens"][1]
+    assert length > 16 and f"{length} tokens in " in shown.stdout
+    assert "limit: null: the job's own" in run(path, **TRY).stdout
+    talked = run(path, "--prompt", "no row", **TRY)
+    assert (talked.code, "column" in talked.stdout) == (0, False)
+
+
 def test_it_shows_what_a_run_computes_for_the_row(path: Path, folder: Place) -> None:
     """With the row's seed; special tokens are marked, and no output appears."""
     shown = run(path, "--row", "4", **TRY)

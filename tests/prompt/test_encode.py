@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import normalizers
 
+from batchinfer.prompt import tokenize
 from batchinfer.prompt.encode import TokenEncoder, slice_chars_of
 from tests.support.prompts import MODEL, chat, kinds_of, prompter, rows_of, table
 
@@ -190,13 +191,15 @@ def test_what_is_left_of_a_long_text_has_the_tokens_of_the_whole(
 
 
 @pytest.mark.parametrize("side", ["truncate_left", "truncate_right"])
-def test_a_long_text_is_cut_to_the_same_prompt_as_a_whole_one(side: str) -> None:
+def test_a_long_text_is_cut_to_the_same_prompt_as_a_whole_one(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {**chat("{{ text }}"), "on_too_long": side, "max_model_len": 500}
     rows = table(words(300_000))
     made = prompter(**settings)
-    assert len(rows["text"][0].as_py()) > made._long_chars
+    assert len(rows["text"][0].as_py()) > slice_chars_of(made.limit.max_tokens)
     found = rows_of(made.prepare(rows))
-    made._long_chars = 10**9  # encodes all of it
+    monkeypatch.setattr(tokenize, "slice_chars_of", lambda _: 10**9)  # encodes all of it
     assert found == rows_of(made.prepare(rows))
 
 

@@ -5,6 +5,7 @@ Must not know: tasks, engines.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +18,11 @@ from batchinfer.engine.base import Answer, Demand, Float32Array, Int32Array, Req
 
 @dataclass(frozen=True, slots=True)
 class CompletionDemand(Demand):
-    """How tokens are sampled; prompts' logprobs too if `sampling.prompt_logprobs`."""
+    """How tokens are sampled; prompts' logprobs too if `sampling.prompt_logprobs`.
+
+    With `sampling.per_row` requests may bring their own sampling, which differs in these settings
+    alone.
+    """
 
     wants: ClassVar[str] = "completion"
 
@@ -38,11 +43,15 @@ class CompletionRequest(Request):
     seed: int | None = None  # None: the engine's own random state (or greedy)
     next_token: int | None = None  # the one token to be generated; None: what sampling chooses
     is_streamed: bool = False  # `StreamingEngine.so_far` is asked for it
+    sampling: SamplingSettings | None = None  # the request's own; None: the demand's
 
     def __str__(self) -> str:
         words = [f"{len(self.token_ids)} prompt tokens, seed {self.seed}"]
         if self.next_token is not None:
             words.append(f"next token {self.next_token}")
+        if self.sampling is not None:
+            own = self.sampling.model_dump(mode="json", exclude_defaults=True, exclude={"n"})
+            words.append(f"sampled by {json.dumps(own, ensure_ascii=False)}")
         return ", ".join(words)
 
 

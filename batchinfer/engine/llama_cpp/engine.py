@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Answer, EngineFacts, EngineSpec, Request, Timing
 from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.engine.llama_cpp.batch import StepBatch
+from batchinfer.engine.llama_cpp.demands.completion import check_together
 from batchinfer.engine.llama_cpp.logprobs import Positions
 from batchinfer.engine.llama_cpp.requests import requests_of
-from batchinfer.engine.llama_cpp.sampling import Samplers
+from batchinfer.engine.llama_cpp.sampling import Samplers, is_plain
 from batchinfer.engine.llama_cpp.sizes import Sizes
-from batchinfer.errors import EngineDied, RowError
+from batchinfer.errors import ConfigError, EngineDied, RowError
 from batchinfer.llama_cpp.library import library
 from batchinfer.llama_cpp.vocabulary import Vocabulary
 
@@ -38,6 +40,7 @@ class _Sequence:
     """A request on its way. `num_computed`: prompt tokens whose keys and values are cached."""
 
     request: CompletionRequest
+    sampling: SamplingSettings
     slot: int
     added_s: float
     scheduled_s: float
@@ -83,7 +86,6 @@ class LlamaCppEngine:
             self._max_model_len,
             self._sampling,
         )
-        self._stops = [stop.encode() for stop in self._sampling.stop]
         self._batch = StepBatch(sizes.max_num_batched_tokens)
         self._waiting: deque[tuple[CompletionRequest, float]] = deque()
         self._running: list[_Sequence] = []
@@ -115,6 +117,12 @@ class LlamaCppEngine:
                 f"token id {most if least >= 0 else least} is not in the model's vocabulary of "
                 f"{self._vocabulary.size}",
             )
+        if request.sampling is not None:
+            try:
+                check_together(request.sampling)
+                self._samplers.check(request.sampling)
+            except ConfigError as error:
+                raise RowError("engine_rejected", str(error)) from None
         self._waiting.append((request, _clock()))
 
     def step(self) -> list[Answer]:
@@ -165,14 +173,18 @@ class LlamaCppEngine:
             if self._sizes.is_shared and (room := room - self._most_tokens(request)) < 0:
                 return
             self._waiting.popleft()
-            chain = None
-            if not self._samplers.is_plain and request.next_token is None:
-                chain = self._samplers.chain(request.token_ids.tolist(), request.seed)
+            sampling, chain = self._sampling_of(request), None
+            if not is_plain(sampling) and request.next_token is None:
+                chain = self._samplers.chain(sampling, request.token_ids.tolist(), request.seed)
             slot = self._slots.pop()
-            self._running.append(_Sequence(request, slot, added_s, _clock(), chain))
+            self._running.append(_Sequence(request, sampling, slot, added_s, _clock(), chain))
+
+    def _sampling_of(self, request: CompletionRequest) -> SamplingSettings:
+        return request.sampling or self._sampling
 
     def _most_tokens(self, request: CompletionRequest) -> int:
-        return min(len(request.token_ids) + self._sampling.max_tokens, self._max_model_len)
+        most = len(request.token_ids) + self._sampling_of(request).max_tokens
+        return min(most, self._max_model_len)
 
     def _plan(self) -> list[tuple[_Sequence, int, int]]:
         """Fill the batch. -> (sequence, its first row of logits, how many it has)"""
@@ -205,8 +217,9 @@ class LlamaCppEngine:
         token_id = self._choose(sequence, logits[-1])
         if sequence.first_token_s is None:
             sequence.first_token_s = now
-        if self._sampling.logprobs is not None or sequence.request.next_token is not None:
-            num_top = self._sampling.logprobs or 0
+        sampling = sequence.sampling
+        if sampling.logprobs is not None or sequence.request.next_token is not None:
+            num_top = sampling.logprobs or 0
             sequence.of_tokens.add(logits[-1:], np.array([token_id]), num_top)
         sequence.token_ids.append(token_id)
         ended = self._end_of(sequence, token_id)
@@ -234,16 +247,16 @@ class LlamaCppEngine:
 
     def _end_of(self, sequence: _Sequence, token_id: int) -> tuple[str, str | None, int] | None:
         """(finish reason, stop reason, tokens that belong to the text), None: it goes on."""
-        num_tokens = len(sequence.token_ids)
-        if token_id in self._ends and not self._sampling.ignore_eos:
+        num_tokens, sampling = len(sequence.token_ids), sequence.sampling
+        if token_id in self._ends and not sampling.ignore_eos:
             return "stop", None, num_tokens - 1
-        if token_id in self._sampling.stop_token_ids:
+        if token_id in sampling.stop_token_ids:
             return "stop", str(token_id), num_tokens - 1
-        if self._stops:
+        if sampling.stop:
             sequence.text += self._vocabulary.pieces[token_id]
             if (stop := self._stop_in(sequence, token_id)) is not None:
                 return "stop", stop, num_tokens
-        if num_tokens >= self._sampling.max_tokens:
+        if num_tokens >= sampling.max_tokens:
             return "length", None, num_tokens
         if len(sequence.prompt) + num_tokens >= self._max_model_len:
             return "length", None, num_tokens
@@ -254,7 +267,7 @@ class LlamaCppEngine:
         text, of_last = sequence.text, len(self._vocabulary.pieces[token_id])
         places = [
             (place, stop)
-            for stop in self._stops
+            for stop in map(str.encode, sequence.sampling.stop)
             if (place := text.find(stop, max(0, len(text) - of_last - len(stop) + 1))) >= 0
         ]
         if not places:
@@ -289,11 +302,11 @@ class LlamaCppEngine:
             key=sequence.request.key,
             token_ids=np.array(sequence.token_ids, np.int32),
             num_text_tokens=len(sequence.token_ids),
-            text=sequence.text.decode("utf-8", "replace") if self._stops else None,
+            text=sequence.text.decode("utf-8", "replace") if sequence.sampling.stop else None,
         )
         if sequence.of_tokens:
             found.token_logprobs = sequence.of_tokens.logprobs()
-            if self._sampling.logprobs:
+            if sequence.sampling.logprobs:
                 found.top_offsets, found.top_token_ids, found.top_logprobs = (
                     sequence.of_tokens.flat_tops()
                 )

@@ -20,42 +20,41 @@ from batchinfer.llama_cpp.library import SamplerChainParams, last_errors, librar
 _GUIDANCE = {"json_schema": "json", "regex": "regex"}
 #: llama.cpp's word for "another seed each time".
 _RANDOM_SEED = 0xFFFFFFFF
+#: That are kept, where rows have their own.
+_MAX_CONSTRAINTS = 256
 _SEED_MIX = 0x9E3779B97F4A7C15
 
 
 class Samplers:
-    """Makes the chains of one job's requests. Raises ConfigError for a grammar that is none."""
+    """Makes the chains of one job's requests. Raises ConfigError for a grammar that is none.
+
+    Each constraint is read once, and requests take copies.
+    """
 
     def __init__(
         self, file: str, vocab: Any, max_model_len: int, sampling: SamplingSettings
     ) -> None:
         """`vocab`: llama.cpp's, of the loaded model of `file`."""
-        self._lib, self._vocab, self._sampling = library(), vocab, sampling
+        self._lib, self._vocab, self._file = library(), vocab, file
         self._vocab_size = int(self._lib.llama_vocab_n_tokens(vocab))
         self._max_model_len = max_model_len
-        self._constraint: Any = None
+        self._constraints: dict[str, Any] = {}
+        self.check(sampling)
+
+    def check(self, sampling: SamplingSettings) -> None:
+        """Read what it constrains completions by. Raises ConfigError for what is none."""
         if sampling.structured is not None:
-            self._constraint = self._constraint_of(file, *sampling.structured.constraint)
+            self._constraint_of(*sampling.structured.constraint)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the likeliest token is always taken: no chain is needed."""
-        s = self._sampling
-        return s.is_greedy and self._constraint is None and not self._has_penalties
-
-    @property
-    def _has_penalties(self) -> bool:
-        s = self._sampling
-        return (s.repetition_penalty, s.presence_penalty, s.frequency_penalty) != (1.0, 0.0, 0.0)
-
-    def chain(self, prompt: Iterable[int], seed: int | None) -> Any:
+    def chain(self, sampling: SamplingSettings, prompt: Iterable[int], seed: int | None) -> Any:
         """The chain of a request; `free` it. It takes in the tokens that it samples itself."""
-        lib, s = self._lib, self._sampling
+        lib, s = self._lib, sampling
         chain = lib.llama_sampler_chain_init(SamplerChainParams(True))
-        for sampler in self._penalties(prompt):
+        for sampler in self._penalties(s, prompt):
             lib.llama_sampler_chain_add(chain, sampler)
-        if self._constraint:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_clone(self._constraint))
+        if s.structured is not None:
+            constraint = self._constraint_of(*s.structured.constraint)
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_clone(constraint))
         if s.is_greedy:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
             return chain
@@ -73,15 +72,23 @@ class Samplers:
         self._lib.llama_sampler_free(chain)
 
     def close(self) -> None:
-        if self._constraint:
-            self._lib.llama_sampler_free(self._constraint)
-            self._constraint = None
+        while self._constraints:
+            self._lib.llama_sampler_free(self._constraints.popitem()[1])
 
-    def _constraint_of(self, file: str, kind: str, value: Any) -> Any:
-        """The sampler of `sampling.structured`; requests take copies."""
+    def _constraint_of(self, kind: str, value: Any) -> Any:
+        """The sampler of a constraint."""
+        key = json.dumps([kind, value])
+        if key not in self._constraints:
+            made = self._read(kind, value)
+            if len(self._constraints) >= _MAX_CONSTRAINTS:
+                self.close()
+            self._constraints[key] = made
+        return self._constraints[key]
+
+    def _read(self, kind: str, value: Any) -> Any:
         if kind in _GUIDANCE:
             text = value if isinstance(value, str) else json.dumps(value)
-            if why := why_unreadable(file, _GUIDANCE[kind], text):
+            if why := why_unreadable(self._file, _GUIDANCE[kind], text):
                 raise _unreadable(kind, value, why)
             return guidance_sampler(self._vocab, _GUIDANCE[kind], text)
         grammar = str(value) if kind == "grammar" else _one_of(value)
@@ -91,9 +98,9 @@ class Samplers:
             raise _unreadable(kind, value, last_errors[-1] if last_errors else "it gives no reason")
         return found
 
-    def _penalties(self, prompt: Iterable[int]) -> Iterable[Any]:
+    def _penalties(self, s: SamplingSettings, prompt: Iterable[int]) -> Iterable[Any]:
         """Repetition is of prompt and completion, presence and frequency of the completion."""
-        lib, s, last = self._lib, self._sampling, self._max_model_len
+        lib, last = self._lib, self._max_model_len
         if s.repetition_penalty != 1.0:
             repetition = lib.llama_sampler_init_penalties(
                 self._vocab_size, last, s.repetition_penalty, 0.0, 0.0
@@ -105,6 +112,13 @@ class Samplers:
             yield lib.llama_sampler_init_penalties(
                 self._vocab_size, last, 1.0, s.frequency_penalty, s.presence_penalty
             )
+
+
+def is_plain(sampling: SamplingSettings) -> bool:
+    """Whether the likeliest token is always taken: no chain is needed."""
+    s = sampling
+    penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+    return s.is_greedy and s.structured is None and penalties == (1.0, 0.0, 0.0)
 
 
 def _seed32(seed: int | None) -> int:

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from batchinfer.config import SamplingSettings, thaw
+from batchinfer.config import CONSTRAINTS, SamplingSettings, thaw
 from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.engine.vllm.errors import first_line
 from batchinfer.errors import ConfigError
@@ -38,11 +38,10 @@ def reasoning_problems(sampling: SamplingSettings, options: Mapping[str, Any]) -
         return
     if options.get("skip_tokenizer_init"):
         yield f"engine.options.skip_tokenizer_init and {_KEY} do not go together: remove one"
-    if structured.get("enable_in_reasoning") and sampling.structured is not None:
-        kind, _ = sampling.structured.constraint
+    if structured.get("enable_in_reasoning") and (key := constraint_key(sampling)):
         yield (
             "engine.options.structured_outputs_config.enable_in_reasoning would hold thoughts to "
-            f"sampling.structured.{kind}, too, beside {_KEY}: remove one of them"
+            f"{key}, too, beside {_KEY}: remove one of them"
         )
     name, known = sampling.reasoning_parser, parser_names()
     if known and name not in known and _plugin(options) is None:
@@ -51,6 +50,14 @@ def reasoning_problems(sampling: SamplingSettings, options: Mapping[str, Any]) -
         yield f"{_KEY}: this vLLM has no parser {name}: {hint}"
     if sampling.thinking_budget_tokens is not None and not has_budget():
         yield "sampling.thinking_budget_tokens: this vLLM cannot end a thought: leave it out"
+
+
+def constraint_key(sampling: SamplingSettings) -> str | None:
+    """For messages: what in the job asks for structured completions."""
+    if sampling.structured is not None:
+        return f"sampling.structured.{sampling.structured.constraint[0]}"
+    names = (name for name in CONSTRAINTS if sampling.per_row.sets(name))
+    return next((f"sampling.per_row.{name}" for name in names), None)
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Request, Timing
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.testing.engine import FakePlan
@@ -21,13 +22,16 @@ class FakeCompletions:
 
     def __init__(self, demand: CompletionDemand, plan: FakePlan) -> None:
         self._plan = plan
-        self._max_tokens = demand.sampling.max_tokens
-        self._num_logprobs = demand.sampling.logprobs
+        self._sampling = demand.sampling
         self._has_reasoning = demand.sampling.reasoning_parser is not None
         self._has_prompt_logprobs = demand.sampling.prompt_logprobs
 
     def num_steps(self, request: Request) -> int:
-        return 1 + _hash(request) % self._max_tokens
+        return 1 + _hash(request) % self._of(request).max_tokens
+
+    def _of(self, request: Request) -> SamplingSettings:
+        assert isinstance(request, CompletionRequest)
+        return request.sampling or self._sampling
 
     def answer(self, request: Request, num_steps: int) -> Completion:
         whole = self._whole(request)
@@ -44,9 +48,10 @@ class FakeCompletions:
     def _whole(self, request: Request) -> Completion:
         assert isinstance(request, CompletionRequest)
         seed = _hash(request)
-        length = 1 + seed % self._max_tokens
+        sampling = self._of(request)
+        length = 1 + seed % sampling.max_tokens
         token_ids = ((np.arange(length, dtype=np.int64) * 7919 + seed) % 4000 + 10).astype(np.int32)
-        is_stop = length < self._max_tokens
+        is_stop = length < sampling.max_tokens
         if is_stop:
             token_ids[-1] = EOS_TOKEN_ID
         fields: dict[str, Any] = {}
@@ -54,17 +59,16 @@ class FakeCompletions:
             token_ids = np.array([request.next_token], np.int32)
             whole = np.concatenate([request.token_ids, token_ids])
             fields["token_logprobs"] = prompt_logprobs(whole)[-1:]
-        elif self._num_logprobs is not None:
+        elif sampling.logprobs is not None:
             fields["token_logprobs"] = (-(token_ids % 100) / 100).astype(np.float32)
-        if self._num_logprobs:
-            k = self._num_logprobs
+        if k := sampling.logprobs:
             fields["top_offsets"] = np.arange(0, length * k + 1, k, dtype=np.int32)
             fields["top_token_ids"] = np.repeat(token_ids, k)
             fields["top_logprobs"] = np.repeat(fields["token_logprobs"], k)
         if self._has_prompt_logprobs:
             fields["prompt_token_logprobs"] = prompt_logprobs(request.token_ids)
-            if self._num_logprobs:
-                tops = prompt_tops(request.token_ids, self._num_logprobs)
+            if k:
+                tops = prompt_tops(request.token_ids, k)
                 fields["prompt_top_token_ids"], fields["prompt_top_logprobs"] = tops
         if self._has_reasoning and self._plan.thought is not None:
             fields["reasoning"], fields["is_reasoning_cut"] = self._plan.thought, not is_stop

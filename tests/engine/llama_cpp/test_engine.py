@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batchinfer.config import SamplingSettings
+from batchinfer.config import SamplingSettings, StructuredSettings
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.errors import ConfigError, EngineDied, RowError
@@ -289,3 +289,38 @@ def test_a_request_can_be_watched_and_given_up(demo_gguf: Path, prompts: list[li
     assert num_seen == list(range(1, len(expected.token_ids)))
     assert sorted(found) == [0, 1]
     assert found[1].token_ids.tolist() == other.token_ids.tolist()
+
+
+OWN: list[dict[str, Any]] = [
+    {"max_tokens": 5, "logprobs": 2},
+    {"max_tokens": 20, "temperature": 1.0},  # with the seed of its request
+    {"max_tokens": 40, "structured": {"json_schema": SCHEMA}},
+    {"max_tokens": 24, "stop": ["a"]},
+    {"max_tokens": 8, "ignore_eos": True, "presence_penalty": 1.5},
+]
+
+
+def test_requests_that_are_sampled_in_their_own_ways_share_steps(
+    demo_gguf: Path, prompts: list[list[int]]
+) -> None:
+    """Each gets what it gets in an engine whose job says so; what cannot be is its row's error."""
+    ways = [SamplingSettings.model_validate(own) for own in OWN]
+    cannot = SamplingSettings(ignore_eos=True, structured=StructuredSettings(regex="a+"))
+    with running(demo_gguf) as llama:
+        for key, way in enumerate(ways):
+            prompt = np.array(prompts[0], np.int32)
+            llama.add(CompletionRequest(key, prompt, seed=9, sampling=way))
+        for refused in (cannot, SamplingSettings(structured=StructuredSettings(grammar="r ::= ("))):
+            with pytest.raises(RowError):
+                llama.add(CompletionRequest(9, np.array(prompts[0], np.int32), sampling=refused))
+        done: dict[int, Completion] = {}
+        while len(done) < len(ways):
+            done |= {answer.key: Completion.of(answer) for answer in llama.step()}
+    for key, own in enumerate(OWN):
+        with running(demo_gguf, sampling=own) as llama:
+            (alone,) = complete(llama, prompts[0], seed=9)
+        found = done[key]
+        assert found.token_ids.tolist() == alone.token_ids.tolist()
+        assert (found.finish_reason, found.stop_reason) == (alone.finish_reason, alone.stop_reason)
+        assert found.text == alone.text
+        assert np.array_equal(found.top_token_ids, alone.top_token_ids)

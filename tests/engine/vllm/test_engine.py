@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchinfer.config import SamplingSettings, StructuredSettings
+from batchinfer.config import PerRowSettings, SamplingSettings, StructuredSettings
 from batchinfer.engine.demands.completion import (
     Completion,
     CompletionDemand,
@@ -648,6 +648,61 @@ def test_a_choice_is_one_of_the_choices(core: Any) -> None:
     engine.check_requests()
     done = run(engine, *(CompletionRequest(i, p) for i, p in enumerate(PROMPTS)))
     assert {text_of(c) for c in done.values()} <= {"library", "program"}
+
+
+OWN: list[dict[str, Any]] = [
+    {"max_tokens": 5, "logprobs": 2},
+    {"max_tokens": 20, "temperature": 1.0},  # with the seed of its request
+    {"max_tokens": 12, "structured": {"choice": ["library", "program"]}},
+    {"max_tokens": 48, "stop": ["Python"]},
+    {"max_tokens": 8, "ignore_eos": True, "logprobs": 0},
+]
+PER_ROW = {name: name for name in ("max_tokens", "temperature", "stop", "choice", "seed")}
+
+
+def test_requests_that_are_sampled_in_their_own_ways_share_steps(core: Any) -> None:
+    """Each gets what it gets in an engine whose job says so."""
+    ways = [SamplingSettings.model_validate({"seed": 0} | own) for own in OWN]
+    seeds = [9 if way.uses_seeds else None for way in ways]
+    mixed = engine_on(core, with_sampling(per_row=PerRowSettings(**PER_ROW)))
+    mixed.check_requests()
+    done = run(
+        mixed,
+        *(
+            CompletionRequest(key, PROMPTS[2], seeds[key], sampling=way)
+            for key, way in enumerate(ways)
+        ),
+    )
+    for key, way in enumerate(ways):
+        settings = dataclasses.replace(SETTINGS, demand=CompletionDemand("generate", way))
+        alone = run(engine_on(core, settings), CompletionRequest(key, PROMPTS[2], seeds[key]))[key]
+        found = done[key]
+        assert found.token_ids.tolist() == alone.token_ids.tolist()
+        assert (found.finish_reason, found.stop_reason) == (alone.finish_reason, alone.stop_reason)
+        assert found.text == (alone.text if way.stop else text_of(alone))
+        assert np.array_equal(found.top_token_ids, alone.top_token_ids)
+    assert done[3].stop_reason == "Python" and text_of(done[2]) in ("library", "program")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"stop_token_ids": (99_999,)},
+        structured(grammar="root ::= oops("),
+        structured(regex="(unclosed"),
+        structured(json_schema={"type": "string", "pattern": "(?<=a)b"}),
+    ],
+)
+def test_a_way_of_sampling_that_vllm_refuses_is_an_error_of_its_row(
+    core: Any, own: dict[str, Any]
+) -> None:
+    engine = engine_on(core, with_sampling(max_tokens=2, per_row=PerRowSettings(**PER_ROW)))
+    engine.add(CompletionRequest(0, PROMPTS[0]))
+    refused = SamplingSettings().model_copy(update=own)
+    with pytest.raises(RowError) as caught:
+        engine.add(CompletionRequest(1, PROMPTS[0], sampling=refused))
+    assert caught.value.kind == "engine_rejected" and caught.value.message
+    assert run(engine, CompletionRequest(2, PROMPTS[1]), num_before=1).keys() == {0, 2}
 
 
 @pytest.mark.parametrize(

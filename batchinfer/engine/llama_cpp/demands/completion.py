@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from batchinfer.config import SamplingSettings
 from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.errors import ConfigError
 
@@ -16,17 +17,22 @@ class CompletionRequests:
         self.sampling = demand.sampling
 
     def check(self) -> None:
-        if self.sampling.structured is not None and self.sampling.ignore_eos:
-            raise ConfigError(
-                "sampling.ignore_eos and sampling.structured do not go together in llama.cpp: what "
-                "a grammar has ended cannot go on; remove one of them"
-            )
+        check_together(self.sampling)
         if self.sampling.reasoning_parser is not None:
             raise ConfigError(
                 "sampling.reasoning_parser: the parsers are vLLM's, and the engine llama_cpp has "
                 "none: leave the key out, and thought and answer are both the completion, or run "
                 "the model on engine: {name: vllm}"
             )
+
+
+def check_together(sampling: SamplingSettings) -> None:
+    """Raise ConfigError for settings, the job's or a row's, that llama.cpp cannot compute."""
+    if sampling.structured is not None and sampling.ignore_eos:
+        raise ConfigError(
+            "sampling.ignore_eos and sampling.structured do not go together in llama.cpp: what a "
+            "grammar has ended cannot go on; remove one of them"
+        )
 
 
 REQUESTS = CompletionRequests

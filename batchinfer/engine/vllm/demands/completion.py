@@ -1,7 +1,7 @@
 """Completions of vLLM.
 
-All requests share one set of sampling parameters; only the seed and a token that is set beforehand
-differ. Must not know: how an engine is built or driven.
+Requests share one set of sampling parameters, or those of the rows that are sampled alike; only the
+seed and a token that is set beforehand differ. Must not know: how an engine is built or driven.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from batchinfer.engine.demands.completion import Completion, CompletionDemand, C
 from batchinfer.engine.vllm.errors import rejections, whole_reason
 from batchinfer.engine.vllm.output import completion_of, partial_of
 from batchinfer.engine.vllm.reasoning import Splitter, reasoning_problems
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, RowError
 from batchinfer.model import Lora
 
 _STRUCTURED_FIELDS = {
@@ -26,6 +26,8 @@ _STRUCTURED_FIELDS = {
     "choice": "choice",
     "grammar": "grammar",
 }
+#: Ways of sampling whose parameters are kept.
+_MAX_OWN = 1024
 _SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
 #: Of `override_generation_config`: the job's own sampling stands above a model's.
 _SAMPLING_KEYS = frozenset(
@@ -43,21 +45,24 @@ class CompletionRequests:
     def __init__(self, demand: CompletionDemand) -> None:
         self.demand = demand
         self._sampling = demand.sampling
-        self._has_text = bool(demand.sampling.stop)
+        self._has_text = demand.sampling.may_have("stop")
+        self._own: dict[int, tuple[SamplingSettings, Any]] = {}  # by what is held here
         self._splitter: Splitter | None = None
 
     def problems(self, options: Mapping[str, Any]) -> Iterator[str]:
         sampling = self._sampling
         yield from reasoning_problems(sampling, options)
         if options.get("skip_tokenizer_init") and not (
-            sampling.ignore_eos and sampling.structured is None and not sampling.stop
+            sampling.ignore_eos
+            and not any(map(sampling.may_have, ("structured", "stop")))
+            and not sampling.per_row.sets("ignore_eos")
         ):
             yield (
                 "engine.options.skip_tokenizer_init leaves vLLM without the end-of-text token, and "
                 "without stop texts and structured completions: it needs sampling.ignore_eos, and "
                 "no sampling.stop or sampling.structured"
             )
-        if is_speculative(options) and sampling.min_p:
+        if is_speculative(options) and sampling.may_have("min_p"):
             yield (
                 "sampling.min_p and speculative decoding (engine.options) do not go together: vLLM "
                 "does not compute it there. Remove one of them"
@@ -99,15 +104,34 @@ class CompletionRequests:
 
     @cached_property
     def shared(self) -> Any:
-        params = shared_params(self._sampling, num_prompt_tops=self.num_prompt_tops)
+        return self._params(self._sampling)
+
+    def _params(self, sampling: SamplingSettings) -> Any:
+        params = shared_params(
+            sampling, num_prompt_tops=self.num_prompt_tops, has_text=self._has_text
+        )
         if self._splitter is not None:
             params.skip_special_tokens = self._splitter.skips_special_tokens
         return params
 
+    def _of(self, own: SamplingSettings | None) -> Any:
+        """What requests that are sampled so have in common. Raises RowError."""
+        if own is None:
+            return self.shared
+        if id(own) not in self._own:
+            if len(self._own) >= _MAX_OWN:
+                self._own = {}
+            try:
+                params = self._params(own)
+            except ConfigError as error:
+                raise RowError("engine_rejected", str(error)) from None
+            self._own[id(own)] = (own, params)
+        return self._own[id(own)][1]
+
     def params(self, request: Request) -> Any:
         assert isinstance(request, CompletionRequest)
         assert request.seed is None or self._sampling.uses_seeds, "the engine has no seeds"
-        params = copy.copy(self.shared)
+        params = copy.copy(self._of(request.sampling))
         params.seed = request.seed
         if request.next_token is not None:
             # Its logprob is that of the raw logits: vLLM takes those before it masks any token.
@@ -159,10 +183,13 @@ def overridden_sampling(options: Mapping[str, Any]) -> str | None:
     return min(_SAMPLING_KEYS & overridden.keys(), default=None)
 
 
-def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> Any:
-    """The parameters all requests share. ConfigError for a value that vLLM does not accept.
+def shared_params(
+    sampling: SamplingSettings, *, num_prompt_tops: int = 0, has_text: bool = False
+) -> Any:
+    """The parameters that requests share. ConfigError for a value that vLLM does not accept.
 
-    `num_prompt_tops`: the likeliest tokens that come with `sampling.prompt_logprobs`.
+    `num_prompt_tops`: the likeliest tokens that come with `sampling.prompt_logprobs`. `has_text`:
+    vLLM detokenizes, as it has to for stop texts.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -190,7 +217,7 @@ def shared_params(sampling: SamplingSettings, *, num_prompt_tops: int = 0) -> An
             flat_logprobs=True,
             ignore_eos=sampling.ignore_eos,
             structured_outputs=structured,
-            detokenize=bool(sampling.stop),
+            detokenize=has_text,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,  # 0.6 us a request for a shallow copy, 20 us for a deep one
             **budget,
