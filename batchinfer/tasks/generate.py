@@ -65,6 +65,8 @@ COLUMNS: Mapping[str, Column] = {
 COUNTS = ("completion_tokens", "rows_cut", "rows_unparsed")
 #: With a reasoning parser also: completions without an answer, as they ended within the thought.
 _REASONING_COUNTS = ("rows_reasoning_cut",)
+#: Settings that footers name only where they are set: files without them stay as they were.
+_LATER = ("reasoning_parser", "thinking_budget_tokens", "per_row")
 _TOP_COLUMNS = ("top_token_ids", "top_logprobs")
 _REASONING_COLUMNS = ("reasoning", "is_reasoning_cut")
 
@@ -125,7 +127,9 @@ class Generate:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"sampling": self.settings.model_dump(mode="json")}
+        settings = self.settings.model_dump(mode="json")
+        own = {"per_row": dict(self.settings.per_row.columns)}
+        return {"sampling": {k: v for k, v in (settings | own).items() if v or k not in _LATER}}
 
     @property
     def input_columns(self) -> Mapping[str, str]:
