@@ -1,7 +1,7 @@
 """Conversations to text with a chat template: the tokenizer's own, one by name, or a given text.
 
-Must not know: rows, tokens. The template is compiled once (by transformers' helper, which gives it
-the functions that chat templates of models expect); what it does to one conversation stays there.
+Must not know: rows, tokens. The template is compiled once; what it does to one conversation stays
+there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from batchinfer.errors import ConfigError, RowError
+from batchinfer.prompt.chat_rendering import ChatRenderer
 from batchinfer.prompt.formats import FORMATS
 from batchinfer.prompt.messages import Messages
+from batchinfer.prompt.numbers import readable_reason
 from batchinfer.prompt.render import has_address, refuse_addresses, template_error
 from batchinfer.prompt.wording import refuse_chat_template
 
@@ -46,23 +48,25 @@ class ChatTemplate:
         """
         self.source = _source(tokenizer, template, arguments.get("tools"))
         _warn_of_unread(arguments, self.source)
-        self._render = _renderer(tokenizer)
-        self._arguments = {
+        key = _KEY if template else "the tokenizer's chat template"
+        given = {
             **tokenizer.special_tokens_map,
             "add_generation_prompt": not continues,
             **arguments,
-            "chat_template": self.source,
-            "continue_final_message": continues,
         }
         try:
-            self._render([], **self._arguments)  # compiles it
+            self._renderer = ChatRenderer(self.source, is_left_open=continues, **given)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"{_KEY}, line {error.lineno}: {error.message}") from None
+            raise ConfigError(f"{key}, line {error.lineno}: {error.message}") from None
         except TemplateError as error:
-            raise ConfigError(f"{_KEY}: {error.message}") from None
-        except (TypeError, ValueError) as error:  # tools, documents
+            raise ConfigError(f"{key}: {error.message}") from None
+        except TypeError as error:  # tools, documents
             raise ConfigError(f"prompt.chat_template_kwargs: {error}") from error
-        refuse_chat_template(self.source, _KEY if template else "the tokenizer's chat template")
+        except RecursionError:
+            raise ConfigError(f"{key}: the template is nested too deeply") from None
+        except Exception as error:  # Python's own bounds: nested loops, digits of a number
+            raise ConfigError(f"{key}: {readable_reason(error)}") from None
+        refuse_chat_template(self.source, key)
         self._has_address = has_address(self.source)
         self._takes_only_parts = False
         self._takes_only_parts = not self._writes(_MARK) and self._writes(_as_parts(_MARK))
@@ -74,7 +78,7 @@ class ChatTemplate:
                 {**message, "content": _as_parts(message["content"])} for message in messages
             ]
         try:
-            rendered: str = self._render([messages], **self._arguments)[0][0]
+            rendered = self._renderer.render(messages)
         except Exception as error:  # the row's edge: a template can fail in any way Python can
             raise template_error("chat template", error) from error
         if not self._has_address:
@@ -87,15 +91,6 @@ class ChatTemplate:
             return _MARK in self.render([{"role": "user", "content": content}])
         except RowError:
             return False
-
-
-def _renderer(tokenizer: Any) -> Any:
-    """transformers' helper, or what a tokenizer without it brings: the same arguments."""
-    if (own := getattr(tokenizer, "render_jinja_template", None)) is not None:
-        return own
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    return render_jinja_template
 
 
 def _source(tokenizer: Any, template: str | None, tools: Any) -> str:

@@ -1,13 +1,16 @@
-"""Chat templates rendered without transformers: the same functions, filters and white space.
+"""Chat templates rendered as by transformers: the same functions, filters and white space, and so
+the same text.
 
 Templates of models are written for transformers' environment, so what they find here has its names.
-Must not know: tokenizers, rows.
+It is a sandbox with an end of what one conversation makes, as for the templates of prompts, and
+without what a second run would write differently: `random` and `lipsum`. Must not know: tokenizers,
+rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,56 +18,62 @@ from typing import Any
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from batchinfer.prompt import bounds
+from batchinfer.prompt.sandbox import Sandbox, begin_row, bounded_range
+
+_MARK = "Qv7mark7vQ"  # at the end of a message that is left open; found again in the text
 
 
-def render_jinja_template(
-    conversations: Sequence[Any],
-    *,
-    chat_template: str,
-    tools: Any = None,
-    documents: Any = None,
-    add_generation_prompt: bool = False,
-    continue_final_message: bool = False,
-    **arguments: Any,
-) -> tuple[list[str], list[list[int]]]:
-    """The texts of conversations; the second list, of what an assistant wrote, is always empty.
+class ChatRenderer:
+    """A compiled chat template with its fixed `arguments`."""
 
-    Raises jinja2's TemplateError, ValueError for a last message that the text does not end with.
-    """
-    template = _compiled(chat_template)
-    texts = []
-    for messages in conversations:
-        text = template.render(
-            messages=messages,
-            tools=_schemas(tools),
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            **arguments,
+    def __init__(self, source: str, *, is_left_open: bool, **arguments: Any) -> None:
+        """`is_left_open`: a text ends with its last message's content. Raises jinja2's
+        TemplateError, TypeError for tools or documents that cannot be.
+        """
+        self._template = _compiled(source)
+        self._is_left_open = is_left_open
+        tools, documents = arguments.get("tools"), arguments.get("documents")
+        if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
+            raise TypeError("tools must be JSON schemas of functions")
+        if documents is not None and not all(isinstance(text, Mapping) for text in documents):
+            raise TypeError("documents must be mappings with a title and a text")
+        self._arguments = {"tools": None, "documents": None, **arguments}
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of a conversation.
+
+        Raises jinja2's TemplateError, ValueError for a last message that the text does not end
+        with, OverflowError for a text without an end.
+        """
+        begin_row()
+        if not self._is_left_open:
+            return self._template.render(messages=messages, **self._arguments)
+        content, marked = _marked(messages[-1]["content"])
+        messages = [*messages[:-1], {**messages[-1], "content": marked}]
+        return _left_open(self._template.render(messages=messages, **self._arguments), content)
+
+
+def _marked(content: Any) -> tuple[str, Any]:
+    """The text of a message's content, and the content with the mark behind it."""
+    if isinstance(content, str):
+        return content, f"{content}{_MARK} "
+    at = max(index for index, part in enumerate(content) if "text" in part)
+    text = content[at]["text"]
+    return text, [*content[:at], {**content[at], "text": f"{text}{_MARK} "}, *content[at + 1 :]]
+
+
+def _left_open(text: str, content: str) -> str:
+    """The text up to its mark, without the white space that the template takes from contents."""
+    place = text.rfind(_MARK)
+    if place < 0 or _MARK in text[:place] or content.strip() not in text:
+        raise ValueError(
+            "the chat template does not write the last message once and as it is, so it cannot be "
+            "continued"
         )
-        texts.append(_left_open(text, messages[-1]) if continue_final_message else text)
-    return texts, []
-
-
-def _schemas(tools: Any) -> Any:
-    if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
-        raise TypeError("tools must be JSON schemas of functions")
-    return tools
-
-
-def _left_open(text: str, last: Mapping[str, Any]) -> str:
-    """The text up to the end of the last message's content."""
-    content = last["content"]
-    if isinstance(content, list):
-        content = next(part["text"] for part in reversed(content) if "text" in part)
-    content = str(content)
-    for wanted in (content, content.strip()):
-        if (place := text.rfind(wanted)) >= 0:
-            return text[: place + len(wanted)]
-    raise ValueError(
-        "continue_final_message is set but the final message does not appear in the chat after "
-        "applying the chat template"
-    )
+    is_trimmed = text[place + len(_MARK) :][:1] != " "
+    return text[:place].rstrip() if is_trimmed else text[:place]
 
 
 class _Generation(Extension):
@@ -72,20 +81,40 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 reads it of the class
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A block of its own, as there: what is set in it ends with it.
+        return nodes.CallBlock(self.call_method("written"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def written(caller: Callable[[], str]) -> str:
+        return caller()
 
 
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    environment = Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        finalize=_finite,
     )
+    del environment.filters["random"], environment.globals["lipsum"]
     environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
+    environment.globals |= {
+        "range": bounded_range,
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+    }
+    tree = environment.parse(source)
+    environment.count_loops(tree)
+    return environment.from_string(tree)
+
+
+def _finite(value: Any) -> Any:
+    bounds.check_printable(value)
+    return value
 
 
 def _tojson(
@@ -95,6 +124,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    bounds.check_json(value, indent)
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from batchinfer.llama_cpp.vocabulary import Vocabulary
-from batchinfer.prompt.chat_rendering import render_jinja_template
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder, even_spans
 from batchinfer.prompt.token_bytes import TokenBytes
 from batchinfer.quantization import read_gguf
@@ -82,8 +81,6 @@ class GgufTokenizer:
         own = metadata.get(prefix)
         self._templates: Mapping[str, str] = {**named, **({"default": own} if own else {})}
         self.chat_template = own if own else None
-
-    render_jinja_template = staticmethod(render_jinja_template)
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
