@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import click
 import numpy as np
 
-from batchinfer.engine.base import EngineFacts
+from batchinfer.engine.base import EngineFacts, Running
 from batchinfer.forecast.forecast import Lengths
 from batchinfer.forecast.roof import foreseen
 from batchinfer.model import ModelFacts
@@ -137,11 +136,6 @@ def model_of(shape: Shape) -> ModelFacts:
 
 def facts_of(shape: Shape, model: ModelFacts) -> EngineFacts:
     weights_bytes = 9.1e9 if shape.is_fp8 else 16.1e9
-    extra: dict[str, Any] = {
-        "graph_width": shape.graph_width,
-        "kv_cache_dtype": shape.kv_dtype,
-        "gpu_memory_utilization": 0.9,
-    }
     return EngineFacts(
         name="vllm",
         version="0.26.0",
@@ -152,7 +146,9 @@ def facts_of(shape: Shape, model: ModelFacts) -> EngineFacts:
         max_num_seqs=shape.width,
         max_num_batched_tokens=16384,
         kv_cache_tokens=int((_ROOM_BYTES - weights_bytes) / model.kv_bytes_per_token),
-        extra=extra,
+        running=Running(
+            graph_width=shape.graph_width, kv_cache_dtype=shape.kv_dtype, memory_share=0.9
+        ),
     )
 
 

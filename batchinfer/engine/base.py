@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -75,6 +75,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """How an engine runs, as far as the program asks. None or empty: it did not say."""
+
+    num_devices: int = 1
+    kv_cache_dtype: str = ""
+    kernels: tuple[str, ...] = ()  # that linear layers are multiplied by
+    is_eager: bool = False  # no step has a CUDA graph
+    graph_width: int | None = None  # steps of more sequences have none
+    memory_share: float | None = None  # of a GPU's
+    warm_up_s: float | None = None  # that profiling, compiling and warming up took
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What really runs, for the log, the footer and `runs/NNNN.json`."""
 
@@ -87,12 +100,14 @@ class EngineFacts:
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_tokens: int | None
-    extra: dict[str, Any] = field(default_factory=dict)  # what else this engine records of itself
+    running: Running = field(default_factory=Running)
+    extra: dict[str, Any] = field(default_factory=dict)  # of this engine's own, for its records
 
-    @property
-    def warm_up_s(self) -> float | None:
-        """Seconds that profiling, compiling and warming up took. None: not known."""
-        return self.extra.get("warm_up_s")
+    def as_dict(self) -> dict[str, Any]:
+        """As records have it: what `running` has is in `extra`, in the engine's own words."""
+        record = asdict(self)
+        del record["running"]
+        return record
 
 
 class Engine(Protocol):

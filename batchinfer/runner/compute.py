@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind, MeasurableEngine
@@ -124,8 +124,8 @@ class _Computation:
 
     def _work_off(self, engine: Engine, pipeline: Pipeline, *, is_cautious: bool) -> None:
         host = self._host
-        log_event(logger, logging.INFO, "engine_ready", **asdict(engine.facts))
-        self._session.ledger.add_facts(engine=asdict(engine.facts))
+        log_event(logger, logging.INFO, "engine_ready", **engine.facts.as_dict())
+        self._session.ledger.add_facts(engine=engine.facts.as_dict())
         loop = Loop(
             engine,
             pipeline.ready,
@@ -230,7 +230,7 @@ def _close(engine: Engine) -> None:
 def _end_startup(startup: StartUp, facts: EngineFacts) -> None:
     """Log where the time went; of the model's, what the engine said about its parts."""
     model_begin_s, model_end_s = startup.spans["model"]
-    if warm_up_s := facts.warm_up_s:
+    if warm_up_s := facts.running.warm_up_s:
         startup.add("model", model_begin_s, model_end_s - warm_up_s)
         startup.add("compile_and_warm_up", model_end_s - warm_up_s, model_end_s)
     startup.add("first_step", model_end_s)

@@ -34,9 +34,7 @@ def setup_of(
     facts: EngineFacts, model: ModelFacts, peaks: Peaks | None, *, has_all_logits: bool = False
 ) -> Setup:
     """`peaks` of one device."""
-    extra = facts.extra
-    num_devices = int(extra.get("tensor_parallel_size") or 1)
-    num_devices *= int((extra.get("options") or {}).get("pipeline_parallel_size") or 1)
+    running, num_devices = facts.running, facts.running.num_devices
     is_gpu = facts.device not in ("cpu", "none")
     has_fp8 = is_gpu and peaks is not None and "fp8" in peaks.flops_per_s
     is_plain = model.quantization == "none" and model.lora is None
@@ -49,16 +47,16 @@ def setup_of(
         work=work_of(model, linear=_precision(facts), has_all_logits=has_all_logits),
         peaks=peaks.times(num_devices) if peaks is not None else None,
         can_fp8_weights=has_fp8 and is_plain and runs_fp8,
-        can_fp8_kv=has_fp8 and str(extra.get("kv_cache_dtype")) in ("auto", "bfloat16", "float16"),
-        graph_width=extra.get("graph_width"),
-        is_eager=is_gpu and bool(extra.get("enforce_eager")),
-        utilization=extra.get("gpu_memory_utilization") if is_gpu else None,
+        can_fp8_kv=has_fp8 and running.kv_cache_dtype in ("auto", "bfloat16", "float16"),
+        graph_width=running.graph_width,
+        is_eager=is_gpu and running.is_eager,
+        utilization=running.memory_share if is_gpu else None,
     )
 
 
 def _precision(facts: EngineFacts) -> Precision | None:
     """What linear layers are multiplied in, by the names of the engine's kernels."""
-    kernels = " ".join((facts.extra.get("layers") or {}).get("kernels") or ()).lower()
+    kernels = " ".join(facts.running.kernels).lower()
     if "scaledmm" not in kernels:
         return "16 bit" if kernels and facts.dtype != "float32" else None
     return "fp8" if "fp8" in kernels else "int8" if "int8" in kernels else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchinfer.engine.base import EngineFacts
+from batchinfer.engine.base import EngineFacts, Running
 from batchinfer.model import ModelFacts
 from batchinfer.model.shape import Shape
 from batchinfer.telemetry import Steps, Tally
@@ -130,11 +131,11 @@ def test_kernels_say_what_is_multiplied() -> None:
         max_num_seqs=1024,
         max_num_batched_tokens=16384,
         kv_cache_tokens=100_000,
-        extra={"layers": {"kernels": {"CutlassFP8ScaledMMLinearKernel": 128}}},
+        running=Running(kernels=("CutlassFP8ScaledMMLinearKernel",)),
     )
     peaks = peaks_of("NVIDIA H200", "bfloat16", None)
     assert setup_of(facts, model("compressed-tensors"), peaks).work.linear == "fp8"
-    facts.extra["layers"] = {"kernels": {"MacheteLinearKernel": 128}}
+    facts = replace(facts, running=Running(kernels=("MacheteLinearKernel",)))
     assert setup_of(facts, model("int4"), peaks).work.linear == "16 bit"
 
 

@@ -12,10 +12,10 @@ import logging
 import multiprocessing
 from typing import Any
 
-from batchinfer.engine.base import Answer, Demand, EngineFacts, Request
+from batchinfer.engine.base import Answer, Demand, Request
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
-from batchinfer.engine.vllm.counting import ComputedTokens, graph_width
+from batchinfer.engine.vllm.counting import ComputedTokens
 from batchinfer.engine.vllm.errors import (
     construction_error,
     first_line,
@@ -23,6 +23,7 @@ from batchinfer.engine.vllm.errors import (
     step_error,
     whole_reason,
 )
+from batchinfer.engine.vllm.facts import facts_of, with_loaded
 from batchinfer.engine.vllm.fit import device_memory
 from batchinfer.engine.vllm.layers import check_moved, quantized_layers
 from batchinfer.engine.vllm.measure import measure_device
@@ -34,7 +35,6 @@ from batchinfer.engine.vllm.setup import (
     prepare_platform,
     usable_platform,
 )
-from batchinfer.engine.vllm.sizes import explain_sizes
 from batchinfer.engine.vllm.watch import WarmUpTime, watch_core_process
 from batchinfer.errors import ConfigError, EngineDied, RowError, import_failure
 
@@ -96,15 +96,9 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
     core.logger_manager = None  # per-request stats stay; the loggers aggregate what nobody reads
     watch_core_process(core, [p for p in multiprocessing.active_children() if p not in others])
     engine = VllmEngine(core, requests, settings)
-    facts = engine.facts
-    facts.extra["warm_up_s"] = warm_up.seconds
-    facts.extra["sizes"] = explain_sizes(
-        settings, facts.max_num_seqs, facts.max_num_batched_tokens, facts.kv_cache_tokens
-    )
-    log.info("engine sizes: %s", facts.extra["sizes"])
     try:
         layers = quantized_layers(core, settings)
-        engine.facts.extra["layers"] = layers
+        engine.facts = with_loaded(engine.facts, settings, layers, warm_up.seconds)
         check_moved(layers, settings.cpu_offload_gib)
         engine.load_adapter()
         engine.check_requests()
@@ -130,7 +124,7 @@ class VllmEngine:
         self._scheduler = getattr(getattr(core.engine_core, "engine_core", None), "scheduler", None)
         self._computed = ComputedTokens(self._scheduler)
         self._rejections = rejections()
-        self.facts = _facts(core, settings)
+        self.facts = facts_of(core, settings)
 
     @property
     def num_running(self) -> int:
@@ -309,34 +303,3 @@ def _free_closed() -> None:
             _closed.pop().engine_core.shutdown()
         gc.unfreeze()
         gc.collect()  # vLLM's object graph is cyclic, and it holds the device's memory
-
-
-def _facts(core: Any, settings: VllmSettings) -> EngineFacts:
-    import vllm
-    from vllm.platforms import current_platform
-
-    config = core.vllm_config
-    cache = config.cache_config
-    num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
-    return EngineFacts(
-        name="vllm",
-        version=str(vllm.__version__),
-        device=str(current_platform.get_device_name()),
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        quantization=config.model_config.quantization or "none",
-        max_model_len=config.model_config.max_model_len,
-        max_num_seqs=config.scheduler_config.max_num_seqs,
-        max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
-        kv_cache_tokens=num_blocks * block_size if num_blocks and block_size else None,
-        extra={
-            "tensor_parallel_size": settings.tensor_parallel_size,
-            "enforce_eager": bool(config.model_config.enforce_eager),
-            "graph_width": graph_width(config),
-            "enable_prefix_caching": bool(cache.enable_prefix_caching),
-            "kv_cache_dtype": str(cache.cache_dtype),
-            "gpu_memory_utilization": cache.gpu_memory_utilization,
-            "lora": settings.lora and settings.lora.path,
-            "save_mode": settings.has_save_mode,
-            "options": dict(settings.options),
-        },
-    )
