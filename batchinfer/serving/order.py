@@ -63,7 +63,7 @@ def prepare(job: Job) -> Service:
         others = [name for name in ENGINES if isinstance(engine_kind(name), ServingKind)]
         raise ConfigError(
             f"engine.name: {job.engine.name} has no server in this version, {' and '.join(others)} "
-            "has: give a model for that, or compute rows with `batchinfer run`"
+            "have: give a model for one of them, or compute rows with `batchinfer run`"
         )
     spec = _with_seeds(engine_spec(job, model_of(job)))
     check_demand(job, spec.demand)

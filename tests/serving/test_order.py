@@ -60,7 +60,9 @@ def test_an_engine_without_a_server_is_refused(
     unserved = unserved.model_copy(
         update={"engine": unserved.engine.model_copy(update={"name": "fake"})}
     )
-    with pytest.raises(ConfigError, match="name: fake has no server in this version, vllm has"):
+    with pytest.raises(
+        ConfigError, match="name: fake has no server in this version, vllm and llama_cpp have"
+    ):
         prepare(unserved)
 
 

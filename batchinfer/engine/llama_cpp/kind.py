@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
+from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding, Serving
 from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.llama_cpp import demands
@@ -103,6 +103,11 @@ class LlamaCppKind:
         from batchinfer.engine.llama_cpp.build import build_engine
 
         return build_engine(spec, sizes_of(spec), num_threads(spec))
+
+    def serve(self, spec: EngineSpec, serving: Serving) -> int:
+        from batchinfer.engine.llama_cpp.server import serve_llama_cpp
+
+        return serve_llama_cpp(spec, serving)
 
 
 KIND: EngineKind = LlamaCppKind()

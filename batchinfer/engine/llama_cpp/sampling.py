@@ -17,7 +17,7 @@ from batchinfer.llama_cpp.guidance import guidance_sampler, why_unreadable
 from batchinfer.llama_cpp.library import SamplerChainParams, last_errors, library
 
 #: Kinds of `sampling.structured` that LLGuidance reads -> its word; llama.cpp reads the others.
-_GUIDANCE = {"json_schema": "json", "regex": "regex"}
+GUIDANCE = {"json_schema": "json", "regex": "regex"}
 #: llama.cpp's word for "another seed each time".
 _RANDOM_SEED = 0xFFFFFFFF
 #: That are kept, where rows have their own.
@@ -86,16 +86,16 @@ class Samplers:
         return self._constraints[key]
 
     def _read(self, kind: str, value: Any) -> Any:
-        if kind in _GUIDANCE:
+        if kind in GUIDANCE:
             text = value if isinstance(value, str) else json.dumps(value)
-            if why := why_unreadable(self._file, _GUIDANCE[kind], text):
-                raise _unreadable(kind, value, why)
-            return guidance_sampler(self._vocab, _GUIDANCE[kind], text)
-        grammar = str(value) if kind == "grammar" else _one_of(value)
+            if why := why_unreadable(self._file, GUIDANCE[kind], text):
+                raise unreadable(kind, value, why)
+            return guidance_sampler(self._vocab, GUIDANCE[kind], text)
+        grammar = str(value) if kind == "grammar" else one_of(value)
         last_errors.clear()
         found = self._lib.llama_sampler_init_grammar(self._vocab, grammar.encode(), b"root")
         if not found:
-            raise _unreadable(kind, value, last_errors[-1] if last_errors else "it gives no reason")
+            raise unreadable(kind, value, last_errors[-1] if last_errors else "it gives no reason")
         return found
 
     def _penalties(self, s: SamplingSettings, prompt: Iterable[int]) -> Iterable[Any]:
@@ -129,12 +129,13 @@ def _seed32(seed: int | None) -> int:
     return (mixed >> 32) % _RANDOM_SEED
 
 
-def _one_of(texts: Iterable[str]) -> str:
+def one_of(texts: Iterable[str]) -> str:
     """A grammar of these texts, which it spells as JSON does."""
     return "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
-def _unreadable(kind: str, value: Any, why: str) -> ConfigError:
+def unreadable(kind: str, value: Any, why: str) -> ConfigError:
+    """`value` is a constraint that llama.cpp cannot read, and `why`."""
     return ConfigError(
         f"llama.cpp cannot read sampling.structured.{kind}, {str(value)[:200]}: {why}"
     )

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchinfer.engine.vllm.request_defaults import PATHS, completed
+from batchinfer.engine.client_requests import completed
+from batchinfer.engine.vllm.request_defaults import PATHS, SAID_BY
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -131,7 +132,7 @@ async def _with_values(
     except ValueError:
         body = None
     if isinstance(body, dict):
-        content = json.dumps(completed(body, values)).encode()
+        content = json.dumps(completed(body, values, SAID_BY)).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         headers.append((b"content-length", str(len(content)).encode()))
         scope = {**scope, "headers": headers}

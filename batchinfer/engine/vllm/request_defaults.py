@@ -7,7 +7,7 @@ for): these are written into the requests for completions and chats. Must not kn
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchinfer.config import SamplingSettings
@@ -15,7 +15,7 @@ from batchinfer.config import SamplingSettings
 #: What the server reads from `override_generation_config`.
 _OWN = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 #: A request that says one of the keys has said what the first stands for.
-_SAID_BY = {
+SAID_BY: Mapping[str, Sequence[str]] = {
     "max_tokens": ("max_tokens", "max_completion_tokens"),
     "structured_outputs": ("structured_outputs", "response_format", "tools"),
 }
@@ -47,13 +47,3 @@ def request_values(sampling: SamplingSettings) -> dict[str, Any]:
         kind, constraint = sampling.structured.constraint
         values["structured_outputs"] = {_CONSTRAINTS[kind]: constraint}
     return values
-
-
-def completed(body: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's body with `values` for what it does not say; null says nothing."""
-    missing = {
-        name: value
-        for name, value in values.items()
-        if all(body.get(key) is None for key in _SAID_BY.get(name, (name,)))
-    }
-    return {**body, **missing}

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from batchinfer.config import SamplingSettings
+from batchinfer.engine.client_requests import completed
 from batchinfer.engine.vllm.gate import Gate, Rules
-from batchinfer.engine.vllm.request_defaults import completed, generation_config, request_values
+from batchinfer.engine.vllm.request_defaults import SAID_BY, generation_config, request_values
 
 
 class Asked:
@@ -81,7 +82,7 @@ def test_what_a_request_says_stands() -> None:
         {"max_completion_tokens": 9, "stop": "b", "structured_outputs": {"regex": "x"}},
         {"max_tokens": 9, "stop": ["b"], "tools": []},
     ):
-        assert completed(said, values) == said
+        assert completed(said, values, SAID_BY) == said
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_every_sampling_value_is_a_default_somewhere() -> None:
     assert values.pop("structured_outputs") == {"choice": ["x", "y"]}
     assert values.pop("thinking_token_budget") == 4
     # The parser is the engine's, as it was loaded.
-    elsewhere = {"structured", "thinking_budget_tokens", "reasoning_parser"}
+    elsewhere = {"structured", "thinking_budget_tokens", "reasoning_parser", "per_row"}
     names = set(SamplingSettings.model_fields) - {"n", "logprobs", "prompt_logprobs"} - elsewhere
     assert values.keys() == names
     for name, value in values.items():
