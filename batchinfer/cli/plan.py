@@ -61,7 +61,9 @@ def plan_job(source: JobSource, options: PlanOptions) -> None:
     is_measured = options.num_measured is not None
     _show_lengths(looked, sample, work.num_rows_left if is_measured else work.num_rows)
     if is_measured:
-        show_forecast(looked, sample, work.rest(sample, ready_s), options.price_per_hour)
+        price = options.price_per_hour
+        price = job.limits.price_per_hour if price is None else price
+        show_forecast(looked, sample, work.rest(sample, ready_s), price)
 
 
 def _show_work(looked: ExaminedJob, work: Work) -> None:

@@ -61,7 +61,7 @@ class CheckpointSettings(Section):
 
 
 class LimitSettings(Section):
-    """When a run gives up or stops."""
+    """When a run gives up or stops, and what it costs."""
 
     max_failed_fraction: float = Field(
         default=0.01,
@@ -73,4 +73,11 @@ class LimitSettings(Section):
         default=None,
         gt=0,
         description="Stop cleanly after this many seconds; the next start continues. null: never.",
+    )
+    price_per_hour: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e9,
+        description="What the machine costs, in any currency: a run then tells its cost. null: it "
+        "tells none.",
     )

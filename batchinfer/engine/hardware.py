@@ -6,17 +6,20 @@ Must not know: what needs it.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from batchinfer.limits import memory_bytes_left
 
 GIB = 1 << 30
 
 _Capability = tuple[int, int]
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +146,28 @@ def gpus() -> list[Gpu]:
     From the driver's management library, which starts no CUDA context in this process.
     """
     with _nvml() as nvml:
-        if nvml is None:
-            return []
-        count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
-            return []
-        visible = _visible(count.value)
-        found = [_gpu(nvml, which) for which in visible]
-        if visible and None in found:  # named in a way that the driver's library does not know
-            found = [_gpu(nvml, index) for index in range(count.value)]
+        found = _of_visible(nvml, _gpu) if nvml is not None else []
         return [gpu for gpu in found if gpu is not None]
+
+
+def gpu_joules() -> list[float]:
+    """What each visible CUDA device has used since its driver was loaded; NaN: it does not say."""
+    with _nvml() as nvml:
+        found = _of_visible(nvml, _joules) if nvml is not None else []
+        return [math.nan if joules is None else joules for joules in found]
+
+
+def _of_visible(
+    nvml: ctypes.CDLL, ask: Callable[[ctypes.CDLL, int | str], _Answer | None]
+) -> list[_Answer | None]:
+    count = ctypes.c_uint()
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return []
+    visible = _visible(count.value)
+    found = [ask(nvml, which) for which in visible]
+    if visible and None in found:  # named in a way that the driver's library does not know
+        found = [ask(nvml, index) for index in range(count.value)]
+    return found
 
 
 @contextmanager
@@ -171,14 +186,33 @@ def _nvml() -> Iterator[ctypes.CDLL | None]:
         nvml.nvmlShutdown()
 
 
-def _gpu(nvml: ctypes.CDLL, which: int | str) -> Gpu | None:
-    """A device by index or UUID; of a MIG device the compute capability is its parent's."""
-    handle, parent = ctypes.c_void_p(), ctypes.c_void_p()
+def _handle(nvml: ctypes.CDLL, which: int | str) -> ctypes.c_void_p | None:
+    """A device by index or UUID."""
+    handle = ctypes.c_void_p()
     if isinstance(which, int):
         is_missing = nvml.nvmlDeviceGetHandleByIndex_v2(which, ctypes.byref(handle))
     else:
         is_missing = nvml.nvmlDeviceGetHandleByUUID(which.encode(), ctypes.byref(handle))
-    if is_missing:
+    return None if is_missing else handle
+
+
+def _joules(nvml: ctypes.CDLL, which: int | str) -> float | None:
+    """NaN of a slice of a device (MIG): only the whole is metered."""
+    handle, millijoules = _handle(nvml, which), ctypes.c_ulonglong()
+    if handle is None:
+        return None
+    try:
+        if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)):
+            return math.nan
+    except AttributeError:  # a driver from before 2018
+        return math.nan
+    return millijoules.value / 1000
+
+
+def _gpu(nvml: ctypes.CDLL, which: int | str) -> Gpu | None:
+    """A device by index or UUID; of a MIG device the compute capability is its parent's."""
+    handle, parent = _handle(nvml, which), ctypes.c_void_p()
+    if handle is None:
         return None
     if nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle, ctypes.byref(parent)):
         parent = handle

@@ -150,8 +150,14 @@ class _Computation:
                 pass
         finally:
             _log_computed(host.counters)
-            if (verdict := self._status.verdict()) is not None:
-                logger.info("%s", verdict)
+            self._log_verdict()
+
+    def _log_verdict(self) -> None:
+        self._status.read_meters()
+        if (verdict := self._status.verdict()) is not None:
+            logger.info("%s", verdict)
+        if (spent := self._status.spent()) is not None:
+            logger.info("%s", spent["text"])
 
     def _setup(self, engine: Engine) -> Setup:
         """What the run is judged by. A device that nobody knows is measured, once."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Protocol
+from typing import Any, Protocol
 
 from batchinfer.errors import LeaseLost
 from batchinfer.ledger import layout, records
 from batchinfer.runner.host import Host
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
+from batchinfer.runner.spent import Spent
 from batchinfer.telemetry import UNKNOWN_TASK, Outcome, status_record
 from batchinfer.verdict import Setup, Verdict, judge
 
@@ -34,6 +35,7 @@ class Status:
         self._session: Session | None = None
         self._admitted: InFlight | None = None
         self._setup: Setup | None = None
+        self._spent: Spent | None = None
         self._is_engine_dead = False
         self._is_final = False
         self._lock = threading.Lock()
@@ -41,6 +43,8 @@ class Status:
     def begin(self, session: Session) -> None:
         """The output is ours, and the run has its number if there is something to compute."""
         self._session = session
+        if session.run:
+            self._spent = Spent(session.job.limits.price_per_hour)
 
     def admitting(self, admitted: InFlight, setup: Setup) -> None:
         """From now on the engine has rows."""
@@ -62,6 +66,19 @@ class Status:
             stalled_s=snapshot.stalled_s,
         )
 
+    def read_meters(self) -> None:
+        """Of the devices that the engine runs on, which the driver answers for."""
+        if self._spent is not None and self._setup is not None:
+            self._spent.read(self._setup.num_devices)
+
+    def spent(self) -> dict[str, Any] | None:
+        """What the run cost so far, as far as that is known. None: nothing is."""
+        session, counters = self._session, self._host.counters
+        if self._spent is None or session is None:
+            return None
+        snapshot, of_tokens = counters.snapshot(), session.task.counts[0].replace("_", " ")
+        return self._spent.as_dict(self._host.startup.now(), snapshot.result_tokens, of_tokens)
+
     def bury_engine(self) -> None:
         """It died, so what it had in flight is what killed it."""
         self._is_engine_dead = True
@@ -72,6 +89,7 @@ class Status:
         if session is not None and session.run:
             session.lease.check()
             restore(session.store, session.written)
+            self.read_meters()
         self.write()
 
     def write(self, exit_code: int | None = None) -> None:
@@ -96,6 +114,7 @@ class Status:
             exit_code=exit_code,
         )
         record["verdict"] = verdict.as_dict() if (verdict := self.verdict()) else None
+        record["spent"] = self.spent()
         with self._lock:  # a late beat must not overwrite the last word
             if not self._is_final:
                 self._is_final = exit_code is not None
@@ -125,4 +144,5 @@ class Status:
             share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
             startup_s=self._host.startup.total_s,
             verdict=verdict.as_dict() if (verdict := self.verdict()) else None,
+            spent=self.spent(),
         )

@@ -63,7 +63,7 @@ def status_record(
 
 
 def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> str:
-    """A line for people, and one for the `verdict` of the run, if the record has one.
+    """A line for people, and one each for the run's `verdict` and what it `spent`, if known.
 
     `now_s`: seconds since the epoch.
 
@@ -75,9 +75,8 @@ def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | No
     words += [_liveness(record, now_s, is_dead_here) + ",", _rows(record)]
     if record["state"] == "running" and is_dead_here is not True:
         words += _speed(record)
-    line = " ".join(words)
-    verdict = record.get("verdict")
-    return f"{line}\n  {verdict['text']}" if verdict else line
+    told = [record[name]["text"] for name in ("verdict", "spent") if record.get(name)]
+    return "\n  ".join([" ".join(words), *told])
 
 
 def is_probably_dead(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> bool:

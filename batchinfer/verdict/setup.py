@@ -23,6 +23,7 @@ class Setup:
     kv_tokens: int | None  # room of the KV cache
     work: Work | None
     peaks: Peaks | None
+    num_devices: int = 1
     can_fp8_weights: bool = False
     can_fp8_kv: bool = False
     graph_width: int | None = None  # steps of more sequences run without a CUDA graph
@@ -46,6 +47,7 @@ def setup_of(
         kv_tokens=facts.kv_cache_tokens,
         work=work_of(model, linear=_precision(facts), has_all_logits=has_all_logits),
         peaks=peaks.times(num_devices) if peaks is not None else None,
+        num_devices=num_devices,
         can_fp8_weights=has_fp8 and is_plain and runs_fp8,
         can_fp8_kv=has_fp8 and running.kv_cache_dtype in ("auto", "bfloat16", "float16"),
         graph_width=running.graph_width,

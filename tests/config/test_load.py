@@ -316,7 +316,7 @@ def test_an_override_is_json_unless_text_is_wanted(
         (
             "limits: {zzz: 1}",
             "job.yaml:11: limits.zzz: unknown key; the keys here are max_failed_fraction, "
-            "max_seconds",
+            "max_seconds, price_per_hour",
         ),
         ("name: again", "job.yaml:11: name: given twice, first in line 2"),
     ],
