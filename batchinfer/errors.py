@@ -19,12 +19,10 @@ Anything else that reaches the CLI is a bug and exits 1. Must not know: the rest
 
 from __future__ import annotations
 
-import os
 import re
-import traceback
 from typing import ClassVar
 
-from batchinfer.limits import Shortage, limit_met
+from batchinfer.limits import Shortage
 
 #: How a restart is asked for, in a message that the command and the Python door both give.
 RESTART = "--restart (in Python restart=True)"
@@ -32,13 +30,6 @@ RESTART = "--restart (in Python restart=True)"
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-#: Whose environment variables are read while packages are imported.
-_LIBRARIES = (
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "SAFETENSORS_", "VLLM_"),
-    *("TORCH", "PYTORCH_", "TRITON_", "NUMBA_", "NVIDIA_", "CUDA_", "FLASHINFER_", "RAY_"),
-)
-#: Words of names whose values no message may hold.
-_SECRET = frozenset({"TOKEN", "KEY", "SECRET", "PASSWORD"})
 
 
 class BatchInferError(Exception):
@@ -130,47 +121,6 @@ ROW_ERROR_KINDS: dict[str, str] = {
     "engine_rejected": "the engine refused the request",
     "engine_error": "the engine ended the request without a result",
 }
-
-
-def import_failure(package: str, error: BaseException) -> ConfigError:
-    """The error for a package that is there and cannot be imported, with the first cause."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if not isinstance(error, ImportError) and (frames := traceback.extract_tb(error.__traceback__)):
-        reason += f" ({frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line})"
-    if limit := limit_met():
-        return ConfigError(f"{package} cannot be imported: {reason}. {limit}")
-    if not isinstance(error, ImportError) and (name := _variable_behind(str(error))):
-        if is_secret(name):
-            reason = reason.replace(os.environ[name], "...")
-        return ConfigError(
-            f"{package} cannot be imported: {reason}. A library reads the environment "
-            f"variable {name} as it is imported and cannot take its value: correct it or unset it"
-        )
-    return ConfigError(
-        f"{package} cannot be imported: {reason}. The installation or the "
-        "environment is at fault, not the job or the model: reinstall the named package "
-        "(`make setup` installs compatible versions)"
-    )
-
-
-def is_secret(variable: str) -> bool:
-    """Whether no message may hold the value of this environment variable."""
-    return bool(_SECRET & set(variable.split("_")))
-
-
-def _variable_behind(message: str) -> str | None:
-    """The environment variable of a library that a message names, or whose whole value it quotes:
-    most say which value they cannot read, and not where they have it from.
-    """
-    for name in sorted(name for name in os.environ if name.startswith(_LIBRARIES)):
-        value = os.environ[name].strip()
-        quoted = (repr(value), f"'{value}'", f'"{value}"', f"`{value}`")
-        is_last = re.search(f": {re.escape(value)}([,.;]|$)", message, re.MULTILINE)
-        if value and (name in message or is_last or any(form in message for form in quoted)):
-            return name
-    return None
 
 
 def printable(text: str) -> str:

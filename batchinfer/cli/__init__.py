@@ -15,6 +15,6 @@ from batchinfer.signals import hold_signals
 def main() -> None:
     """Entry point of the command `batchinfer`."""
     hold_signals()  # imports take a while: until a command can say what a signal did, it waits
-    from batchinfer.cli.app import main
+    from batchinfer.cli.edge import main
 
     main()

@@ -6,18 +6,13 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-import traceback
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from batchinfer import __version__
-from batchinfer.cli.debug import OWN_LOGS, add_common_options, show_traceback
+from batchinfer.cli.debug import OWN_LOGS, add_common_options
 from batchinfer.cli.evaluations import EVALUATIONS
 from batchinfer.cli.init import init
 from batchinfer.cli.lazy import Lazy
@@ -25,10 +20,9 @@ from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.renamed import Group
 from batchinfer.cli.serve import serve
 from batchinfer.cli.source import JobSource, job_argument, setting_options
-from batchinfer.cli.streams import READER_GONE_CODE, ReaderGone, check_streams
-from batchinfer.errors import BatchInferError, ConfigError, exit_code_of, printable, short_of
-from batchinfer.limits import limit_met, raise_open_files, shortage
-from batchinfer.signals import STOP_CODES, release_signals
+from batchinfer.errors import ConfigError, short_of
+from batchinfer.limits import raise_open_files, shortage
+from batchinfer.signals import release_signals
 
 if TYPE_CHECKING:
     from batchinfer.runner.options import RunOptions
@@ -279,66 +273,3 @@ for _command in (cli, *cli.commands.values()):
     add_common_options(_command)
 # Its options are those of every method, whose modules take half of the time of `--help`.
 cli.add_command(Lazy("quantize", "Make a quantized checkpoint of an unquantized model.", _quantize))
-
-
-def main() -> None:
-    """Run the command line; the process ends with its exit code."""
-    if any(action == "error" for action, *_ in warnings.filters):  # PYTHONWARNINGS=error
-        warnings.simplefilter("ignore")  # other packages' warnings are not errors of a run
-    check_streams()
-    try:
-        cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        _end(error.exit_code, error.format_message())
-    except click.Abort:
-        _end(STOP_CODES[signal.SIGINT], "received SIGINT", status="stopped")
-    except BatchInferError as error:
-        show_traceback()
-        _print_error(str(error))
-        _end(exit_code_of(error), str(error))
-    except ImportError as error:
-        show_traceback()
-        message = f"the installation is damaged or incomplete: {error}"
-        if limit := limit_met():
-            message = f"cannot import what is needed: {error}. {limit}"
-        _print_error(message)
-        _end(2, message)
-    except ReaderGone:  # as in `| head`
-        sys.exit(READER_GONE_CODE)
-    except Exception as error:
-        if (short := _as_shortage(error)) is not None:
-            show_traceback()
-            _print_error(str(short))
-            _end(exit_code_of(short), str(short))
-        traceback.print_exc()
-        _end(1, f"internal error: {''.join(traceback.format_exception_only(error)).strip()}")
-
-
-def _as_shortage(error: Exception) -> BatchInferError | None:
-    from batchinfer.runner.shortage import shortages
-
-    try:
-        with shortages():
-            raise error
-    except BatchInferError as short:
-        return short
-    except Exception:
-        return None
-
-
-def _print_error(message: str) -> None:
-    click.echo(f"error: {printable(message)}", err=True)
-
-
-def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:
-    """Exit. What ends here, before its own process began, owes stdout its last line."""
-    command = next((word for word in sys.argv[1:] if word in cli.commands), "")
-    if command in OWN_LOGS:
-        from batchinfer.telemetry import Outcome, ServerOutcome, Stdio
-
-        outcome: Outcome | ServerOutcome = ServerOutcome(status, code, message)
-        if command == "run":
-            outcome = Outcome(status, code, output="", message=message)
-        Stdio().write_result(json.dumps(outcome.as_dict()))
-    sys.exit(code)

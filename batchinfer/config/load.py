@@ -8,7 +8,6 @@ every problem found, one a line, each with its place.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -67,7 +66,7 @@ def load_job(
     """
     environ = os.environ if environ is None else environ
     name = COMMAND_LINE if path is None else os.fspath(path)
-    without_file = {"version": 1, **copy.deepcopy(dict(otherwise or {}))}
+    without_file = {"version": 1, **_copied(otherwise or {})}
     document = Document(without_file) if path is None else read_document(name)
     return _load(document, sets, environ, name, sets_name, options)
 
@@ -83,18 +82,11 @@ def job_from(
     return _load(document, sets, {}, "job", sets_name).job
 
 
-def _copied(value: Any) -> Any:
-    """Mappings and lists anew, for overrides change them; what else there is is checked later."""
-    try:
-        return copy.deepcopy(dict(value))
-    except Exception:  # a value that cannot be copied, such as a generator or a read-only mapping
-        return _of_plain(value)
-
-
-def _of_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _of_plain(entry) for key, entry in value.items()}
-    return [_of_plain(entry) for entry in value] if isinstance(value, list) else value
+def _copied(value: Any, depth: int = 0) -> Any:
+    """Mappings anew, for overrides change them. What is too deep is refused later."""
+    if not isinstance(value, Mapping) or depth > MAX_DEPTH:
+        return value
+    return {key: _copied(entry, depth + 1) for key, entry in value.items()}
 
 
 def _load(

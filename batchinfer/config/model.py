@@ -1,68 +1,18 @@
 """Which model, and in which precision.
 
-Must not know: engines, contents of model folders.
+Must not know: engines, contents of model folders, which names of precisions there are.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from batchinfer.config.precision import AnyDtype, AnyKvCacheDtype, Dtype, Fallback, Quantization
 from batchinfer.config.section import Section, decides_results, key_error
-from batchinfer.config.values import MAX_COUNT, LocalOrHub, Text, Tuple, shown
-from batchinfer.quantization import meant_by
+from batchinfer.config.values import MAX_COUNT, LocalOrHub, Text, Tuple
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-#: What each means and needs: batchinfer/quantization/methods/. A test holds the two together.
-QuantizationName = Literal[
-    "none",
-    "fp32",
-    "fp16",
-    "bf16",
-    "int8",
-    "int4",
-    "fp8",
-    "fp4",
-    "awq",
-    "gptq",
-    "nf4",
-    "qtip",
-    "exl3",
-    "gguf",
-]
-
-
-def _known_name(name: object, *, may_be_auto: bool = True) -> object:
-    """Refuse another program's word with the name that means it. What is unknown is left as is."""
-    is_word = isinstance(name, str) and name not in get_args(QuantizationName)
-    meant = meant_by(str(name)) if is_word else None
-    if meant is None or (meant == "auto" and not may_be_auto):
-        return name
-    what = "which takes the format of the checkpoint" if meant == "auto" else "the name for it here"
-    raise ValueError(f"write {meant}, {what}, got {shown(name)}")
-
-
-Quantization = Annotated[Literal["auto", QuantizationName], BeforeValidator(_known_name)]
-_Fallback = Annotated[QuantizationName, BeforeValidator(partial(_known_name, may_be_auto=False))]
-#: What each means and needs: batchinfer/quantization/kv_cache.py.
-KvCacheDtype = Literal[
-    "auto",
-    "fp8",
-    "fp8_e5m2",
-    "fp8_per_token_head",
-    "int8_per_token_head",
-    "int4_per_token_head",
-]
-
-_DTYPE_NAMES: dict[object, Dtype] = {
-    "float": "float32",
-    "fp32": "float32",
-    "half": "float16",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-}
 _DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
     "fp32": "float32",
     "fp16": "float16",
@@ -94,28 +44,18 @@ class ModelSettings(Section):
         "checkpoint of that kind (docs/quantization.md).",
         json_schema_extra=decides_results("resolved"),
     )
-    quantization_fallback: Annotated[tuple[_Fallback, ...], Tuple] = Field(
+    quantization_fallback: Annotated[tuple[Fallback, ...], Tuple] = Field(
         default=(),
         description="Names to try in order where this machine cannot run `quantization`; the "
         "first that it can run is taken.",
     )
-    dtype: Annotated[
-        Dtype,
-        BeforeValidator(
-            lambda name: _DTYPE_NAMES.get(name, name) if isinstance(name, str) else name
-        ),
-        WithJsonSchema({"enum": ["auto", "float32", "float16", "bfloat16", *_DTYPE_NAMES]}),
-    ] = Field(
+    dtype: AnyDtype = Field(
         default="auto",
         description="Precision of weights and activations; auto: the model's, float32 on a CPU "
         "that is slow in it, or what the output was begun in.",
         json_schema_extra=decides_results("resolved"),
     )
-    kv_cache_dtype: Annotated[
-        KvCacheDtype,
-        BeforeValidator(lambda name: "fp8" if name == "fp8_e4m3" else name),
-        WithJsonSchema({"enum": [*get_args(KvCacheDtype), "fp8_e4m3"]}),
-    ] = Field(
+    kv_cache_dtype: AnyKvCacheDtype = Field(
         default="auto",
         description="How keys and values of past tokens are stored; auto: model.dtype, or as "
         "the checkpoint says; fewer bits: room for more tokens (docs/quantization.md).",

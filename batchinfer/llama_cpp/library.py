@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from batchinfer.llama_cpp.installation import PACKAGE, VERSIONS, installation_fault
 
 log = logging.getLogger(__name__)

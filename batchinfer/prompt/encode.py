@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from batchinfer.prompt.token_bytes import TokenBytes, read_token_bytes
 
 Int32Array = npt.NDArray[np.int32]

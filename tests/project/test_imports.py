@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "batchinfer"
 ROOMS = (
     "limits",
     "errors",
+    "imports",
     "signals",
     "native",
     "quantization",

@@ -13,7 +13,7 @@ import pytest
 
 from batchinfer.cli.doctor import show_kv_caches
 from batchinfer.config import Job
-from batchinfer.config.model import KvCacheDtype
+from batchinfer.config.precision import KvCacheDtype
 from batchinfer.errors import ConfigError
 from batchinfer.quantization import (
     KV_CACHE_TABLE,

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.cli.doctor import show_quantizations
-from batchinfer.config.model import QuantizationName
+from batchinfer.config.precision import QuantizationName
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.support import SUPPORT
 from batchinfer.errors import ConfigError

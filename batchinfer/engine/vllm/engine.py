@@ -36,7 +36,8 @@ from batchinfer.engine.vllm.setup import (
     usable_platform,
 )
 from batchinfer.engine.vllm.watch import WarmUpTime, watch_core_process
-from batchinfer.errors import ConfigError, EngineDied, RowError, import_failure
+from batchinfer.errors import ConfigError, EngineDied, RowError
+from batchinfer.imports import import_failure
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.engine.hardware import gpus
-from batchinfer.errors import ConfigError, is_secret
+from batchinfer.errors import ConfigError
+from batchinfer.imports import is_secret
 
 log = logging.getLogger(__name__)
 

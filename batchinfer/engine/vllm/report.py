@@ -18,7 +18,8 @@ from batchinfer.engine.vllm.installation import check_variables, installation_fa
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.sizes import cpu_kv_cache_bytes, expected_sizes
-from batchinfer.errors import BatchInferError, import_failure
+from batchinfer.errors import BatchInferError
+from batchinfer.imports import import_failure
 from batchinfer.native import cpu_flags
 
 #: Those that vLLM's libraries for a CPU differ by, and its kernels for matrices.

@@ -26,7 +26,8 @@ from batchinfer.engine.vllm.layers import check_moved, checked_layers
 from batchinfer.engine.vllm.request_defaults import generation_config, request_values
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import usable_platform
-from batchinfer.errors import BatchInferError, ConfigError, EngineDied, import_failure
+from batchinfer.errors import BatchInferError, ConfigError, EngineDied
+from batchinfer.imports import import_failure
 
 log = logging.getLogger(__name__)
 

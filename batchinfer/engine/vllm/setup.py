@@ -27,7 +27,8 @@ from batchinfer.engine.vllm.sizes import (
     needs_whole_prompts,
     utilization,
 )
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from batchinfer.model import Lora
 from batchinfer.quantization.methods import plugins
 from batchinfer.quantization.methods.base import KEEP_PACKED

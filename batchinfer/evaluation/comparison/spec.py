@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from batchinfer.config import DEFAULT_ENGINE, load_section
 from batchinfer.config.engine import EngineName
-from batchinfer.config.model import Dtype, Quantization
+from batchinfer.config.precision import Dtype, Quantization
 from batchinfer.config.section import Section, key_error
 from batchinfer.config.values import MAX_COUNT, FrozenMapping, LocalOrHub, Text, Tuple, thaw
 from batchinfer.errors import ConfigError

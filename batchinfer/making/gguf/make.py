@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from batchinfer.making.gguf.architectures import (
     Family,
     FloatArray,

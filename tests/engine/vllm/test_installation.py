@@ -12,7 +12,8 @@ import pytest
 
 from batchinfer.engine.vllm import installation
 from batchinfer.engine.vllm.installation import check_variables, installation_fault
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from tests.support.endings import must_fail
 from tests.support.jobs import ROOT, Place, job, rows, run, write_job
 
