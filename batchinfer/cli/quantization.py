@@ -95,7 +95,8 @@ def quantize(
     Jobs with model.path: OUT run in that quantization; plain vLLM can load it too. With --method
     gguf OUT is one file, for jobs with engine.name: llama_cpp.
     """
-    from batchinfer.cli.quantize import Calibration, quantize_model
+    from batchinfer.cli.calibration import Calibration
+    from batchinfer.cli.quantize import quantize_model
 
     recipe = RECIPES[method]
     if recipe.texts == "none" and (calibration, column) != (None, None):

@@ -6,18 +6,17 @@ import importlib
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import click
 
+from batchinfer.cli.bar import Bar
+from batchinfer.cli.calibration import Calibration, texts_of
 from batchinfer.config import DEFAULT_ENGINE, ModelSettings
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.errors import ConfigError, InputError, Stopped
-from batchinfer.evaluation.texts import valid_texts
+from batchinfer.errors import ConfigError, Stopped
 from batchinfer.making.foreign import is_convertible
 from batchinfer.making.make import make
 from batchinfer.making.order import MakingOrder, Reporter
@@ -26,18 +25,8 @@ from batchinfer.model import read_model
 from batchinfer.model.weights import read_weights
 from batchinfer.quantization import Recipe
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
-from batchinfer.source import Shard, ShardReader, list_shards
-from batchinfer.storage import is_s3, local_path, open_store
+from batchinfer.storage import is_s3, local_path
 from batchinfer.storage.local_errors import os_errors
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Rows of text to calibrate with."""
-
-    path: str
-    column: str
-    max_rows: int
 
 
 def quantize_model(
@@ -65,10 +54,10 @@ def quantize_model(
             f"{path} is already quantized ({model.quantization}): give the unquantized model"
         )
     options = _with_defaults(recipe, options)
-    texts = _texts(calibration) if calibration else []
+    texts = texts_of(calibration) if calibration else []
     device = (machine := engine_kind(DEFAULT_ENGINE).machine()).device
     recipe, finished = recipe.on(machine), target.parent / f".{target.name}.blocks"
-    with _Bar() as bar:
+    with Bar() as bar:
 
         def fill(temporary: Path) -> None:
             order = MakingOrder(model, temporary, recipe, options, texts, finished, device)
@@ -95,7 +84,7 @@ def _with_defaults(recipe: Recipe, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _publish(
-    target: Path, fill: Callable[[Path], None], bar: _Bar, file_name: str | None = None
+    target: Path, fill: Callable[[Path], None], bar: Bar, file_name: str | None = None
 ) -> None:
     is_made = publish_folder(
         target,
@@ -148,7 +137,7 @@ def convert_model(source: Path, target: Path, recipe: Recipe) -> None:
     """Store the weights of a model in its authors' format anew: nothing is quantized again."""
     assert recipe.convert is not None
     convert = importlib.import_module(recipe.convert).convert
-    with _Bar() as bar:
+    with Bar() as bar:
         bar.say("storing the coded layers anew")
 
         def fill(temporary: Path) -> None:
@@ -156,37 +145,6 @@ def convert_model(source: Path, target: Path, recipe: Recipe) -> None:
 
         _publish(target, fill, bar)
     click.echo(f"{target}: the weights of {source}, stored anew. Give it as model.path")
-
-
-def _texts(calibration: Calibration) -> list[str]:
-    """The first rows that are more than white space."""
-    texts: list[str] = []
-    try:
-        shards = list_shards([calibration.path], open_store)
-    except InputError as error:
-        raise InputError(str(error).replace("input.path", "--calibration")) from None
-    for shard in shards:
-        texts += _texts_of(shard, calibration, calibration.max_rows - len(texts))
-        if len(texts) == calibration.max_rows:
-            return texts
-    if not texts:
-        raise InputError(f"column {calibration.column!r} of {calibration.path} has no text")
-    click.echo(f"calibrating with all {len(texts):,} rows that have text", err=True)
-    return texts
-
-
-def _texts_of(shard: Shard, calibration: Calibration, max_rows: int) -> list[str]:
-    texts: list[str] = []
-    with ShardReader(shard, [calibration.column]) as reader:
-        kind = reader.schema.field(0).type
-        if str(kind) not in ("string", "large_string"):
-            raise InputError(f"{shard.url}: column {calibration.column!r} is {kind}, not text")
-        for block in reader.blocks(0, reader.num_rows):
-            found = valid_texts(block, shard, calibration.column)
-            texts += [text for text in found if text and text.strip()]
-            if len(texts) >= max_rows:
-                return texts[:max_rows]
-    return texts
 
 
 def _stop_by_error(what_is_left: str) -> None:
@@ -200,39 +158,3 @@ def _stop_by_error(what_is_left: str) -> None:
     for number in handled_signals():
         signal.signal(number, stop)
     release_signals()
-
-
-class _Bar:
-    """A live bar on a terminal; elsewhere a line for each step."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._is_live = sys.stderr.isatty()
-        self._progress = Progress(
-            console=Console(stderr=True), transient=True, disable=not self._is_live
-        )
-        self._task = self._progress.add_task("reading the model", total=1.0)
-
-    def say(self, what: str) -> None:
-        self._progress.update(self._task, description=what, completed=0.0)
-        if not self._is_live:
-            click.echo(what, err=True)
-
-    def note(self, what: str) -> None:
-        """A line of its own, while what is said stays."""
-        if self._is_live:
-            self._progress.console.print(what, highlight=False)
-        else:
-            click.echo(what, err=True)
-
-    def move(self, share: float) -> None:
-        self._progress.update(self._task, completed=share)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

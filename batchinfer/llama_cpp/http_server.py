@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from batchinfer.errors import ConfigError, import_failure
+from batchinfer.errors import ConfigError
+from batchinfer.imports import import_failure
 from batchinfer.llama_cpp.installation import PACKAGE, installation_fault
 
 _MAX_HTTP_THREADS = 1024  # each request holds one while it is answered, or waits

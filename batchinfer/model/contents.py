@@ -27,6 +27,7 @@ from batchinfer.model.gguf import (
     gguf_digest,
     gguf_weights,
     read_gguf_settings,
+    types_of,
 )
 from batchinfer.model.quantized import quantization_settings
 from batchinfer.model.shape import DTYPE_BYTES, Shape, shape_of, text_config
@@ -50,6 +51,8 @@ class ModelFolder:
     checkpoint: Checkpoint
     quantization_settings: Mapping[str, Any] | None  # of the checkpoint's family
     digest: Mapping[str, str]  # file -> sha256
+    is_computed_as_stored: bool = False  # in the types of the file, whatever a machine is fast in
+    notes: tuple[str, ...] = ()  # for the log
 
 
 def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFolder:
@@ -107,6 +110,8 @@ def _read_gguf(file: Path, tokenizer: Path) -> ModelFolder:
         checkpoint=gguf_checkpoint(weights),
         quantization_settings=None,
         digest={**gguf_digest(parts, tokenizer), "weights": weights.sha256},
+        is_computed_as_stored=True,
+        notes=(f"the file's weights are {types_of(weights)}",),
     )
 
 

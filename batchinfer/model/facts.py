@@ -16,7 +16,6 @@ from batchinfer.errors import ConfigError
 from batchinfer.model.contents import ModelFolder, read_folder
 from batchinfer.model.context import context_length
 from batchinfer.model.folder import read_optional_json
-from batchinfer.model.gguf import types_of
 from batchinfer.model.lora import Lora, check_beside, read_lora
 from batchinfer.model.needs import Needs, needs_of
 from batchinfer.model.shape import Shape, kv_bytes_per_token
@@ -126,12 +125,10 @@ def _choose(
         fallback=model.quantization_fallback,
         begun=begun,
     )
-    notes = []
-    if folder.checkpoint.scheme == "gguf":
-        notes.append(f"the file's weights are {types_of(folder.weights)}")
+    notes = list(folder.notes)
     if reason and choice.dtype == auto and asked_dtype is None:
         notes.append(f"model.dtype auto computes in {auto}: {reason}")
-    elif folder.checkpoint.scheme != "gguf" and (slow := lacks_arithmetic(choice.dtype, machine)):
+    elif not folder.is_computed_as_stored and (slow := lacks_arithmetic(choice.dtype, machine)):
         notes.append(f"{choice.dtype} is slow here: {slow}")
     if model.quantization == "auto":  # the name that it asks for instead is now known to run
         check_hint(Path(model.path).name, folder.checkpoint)
@@ -139,8 +136,8 @@ def _choose(
 
 
 def _auto_dtype(folder: ModelFolder, machine: Machine) -> tuple[str, str]:
-    """As `auto_dtype`; a GGUF file is computed in the types that it is stored in."""
-    if folder.checkpoint.scheme == "gguf":
+    """As `auto_dtype`, where the folder leaves a choice."""
+    if folder.is_computed_as_stored:
         return folder.checkpoint.dtype, ""
     return auto_dtype(folder.checkpoint.dtype, machine)
 
