@@ -93,7 +93,8 @@ def check_job(job: Job, job_path: str | None, title: str) -> ExaminedJob:
     )
     for note in looked.model.notes:
         click.echo(f"         {note}")
-    click.echo(f"input    {len(looked.shards)} shards, {sum(rows):,} rows before the filter")
+    before = " before the filter" if looked.row_filter is not None else ""
+    click.echo(f"input    {len(looked.shards)} shards, {sum(rows):,} rows{before}")
     click.echo(f"output   {looked.store.url}")
     return looked
 

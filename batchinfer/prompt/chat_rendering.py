@@ -22,7 +22,7 @@ from jinja2.parser import Parser
 from batchinfer.prompt import bounds
 from batchinfer.prompt.sandbox import Sandbox, begin_row, bounded_range
 
-_MARK = "Qv7mark7vQ"  # at the end of a message that is left open; found again in the text
+_MARK = "Zk4open4kZ"  # at the end of a message that is left open; found again in the text
 
 
 class ChatRenderer:

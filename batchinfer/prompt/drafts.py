@@ -130,7 +130,13 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
                     "the last message is not the assistant's: there is nothing to continue "
                     "(prompt.continue_final_message)",
                 )
-            return _chat_draft(chat, messages, remarks.of(messages))
+            found = remarks.of(messages)
+            if remarks.is_user_left_out(messages):
+                raise RowError(
+                    "invalid_prompt",
+                    "the chat template leaves out all that the user says (prompt.chat_template)",
+                )
+            return _chat_draft(chat, messages, found)
 
         return draft
     assert prompt.messages is not None
@@ -138,20 +144,29 @@ def make_drafter(prompt: PromptSettings, chat: ChatTemplate | None) -> Drafter:
         (message.role, template)
         for message, template in zip(prompt.messages, _templates(prompt), strict=True)
     ]
-    _check_roles(chat, [role for role, _ in parts], continues=prompt.continue_final_message)
+    _check_roles(chat, parts, continues=prompt.continue_final_message)
     return lambda row: _chat_draft(
         chat, [{"role": role, "content": template.render(row)} for role, template in parts]
     )
 
 
-def _check_roles(chat: ChatTemplate, roles: Sequence[str], *, continues: bool) -> None:
+def _check_roles(
+    chat: ChatTemplate, parts: Sequence[tuple[str, TextTemplate]], *, continues: bool
+) -> None:
     """What the chat template does with the roles, it does in every row."""
-    probe: Messages = [{"role": role, "content": "x"} for role in roles]
+    probe: Messages = [{"role": role, "content": "x"} for role, _ in parts]
     try:
         chat.render(probe)
     except RowError as error:
         raise ConfigError(f"prompt.messages: the model refuses them: {error.message}") from error
-    for kind, about in Remarks(chat.render, chat.source, continues=continues).of(probe):
+    remarks = Remarks(chat.render, chat.source, continues=continues)
+    reading = [index for index, (_, template) in enumerate(parts) if template.columns]
+    if remarks.is_left_out(probe, reading):
+        raise ConfigError(
+            "prompt.messages: the chat template leaves out every message that reads a column, so "
+            "every row would get the same prompt: give another prompt.chat_template, or other roles"
+        )
+    for kind, about in remarks.of(probe):
         logger.warning("prompt.messages: %s", sentence(kind, [about]))
 
 

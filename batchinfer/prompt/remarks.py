@@ -1,7 +1,7 @@
 """Oddities of a conversation that are not errors: reported once in a run, by whoever knows its row.
 
 Must not know: rows, logs. What a chat template leaves out is found by asking it: a role's first
-message is rendered again with a mark as its content.
+messages are rendered again with a mark as their content.
 """
 
 from __future__ import annotations
@@ -64,16 +64,34 @@ class Remarks:
             found.append(("last_is_assistant", ""))
         return found
 
+    def is_user_left_out(self, messages: Messages) -> bool:
+        """Whether nothing that the user says gets into the prompt; asked after `of`."""
+        if self._is_written.get("user", True):
+            return False
+        indices = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        return bool(indices) and self.is_left_out(messages, indices)
+
+    def is_left_out(self, messages: Messages, indices: Collection[int]) -> bool:
+        """Whether the prompt is the same whatever these messages say. If it is refused: no."""
+        try:
+            one, other = (
+                self._render(
+                    [{**m, "content": text} if i in indices else m for i, m in enumerate(messages)]
+                )
+                for text in (_MARK, "another")
+            )
+        except RowError:
+            return False
+        return one == other
+
     def _names(self, role: str) -> bool:
         return f"'{role}'" in self._template or f'"{role}"' in self._template
 
     def _writes(self, messages: Messages, role: str) -> bool:
-        """Whether a message of this role gets into the prompt. If the template refuses it: yes."""
-        index = next(i for i, message in enumerate(messages) if message["role"] == role)
-        marked = [*messages]
-        marked[index] = {**messages[index], "content": _MARK}
+        """Whether any message of this role gets into the prompt. If it is refused: yes."""
+        marked = [{**m, "content": _MARK} if m["role"] == role else m for m in messages]
         try:
-            return _MARK in self._render(marked)
+            return _MARK.lower() in self._render(marked).lower()
         except RowError:
             return True
 

@@ -1,9 +1,10 @@
 """The input: which shards there are, what is in them, and their rows as Arrow blocks."""
 
 from batchinfer.source.casts import cast_column, cast_table
-from batchinfer.source.filters import RowFilter, type_for_polars
+from batchinfer.source.filters import RowFilter
 from batchinfer.source.fingerprints import Fingerprint, same_content
 from batchinfer.source.footer import Footer, RowGroup, check_columns, column_problem, read_footer
+from batchinfer.source.for_polars import type_for_polars
 from batchinfer.source.left_out import in_print
 from batchinfer.source.parquet import Block, ShardReader
 from batchinfer.source.patterns import matches

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.source.casts import cast_table
+from batchinfer.source.for_polars import type_for_polars
 from batchinfer.source.plain import has_uuids
 from batchinfer.source.text import with_valid_text
 
@@ -244,28 +245,6 @@ def _with_wide_results(sql: str) -> str:
     for position, text in sorted(marks, reverse=True):
         sql = sql[:position] + text + sql[position:]
     return sql
-
-
-def type_for_polars(kind: pa.DataType) -> pa.DataType:
-    """What polars is given a plain type as. Raises ValueError for one that polars has none for."""
-    types = pa.types
-    if types.is_timestamp(kind) and kind.tz is not None and kind.tz[:1] in "+-":
-        return pa.timestamp(kind.unit, "UTC")  # polars has no offsets; the instants are the same
-    if types.is_decimal256(kind):
-        raise ValueError(
-            f"{kind} has no equivalent in polars, which has decimals of up to 38 digits"
-        )
-    if types.is_struct(kind):
-        return pa.struct([_field_for_polars(field) for field in kind])
-    if types.is_map(kind):
-        return pa.map_(_field_for_polars(kind.key_field), _field_for_polars(kind.item_field))
-    if types.is_fixed_size_list(kind):
-        return pa.list_(_field_for_polars(kind.value_field), kind.list_size)
-    return pa.list_(_field_for_polars(kind.value_field)) if types.is_list(kind) else kind
-
-
-def _field_for_polars(field: pa.Field) -> pa.Field:
-    return field.with_type(type_for_polars(field.type))
 
 
 def _num_chained(sql: str) -> int:

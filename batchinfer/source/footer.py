@@ -123,8 +123,10 @@ def check_columns(footer: Footer, needed: Sequence[str], shard: Shard) -> None:
     for name in needed:
         if problem := column_problem(footer, name):
             raise InputError(f"shard {shard.url}: {problem}")
+    folders = (*shard.outer_partitions, *shard.partitions)
     for name in needed:
-        values = {value for key, value in shard.partitions if key == name}
+        own = shard.partitions if name in footer.num_named else folders
+        values = {value for key, value in own if key == name}
         if len(values) > 1:
             raise InputError(
                 f"the folders of {shard.url} give {name!r} {len(values)} values "
@@ -150,7 +152,18 @@ def column_problem(footer: Footer, name: str) -> str | None:
         return f"there is no column {name!r}{hint}; the columns are {shown}"
     if count > 1:
         return f"there are {count} columns named {name!r}: rename them"
+    if count and _has_lists_of_none(footer.schema.field(name).type):
+        return (
+            f"column {name!r} has lists of the fixed size 0, which pyarrow writes and cannot read: "
+            "write the file without it"
+        )
     return None
+
+
+def _has_lists_of_none(kind: pa.DataType) -> bool:
+    if pa.types.is_fixed_size_list(kind) and kind.list_size == 0:
+        return True
+    return any(_has_lists_of_none(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def check_partition(name: str, value: str, column: pa.ChunkedArray, shard: Shard) -> None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from batchinfer.config import Job, OwnSampling, PromptSettings, SamplingSettings
 from batchinfer.engine.base import Answer
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
+from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
 from batchinfer.plan import WorkItem, own_seed, request_seed
 from batchinfer.prompt import OwnSamplingPrompter, Prompter, PromptLimit, check_own_columns
@@ -140,6 +141,11 @@ class Generate:
         check_own_columns(self.settings.per_row, schema)
 
     def prompter(self, job: Job, model: ModelFacts) -> Prompter | OwnSamplingPrompter:
+        if beyond := [i for i in self.settings.stop_token_ids if i >= model.vocab_size]:
+            raise ConfigError(
+                f"sampling.stop_token_ids: {beyond[0]} is no token of {model.path}, whose "
+                f"vocabulary has {model.vocab_size:,}"
+            )
         prompts = Prompter(
             job.prompt,
             model.tokenizer_path,

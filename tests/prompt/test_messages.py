@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from batchinfer.errors import InputError, RowError
+from batchinfer.errors import ConfigError, InputError, RowError
 from batchinfer.prompt import check_type
 from batchinfer.prompt.messages import parse_messages
 from batchinfer.runner.remarks import RemarkWarnings
@@ -344,6 +344,34 @@ def test_messages_that_the_template_leaves_out_are_remarked(
     messages = [{"role": role, "content": "{{ text }}"} for role in ("system", "user")]
     prompter(messages=messages, chat_template=template)
     assert "leaves messages of the role 'system' out of the prompt" in caplog.text
+
+
+def test_a_template_that_leaves_out_what_is_said_makes_no_prompt() -> None:
+    """Every row would have the same one."""
+    template = "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}Answer:"
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "{{ text }}"}]
+    with pytest.raises(ConfigError, match=r"leaves out every message that reads a column"):
+        prompter(messages=messages, chat_template=template)
+    prompter(messages=[{"role": "system", "content": "{{ text }}"}], chat_template=template)
+    made = prompter(messages_column="m", chat_template=template)
+    prepared = made.prepare(column([talk_of("system", "user"), talk_of("system")]))
+    assert kinds_of(prepared) == {0: "invalid_prompt"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[-1].content | upper }}",
+        "{% for m in messages %}{{ m.content[:4] }}{% endfor %}",
+        "{% if messages | length < 2 %}{{ raise_exception('more') }}{% endif %}{{ messages }}",
+        "{% for m in messages %}{{ m.role }}{{ m.content if loop.last }}{% endfor %}",
+    ],
+)
+def test_a_template_that_writes_some_of_what_is_said_makes_prompts(template: str) -> None:
+    made = prompter(messages_column="m", chat_template=template)
+    assert not made.prepare(column([talk_of("user", "assistant", "user")])).errors
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "{{ text }}"}]
+    prompter(messages=messages, chat_template=template)
 
 
 def test_an_answer_at_the_end_is_remarked(caplog: pytest.LogCaptureFixture) -> None:

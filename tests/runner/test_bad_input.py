@@ -254,6 +254,16 @@ def test_a_model_that_cannot_run_is_refused_before_it_loads(filled: Place, tmp_p
         must_be_untouched(filled)
 
 
+def test_a_stop_token_beyond_the_vocabulary_is_refused_before_the_model_loads(
+    filled: Place, tmp_path: Path
+) -> None:
+    path = write_job(tmp_path, job(filled, sampling={"stop_token_ids": [2, 99_999]}))
+    words = ("sampling.stop_token_ids: 99999 is no token", "has 4,096")
+    must_fail(run(path, fake={"fail_build": "the model was loaded"}), 2, *words)
+    validated = run(path, command=("validate",))
+    assert validated.code == 2 and words[0] in validated.stderr
+
+
 def test_a_setting_refused_by_the_engine_can_be_corrected(filled: Place, tmp_path: Path) -> None:
     """A setting that only the engine can refuse may be mended in place."""
     path = write_job(tmp_path, job(filled))

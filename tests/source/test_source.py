@@ -129,6 +129,35 @@ def test_partitions_come_from_folders_below_the_glob(tmp_path: Path) -> None:
     assert table.to_pydict() == {"topic": ["a/b"] * 3, "n": [1, 2, 3]}
 
 
+@pytest.mark.parametrize("inside", ["day=1", "day=2", "day=2/*/day=3"])
+def test_folders_of_one_name_with_several_values_are_refused_wherever_they_are(
+    tmp_path: Path, inside: str
+) -> None:
+    write(tmp_path / "day=1" / inside.replace("*", "x") / "x.parquet")
+    (shard,) = list_shards([str(tmp_path / "day=1" / "**" / "*.parquet")], open_store)
+    if inside == "day=1":
+        with ShardReader(shard, ["day"]) as reader:
+            assert read(reader, (0, 1))[1].to_pydict() == {"day": ["1"]}
+        return
+    with pytest.raises(InputError, match=r"give 'day' [23] values \(1, 2"):
+        ShardReader(shard, ["day"])
+    with ShardReader(shard, ["n"]) as reader:  # nobody asks for it
+        assert reader.schema.names == ["n"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.int32(), 0), pa.struct([("a", pa.list_(pa.int8(), 0))])]
+)
+def test_lists_of_the_fixed_size_0_are_named_as_that(tmp_path: Path, kind: pa.DataType) -> None:
+    values: list[Any] = [[], None] if pa.types.is_fixed_size_list(kind) else [{"a": []}, None]
+    write(tmp_path / "x.parquet", pa.table({"n": [1, 2], "x": pa.array(values, kind)}))
+    shard = only_shard(tmp_path)
+    with pytest.raises(InputError, match=r"'x' has lists of the fixed size 0"):
+        ShardReader(shard, ["x"])
+    with ShardReader(shard, ["n"]) as reader:
+        assert read(reader, (0, 2))[1].to_pydict() == {"n": [1, 2]}
+
+
 def test_a_partition_column_with_other_values_in_the_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "n=1" / "x.parquet")
     with ShardReader(only_shard(tmp_path), ["n"]) as reader, pytest.raises(InputError, match="n=1"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.demands.completion import CompletionDemand
+from batchinfer.engine.regexes import unreadable
 from batchinfer.errors import ConfigError
 
 
@@ -18,6 +19,8 @@ class CompletionRequests:
 
     def check(self) -> None:
         check_together(self.sampling)
+        if why := unreadable(self.sampling.structured):
+            raise ConfigError(why)
         if self.sampling.reasoning_parser is not None:
             raise ConfigError(
                 "sampling.reasoning_parser: the parsers are vLLM's, and the engine llama_cpp has "

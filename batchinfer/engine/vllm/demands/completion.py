@@ -14,6 +14,7 @@ from typing import Any
 from batchinfer.config import SamplingSettings
 from batchinfer.engine.base import Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
+from batchinfer.engine.regexes import unreadable
 from batchinfer.engine.vllm.errors import rejections, whole_reason
 from batchinfer.engine.vllm.output import completion_of, partial_of
 from batchinfer.engine.vllm.reasoning import Splitter, reasoning_problems
@@ -26,6 +27,8 @@ _STRUCTURED_FIELDS = {
     "choice": "choice",
     "grammar": "grammar",
 }
+#: Those of vLLM's backends that read no more regular expressions than each other.
+_GRAMMAR_COMPILERS = ("auto", "xgrammar", "guidance")
 #: Ways of sampling whose parameters are kept.
 _MAX_OWN = 1024
 _SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
@@ -67,6 +70,8 @@ class CompletionRequests:
                 "sampling.min_p and speculative decoding (engine.options) do not go together: vLLM "
                 "does not compute it there. Remove one of them"
             )
+        if _backend(options) in _GRAMMAR_COMPILERS and (why := unreadable(sampling.structured)):
+            yield why
         yield from self.prompt_problems(options)
         if key := overridden_sampling(options):
             yield (
@@ -168,6 +173,12 @@ class CompletionRequests:
                 "nothing, or need what the grammar compiler lacks; a backend may be chosen by "
                 "engine.options.structured_outputs_config.backend"
             )
+
+
+def _backend(options: Mapping[str, Any]) -> Any:
+    """Which one turns a constraint into a mask of tokens."""
+    given = options.get("structured_outputs_config")
+    return given.get("backend", "auto") if isinstance(given, Mapping) else "auto"
 
 
 def is_speculative(options: Mapping[str, Any]) -> bool:
