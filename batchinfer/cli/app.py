@@ -214,7 +214,7 @@ cli.command("chat", short_help="Talk with a model.")(
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON lines.")
 def status(output: str, as_json: bool) -> None:
     """Show the state of the runs on an output, read from the output alone."""
-    from batchinfer.cli.look import show_status
+    from batchinfer.cli.status import show_status
 
     show_status(output, as_json=as_json)
 
@@ -234,7 +234,7 @@ def status(output: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print all columns, one JSON object per row.")
 def show(output: str, max_rows: int, failed: bool, as_json: bool) -> None:
     """Print finished rows of an output, even while it is being computed."""
-    from batchinfer.cli.look import show_rows
+    from batchinfer.cli.show import show_rows
 
     show_rows(output, max_rows=max_rows, failed=failed, as_json=as_json)
 

@@ -183,10 +183,9 @@ def stored_bits(model: ModelFacts, output: Output) -> StoredBits:
     bits = bits_of(folder)
     if folder.checkpoint.scheme != "plain" or model.engine_quantization is None:
         return _stored(bits)
-    loaded = output.engine.get("extra", {})
-    if loaded.get("tensor_parallel_size", 1) > 1:  # the report is of one part
+    if output.num_parts > 1:
         return StoredBits(None, None, None)
-    return _online(bits, loaded.get("layers") or {}, DTYPE_BYTES[model.dtype], model.vocab_size)
+    return _online(bits, output.loaded, DTYPE_BYTES[model.dtype], model.vocab_size)
 
 
 def _stored(bits: Bits) -> StoredBits:

@@ -112,7 +112,7 @@ def record_of(request: PerplexityRequest, found: RecordInputs) -> Record:
         layer_bits_per_weight=found.bits.layers,
         head_bits_per_weight=found.bits.head,
         model_bytes=found.bits.num_bytes,
-        peak_memory_bytes=((engine.get("extra") or {}).get("layers") or {}).get("peak_bytes"),
+        peak_memory_bytes=output.loaded.get("peak_bytes"),
         tokens_per_s=output.tokens_per_s(),
         kl=near.kl if near else None,
         kl_top_k=near.top_k if near else None,

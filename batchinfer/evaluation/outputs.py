@@ -50,6 +50,16 @@ class Output:
         facts = read_facts(self.store, self.keys[-1]) or {}
         return dict(facts.get("engine") or {})
 
+    @property
+    def loaded(self) -> Mapping[str, Any]:
+        """What the engine says of the layers that it holds; of one part where there are several."""
+        return dict((self.engine.get("extra") or {}).get("layers") or {})
+
+    @property
+    def num_parts(self) -> int:
+        """Of how many parts of the model `loaded` is one."""
+        return int((self.engine.get("extra") or {}).get("tensor_parallel_size") or 1)
+
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """One for each finished file, in order; rows in order of (row, sample)."""
         for key in self.keys:

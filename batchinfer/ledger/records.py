@@ -15,7 +15,7 @@ from typing import Any
 from batchinfer.config import Job
 from batchinfer.config.section import Section
 from batchinfer.errors import ConfigError
-from batchinfer.ledger.layout import JOB_KEY, SUCCESS_KEY
+from batchinfer.ledger.layout import JOB_KEY, STATUS_PREFIX, SUCCESS_KEY
 from batchinfer.source import Fingerprint
 from batchinfer.storage import Store
 from batchinfer.tasks import counts_in
@@ -74,6 +74,23 @@ def read_run(store: Store, key: str) -> dict[str, Any] | None:
 def read_status(store: Store, key: str) -> dict[str, Any] | None:
     """As `read_job`, of a run's status."""
     return read_json(store, key, _STATUS)
+
+
+def require_job(store: Store) -> dict[str, Any]:
+    """The output's job.json. Raises ConfigError where there is none."""
+    job = read_job_to_look(store)
+    if job is None:
+        raise ConfigError(f"{store.url} is not an output of batchinfer: no {JOB_KEY} in it")
+    return job
+
+
+def newest_statuses(store: Store) -> list[dict[str, Any]]:
+    """The status of the newest run of each slice, in the order of run numbers."""
+    newest: dict[str, dict[str, Any]] = {}
+    for info in store.list(STATUS_PREFIX):  # by run number
+        if (record := read_status(store, info.key)) is not None:
+            newest[record["slice"]] = record
+    return sorted(newest.values(), key=lambda record: int(record["run"]))
 
 
 def read_json(

@@ -1,9 +1,8 @@
 """What a model will take of a device's memory, from headers and sizes alone.
 
 Weights as they are once loaded, the KV cache of a token, and what one engine step holds besides.
-The estimates are from above where they are not exact: what depends on the engine is counted as vLLM
-has it, which keeps most at once of those known; a kind of engine may correct them in its own
-estimate. Must not know: engines' code, how much memory a machine has.
+The estimates are from above where they are not exact. What depends on the engine is in its own
+table (`support`). Must not know: any engine, how much memory a machine has.
 """
 
 from __future__ import annotations
@@ -24,16 +23,12 @@ from batchinfer.quantization import (
     method_by_name,
     method_of,
     record_of,
+    support_of,
 )
 
 #: Dtypes in which a checkpoint keeps numbers that are cast to the model's own.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NOT_LINEAR = ("embed", "lm_head", "wte", "wpe", "norm", "conv")
-#: Embedding and output layer are padded to a multiple of this many tokens.
-_VOCABULARY_MULTIPLE = 64
-#: Of a token's logits, besides one in the model's dtype: in float32, its softmax, and sorted values
-#: with their indices for top-p (a sampler may keep them all at once).
-_LOGIT_BYTES = 4 + 4 + 4 + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,8 @@ def needs_of(
     """`choice`: what runs. `asked_dtype`: None if it may be chosen."""
     scheme, name, dtype = checkpoint.scheme, choice.name, choice.dtype
     loading = Loading(scheme, machine.device, DTYPE_BYTES[dtype])
-    linear, other, packed = _weights(tensors, shape, loading)
+    multiple = support_of(machine).vocabulary_multiple
+    linear, other, packed = _weights(tensors, shape, loading, multiple)
     is_online = scheme == "plain" and name != "none"
     bits = record_of(name).bits_per_weight if is_online else 8.0 * DTYPE_BYTES[dtype]
     smaller = {}
@@ -84,7 +80,7 @@ def needs_of(
         packed=_packed_bytes(tensors, shape, loading, weights, machine),
         kv_per_token=kv_per_token,
         step_per_token=_step_bytes(shape) * DTYPE_BYTES[dtype],
-        logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + _LOGIT_BYTES),
+        logits_per_row=shape.vocab_size * (DTYPE_BYTES[dtype] + support_of(machine).logit_bytes),
         num_heads=shape.num_heads,
         num_kv_shards=1 if shape.latent_size else shape.num_kv_heads,
         smaller=dict(sorted(smaller.items(), key=lambda item: -item[1])),
@@ -103,11 +99,14 @@ def _packed_bytes(
         return None
     if method.why_not_packed(machine.cpu_flags) is not None:
         return None
-    _, other, packed = _weights(tensors, shape, loading._replace(keeps_packed=True))
+    multiple = support_of(machine).vocabulary_multiple
+    _, other, packed = _weights(tensors, shape, loading._replace(keeps_packed=True), multiple)
     return other + packed if other + packed < decoded else None
 
 
-def _weights(tensors: Mapping[str, Tensor], shape: Shape, loading: Loading) -> tuple[int, int, int]:
+def _weights(
+    tensors: Mapping[str, Tensor], shape: Shape, loading: Loading, vocabulary_multiple: int
+) -> tuple[int, int, int]:
     """(numbers of unquantized linear layers, bytes of what stays so, bytes of packed layers)"""
     linear = other = packed = 0
     packed_modules = set()
@@ -122,7 +121,7 @@ def _weights(tensors: Mapping[str, Tensor], shape: Shape, loading: Loading) -> t
             continue
         size = math.prod(tensor.shape)
         if tensor.shape and tensor.shape[0] == shape.vocab_size:
-            size += size // shape.vocab_size * (-shape.vocab_size % _VOCABULARY_MULTIPLE)
+            size += size // shape.vocab_size * (-shape.vocab_size % vocabulary_multiple)
         is_linear = (name.endswith(".weight") and len(tensor.shape) == 2) or ".experts." in name
         if is_linear and not any(word in name for word in _NOT_LINEAR):
             linear += size

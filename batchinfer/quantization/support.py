@@ -66,6 +66,9 @@ class Support:
     #: An adapter's adapter_config.json -> why the engine cannot run such an adapter; None: it can.
     why_no_adapter: Callable[[Mapping[str, Any]], str | None] = _runs_any_adapter
     max_adapter_rank: int | None = None
+    vocabulary_multiple: int = 1  # embedding and output layer are filled up to one of it, in tokens
+    #: Bytes of a token's logits in a step, besides one number of the model's dtype.
+    logit_bytes: int = 4
 
 
 def support_of(machine: Machine) -> Support:

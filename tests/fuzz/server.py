@@ -116,9 +116,10 @@ def _warm_up() -> None:
     import pyarrow.parquet
 
     import batchinfer.cli.check
-    import batchinfer.cli.look
     import batchinfer.cli.plan
     import batchinfer.cli.run
+    import batchinfer.cli.show
+    import batchinfer.cli.status
     from batchinfer.engine.kinds import KINDS
     from batchinfer.engine.vllm.machine import this_machine
     from batchinfer.prompt import encode
@@ -138,7 +139,7 @@ def _warm_up() -> None:
 
     encode._load = load_once
     KINDS.update(fake_kinds(FakePlan(max_num_seqs=7)))
-    assert batchinfer.cli.check and batchinfer.cli.look and batchinfer.cli.plan
+    assert batchinfer.cli.check and batchinfer.cli.plan and batchinfer.cli.show
     assert pyarrow.compute and pyarrow.parquet
     metadata.version = cache(metadata.version)
     for name in ("pyarrow", "polars"):

@@ -143,6 +143,16 @@ _KV_CUDA: Mapping[str, KvDevice | str] = {
 }
 
 SUPPORT: Mapping[str, Support] = {
-    device: Support("vLLM", names, kv_cache, why_no_adapter, max_adapter_rank=RANKS[-1])
+    device: Support(
+        "vLLM",
+        names,
+        kv_cache,
+        why_no_adapter,
+        max_adapter_rank=RANKS[-1],
+        vocabulary_multiple=64,
+        # In float32, its softmax, and sorted values with their indices for top-p: the sampler may
+        # keep them all at once.
+        logit_bytes=4 + 4 + 4 + 8,
+    )
     for device, names, kv_cache in (("cpu", _CPU, _KV_CPU), ("cuda", _CUDA, _KV_CUDA))
 }

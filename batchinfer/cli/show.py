@@ -1,4 +1,7 @@
-"""`status` and `show`: how an output stands and what is in it, from the output location alone."""
+"""`show`: finished rows of an output, from the output location alone.
+
+Must not know: jobs, how rows are computed.
+"""
 
 from __future__ import annotations
 
@@ -12,87 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.errors import ConfigError, RowError, printable
-from batchinfer.ledger import Holder, layout, named_if_damaged, records, survey
+from batchinfer.ledger import layout, named_if_damaged, records, survey
 from batchinfer.prompt import column_values
-from batchinfer.runner.restart import describe as describe_restart
-from batchinfer.runner.restart import read_pending
 from batchinfer.runner.start import open_location
 from batchinfer.storage import Store
 from batchinfer.tasks import Describe, describer
-from batchinfer.telemetry import Clock, describe
 
 #: What every result has, whatever the task.
 _SHOWN = frozenset({"id", "shard", "row", "sample", "error_type", "error_message"})
 
 
-def show_status(output: str, *, as_json: bool) -> None:
-    """Whether it is complete, and one line for the newest run of each slice."""
-    store = open_location(output)
-    restart = read_pending(store)
-    job = _read_job(store) if restart is None else {"name": restart.get("name", "restart")}
-    success = records.read_success(store)
-    newest = _newest_of_each_slice(store)
-    is_complete = success is not None and restart is None
-    if as_json:
-        whole = {"complete": is_complete, "success": success, "pending_restart": restart}
-        for record in [whole, *newest]:
-            click.echo(json.dumps(record))
-        return
-    click.echo(f"{job.get('name')}: {store.url}")
-    if restart is not None:
-        click.echo(f"not complete: {describe_restart(store.url, restart)}")
-    elif success is not None:
-        click.echo(
-            f"complete: {success['rows']:,} rows ({success['rows_failed']:,} failed) "
-            f"in {success['shards']:,} shards"
-        )
-        for line in _beside(success):
-            click.echo(line)
-    else:
-        click.echo("not complete: no _SUCCESS")
-    now_s = Clock().wall()
-    for record in newest:
-        holder = Holder.from_record(record["holder"])
-        is_dead_here = holder.is_dead_here() if holder is not None else None
-        click.echo(describe(record, now_s, is_dead_here=is_dead_here))
-
-
-def _beside(success: dict[str, Any]) -> Iterator[str]:
-    """What the output has of shards that had left the input when `_SUCCESS` was written."""
-    found = success.get("not_in_input", {})
-    if finished := found.get("finished"):
-        yield (
-            f"besides: {finished['rows']:,} rows of {finished['shards']:,} shards that are no "
-            "longer in the input"
-        )
-    if left := found.get("unfinished"):
-        yield (
-            f"unfinished: {left['rows']:,} durable rows of {left['shards']:,} shards that left "
-            "the input, in no result file"
-        )
-
-
-def _read_job(store: Store) -> dict[str, Any]:
-    """The output's job.json. Raises ConfigError where there is none."""
-    job = records.read_job_to_look(store)
-    if job is None:
-        raise ConfigError(f"{store.url} is not an output of batchinfer: no {layout.JOB_KEY} in it")
-    return job
-
-
-def _newest_of_each_slice(store: Store) -> list[dict[str, Any]]:
-    newest: dict[str, dict[str, Any]] = {}
-    for info in store.list(layout.STATUS_PREFIX):  # by run number
-        record = records.read_status(store, info.key)
-        if record is not None:
-            newest[record["slice"]] = record
-    return sorted(newest.values(), key=lambda record: int(record["run"]))
-
-
 def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> None:
     """Finished rows: first from finished files, then from parts."""
     store = open_location(output)
-    describe = describer(_read_job(store)["job"])
+    describe = describer(records.require_job(store)["job"])
     num_shown = 0
     for row in _rows(store, failed=failed):
         if num_shown == max_rows:
