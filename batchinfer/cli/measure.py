@@ -17,8 +17,10 @@ from batchinfer.errors import InputError
 from batchinfer.forecast.forecast import Interval
 from batchinfer.forecast.measure import MIN_ROWS, Measurement, measure
 from batchinfer.forecast.predict import Prediction, RemainingWork, predict
+from batchinfer.forecast.roof import verdict_of
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import WholeProcess
+from batchinfer.runner.judged import judged_by
 from batchinfer.tasks import task_of
 
 
@@ -57,6 +59,9 @@ def show_forecast(
         f"time     about {_range(found.total_s, _duration)}: {_duration(found.start_s)} to start, "
         f"{_duration(found.generation_s.expected)} to generate, {_duration(found.close_s)} to end"
     )
+    verdict = verdict_of(measurement, found, judged_by(looked.start, measurement.facts))
+    if verdict is not None:
+        click.echo(f"verdict  about {verdict}")
     if price_per_hour is not None:
         cost = found.cost(price_per_hour)
         click.echo(f"cost     about {_range(cost, _money)} at {price_per_hour:g} an hour")

@@ -13,9 +13,12 @@ import numpy as np
 from batchinfer.cli.common import ExaminedJob, accept, look_at
 from batchinfer.cli.measure import show_forecast
 from batchinfer.cli.source import JobSource
+from batchinfer.engine.base import ForeseeingKind
 from batchinfer.forecast.measure import check_measurable
+from batchinfer.forecast.roof import roof_of
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.forecast.work import Work, read_work
+from batchinfer.runner.judged import judged_by
 from batchinfer.telemetry import StartUp
 
 _BAR_WIDTH = 40
@@ -60,7 +63,9 @@ def plan_job(source: JobSource, options: PlanOptions) -> None:
     )
     is_measured = options.num_measured is not None
     _show_lengths(looked, sample, work.num_rows_left if is_measured else work.num_rows)
-    if is_measured:
+    if not is_measured:
+        _show_roof(looked, sample, work.num_rows)
+    else:
         price = options.price_per_hour
         price = job.limits.price_per_hour if price is None else price
         show_forecast(looked, sample, work.rest(sample, ready_s), price)
@@ -111,6 +116,26 @@ def _show_lengths(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
     most_prompts = max(count for count, _, _ in bins)
     for count, low, high in bins:
         click.echo(f"  {low:>7}-{high:<7} {_bar(count / most_prompts)} {count:,}")
+
+
+def _show_roof(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
+    """The most that this device can do of it; nothing where that cannot be foreseen."""
+    kind, spec, task = looked.start.kind, looked.start.spec, looked.start.task
+    if not isinstance(kind, ForeseeingKind) or task.max_tokens is None or not len(sample.lengths):
+        return
+    if (facts := kind.expected_facts(spec)) is None:
+        return
+    setup = judged_by(looked.start, facts)
+    num_requests = round(num_rows * sample.passing_share) * task.num_samples
+    found = roof_of(sample.lengths, num_requests, task.max_tokens, facts, setup)
+    if found is None:
+        why = "its peaks are" if setup.peaks is None else "the model's work is"
+        click.echo(f"roof     unknown for {facts.device}: {why} not known before a run")
+        return
+    click.echo(
+        f"roof     {found.tokens_per_s:,.0f} completion tokens/s at most on {found.device}, bound "
+        f"by {found.bound}, if they all have max_tokens"
+    )
 
 
 def _bar(share: float) -> str:

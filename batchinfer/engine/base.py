@@ -274,6 +274,16 @@ class EngineKind(Protocol):
         """
 
 
+@runtime_checkable
+class ForeseeingKind(Protocol):
+    """What an `EngineKind` has besides if it knows how an engine would run before there is one."""
+
+    def expected_facts(self, spec: EngineSpec) -> EngineFacts | None:
+        """What an engine that is built now would say of itself, as far as estimates go. None:
+        there is no device for one. Loads nothing.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """How a server is reached and what it keeps to, beside what the job says."""

@@ -143,7 +143,7 @@ def forecast(waves: Sequence[Wave], facts: EngineFacts, left: RemainingRows) -> 
     The range comes from doing it again with rows drawn anew from the measured ones, and with
     steps that miss the fit as far as they did, to either side (wild bootstrap).
     """
-    measured = _concatenate([wave.lengths for wave in waves])
+    measured = concatenated([wave.lengths for wave in waves])
     counts, step_s = _measured_steps(waves, facts)
     random = np.random.default_rng(0)
 
@@ -155,7 +155,7 @@ def forecast(waves: Sequence[Wave], facts: EngineFacts, left: RemainingRows) -> 
     def estimate(rows: Int64Array, seconds: Float64Array) -> tuple[float, float]:
         """(mean completion tokens, seconds) of a job with rows like these."""
         chunks = _draw(measured, rows, left, random)
-        drawn = _concatenate(chunks)
+        drawn = concatenated(chunks)
         total = simulate(drawn, facts).sum(axis=0).astype(np.float64)
         num_missing = left.num_rows * left.num_samples - len(drawn.prompt)
         if num_missing:
@@ -223,7 +223,7 @@ def _draw(
     return chunks
 
 
-def _concatenate(parts: Sequence[Lengths]) -> Lengths:
+def concatenated(parts: Sequence[Lengths]) -> Lengths:
     return Lengths(
         np.concatenate([part.prompt for part in parts]),
         np.concatenate([part.uncached for part in parts]),

@@ -1,6 +1,7 @@
 """The verdict on a run that has not been run: its schedule, simulated, as counted steps.
 
-Must not know: rows, files, clocks.
+Where no row was run, its seconds are those of the roof: then its rate is the most that the device
+can do. Must not know: rows, files, clocks.
 """
 
 from __future__ import annotations
@@ -10,10 +11,39 @@ from dataclasses import replace
 import numpy as np
 
 from batchinfer.engine.base import EngineFacts
-from batchinfer.forecast.forecast import Lengths, simulate
+from batchinfer.forecast.forecast import Int64Array, Lengths, concatenated, simulate
+from batchinfer.forecast.measure import Measurement
+from batchinfer.forecast.predict import Prediction
 from batchinfer.telemetry import Steps, Tally, Tokens
 from batchinfer.telemetry.tally import FULL_SHARE
 from batchinfer.verdict import Setup, Verdict, judge
+
+#: A few times the widest step: more change little, and each is simulated.
+_MOST_REQUESTS = 4096
+
+
+def roof_of(
+    prompts: Int64Array, num_requests: int, max_tokens: int, facts: EngineFacts, setup: Setup
+) -> Verdict | None:
+    """The most that the device can do if each completion has `max_tokens`, as far as the context
+    goes. `prompts`: lengths of some. None if peaks or the model's work are unknown.
+    """
+    prompt = np.resize(prompts, max(1, min(num_requests, _MOST_REQUESTS)))
+    completion = np.clip(facts.max_model_len - prompt, 1, max_tokens)
+    return foreseen(Lengths(prompt, prompt, completion), facts, setup)
+
+
+def verdict_of(measurement: Measurement, found: Prediction, setup: Setup) -> Verdict | None:
+    """On what is left, with lengths of rows that were measured, in the time that was predicted.
+    None if peaks or the model's work are unknown.
+    """
+    measured = concatenated([wave.lengths for wave in measurement.waves])
+    num_requests = found.left.num_rows * found.left.num_samples
+    num_drawn = min(num_requests, _MOST_REQUESTS)
+    rows = np.random.default_rng(0).integers(0, len(measured.prompt), num_drawn)
+    seconds = found.generation_s.expected * num_drawn / num_requests
+    verdict = foreseen(measured.take(rows), measurement.facts, setup, seconds)
+    return verdict and replace(verdict, tokens_per_s=found.completion_tokens_per_s)
 
 
 def foreseen(

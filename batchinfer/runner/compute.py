@@ -22,12 +22,12 @@ from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import build_engine
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.host import Host
+from batchinfer.runner.judged import judged_by
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.pipeline import Pipeline
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
 from batchinfer.telemetry import Counters, StartUp, log_event
-from batchinfer.verdict import Setup, peaks_of, setup_of
 
 logger = logging.getLogger("batchinfer.runner")
 
@@ -135,7 +135,9 @@ class _Computation:
             should_stop=lambda: self._should_stop(pipeline),
             is_cautious=is_cautious,
         )
-        self._status.admitting(loop, self._setup(engine))
+        measure = engine.measure_device if isinstance(engine, MeasurableEngine) else None
+        setup = judged_by(self._session.start, engine.facts, measure)
+        self._status.admitting(loop, setup)
         if not host.stop.begin_admission():
             return
         host.counters.set_phase("computing")
@@ -158,18 +160,6 @@ class _Computation:
             logger.info("%s", verdict)
         if (spent := self._status.spent()) is not None:
             logger.info("%s", spent["text"])
-
-    def _setup(self, engine: Engine) -> Setup:
-        """What the run is judged by. A device that nobody knows is measured, once."""
-        session, facts = self._session, engine.facts
-        measure = engine.measure_device if isinstance(engine, MeasurableEngine) else None
-        return setup_of(
-            facts,
-            session.model,
-            peaks_of(facts.device, facts.dtype, measure),
-            has_all_logits=session.task.demand.wants == "prompt_logprobs"
-            or session.job.sampling.prompt_logprobs,
-        )
 
     def _should_stop(self, pipeline: Pipeline) -> bool:
         return (

@@ -5,7 +5,7 @@ know: files, rows, how an engine works.
 """
 
 from batchinfer.verdict.judge import judge
-from batchinfer.verdict.measured import peaks_of
+from batchinfer.verdict.measured import Measure, peaks_of
 from batchinfer.verdict.peaks import Peaks
 from batchinfer.verdict.setup import Setup, setup_of
 from batchinfer.verdict.verdict import Lever, Verdict
@@ -13,6 +13,7 @@ from batchinfer.verdict.work import Work, work_of
 
 __all__ = [
     "Lever",
+    "Measure",
     "Peaks",
     "Setup",
     "Verdict",

@@ -10,11 +10,20 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding, Serving
+from batchinfer.engine.base import (
+    Demand,
+    Engine,
+    EngineFacts,
+    EngineKind,
+    EngineSpec,
+    Finding,
+    Serving,
+)
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.vllm import demands
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
+from batchinfer.engine.vllm.expected import expected_facts
 from batchinfer.engine.vllm.fit import check_limits, check_offload, device_memory
 from batchinfer.engine.vllm.machine import this_machine
 from batchinfer.engine.vllm.options import check_options, deciding_options
@@ -54,6 +63,9 @@ class VllmKind:
 
     def describe_memory(self, spec: EngineSpec) -> list[str]:
         return describe_memory(_settings(spec), spec.model.quantization)
+
+    def expected_facts(self, spec: EngineSpec) -> EngineFacts | None:
+        return expected_facts(_settings(spec), spec.model.quantization)
 
     def examine(self) -> Iterable[Finding]:
         return examine()
