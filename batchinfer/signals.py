@@ -5,6 +5,8 @@ Must not know: what is stopped. Imported before everything that takes time.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from typing import Final
 
@@ -19,6 +21,15 @@ STOP_CODES: Final = {
     signal.SIGUSR1: 143,
     signal.SIGXCPU: 152,
 }
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent_pid: int) -> None:
+    """Let the kernel end this process as soon as the thread that started it has ended."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(1)
 
 
 def handled_signals() -> list[signal.Signals]:

@@ -161,7 +161,7 @@ def job_of(
             "stop_token_ids": STOP_TOKEN_IDS,
             "ignore_eos": True,
         },
-        "engine": {"options": {"load_format": "dummy"}},
+        "engine": {"devices": 1, "options": {"load_format": "dummy"}},
         "output": {"path": str(folder / output)},
     }
 

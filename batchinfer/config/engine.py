@@ -12,7 +12,7 @@ from pydantic_core import PydanticKnownError
 
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.section import Section, decides_results, key_error
-from batchinfer.config.values import FrozenMapping, PositiveOrAuto, ShareOrAuto
+from batchinfer.config.values import DevicesOrAuto, FrozenMapping, PositiveOrAuto, ShareOrAuto
 
 #: The engines that a job may name, each a folder of engine/ with its kind; a test compares.
 ENGINES = ["vllm", "llama_cpp"]
@@ -35,6 +35,12 @@ class EngineSettings(Section):
 
     name: EngineName = Field(
         default=DEFAULT_ENGINE, description="Which engine.", json_schema_extra=decides_results()
+    )
+    devices: DevicesOrAuto = Field(
+        default="auto",
+        description="On how many devices a copy of the engine computes, or on which, by index; "
+        "auto: on all visible GPUs, on a CPU one copy. Copies that are spread over several GPUs "
+        "take as many together.",
     )
     max_num_seqs: PositiveOrAuto = Field(
         default="auto", description="Most sequences that run at the same time; auto: by the device."

@@ -181,6 +181,17 @@ def _share_or_auto(value: object) -> float | str:
     raise ValueError(f"must be auto or a number above 0 to 1, got {shown(value)}")
 
 
+def _devices(value: object) -> int | str | tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        indices = [n for n in value if isinstance(n, int) and not isinstance(n, bool) and n >= 0]
+        if not value or len(indices) < len(value) or len(set(indices)) < len(value):
+            raise ValueError(f"must list different indices of devices, got {shown(value)}")
+        return tuple(indices)
+    if isinstance(value, str | bool) and value != "auto":
+        raise ValueError(f"must be auto, a number or a list of indices, got {shown(value)}")
+    return _positive_or_auto(value)
+
+
 _TEXT_SCHEMA = {"type": "string", "minLength": 1}
 _TEXT_OR_LIST_SCHEMA = {"anyOf": [_TEXT_SCHEMA, {"type": "array", "items": _TEXT_SCHEMA}]}
 
@@ -209,6 +220,24 @@ PositiveOrAuto = Annotated[
     PlainValidator(_positive_or_auto),
     WithJsonSchema(
         {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_COUNT}, {"const": "auto"}]}
+    ),
+]
+DevicesOrAuto = Annotated[
+    int | str | tuple[int, ...],
+    PlainValidator(_devices),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_COUNT},
+                {"const": "auto"},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                },
+            ]
+        }
     ),
 ]
 ShareOrAuto = Annotated[

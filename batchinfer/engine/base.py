@@ -215,6 +215,23 @@ class EngineSpec:
     demand: Demand
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a copy of the engine runs, a replica: what its process has to have before its start.
+
+    One that asks for nothing may run in any process.
+    """
+
+    label: str  # for people: "GPU 0"
+    environ: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()  # that are its own; none: any
+    gpus: tuple[int, ...] = ()  # by index among the visible ones; none: whichever the engine takes
+
+    @property
+    def is_anywhere(self) -> bool:
+        return not self.environ and not self.cores
+
+
 class EngineKind(Protocol):
     """What the program asks of an engine that does not run yet: may it, will it fit, start it.
 
@@ -242,6 +259,12 @@ class EngineKind(Protocol):
 
     def needs_weights(self, job: Job) -> bool:
         """Whether the model's weights have to be there; some engines can invent them."""
+
+    def placements(self, job: Job) -> Sequence[Placement]:
+        """Where the job's `engine.devices` has a replica each, at least one.
+
+        Raises ConfigError for devices that are not there.
+        """
 
     def check_fit(self, spec: EngineSpec) -> None:
         """Raise ConfigError if the model certainly does not fit this machine's devices."""

@@ -170,6 +170,15 @@ def _of_visible(
     return found
 
 
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES would name each visible device by, as it does or by index."""
+    with _nvml() as nvml:
+        count = ctypes.c_uint()
+        if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return []
+        return [str(which) for which in _visible(count.value)]
+
+
 @contextmanager
 def _nvml() -> Iterator[ctypes.CDLL | None]:
     try:

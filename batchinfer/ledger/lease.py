@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,13 @@ _CHECK_S = 1.0
 _OBJECT_NAME = re.compile(r"(all|\d+-of-\d+)-(\d{6,})\.json")
 
 
+class Proof(Protocol):
+    """A lease as seen from a process that does not hold it. Can be pickled."""
+
+    def open(self, store: Store) -> Lease:
+        """To be checked; giving back and beating are the holder's, and do nothing."""
+
+
 class Lease(Protocol):
     def beat(self) -> None:
         """Show life; call every 10 s. Raises LeaseHeld if somebody else took over, LeaseLost."""
@@ -40,6 +47,9 @@ class Lease(Protocol):
 
         Cheap enough for each write of a result: a request a second at most.
         """
+
+    def proof(self) -> Proof:
+        """What other processes that write under this lease check it by."""
 
     def release(self) -> None:
         """Give the lease back. Idempotent."""
@@ -93,6 +103,9 @@ class _ObjectLease:
     def create(self) -> bool:
         return self._store.create(self.key, self.record())
 
+    def proof(self) -> Proof:
+        return _ObjectProof(self._name, self._number, self._holder)
+
     def beat(self) -> None:
         if self._is_released:
             return
@@ -136,6 +149,33 @@ class _ObjectLease:
         self._store.delete(
             [_object_key(self._name, n) for n in range(max(1, self._number - 3), self._number)]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _ObjectProof:
+    name: str
+    number: int
+    holder: Holder
+
+    def open(self, store: Store) -> Lease:
+        return _SeenLease(_ObjectLease(store, self.name, self.number, self.holder))
+
+
+class _SeenLease:
+    def __init__(self, lease: _ObjectLease) -> None:
+        self._lease = lease
+
+    def beat(self) -> None: ...
+
+    def check(self) -> None:
+        self._lease.check()
+
+    def proof(self) -> Proof:
+        return self._lease.proof()
+
+    def release(self) -> None: ...
+
+    def undo(self) -> None: ...
 
 
 def _object_key(name: str, number: int) -> str:

@@ -10,12 +10,13 @@ import json
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.ledger.holder import Holder, lost, refusal
-from batchinfer.storage.flock import FileLock, NoFileLocks, NoLockService
+from batchinfer.storage import Store
+from batchinfer.storage.flock import FileLock, NoFileLocks, NoLockService, inode_of
 
 #: How long a start that finds the lock taken waits for its holder to say who it is, or to end.
 _WAIT_S = 1.0
@@ -39,6 +40,11 @@ class LocalLease:
         if not self._is_released and not all(lock.is_held() for lock in self._locks):
             raise lost(str(self._output))
 
+    def proof(self) -> LocalProof:
+        files = ((lock.path, inode_of(lock.path)) for lock in self._locks)
+        found = tuple((path, known) for path, known in files if known is not None)
+        return LocalProof(str(self._output), found)
+
     def release(self) -> None:
         self._is_released = True
         for lock in reversed(self._locks):
@@ -57,6 +63,37 @@ class LocalLease:
                 if folder not in self._made:
                     break
                 folder.rmdir()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalProof:
+    """The lock files of a lease, as another process on this machine finds them. Can be pickled."""
+
+    output: str
+    files: tuple[tuple[Path, tuple[int, int]], ...]  # with device and inode
+
+    def open(self, store: Store) -> SeenLease:
+        return SeenLease(self)
+
+
+class SeenLease:
+    """A lease that another process holds: to be checked, and no more."""
+
+    def __init__(self, proof: LocalProof) -> None:
+        self._proof = proof
+
+    def beat(self) -> None: ...
+
+    def check(self) -> None:
+        if any(inode_of(path) != known for path, known in self._proof.files):
+            raise lost(self._proof.output)
+
+    def proof(self) -> LocalProof:
+        return self._proof
+
+    def release(self) -> None: ...
+
+    def undo(self) -> None: ...
 
 
 class _Taken(Exception):

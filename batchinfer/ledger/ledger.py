@@ -66,12 +66,17 @@ class Ledger(Results):
         self._num_samples = num_samples
         self._run = run
         self._check = check
+        self._first_merged = _FIRST_MERGED
         self._num_merged = 0
         self._inputs: Mapping[str, Fingerprint] = {}
 
     def add_facts(self, **facts: Any) -> None:
         """Facts known only later (the engine's). Call before the first part is published."""
         self._facts.update(facts)
+
+    def number_after(self, first_sequence: int) -> None:
+        """Where its writer, one of several in a run, begins to number parts. Before the first."""
+        self._first_merged = first_sequence + _FIRST_MERGED
 
     def note_inputs(self, inputs: Mapping[str, Fingerprint]) -> None:
         """What each shard is, by name: their parts say so, should all records be lost."""
@@ -196,7 +201,7 @@ class Ledger(Results):
             while len(waiting) > max_open:
                 sources, waiting = waiting[:max_open], waiting[max_open:]
                 self._num_merged += 1
-                merged = PartId(window, self._run, _FIRST_MERGED + self._num_merged)
+                merged = PartId(window, self._run, self._first_merged + self._num_merged)
                 self._merge(fold, schema, sources, merged)
                 waiting.append(merged)
                 fold.check()

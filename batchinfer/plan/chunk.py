@@ -50,6 +50,7 @@ class Chunk:
     deduplicate: bool = False
     counts: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)  # as in `Prepared`
     own: npt.NDArray[np.object_] | None = None  # [n] see `Prepared`
+    claim: str = ""  # by whose name its results are collected; empty: the shard's
     followers: dict[int, list[int]] = field(default_factory=dict)  # leader index -> its duplicates
     carried_bytes: int = field(init=False)  # of the carried columns, `is_todo` and `own`
     carried_row_bytes: int = field(init=False)  # mean
@@ -87,6 +88,10 @@ class Chunk:
             is_todo=np.ones((num_rows, num_samples), dtype=np.bool_),
             own=None if own is None else object_array(own),
         )
+
+    @property
+    def claim_name(self) -> str:
+        return self.claim or self.shard
 
     @property
     def num_tokens(self) -> int:

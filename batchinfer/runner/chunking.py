@@ -18,6 +18,7 @@ from batchinfer.errors import RowError
 from batchinfer.plan import Chunk
 from batchinfer.plan.chunk import own_bytes
 from batchinfer.prompt import Prepared, joined_counts, joined_own
+from batchinfer.runner.claims import Claim
 from batchinfer.tasks import Result, task_of
 
 
@@ -48,7 +49,7 @@ class Gathered:
         self.num_bytes += carried.nbytes + own_bytes(prepared.own)
 
 
-def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
+def build_chunk(job: Job, claim: Claim, window: int, gathered: Gathered) -> Chunk:
     """Empties `gathered` as it goes: all token ids twice would be too much."""
     errors: dict[int, RowError] = {}
     offsets = [np.zeros(1, np.int64)]
@@ -65,7 +66,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
         num_rows += len(prepared.offsets) - 1
         num_tokens += len(prepared.token_ids)
     return Chunk(
-        shard=shard,
+        shard=claim.shard.name,
         window=window,
         rows=np.concatenate(gathered.rows),
         token_ids=token_ids,
@@ -76,6 +77,7 @@ def build_chunk(job: Job, shard: str, window: int, gathered: Gathered) -> Chunk:
         deduplicate=job.packing.deduplicate and task_of(job).is_repeatable,
         counts=counts,
         own=own,
+        claim=claim.name,
     )
 
 

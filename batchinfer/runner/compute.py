@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, Protocol
 
 from batchinfer.engine.base import Engine, EngineFacts, EngineKind, MeasurableEngine
 from batchinfer.errors import EngineDied, TransientError
@@ -20,19 +21,46 @@ from batchinfer.ledger import Totals
 from batchinfer.runner.claims import Claim
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import build_engine
-from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.host import Host
 from batchinfer.runner.judged import judged_by
 from batchinfer.runner.loop import Loop
-from batchinfer.runner.pipeline import Pipeline
+from batchinfer.runner.pipeline import Pipeline, Share
 from batchinfer.runner.session import Session
-from batchinfer.runner.status import Status
+from batchinfer.runner.status import InFlight
 from batchinfer.telemetry import Counters, StartUp, log_event
+from batchinfer.verdict import Setup, Verdict
 
 logger = logging.getLogger("batchinfer.runner")
 
 _CLOSE_S = 10.0
 _LOOK_S = 0.2
+
+
+class Pulse(Protocol):
+    @property
+    def error(self) -> BaseException | None:
+        """What ends the run: the output is not ours any more."""
+
+    def now(self) -> None:
+        """Show soon how the run stands."""
+
+
+class Standing(Protocol):
+    """Who is told how the computing stands."""
+
+    def engine_ready(self, facts: EngineFacts) -> None: ...
+
+    def admitting(self, admitted: InFlight, setup: Setup | None) -> None: ...
+
+    def verdict(self) -> Verdict | None: ...
+
+    def read_meters(self, devices: Sequence[int] | None = None) -> None: ...
+
+    def spent(self) -> dict[str, Any] | None: ...
+
+    def bury_engine(self) -> None: ...
+
+    def write(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +75,34 @@ def compute(
     session: Session,
     claims: Iterator[Claim],
     host: Host,
-    status: Status,
-    heartbeat: Heartbeat,
+    status: Standing,
+    heartbeat: Pulse,
     *,
     is_cautious: bool,
+    share: Share | None = None,
 ) -> Computed:
-    """Run the engine over what `claims` give out.
+    """Run the engine over what `claims` give out; `share`: of a run that several compute.
 
     Raises Stopped, EngineDied, InputError and what else ended it, see `Causes`.
     """
-    computation = _Computation(session, host, status, heartbeat)
+    computation = _Computation(session, host, status, heartbeat, share)
     return computation.run(claims, is_cautious=is_cautious)
 
 
 class _Computation:
-    def __init__(self, session: Session, host: Host, status: Status, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        session: Session,
+        host: Host,
+        status: Standing,
+        heartbeat: Pulse,
+        share: Share | None,
+    ) -> None:
         self._session = session
         self._host = host
         self._status = status
         self._heartbeat = heartbeat
+        self._share = share
         self._kind = session.start.kind
 
     def run(self, claims: Iterator[Claim], *, is_cautious: bool) -> Computed:
@@ -96,7 +133,7 @@ class _Computation:
         host.tuning.importing()
         with host.startup.span("tokenizer"):
             prompter = session.task.prompter(session.job, session.model)
-        pipeline = Pipeline(session, claims, prompter, host, self._heartbeat.now)
+        pipeline = Pipeline(session, claims, prompter, host, self._heartbeat.now, self._share)
         self._heartbeat.now()
         pipeline.start()
         return pipeline
@@ -137,6 +174,7 @@ class _Computation:
         )
         measure = engine.measure_device if isinstance(engine, MeasurableEngine) else None
         setup = judged_by(self._session.start, engine.facts, measure)
+        self._status.engine_ready(engine.facts)
         self._status.admitting(loop, setup)
         if not host.stop.begin_admission():
             return

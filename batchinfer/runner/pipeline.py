@@ -7,12 +7,13 @@ Must not know: engines. Invariant: after `drain` every row that the engine finis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from batchinfer.errors import InputError
 from batchinfer.ledger import Totals
 from batchinfer.prompt import RowPrompter
-from batchinfer.runner.claims import Claim
+from batchinfer.runner.claims import Claim, ClaimWatcher
 from batchinfer.runner.host import Host
 from batchinfer.runner.publishing import ResultTables
 from batchinfer.runner.reader import Reader
@@ -22,6 +23,17 @@ from batchinfer.runner.writer import Writer
 from batchinfer.tasks import Result
 
 _READER_END_S = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """That several compute a run: who is told what became of one's claims.
+
+    `first_sequence`: after which its parts are numbered.
+    """
+
+    watcher: ClaimWatcher
+    first_sequence: int
 
 
 class Pipeline:
@@ -34,18 +46,27 @@ class Pipeline:
         prompter: RowPrompter,
         host: Host,
         on_first_durable: Callable[[], None],
+        share: Share | None = None,
     ) -> None:
+        """`share`: None, nobody else computes the run."""
         packing = session.job.packing
-        self.ready = ReadyWork(order=packing.order, max_tokens=packing.buffer_tokens)
-        tables = ResultTables(session.task, prompter.decode, session.run)
+        watcher = share.watcher if share is not None else None
+        self.ready = ReadyWork(
+            order=packing.order,
+            max_tokens=packing.buffer_tokens,
+            on_start=watcher.started if watcher is not None else None,
+        )
+        first_sequence = share.first_sequence if share is not None else 0
+        tables = ResultTables(session.task, prompter.decode, session.run, first_sequence)
         self._writer = Writer(
             session.ledger,
             tables,
             session.job.checkpoint,
             host,
             on_first_durable=on_first_durable,
+            watcher=watcher,
         )
-        self._reader = Reader(session, claims, prompter, self.ready, self._writer, host)
+        self._reader = Reader(session, claims, prompter, self.ready, self._writer, host, watcher)
 
     def start(self) -> None:
         self._writer.start()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from batchinfer.ledger import Ledger, PartId, Totals
+from batchinfer.runner.claims import ClaimWatcher
 from batchinfer.runner.host import Host
 from batchinfer.runner.shard_progress import ShardProgress
 from batchinfer.sink import build_table
@@ -35,6 +36,7 @@ class ResultTables:
     task: Task
     detokenize: Detokenize
     run: int
+    first_sequence: int = 0  # of several writers in a run each numbers its parts after another
 
     def build(self, results: Sequence[Result], schema: pa.Schema) -> pa.Table:
         return build_table(
@@ -55,6 +57,7 @@ class Publishing:
         host: Host,
         on_first_durable: Callable[[], None],
         should_stop: Callable[[], bool],
+        watcher: ClaimWatcher,
     ) -> None:
         """`should_stop`: whether folds are to be left to the next start."""
         self._ledger = ledger
@@ -62,6 +65,7 @@ class Publishing:
         self._host = host
         self._on_first_durable = on_first_durable
         self._should_stop = should_stop
+        self._watcher = watcher
         self._has_durable = False
         self.finished: dict[str, Totals] = {}
 
@@ -70,7 +74,7 @@ class Publishing:
         started_s = time.monotonic()
         table = self._tables.build(results, shard.schema)
         self._ledger.publish_part(shard.name, part, table)
-        self._count_durable(table)
+        self._count_durable(shard, table)
         logger.debug(
             "part published: %s %s, %d rows, %.3f s",
             shard.name,
@@ -87,7 +91,7 @@ class Publishing:
             shard.name, shard.schema, table, num_expected, shard.recheck
         )
         if table is not None:
-            self._count_durable(table)
+            self._count_durable(shard, table)
         self._note_finished(shard, totals)
 
     def fold(self, shard: ShardProgress) -> None:
@@ -110,9 +114,11 @@ class Publishing:
             "shard finished: %s, %d rows, %d failed", shard.name, totals.rows, totals.rows_failed
         )
         self._host.counters.add_shard_finished()
+        self._watcher.finished(shard.claim_name, totals)
 
-    def _count_durable(self, table: pa.Table) -> None:
+    def _count_durable(self, shard: ShardProgress, table: pa.Table) -> None:
         self._tables.count_durable(table, self._host.counters)
+        self._watcher.durable(shard.claim_name, table.num_rows)
         if not self._has_durable:
             self._has_durable = True
             self._on_first_durable()

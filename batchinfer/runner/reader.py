@@ -22,7 +22,7 @@ from batchinfer.ledger import Keys, PartId
 from batchinfer.prompt import RowPrompter
 from batchinfer.runner.carried import Carrier
 from batchinfer.runner.chunking import Gathered, build_chunk, error_results
-from batchinfer.runner.claims import Claim
+from batchinfer.runner.claims import Claim, ClaimWatcher, Unwatched
 from batchinfer.runner.host import Host
 from batchinfer.runner.ids import IdWarnings
 from batchinfer.runner.ready import MAX_CARRIED_BYTES, ReadyWork
@@ -54,12 +54,14 @@ class Reader:
         ready: ReadyWork,
         writer: Writer,
         host: Host,
+        watcher: ClaimWatcher | None = None,
     ) -> None:
         """`claims`: what to read, asked for one at a time; whoever gives them out may wait."""
         job = session.job
         self._session = session
         self._job = job
         self._claims = claims
+        self._watcher: ClaimWatcher = watcher or Unwatched()
         self._prompter = prompter
         self._carrier = Carrier(job, session.carried)
         self._ready = ready
@@ -70,13 +72,14 @@ class Reader:
         self._is_cut = False  # whether rows were left out because of it
         self._task = session.task
         self._num_samples = self._task.num_samples
-        num_threads = 1 if session.shards[0].store.is_local else _REMOTE_READERS
+        num_threads = 1 if session.is_input_local else _REMOTE_READERS
         id_column = job.input.id_column
         self._id_warnings = IdWarnings(id_column) if id_column else None
         self._remark_warnings = RemarkWarnings()
         self._shown_prompts = ShownPrompts(prompter)
         self._num_shortened = 0  # prompts that were shortened to fit
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()  # may be held for long: who gives out claims may wait
         self._threads = [
             threading.Thread(target=self._run, name=f"reader-{i}", daemon=True)
             for i in range(num_threads)
@@ -122,7 +125,7 @@ class Reader:
     def _run(self) -> None:
         try:
             while not self._is_stopped and not self.is_limited:
-                with self._lock:
+                with self._claiming:
                     claim = next(self._claims, None)
                 if claim is None:
                     break
@@ -131,6 +134,7 @@ class Reader:
                 except InputError as error:
                     logger.error("%s", error)
                     self.input_errors[claim.shard.name] = error
+                    self._watcher.failed(claim.name, error)
         except BaseException as error:  # the thread's edge: the main thread raises it
             self.error = self.error or error
             self._is_stopped = True
@@ -142,24 +146,24 @@ class Reader:
 
     def _read(self, claim: Claim) -> None:
         session, shard = self._session, claim.shard
-        listed, ledger = session.survey, session.ledger
+        ledger = session.ledger
         with ShardReader(
             shard, self._columns(), session.row_filter, max_block_bytes=_BLOCK_BYTES
         ) as reader:
             session.check_content(shard, reader.footer_sha256)
             schema = output_schema(self._carrier.fields(reader.schema), self._task.columns)
-            self._writer.open_shard(progress_of(session, shard, schema))
-            parts = ledger.parts_of(shard.name) if shard.name in listed.with_parts else []
-            finished = None
-            if shard.name in listed.finished:
-                finished = ledger.keys_of_finished(shard.name)
+            self._writer.open_shard(progress_of(session, claim, schema))
+            parts = ledger.parts_of(shard.name) if claim.has_parts else []
+            finished = ledger.keys_of_finished(shard.name) if claim.is_finished else None
             parts_of_window = {w: list(ps) for w, ps in groupby(parts, key=lambda p: p.window)}
             for window in claim.windows:
-                first = window * session.window_rows
-                num_rows = min(session.window_rows, reader.num_rows - first)
+                start = window * session.window_rows
+                stop = min(start + session.window_rows, reader.num_rows)
+                if claim.rows is not None:
+                    start, stop = max(start, claim.rows[0]), min(stop, claim.rows[1])
                 of_window = parts_of_window.get(window, [])
-                is_done = self._done(shard, window, num_rows, of_window, finished)
-                if not self._read_window(shard, reader, window, is_done):
+                is_done = self._done(shard, range(start, stop), of_window, finished)
+                if not self._read_window(claim, reader, window, start, is_done):
                     return  # stopped, or the limit is reached: the shard stays unfinished
 
     def _columns(self) -> list[str]:
@@ -170,37 +174,38 @@ class Reader:
     def _done(
         self,
         shard: Shard,
-        window: int,
-        num_rows: int,
+        rows: range,
         parts: Sequence[PartId],
         finished: Keys | None,
     ) -> npt.NDArray[np.bool_]:
-        """[num_rows, num_samples]: what needs no computing, read from the results themselves."""
-        is_done = np.zeros((num_rows, self._num_samples), dtype=np.bool_)
-        start = window * self._session.window_rows
+        """[len(rows), num_samples]: what needs no computing, read from the results themselves."""
+        is_done = np.zeros((len(rows), self._num_samples), dtype=np.bool_)
         sources = [self._session.ledger.keys_of_parts(shard.name, parts)] if parts else []
         if finished is not None:
-            low, high = np.searchsorted(finished.row, [start, start + num_rows])
+            low, high = np.searchsorted(finished.row, [rows.start, rows.stop])
             sources.append(finished.slice(low, high))
         for keys in sources:
-            wanted = (
-                ~keys.is_error
-                if self._session.options.retry_failed
-                else np.ones(len(keys.row), dtype=np.bool_)
-            )
-            is_done[keys.row[wanted] - start, keys.sample[wanted]] = True
+            wanted = (keys.row >= rows.start) & (keys.row < rows.stop)  # a part may have others
+            if self._session.options.retry_failed:
+                wanted &= ~keys.is_error
+            is_done[keys.row[wanted] - rows.start, keys.sample[wanted]] = True
         return is_done
 
     def _read_window(
-        self, shard: Shard, reader: ShardReader, window: int, is_done: npt.NDArray[np.bool_]
+        self,
+        claim: Claim,
+        reader: ShardReader,
+        window: int,
+        start: int,
+        is_done: npt.NDArray[np.bool_],
     ) -> bool:
-        """Read one window and hand out its rows. False if the rest is not to be read."""
-        num_rows = len(is_done)
-        start = window * self._session.window_rows
+        """Read a window from the row `start` on, and hand out its rows. False if the rest is not to
+        be read.
+        """
+        shard, num_rows = claim.shard, len(is_done)
         stop = start + num_rows
         if self._session.row_filter is None and is_done.all():
-            self._counters.add_read(is_done.size, is_done.size)
-            self._writer.window_read(shard.name, window, is_done.size, is_done.size)
+            self._say_read(claim, window, num_rows, is_done.size, is_done.size)
             return True
         num_expected = num_done = 0
         gathered = Gathered()
@@ -221,17 +226,23 @@ class Reader:
                 gathered.num_tokens >= self._job.packing.buffer_tokens
                 or gathered.num_bytes >= MAX_CARRIED_BYTES
             ):
-                if not self._emit(shard, window, gathered):
+                if not self._emit(claim, window, gathered):
                     return False
                 gathered = Gathered()
             if self.is_limited:
-                self._emit(shard, window, gathered)
+                self._emit(claim, window, gathered)
                 return False
-        if gathered.rows and not self._emit(shard, window, gathered):
+        if gathered.rows and not self._emit(claim, window, gathered):
             return False
-        self._counters.add_read(num_rows * self._num_samples, num_done, num_expected)
-        self._writer.window_read(shard.name, window, num_expected, num_done)
+        self._say_read(claim, window, num_rows, num_expected, num_done)
         return True
+
+    def _say_read(
+        self, claim: Claim, window: int, num_rows: int, num_expected: int, num_done: int
+    ) -> None:
+        self._counters.add_read(num_rows * self._num_samples, num_done, num_expected)
+        self._watcher.read(claim.name, num_expected, num_done)
+        self._writer.window_read(claim.name or claim.shard.name, window, num_expected, num_done)
 
     def _within_limit(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         with self._lock:
@@ -256,13 +267,13 @@ class Reader:
         carried = self._carrier.table(shard, block)
         gathered.add(block.rows, todo, prepared, carried)
 
-    def _emit(self, shard: Shard, window: int, gathered: Gathered) -> bool:
+    def _emit(self, claim: Claim, window: int, gathered: Gathered) -> bool:
         if not gathered.rows:
             return True
-        chunk = build_chunk(self._job, shard.name, window, gathered)
+        chunk = build_chunk(self._job, claim, window, gathered)
         if self._id_warnings is not None:
             self._id_warnings.check(
-                shard.name, chunk.rows, plain_column(chunk.carried.column("id"))
+                chunk.shard, chunk.rows, plain_column(chunk.carried.column("id"))
             )
         errors = list(error_results(chunk, self._clock.wall_us()))
         if errors:

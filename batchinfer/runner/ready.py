@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from batchinfer.plan import Buffer, Chunk, WorkItem, plan_buffer
 
@@ -32,8 +32,11 @@ class ReadyWork:
         max_tokens: int,
         max_carried_bytes: int = MAX_CARRIED_BYTES,
         max_rows: int = _MAX_ROWS,
+        on_start: Callable[[str], None] | None = None,
     ) -> None:
-        """A buffer takes chunks up to these limits, but at least one."""
+        """A buffer takes chunks up to these limits, but at least one. `on_start` is told of each
+        claim, by its name, before the first of its items is taken.
+        """
         self._order = order
         self._max_tokens = max_tokens
         self._max_carried_bytes = max_carried_bytes
@@ -48,6 +51,8 @@ class ReadyWork:
         # Of the engine's thread alone:
         self._current: Buffer | None = None
         self._items: Iterator[WorkItem] = iter(())
+        self._on_start = on_start
+        self._started: set[str] = set()
         self.planned_s = 0.0  # spent in `take` on putting buffers in order
 
     def put(self, chunk: Chunk) -> bool:
@@ -71,9 +76,17 @@ class ReadyWork:
         while True:
             item = next(self._items, None)
             if item is not None:
+                if self._on_start is not None:
+                    self._start(item.chunk.claim_name)
                 return item
             if not self._open_next():
                 return None
+
+    def _start(self, claim: str) -> None:
+        if claim not in self._started:
+            self._started.add(claim)
+            assert self._on_start is not None
+            self._on_start(claim)
 
     def close(self) -> None:
         """No more chunks will come (or none are wanted). What is ready can still be taken."""

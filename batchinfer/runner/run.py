@@ -21,6 +21,7 @@ from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.host import Host
 from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.options import RunOptions
+from batchinfer.runner.replicas.fleet import compute_on_replicas
 from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
 from batchinfer.runner.start import Start, open_start
@@ -105,10 +106,14 @@ class Run:
             count_input(session, host.counters)
             host.log(session.store, session.run)
             is_cautious = refuse_repeated_death(session)
-            claims = whole_shards(session)
-            computed = compute(
-                session, claims, host, self._status, heartbeat, is_cautious=is_cautious
-            )
+            placements = session.placements
+            if len(placements) == 1 and placements[0].is_anywhere:
+                claims = whole_shards(session)
+                computed = compute(
+                    session, claims, host, self._status, heartbeat, is_cautious=is_cautious
+                )
+            else:
+                computed = compute_on_replicas(session, host, self._status, heartbeat, placements)
             finished = {**finished, **computed.finished}
             is_limited = computed.is_limited
         host.counters.set_phase("finishing")

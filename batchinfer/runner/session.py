@@ -5,12 +5,14 @@ Must not know: how rows are computed, how it ended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from batchinfer.config import Job
+from batchinfer.engine.base import Placement
 from batchinfer.errors import InputError
 from batchinfer.ledger import Holder, Lease, Ledger, Survey, Totals, layout
 from batchinfer.model import ModelFacts
@@ -18,8 +20,13 @@ from batchinfer.runner.beside import Beside
 from batchinfer.runner.options import RunOptions
 from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint, RowFilter, Shard
-from batchinfer.storage import Store
+from batchinfer.storage import Store, is_s3
 from batchinfer.tasks import Task
+
+logger = logging.getLogger("batchinfer.runner")
+
+#: Fewer rows for each replica are not worth the start of its engine.
+MIN_ROWS_EACH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +75,25 @@ class Session:
         return self.start.shards
 
     @property
+    def is_input_local(self) -> bool:
+        return all(not is_s3(path) for path in self.job.input.path)
+
+    @property
     def row_filter(self) -> RowFilter | None:
         return self.start.row_filter
+
+    @property
+    def placements(self) -> Sequence[Placement]:
+        """Where its engines run. No more than there are rows for; with `limit` one."""
+        places = self.start.kind.placements(self.job)
+        num_useful = 1
+        if self.options.limit is None:
+            num_useful = max(1, self.num_rows_of(self.pending) // MIN_ROWS_EACH)
+        if num_useful >= len(places):
+            return places
+        why = "with --limit" if self.options.limit is not None else "for so few rows"
+        logger.info("%d of %d replicas are started %s", num_useful, len(places), why)
+        return places[:num_useful]
 
     def num_windows_of(self, shard: Shard) -> int:
         return -(-self.fingerprints[shard.name].num_rows // self.window_rows)

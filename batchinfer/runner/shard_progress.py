@@ -1,7 +1,8 @@
-"""How far a shard has come that is being computed. Pure: nothing is written, nobody is asked.
+"""How far a shard, or a piece of one, has come that is being computed.
 
-Must not know: threads, storage. Invariant (rule 1 of docs/architecture.md): a shard is complete
-only when all of its windows were read and every result that they must have is in.
+Pure: nothing is written, nobody is asked. Must not know: threads, storage. Invariant (rule 1 of
+docs/architecture.md): a shard is complete only when all of its windows were read and every result
+that they must have is in. Of a piece the parts are all that is written here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from functools import partial
 
 import pyarrow as pa
 
+from batchinfer.runner.claims import Claim
 from batchinfer.runner.session import Session
-from batchinfer.source import Shard
 from batchinfer.tasks import Result
 
 
@@ -23,14 +24,20 @@ class ShardProgress:
 
     name: str
     schema: pa.Schema
-    num_windows: int
+    num_windows: int  # of the claim
     recheck: Callable[[], None]  # raises InputError if the shard changed since it was listed
     has_results: bool  # a finished file or parts: results that are not in our hands
+    claim: str = ""  # its name; empty: the shard's
+    is_piece: bool = False
     buffers: dict[int, list[Result]] = field(default_factory=dict)  # by window
     num_expected: dict[int, int] = field(default_factory=dict)  # by window that was read
     num_done: int = 0
     num_publishing: int = 0
     is_finishing: bool = False
+
+    @property
+    def claim_name(self) -> str:
+        return self.claim or self.name
 
     @property
     def is_complete(self) -> bool:
@@ -70,13 +77,15 @@ class ShardProgress:
         return taken
 
 
-def progress_of(session: Session, shard: Shard, schema: pa.Schema) -> ShardProgress:
-    """A shard of which this run has no result yet."""
-    listed = session.survey
+def progress_of(session: Session, claim: Claim, schema: pa.Schema) -> ShardProgress:
+    """A claim of which this run has no result yet."""
+    shard = claim.shard
     return ShardProgress(
         name=shard.name,
         schema=schema,
-        num_windows=session.num_windows_of(shard),
+        num_windows=len(claim.windows),
         recheck=partial(session.recheck, shard),
-        has_results=shard.name in listed.finished or shard.name in listed.with_parts,
+        has_results=claim.has_results,
+        claim=claim.name,
+        is_piece=not claim.is_whole,
     )

@@ -6,7 +6,7 @@ model, reading prompts, other processes on the same device. Must not know: rows,
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
@@ -21,14 +21,15 @@ class Spent:
         self._begun_joules = gpu_joules()
         self._joules: float | None = None
 
-    def read(self, num_devices: int) -> None:
-        """Read the meters of the devices that the engine runs on: the first that are visible.
+    def read(self, devices: Sequence[int]) -> None:
+        """Read the meters of the devices that engines run on, by their index among the visible.
 
         Asks the driver, which may hang with its device: nothing that ends a run calls it.
         """
         meters = zip(self._begun_joules, gpu_joules(), strict=False)
-        used = [now - begun for begun, now in islice(meters, num_devices)]
-        if len(used) == num_devices and not any(map(isnan, used)):
+        all_used = dict(enumerate(now - begun for begun, now in meters))
+        used = [all_used[index] for index in devices if index in all_used]
+        if used and len(used) == len(devices) and not any(map(isnan, used)):
             self._joules = max(0.0, sum(used))
 
     def as_dict(self, seconds: float, num_tokens: int, of_tokens: str) -> dict[str, Any] | None:

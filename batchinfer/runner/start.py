@@ -104,8 +104,12 @@ def list_input(settings: InputSettings, should_stop: Callable[[], bool]) -> list
 
     Raises InputError if there are none or two would collide.
     """
-    s3 = _s3_options(settings.s3)
-    return list_shards(settings.path, lambda url: open_store(url, s3=s3, should_stop=should_stop))
+    return list_shards(settings.path, lambda url: open_input_folder(url, settings, should_stop))
+
+
+def open_input_folder(url: str, settings: InputSettings, should_stop: Callable[[], bool]) -> Store:
+    """A folder of the input."""
+    return open_store(url, s3=_s3_options(settings.s3), should_stop=should_stop)
 
 
 def _s3_options(settings: S3Settings) -> S3Options:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from batchinfer.engine.base import EngineFacts
 from batchinfer.errors import LeaseLost
 from batchinfer.ledger import layout, records
 from batchinfer.runner.host import Host
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.runner.spent import Spent
-from batchinfer.telemetry import UNKNOWN_TASK, Outcome, status_record
+from batchinfer.telemetry import UNKNOWN_TASK, Counters, Outcome, status_record
 from batchinfer.verdict import Setup, Verdict, judge
 
 
@@ -46,30 +47,26 @@ class Status:
         if session.run:
             self._spent = Spent(session.job.limits.price_per_hour)
 
-    def admitting(self, admitted: InFlight, setup: Setup) -> None:
+    def engine_ready(self, facts: EngineFacts) -> None:
+        """The log and every footer have them."""
+
+    def admitting(self, admitted: InFlight, setup: Setup | None) -> None:
         """From now on the engine has rows."""
         self._admitted = admitted
         self._setup = setup
 
     def verdict(self) -> Verdict | None:
         """On what the run did so far. None: no step yet."""
-        if self._setup is None:
-            return None
-        counters = self._host.counters
-        snapshot, tally = counters.snapshot(), counters.tally
-        return judge(
-            tally.steps(),
-            tally.tokens,
-            self._setup,
-            tokens_per_s=snapshot.mean_tokens_per_s,
-            host_s=tally.host_s,
-            stalled_s=snapshot.stalled_s,
-        )
+        return None if self._setup is None else verdict_of(self._host.counters, self._setup)
 
-    def read_meters(self) -> None:
-        """Of the devices that the engine runs on, which the driver answers for."""
-        if self._spent is not None and self._setup is not None:
-            self._spent.read(self._setup.num_devices)
+    def read_meters(self, devices: Sequence[int] | None = None) -> None:
+        """Of the devices that engines run on, which the driver answers for: by index, or those of
+        the one engine.
+        """
+        if devices is None and self._setup is not None:
+            devices = range(self._setup.num_devices)
+        if self._spent is not None and devices:
+            self._spent.read(devices)
 
     def spent(self) -> dict[str, Any] | None:
         """What the run cost so far, as far as that is known. None: nothing is."""
@@ -146,3 +143,16 @@ class Status:
             verdict=verdict.as_dict() if (verdict := self.verdict()) else None,
             spent=self.spent(),
         )
+
+
+def verdict_of(counters: Counters, setup: Setup) -> Verdict | None:
+    """On what an engine with this setup did so far. None: no step yet."""
+    snapshot, tally = counters.snapshot(), counters.tally
+    return judge(
+        tally.steps(),
+        tally.tokens,
+        setup,
+        tokens_per_s=snapshot.mean_tokens_per_s,
+        host_s=tally.host_s,
+        stalled_s=snapshot.stalled_s,
+    )

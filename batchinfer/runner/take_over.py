@@ -102,7 +102,7 @@ def take_over(
         job_record = write_job_record(start, decision, inputs, holder.since)
     written = {layout.JOB_KEY: job_record}
     start.store.sweep(_swept_by(start))
-    ledger = partial(_ledger, start, decision, lease)
+    ledger = partial(open_ledger, start, decision.digest, decision.window_rows, lease)
     _settle_leftovers(start, listed, ledger(run=0))
     pending, finished = _pending(start, listed, ledger(run=0))
     if start.store.stat(layout.SUCCESS_KEY) is not None:
@@ -171,21 +171,22 @@ def _announce(start: Start, decision: Resume) -> None:
         )
 
 
-def _ledger(start: Start, decision: Resume, lease: Lease, *, run: int) -> Ledger:
+def open_ledger(start: Start, digest: str, window_rows: int, lease: Lease, *, run: int) -> Ledger:
+    """For a run that writes under this lease; 0: for a start that writes no parts."""
     job, model, task = start.job, start.model, start.task
     facts = {
         "version": __version__,
         "schema_version": SCHEMA_VERSION,
         "job": job.name,
-        "digest": decision.digest,
+        "digest": digest,
         "model": {"path": job.model.path, "dtype": model.dtype, "quantization": model.quantization},
         **task.facts,
-        "window_rows": decision.window_rows,
+        "window_rows": window_rows,
     }
     return Ledger(
         start.store,
         facts,
-        decision.window_rows,
+        window_rows,
         num_samples=task.num_samples,
         task=task,
         run=run,

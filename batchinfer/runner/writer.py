@@ -19,6 +19,7 @@ from types import MappingProxyType
 from batchinfer.config import CheckpointSettings
 from batchinfer.errors import InputError
 from batchinfer.ledger import Ledger, PartId, Totals
+from batchinfer.runner.claims import ClaimWatcher, Unwatched
 from batchinfer.runner.flush import FlushPolicy
 from batchinfer.runner.host import Host
 from batchinfer.runner.publishing import FoldAbandonedError, Publishing, ResultTables
@@ -33,7 +34,7 @@ MAX_HELD_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class _WindowRead:
-    shard: str
+    claim: str
     window: int
     num_expected: int
     num_done: int
@@ -41,7 +42,7 @@ class _WindowRead:
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    shard: str
+    claim: str
     num_bytes: int
     is_fold: bool
 
@@ -65,9 +66,13 @@ class Writer:
         host: Host,
         *,
         on_first_durable: Callable[[], None] = lambda: None,
+        watcher: ClaimWatcher | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        self._publishing = Publishing(ledger, tables, host, on_first_durable, self._is_stopping)
+        self._watcher: ClaimWatcher = watcher or Unwatched()
+        self._publishing = Publishing(
+            ledger, tables, host, on_first_durable, self._is_stopping, self._watcher
+        )
         self._stop = host.stop
         self._run = tables.run
         self._max_held_bytes = max_held_bytes
@@ -75,8 +80,8 @@ class Writer:
         self._changed = threading.Condition()
         self._events: deque[_Event] = deque()
         self._held_bytes = 0
-        self._shards: dict[str, ShardProgress] = {}
-        self._sequence = 0
+        self._shards: dict[str, ShardProgress] = {}  # by name of the claim
+        self._sequence = tables.first_sequence
         self._may_finish = True
         self._num_publishers = NUM_PUBLISHERS if ledger.store.is_local else NUM_REMOTE_PUBLISHERS
         self._pool = ThreadPoolExecutor(self._num_publishers, thread_name_prefix="publish")
@@ -98,12 +103,13 @@ class Writer:
         """Before the first of its windows or results. It is the writer's from then on."""
         self._post(shard)
 
-    def window_read(self, shard: str, window: int, num_expected: int, num_done: int) -> None:
+    def window_read(self, claim: str, window: int, num_expected: int, num_done: int) -> None:
         """A window was read: how many results it must have, and how many are durable already.
 
-        With its last window a shard is read; it is finished once all its results are in.
+        With its last window a claim is read; it is finished once all its results are in. `claim`:
+        its name, of a whole shard the shard's.
         """
-        self._post(_WindowRead(shard, window, num_expected, num_done))
+        self._post(_WindowRead(claim, window, num_expected, num_done))
 
     def put(self, results: list[Result]) -> None:
         """Hand over finished rows; waits while too many bytes wait for storage."""
@@ -172,10 +178,10 @@ class Writer:
             case list():
                 self._buffer(event)
             case ShardProgress():
-                self._shards[event.name] = event
+                self._shards[event.claim_name] = event
                 self._finish_if_complete(event)  # it may have no window
             case _WindowRead():
-                shard = self._shards[event.shard]
+                shard = self._shards[event.claim]
                 shard.window_read(event.window, event.num_expected, event.num_done)
                 self._finish_if_complete(shard)
             case _Published():
@@ -183,27 +189,30 @@ class Writer:
 
     def _buffer(self, results: list[Result]) -> None:
         for result in results:
-            self._shards[result.chunk.shard].add(result)
+            self._shards[result.chunk.claim_name].add(result)
         num_bytes = sum(result.size_bytes for result in results)
         self._flushes.add(len(results), num_bytes, time.monotonic())
-        for name in {result.chunk.shard for result in results}:
+        for name in {result.chunk.claim_name for result in results}:
             self._finish_if_complete(self._shards[name])
 
     def _release(self, event: _Published) -> None:
-        shard = self._shards[event.shard]
+        shard = self._shards[event.claim]
         shard.end_publishing()
         self._num_writing -= not event.is_fold
         with self._changed:
             self._held_bytes -= event.num_bytes
             self._changed.notify_all()
         if shard.is_finishing:
-            del self._shards[event.shard]  # finished, or given up with an error
+            del self._shards[event.claim]  # finished, or given up with an error
         else:
             self._finish_if_complete(shard)
 
     def _finish_if_complete(self, shard: ShardProgress) -> None:
         """Rule 1: only when every row that passes the filter has its result is the file written."""
         if not shard.is_complete or not self._may_finish or self.error is not None:
+            return
+        if shard.is_piece:
+            self._end_if_durable(shard)
             return
         if not shard.has_results:
             shard.begin_finishing()
@@ -215,6 +224,14 @@ class Writer:
         if shard.num_publishing == 0:
             shard.begin_finishing()
             self._submit(shard, [], lambda: self._publishing.fold(shard), self._folds)
+
+    def _end_if_durable(self, shard: ShardProgress) -> None:
+        for window, results in self._take_buffers(shard).items():
+            self._submit_part(shard, window, results)
+        if shard.num_publishing == 0:
+            del self._shards[shard.claim_name]
+            num_expected = sum(shard.num_expected.values())
+            self._watcher.ended(shard.claim_name, num_expected, shard.schema)
 
     def _flush(self) -> None:
         for shard in self._shards.values():
@@ -250,10 +267,11 @@ class Writer:
                 pass  # a stop; the next start folds
             except InputError as error:
                 self.input_errors[shard.name] = error
+                self._watcher.failed(shard.claim_name, error)
             except BaseException as error:  # the thread's edge: the main thread raises it
                 self._fail(error)
             finally:
-                self._post(_Published(shard.name, num_bytes, is_fold))
+                self._post(_Published(shard.claim_name, num_bytes, is_fold))
 
         (pool or self._pool).submit(run)  # may raise: no thread to be had
         shard.begin_publishing()

@@ -7,12 +7,10 @@ signals but the one that stops a server, any engine.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import pickle
-import signal
 import socket
 import sys
 import traceback
@@ -26,9 +24,9 @@ from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.runner.factory import with_weights
 from batchinfer.runner.shortage import shortages
 from batchinfer.serving.order import REPORT, Order
+from batchinfer.signals import end_with
 from batchinfer.telemetry.logs import HumanFormatter
 
-_PR_SET_PDEATHSIG = 1
 _SERVER_PID = "BATCHINFER_SERVER_PID"
 
 
@@ -76,13 +74,6 @@ def serve(order: Order) -> int:
         logs_requests=order.logs_requests,
     )
     return kind.serve(spec, serving)
-
-
-def end_with(parent_pid: int) -> None:
-    """Let the kernel end this process as soon as its parent's main thread has ended."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
-        os._exit(1)
 
 
 def _end_with_server() -> None:

@@ -120,6 +120,16 @@ class FileLock:
         return True
 
 
+def inode_of(path: Path) -> tuple[int, int] | None:
+    """By which a file is the same one; None: it is gone."""
+    with os_errors("read", path):
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return status.st_dev, status.st_ino
+
+
 def _is_named(fd: int, path: Path) -> bool:
     """Whether the open file is still the one at `path`."""
     with os_errors("read", path):

@@ -11,6 +11,7 @@ from batchinfer.telemetry.progress import Progress, choose_display
 from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
 from batchinfer.telemetry.stdio import Stdio
+from batchinfer.telemetry.sums import Sums
 from batchinfer.telemetry.tally import Steps, Tally, Tokens
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "StartUp",
     "Stdio",
     "Steps",
+    "Sums",
     "Tally",
     "Tokens",
     "Warnings",

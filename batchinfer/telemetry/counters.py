@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchinfer.telemetry.clock import Clock
+from batchinfer.telemetry.sums import ReplicaLine, Sums, line_of
 from batchinfer.telemetry.tally import Tally
 
 #: The recent rate looks back this far, in samples of at least `_SAMPLE_S`.
@@ -49,6 +50,7 @@ class Snapshot:
     share_of_steps_underfilled: float  # of the steps while rows remained; see `add_step`
     stalled_s: float  # of generation_s, when the engine stood still for input or for storage
     eta_s: float | None
+    replicas: Sequence[ReplicaLine] = ()  # none: this process computes by itself
 
     @property
     def rows_done(self) -> int:
@@ -85,6 +87,7 @@ class Counters:
         self._stalled_s = 0.0
         self._first_admission_s: float | None = None
         self._last_finish_s = self._started_s
+        self._replicas: dict[str, tuple[Sums, int]] = {}  # by replica: so far, restarts
         self._samples: deque[tuple[float, int]] = deque()  # (monotonic s, result tokens by then)
 
     @property
@@ -166,6 +169,69 @@ class Counters:
             self._rows_durable += num_rows
             self._rows_failed += num_failed
 
+    def sums(self) -> Sums:
+        """What was done here, for the process that adds it up."""
+        with self._lock:
+            return Sums(
+                phase=self._phase,
+                rows_computed=self._rows_computed,
+                rows_durable=self._rows_durable,
+                rows_failed=self._rows_failed,
+                counts=dict(self._counts),
+                prompt_tokens=self._prompt_tokens,
+                result_tokens=self._result_tokens,
+                num_in_flight=self._num_in_flight,
+                tokens_in_flight=self._tokens_in_flight,
+                tokens_per_s=self._recent_tokens_per_s(self._clock.monotonic()),
+                num_steps=self._num_steps,
+                num_running=self._num_running,
+                num_steps_with_more=self._num_steps_with_more,
+                num_steps_underfilled=self._num_steps_underfilled,
+                stalled_s=self._stalled_s,
+            )
+
+    def add_replica(self, label: str, num_restarts: int = 0) -> None:
+        """A replica starts, from nothing. What an earlier one of that label has computed and not
+        made durable is lost, and computed again.
+        """
+        with self._lock:
+            before, _ = self._replicas.get(label, (Sums(), 0))
+            self._rows_computed -= max(0, before.rows_computed - before.rows_durable)
+            self._replicas[label] = (Sums(), num_restarts)
+            self._sum_in_flight()
+
+    def set_sums(self, label: str, now: Sums) -> None:
+        """How far the replica has come by now."""
+        with self._lock:
+            before, num_restarts = self._replicas[label]
+            self._replicas[label] = (now, num_restarts)
+            self._rows_computed += now.rows_computed - before.rows_computed
+            self._rows_durable += now.rows_durable - before.rows_durable
+            self._rows_failed += now.rows_failed - before.rows_failed
+            self._counts.update(now.counts)
+            self._counts.subtract(before.counts)
+            self._prompt_tokens += now.prompt_tokens - before.prompt_tokens
+            self._result_tokens += now.result_tokens - before.result_tokens
+            self._num_steps += now.num_steps - before.num_steps
+            self._num_running += now.num_running - before.num_running
+            self._num_steps_with_more += now.num_steps_with_more - before.num_steps_with_more
+            self._num_steps_underfilled += now.num_steps_underfilled - before.num_steps_underfilled
+            self._stalled_s += (now.stalled_s - before.stalled_s) / len(self._replicas)
+            self._sum_in_flight()
+            now_s = self._clock.monotonic()
+            if self._first_admission_s is None and self._num_in_flight:
+                self._first_admission_s = now_s
+                self._samples.append((now_s, 0))
+            if self._first_admission_s is not None:
+                self._add_sample(now_s)
+            if now.result_tokens > before.result_tokens or now.prompt_tokens > before.prompt_tokens:
+                self._last_finish_s = now_s
+
+    def _sum_in_flight(self) -> None:
+        replicas = [sums for sums, _ in self._replicas.values()]
+        self._num_in_flight = sum(sums.num_in_flight for sums in replicas)
+        self._tokens_in_flight = sum(sums.tokens_in_flight for sums in replicas)
+
     @property
     def rows_durable(self) -> int:
         return self._rows_durable
@@ -206,6 +272,10 @@ class Counters:
                 ),
                 stalled_s=self._stalled_s,
                 eta_s=self._eta_s(rows_total, tokens_per_s or mean),
+                replicas=[
+                    line_of(label, sums, num_restarts)
+                    for label, (sums, num_restarts) in self._replicas.items()
+                ],
             )
 
     def _generation_s(self) -> float:

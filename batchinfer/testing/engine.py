@@ -31,9 +31,11 @@ class FakePlan:
     build_s: float = 0.0  # sleep while "loading"
     die_at_step: int | None = None  # raise EngineDied
     kill_at_step: int | None = None  # SIGKILL our own process
+    kill_at_tokens: int | None = None  # SIGKILL at a prompt of so many tokens or more
     hang_at_step: int | None = None  # sleep for an hour in a step
     reject_every: int = 0  # refuse every n-th request
     fail_build: str | None = None  # raise ConfigError with this message
+    is_held: bool = False  # raise MemoryHeld while "loading"
     warn: str | None = None  # warn of this while "loading"
     text: str | None = None  # of every completion
     thought: str | None = None  # before it, which one that is cut ends within
@@ -97,6 +99,8 @@ class FakeEngine:
         if self._plan.log_file:
             with open(self._plan.log_file, "a") as log:  # noqa: PTH123
                 log.write(f"{zlib.crc32(request.token_ids.tobytes())}\n")
+        if self._plan.kill_at_tokens and len(request.token_ids) >= self._plan.kill_at_tokens:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self._plan.reject_every and self.num_added % self._plan.reject_every == 0:
             raise RowError("engine_rejected", "the fake engine refuses this request")
         self._waiting.append(request)

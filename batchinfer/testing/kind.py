@@ -5,15 +5,15 @@ Must not know: any other engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.config import ENGINES, Job
-from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding
+from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding, Placement
 from batchinfer.engine.kinds import KINDS, demands_in
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.quantization import Machine
 from batchinfer.testing import demands
 from batchinfer.testing.engine import FakeEngine, FakePlan
@@ -36,6 +36,8 @@ def fake_kind(plan: FakePlan | None = None) -> FakeKind:
     def build(spec: EngineSpec) -> FakeEngine:
         if plan.fail_build:
             raise ConfigError(plan.fail_build)
+        if plan.is_held:
+            raise MemoryHeld("others hold the memory of the fake device")
         return FakeEngine(plan, spec.demand, max_model_len=spec.model.max_model_len)
 
     return FakeKind(build)
@@ -63,6 +65,13 @@ class FakeKind:
 
     def needs_weights(self, job: Job) -> bool:
         return False
+
+    def placements(self, job: Job) -> Sequence[Placement]:
+        devices = job.engine.devices
+        num_replicas = devices if isinstance(devices, int) else 1
+        if num_replicas == 1:
+            return [Placement("fake")]
+        return [Placement(f"fake {n}", {"FAKE_DEVICE": str(n)}) for n in range(num_replicas)]
 
     def check_fit(self, spec: EngineSpec) -> None:
         pass

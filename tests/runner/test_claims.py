@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from batchinfer.runner import pipeline
+from batchinfer.runner import run as runs
 from batchinfer.runner.claims import Claim
 from batchinfer.runner.session import Session
 from tests.support.in_process import run_here
@@ -24,7 +24,7 @@ def test_windows_given_alone_become_parts_and_a_later_run_finishes_the_shard(
     def second_window(session: Session) -> Iterator[Claim]:
         yield Claim(session.pending[0], range(1, 2))
 
-    with mock.patch.object(pipeline, "whole_shards", second_window):
+    with mock.patch.object(runs, "whole_shards", second_window):
         assert run_here(path).code == 0
     names = folder.names("out")
     parts = [name for name in names if name.endswith(".part")]

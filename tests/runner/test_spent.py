@@ -42,7 +42,7 @@ _METERED = """
 import json
 from batchinfer.runner.spent import Spent
 spent = Spent(None)
-spent.read({num_devices})
+spent.read(range({num_devices}))
 print(json.dumps(spent.as_dict(60.0, 5000, "completion tokens")))
 """
 
@@ -65,7 +65,7 @@ def test_before_the_first_token_there_is_a_cost_of_none() -> None:
 
 def test_without_a_price_and_a_meter_nothing_is_said() -> None:
     spent = Spent(None)
-    spent.read(1)
+    spent.read([0])
     assert spent.as_dict(500.0, 20_000, "completion tokens") is None
 
 

@@ -16,18 +16,20 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
 from batchinfer.cli import main
 from batchinfer.cli import run as cli_run
 from batchinfer.cli.watchdog import Watchdog
-from batchinfer.engine.base import Engine, EngineKind, EngineSpec
+from batchinfer.config import Job
+from batchinfer.engine.base import Engine, EngineKind, EngineSpec, Placement
 from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
 from batchinfer.runner import heartbeat, start, take_over
+from batchinfer.runner.replicas.process import ReplicaProcess
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
 from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
@@ -40,6 +42,9 @@ class FakeVllm(VllmKind):
 
     def __init__(self, plan: FakePlan) -> None:
         self._fake = fake_kind(plan)
+
+    def placements(self, job: Job) -> Sequence[Placement]:
+        return self._fake.placements(job)
 
     def prepare(self, spec: EngineSpec) -> None:
         pass
@@ -62,6 +67,12 @@ class NoLease:
     def beat(self) -> None: ...
 
     def check(self) -> None: ...
+
+    def proof(self) -> NoLease:
+        return self
+
+    def open(self, store: object) -> NoLease:
+        return self
 
     def release(self) -> None: ...
 
@@ -114,8 +125,8 @@ def install(crash: Crash, store: type) -> None:
     store.publish, store.put, store.create, store.delete = publish_, put_, create_, delete_
 
 
-def run() -> None:
-    """The command line, as the environment says."""
+def prepare_fakes() -> None:
+    """Fakes and faults in this process, as the environment says."""
     if spec := os.environ.get("CRASH"):
         for store in (LocalStore, S3Store):
             install(Crash(**json.loads(spec)), store)
@@ -134,6 +145,12 @@ def run() -> None:
     plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
     KINDS.update(fake_kinds(plan))
     register("fake", fake_kind(plan))
+
+
+def run() -> None:
+    """The command line, as the environment says."""
+    prepare_fakes()
+    ReplicaProcess.module = "tests.support.fake_replica"
     if sys.argv[1] == "compare":
         from batchinfer.cli import comparison
         from tests.support.fake_child import PROGRAM

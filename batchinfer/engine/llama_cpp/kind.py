@@ -5,18 +5,27 @@ Must not know: runs, outputs. Light to import: the library is loaded by `load` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from batchinfer.config import Job
-from batchinfer.engine.base import Demand, Engine, EngineKind, EngineSpec, Finding, Serving
+from batchinfer.engine.base import (
+    Demand,
+    Engine,
+    EngineKind,
+    EngineSpec,
+    Finding,
+    Placement,
+    Serving,
+)
 from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.llama_cpp import demands
 from batchinfer.engine.llama_cpp.options import check_options, check_settings
 from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.engine.llama_cpp.sizes import num_threads, shortage, sizes_of
+from batchinfer.engine.placing import on_cores
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.llama_cpp.installation import (
     PACKAGE,
@@ -43,6 +52,7 @@ class LlamaCppKind:
         check_options(job.engine.options)
         check_settings(job)
         requests_of(demand).check()
+        self.placements(job)
         if fault := installation_fault():
             raise ConfigError(fault)
 
@@ -51,6 +61,9 @@ class LlamaCppKind:
 
     def needs_weights(self, job: Job) -> bool:
         return True
+
+    def placements(self, job: Job) -> Sequence[Placement]:
+        return on_cores(job.engine.devices)
 
     def check_fit(self, spec: EngineSpec) -> None:
         if lacks := shortage(spec, total_memory_bytes()):

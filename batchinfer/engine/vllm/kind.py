@@ -5,7 +5,7 @@ Must not know: runs, outputs. Light to import: vLLM and torch are imported by `l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,9 +17,12 @@ from batchinfer.engine.base import (
     EngineKind,
     EngineSpec,
     Finding,
+    Placement,
     Serving,
 )
+from batchinfer.engine.hardware import visible_gpus
 from batchinfer.engine.kinds import demands_in
+from batchinfer.engine.placing import on_cores, on_gpus
 from batchinfer.engine.vllm import demands
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
@@ -30,9 +33,11 @@ from batchinfer.engine.vllm.options import check_options, deciding_options
 from batchinfer.engine.vllm.packing import with_packing
 from batchinfer.engine.vllm.phases import reported_phases
 from batchinfer.engine.vllm.report import describe_memory, examine
-from batchinfer.engine.vllm.settings import VllmSettings, vllm_settings
+from batchinfer.engine.vllm.settings import VllmSettings, num_devices_of, vllm_settings
 from batchinfer.engine.vllm.sizes import expected_sizes
 from batchinfer.quantization import Machine
+
+_OF_ONE_MACHINE = (None, "mp", "uni")
 
 
 class VllmKind:
@@ -49,6 +54,7 @@ class VllmKind:
     def check(self, job: Job, demand: Demand) -> None:
         check_options(job.engine.options, demand)
         check_compiler(job.engine.options, this_machine())
+        self.placements(job)
         check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
 
     def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +62,13 @@ class VllmKind:
 
     def needs_weights(self, job: Job) -> bool:
         return job.engine.options.get("load_format") != "dummy"
+
+    def placements(self, job: Job) -> Sequence[Placement]:
+        if this_machine().device == "cpu":
+            return on_cores(job.engine.devices)
+        if job.engine.options.get("distributed_executor_backend") not in _OF_ONE_MACHINE:
+            return [Placement("devices that vLLM finds by itself")]
+        return on_gpus(job.engine.devices, visible_gpus(), num_devices_of(job))
 
     def check_fit(self, spec: EngineSpec) -> None:
         settings = _settings(spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchinfer.config import thaw
+from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Demand, EngineSpec
 from batchinfer.engine.vllm.requests import Requests, requests_of
 from batchinfer.model import Lora, Needs
@@ -74,6 +74,12 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
         needs=model.needs,
         options=thaw(job.engine.options),
     )
+
+
+def num_devices_of(job: Job) -> int:
+    """How many devices one engine of the job takes."""
+    num_stages = job.engine.options.get("pipeline_parallel_size", 1)
+    return job.model.tensor_parallel_size * (num_stages if isinstance(num_stages, int) else 1)
 
 
 def _share(value: float | str) -> float | None:

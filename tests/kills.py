@@ -1,0 +1,150 @@
+"""Runs on several devices whose processes are killed at random: every row once, none of the durable
+ones again.
+
+    python -m tests.kills --kills 200 --devices 3 [--s3] [--seed 1]
+
+On the fake engine, to a local folder or to an S3 server that it starts. Each kill is SIGKILL to a
+replica, or, one in four, to the process that gives out the work, which is then started again with
+another number of devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import yaml
+
+from tests.support.jobs import Place, job, results, rows, run, stable, start, write_job
+from tests.support.processes import await_end, children_of, kill_one
+from tests.support.s3_server import s3_server
+
+SLOW = {"step_s": 0.02, "max_num_seqs": 8}
+_KEY = ["shard", "row", "sample"]
+
+
+class Kills:
+    """What was killed, and what was durable at each moment."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.num_replicas = self.num_parents = self.num_runs = self.num_refused = 0
+        self._seen: dict[str, pl.DataFrame] = {}
+
+    def look(self) -> None:
+        """Remember rows that are durable now."""
+        for part in self._place.parts():
+            if part not in self._seen:
+                with contextlib.suppress(FileNotFoundError):  # folded meanwhile
+                    frame = self._place.read_parquet(f"out/{part}")
+                    self._seen[part] = frame.select(*_KEY, "attempt", "finished_at")
+
+    def must_stand(self) -> int:
+        """Every row that was seen durable is the one that is there at the end. Their number."""
+        if not self._seen:
+            return 0
+        seen = pl.concat(self._seen.values()).unique()
+        have = results(self._place).select(*_KEY, "attempt", "finished_at")
+        assert seen.unique(_KEY).height == seen.height, "a durable row was computed again"
+        kept = seen.join(have, on=seen.columns, how="semi")
+        assert kept.height == seen.height, "a durable row was computed again"
+        return seen.height
+
+
+def kill_at_random(
+    path: Path, place: Place, *, num_kills: int, moments: random.Random, most_devices: int = 3
+) -> Kills:
+    """Start the job until it is complete, killing as often meanwhile."""
+    kills, left = Kills(place), num_kills
+    settings = yaml.safe_load(path.read_text())
+    while True:
+        settings["engine"]["devices"] = moments.randint(2, most_devices)
+        path.write_text(yaml.safe_dump(settings))
+        process = start(path, place=place, fake=SLOW)
+        kills.num_runs += 1
+        while process.poll() is None:
+            time.sleep(moments.uniform(0.3, 1.5) if left else 0.2)
+            if not left:
+                continue
+            replicas = children_of(process.pid)
+            if not replicas or process.poll() is not None:
+                continue
+            left -= 1
+            if moments.random() < 0.25:
+                kill_one(process.pid, signal.SIGKILL)
+                await_end(*replicas, timeout_s=15)
+                kills.num_parents += 1
+                kills.look()
+                break
+            kill_one(moments.choice(replicas), signal.SIGKILL)
+            kills.num_replicas += 1
+        code = process.wait(120)
+        _, errors = process.communicate()
+        if code == 0:
+            return kills
+        kills.num_refused += code == 1
+        assert code in (-9, 1), f"exit code {code}\n{errors}"
+
+
+@contextlib.contextmanager
+def _place(*, is_s3: bool, folder: Path) -> Iterator[Place]:
+    if not is_s3:
+        yield Place(str(folder / "data"))
+        return
+    with s3_server() as server:
+        yield Place(f"s3://{server.create_bucket()}", server.environment())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--devices", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--s3", action="store_true")
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    total = {"kills": 0, "jobs": 0, "rows_seen_durable": 0}
+    begun_s = time.monotonic()
+    while total["kills"] < arguments.kills:
+        with (
+            tempfile.TemporaryDirectory(prefix="batchinfer-kills-") as name,
+            _place(is_s3=arguments.s3, folder=Path(name)) as place,
+        ):
+            sizes = [moments.choice((0, 1, 30, 64, 300, 1500)) for _ in range(5)] + [2000]
+            first = 0
+            for index, number in enumerate(sizes):
+                place.write_parquet(f"in/s{index}.parquet", rows(number, start=first))
+                first += number
+            settings = job(place, engine={"name": "fake", "devices": 1})
+            path = write_job(Path(name), settings)
+            left = arguments.kills - total["kills"]
+            kills = kill_at_random(
+                path, place, num_kills=left, moments=moments, most_devices=arguments.devices
+            )
+            have = stable(results(place))
+            alone = write_job(Path(name), settings | {"output": {"path": place.url("alone")}}, "b")
+            ended = run(alone, place=place)
+            assert ended.code == 0, ended.stderr
+            assert have.equals(stable(results(place, "alone"))), (
+                "other rows than those of one device"
+            )
+            total["jobs"] += 1
+            total["kills"] += kills.num_replicas + kills.num_parents
+            total["rows_seen_durable"] += kills.must_stand()
+            line = {"seconds": round(time.monotonic() - begun_s), **total, "runs": kills.num_runs}
+            line |= {"parents": kills.num_parents, "refused": kills.num_refused, "rows": first}
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
