@@ -138,7 +138,7 @@ def test_what_can_be_no_output_is_refused(given: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [3, None, b"job.yaml", [("version", 1)]])
-def test_what_is_no_job_is_refused(given: Any) -> None:
+def test_what_is_not_a_job_is_refused(given: Any) -> None:
     with pytest.raises(errors.ConfigError, match="job must be a job file's path"):
         batchinfer.run(given)
 
@@ -204,7 +204,7 @@ def test_an_output_has_its_columns_before_its_rows(folder: Place, settings: dict
     assert batchinfer.scan(folder.url("out")).collect_schema() == empty.schema
 
 
-def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="not an output"):
         batchinfer.scan(tmp_path)
 

@@ -71,7 +71,7 @@ def test_the_defaults_are_a_job_that_is_accepted(
     assert accepted.exit_code == 0 and "job      job.yaml: ok" in accepted.output
 
 
-def test_what_cannot_be_used_is_told_and_asked_again(here: Path) -> None:
+def test_an_answer_that_cannot_be_used_is_explained_and_asked_again(here: Path) -> None:
     answers = [
         *("nowhere", "data"),
         *("models", "models/base"),

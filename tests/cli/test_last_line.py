@@ -53,7 +53,7 @@ def test_an_unreadable_job_file_has_a_last_line(text: str, tmp_path: Path) -> No
     must_say(run(path), 2, "job.yaml")
 
 
-def test_help_is_no_run() -> None:
+def test_help_is_not_a_run() -> None:
     ended = run("--help")
     assert ended.code == 0 and ended.stdout.startswith("Usage:")
 
@@ -64,7 +64,7 @@ def test_other_commands_leave_their_stdout_alone() -> None:
 
 
 @pytest.mark.parametrize("module", ["pyarrow", "yaml"])
-def test_a_damaged_installation_is_told_as_one(module: str, tmp_path: Path) -> None:
+def test_a_damaged_installation_is_reported_as_such(module: str, tmp_path: Path) -> None:
     (tmp_path / f"{module}.py").write_text("raise ImportError('libwanted.so: no such file')")
     ended = run("job.yaml", engine="real", environ={"PYTHONPATH": str(tmp_path)})
     must_say(ended, 2, "installation", "libwanted.so")

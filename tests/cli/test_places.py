@@ -33,14 +33,14 @@ def with_relative_paths(tmp_path: Path) -> Path:
     return write_job(folder, job(Place(str(tmp_path)), **places))
 
 
-def test_a_missing_job_file_is_told_with_the_folder_it_was_looked_for_in(tmp_path: Path) -> None:
+def test_a_missing_job_file_is_reported_with_the_folder_it_was_sought_in(tmp_path: Path) -> None:
     ended = batchinfer(tmp_path, "validate", "jobs/summarize.yaml")
     assert ended.returncode == 2
     assert "jobs/summarize.yaml: no such job file" in ended.stderr
     assert f"relative paths start at the current directory, {tmp_path}" in ended.stderr
 
 
-def test_a_job_that_was_started_elsewhere_is_told_where_its_paths_would_be(
+def test_a_job_started_elsewhere_is_refused_with_where_its_paths_would_be(
     with_relative_paths: Path, tmp_path: Path
 ) -> None:
     assert batchinfer(with_relative_paths.parent, "validate", "job.yaml").returncode == 0

@@ -30,7 +30,7 @@ def test_an_earlier_name_means_the_same(
 
 
 @pytest.mark.parametrize("arguments", [["--shard", "1/2", "--slice=2/2"], ["--slice", "1/2"] * 2])
-def test_both_names_at_once_are_refused_and_one_name_twice_is_not(arguments: list[str]) -> None:
+def test_both_names_together_are_refused_and_one_name_twice_is_not(arguments: list[str]) -> None:
     with click.Context(cli.commands["run"], info_name="run") as context:
         if "--shard" in arguments:
             with pytest.raises(click.UsageError, match="--shard is the earlier name of --slice"):

@@ -122,7 +122,7 @@ def test_a_signal_lets_requests_in_flight_end(
     assert not list((tmp_path / "tmp").iterdir()), "log and all are gone"
 
 
-def test_a_second_signal_ends_it_at_once(serve: Start) -> None:
+def test_a_second_signal_ends_it_immediately(serve: Start) -> None:
     process = serve(is_deaf=True)
     url_of(process)
     own = descendants(process.pid)
@@ -137,7 +137,7 @@ def test_a_second_signal_ends_it_at_once(serve: Start) -> None:
     wait_until(lambda: not any(map(is_alive, own)), what="the end of all processes")
 
 
-def test_a_signal_while_the_model_loads_ends_it_at_once(serve: Start, tmp_path: Path) -> None:
+def test_a_signal_while_the_model_loads_ends_it_immediately(serve: Start, tmp_path: Path) -> None:
     process = serve(load_s=60)
     wait_until(lambda: list((tmp_path / "tmp").glob("*/server.log")), what="the server's log")
     kill(process, signal.SIGTERM)
@@ -180,13 +180,13 @@ def test_a_server_that_is_killed_is_a_reason_to_start_again(serve: Start, tmp_pa
         (["RuntimeError", "odd"], 1, "internal error: RuntimeError: odd"),
     ],
 )
-def test_what_a_server_fails_with_is_told_as_by_a_run(
+def test_a_server_reports_its_failure_as_a_run_does(
     serve: Start, error: list[str], code: int, message: str
 ) -> None:
     assert_refused(wait(serve(error=error)), code, message)
 
 
-def test_a_port_in_use_is_told_before_the_model_loads(serve: Start) -> None:
+def test_a_port_in_use_is_reported_before_the_model_loads(serve: Start) -> None:
     with bind("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
         ended = wait(serve("--port", port, error=["RuntimeError", "too late"]))
@@ -252,7 +252,9 @@ def test_a_model_for_few_is_not_warned_of(
     assert not caplog.records
 
 
-def test_input_and_output_are_left_alone_and_it_is_said_once(serve: Start, folder: Place) -> None:
+def test_input_and_output_are_left_alone_which_is_reported_once(
+    serve: Start, folder: Place
+) -> None:
     process = serve()
     url_of(process)
     kill(process, signal.SIGTERM)

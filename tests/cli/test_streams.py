@@ -40,7 +40,7 @@ def run_into(stdout: int, *arguments: str) -> Ended:
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...]) -> None:
+def test_a_full_disk_is_reported_in_one_line(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         ended = run_into(full.fileno(), *arguments)
     assert ended.code == 75

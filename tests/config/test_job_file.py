@@ -37,7 +37,7 @@ def bind(path: Path) -> None:
         (bind, "is a socket, not a job file"),
     ],
 )
-def test_what_is_no_file_is_named_and_not_waited_for(
+def test_a_job_path_that_is_not_a_file_is_named_and_not_waited_for(
     make: Callable[[Path], None], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's name may have 107 bytes
@@ -48,7 +48,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(
     assert time.monotonic() - started_s < 30
 
 
-def test_an_empty_name_is_told_as_that() -> None:
+def test_an_empty_name_is_called_empty() -> None:
     with pytest.raises(ConfigError, match="the name of the job file is empty"):
         load_job("")
 

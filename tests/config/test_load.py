@@ -431,7 +431,7 @@ def test_a_location_is_local_or_s3_and_holds_no_secret(
     assert "SEC" not in problem
 
 
-def test_an_access_point_and_a_key_with_an_at_sign_are_no_credentials() -> None:
+def test_an_access_point_and_a_key_with_an_at_sign_are_not_credentials() -> None:
     paths = ["s3://arn:aws:s3:eu-central-1:123456789012:accesspoint/a/x", "s3://bucket/a@b/c:d"]
     assert job(input={"path": paths}).input.path == tuple(paths)
 

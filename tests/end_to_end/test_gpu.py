@@ -33,7 +33,7 @@ def test_the_demo_job_runs_on_the_gpu(folder: Place) -> None:
     assert facts["engine"]["device"] != "cpu"
 
 
-def test_a_stopped_run_goes_on(folder: Place) -> None:
+def test_a_stopped_run_continues(folder: Place) -> None:
     arguments = ["--set", f"output.path={folder.url('out')}", "--set", "engine.max_num_seqs=8"]
     process = start(SUMMARIZE, *arguments, "--set", "checkpoint.every_s=0.2", engine="real")
     wait_until(

@@ -19,7 +19,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize("part", ["held", "full", "large", "half", "late", "step", "devices"])
-def test_memory_that_others_hold_is_told_with_who_holds_it(runs: Runs, part: str) -> None:
+def test_memory_that_others_hold_is_reported_with_who_holds_it(runs: Runs, part: str) -> None:
     found = cases(runs)
     if part not in found:
         pytest.skip("needs two devices")

@@ -83,7 +83,7 @@ def test_the_same_rows_get_the_same_tokens_as_from_vllm(folder: Place, tmp_path:
     assert (ours["cumulative_logprob"] - theirs["cumulative_logprob"]).abs().max() < 1e-3
 
 
-def test_a_run_that_is_killed_goes_on_and_each_row_has_one_result(
+def test_a_killed_run_is_continued_and_each_row_has_one_result(
     folder: Place, demo_gguf: Path, tmp_path: Path
 ) -> None:
     write_input(folder, 80)

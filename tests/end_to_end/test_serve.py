@@ -256,7 +256,7 @@ def test_an_adapter_has_the_jobs_name_and_the_engines_death_an_exit_code(tmp_pat
     assert "a process of the vLLM engine died" in ended.result["message"]
 
 
-def test_what_ends_the_engine_as_it_loads_is_told_as_by_a_run(tmp_path: Path) -> None:
+def test_a_failure_while_the_engine_loads_is_reported_as_by_a_run(tmp_path: Path) -> None:
     """It fails in a process below the server's, which says to the server only that it did."""
     settings = job(
         Place(str(tmp_path / "nothing")),

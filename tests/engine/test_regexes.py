@@ -85,6 +85,6 @@ def test_both_engines_refuse_it_before_the_model_is_looked_at(
     assert str(caught.value) == problem
 
 
-def test_what_a_schema_only_mentions_is_no_pattern() -> None:
+def test_what_a_schema_only_mentions_is_not_a_pattern() -> None:
     values: dict[str, Any] = {"const": {"pattern": "(?=a)"}, "enum": [{"pattern": "(?=a)"}]}
     assert not list(requests_of(demand(json_schema=values)).problems({}))

@@ -41,7 +41,7 @@ def made(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["output", "output/new/deep"])
-def test_the_output_of_a_job_is_no_place_for_an_evaluation(
+def test_an_evaluation_is_not_written_into_the_output_of_a_job(
     made: Path, below: str, text: Path
 ) -> None:
     before = files(made)
@@ -54,7 +54,7 @@ def test_the_output_of_a_job_is_no_place_for_an_evaluation(
     read_output(str(made / "output"))
 
 
-def test_a_folder_with_nothing_but_an_old_lease_is_no_output(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_but_an_old_lease_is_not_an_output(tmp_path: Path) -> None:
     """Earlier versions left one where a start was refused."""
     lease = tmp_path / "_batchinfer/leases/all.lock"
     lease.parent.mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_restart_deletes_no_other_jobs_output(
     assert files(made) == before
 
 
-def test_a_folder_of_other_files_is_no_work_folder(text: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_not_a_work_folder(text: Path, tmp_path: Path) -> None:
     """Whatever they are called: a measurement would write over `record.json`."""
     for name in ("record.json", "engine.log", "windows/mine", ".hidden"):
         work = tmp_path / name.strip(".").replace("/", "-")

@@ -246,7 +246,7 @@ def test_the_commands_print_json(place: Place) -> None:
 
 
 @pytest.mark.parametrize("price", ["nan", "inf", "-inf", "1e308", "-1", "two"])
-def test_what_is_no_price_is_refused_before_anything_is_read(price: str) -> None:
+def test_what_is_not_a_price_is_refused_before_anything_is_read(price: str) -> None:
     ended = CliRunner().invoke(cli, ["pair", "no", "no", f"--price-per-hour={price}"])
     assert ended.exit_code == 2 and "--price-per-hour" in ended.output, ended.output
 
@@ -274,7 +274,7 @@ def with_first(output: str, column: str, value: Any) -> str:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("column", ["cumulative_logprob", "token_logprobs", "top_logprobs"])
-def test_numbers_that_no_model_gives_are_no_figures(place: Place, column: str) -> None:
+def test_numbers_that_no_model_gives_are_refused_as_figures(place: Place, column: str) -> None:
     """In a file that was damaged, or that another version wrote. Null was a perplexity of 1."""
     one, other = scores(place, "one"), scores(place, "other")
     values = [math.nan, math.inf, 5.0]

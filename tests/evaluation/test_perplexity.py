@@ -132,7 +132,7 @@ def test_the_windows_can_be_cut_short(text: Path, tmp_path: Path) -> None:
     assert part.nll == pytest.approx(-first["cumulative_logprob"].sum() / (part.tokens or 0))
 
 
-def test_a_measurement_that_died_goes_on_and_computes_no_window_twice(
+def test_a_measurement_that_died_continues_and_computes_no_window_twice(
     text: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -186,7 +186,7 @@ def test_one_window_has_no_interval(text: Path, tmp_path: Path) -> None:
         ({"settings": {"output.path": "elsewhere"}}, "output.path: .* use --work"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_anything_is_computed(
+def test_what_cannot_be_measured_is_refused_before_anything_is_computed(
     changes: dict[str, Any], problem: str, text: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
@@ -215,7 +215,7 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, 0.5])
-def test_a_logprob_that_is_no_number_fails_the_measurement_and_can_be_mended(
+def test_a_nan_logprob_fails_the_measurement_and_can_be_recomputed(
     bad: float, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logprobs = engine.prompt_logprobs
@@ -236,7 +236,7 @@ def test_a_logprob_that_is_no_number_fails_the_measurement_and_can_be_mended(
 
 
 @pytest.mark.parametrize("nll", [1e9, -1.0])
-def test_a_mean_that_is_no_perplexity_is_refused(nll: float) -> None:
+def test_a_mean_that_is_not_a_perplexity_is_refused(nll: float) -> None:
     totals = ScoredRows(np.array([nll]), np.array([2.0]), np.array([4.0]))
     with pytest.raises(ConfigError, match="no working model has"):
         mean_nll(totals, "x")
@@ -284,7 +284,7 @@ def test_the_command_prints_the_record_and_only_that(text: Path, tmp_path: Path)
     assert "computing" not in again.stderr
 
 
-def test_a_measurement_that_was_killed_goes_on(text: Path, tmp_path: Path) -> None:
+def test_a_measurement_that_was_killed_continues(text: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     options = ["--data", str(text), "--context", "16", "--stride", "4", "--work", str(work)]
     options += ["--set", "checkpoint.every_rows=4", "--set", "packing.batch_rows=2"]

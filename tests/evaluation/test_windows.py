@@ -157,7 +157,7 @@ def rows_as_text(rows: list[str | None], tmp_path: Path) -> Path:
     return path
 
 
-def test_blank_rows_are_no_part_of_the_text_and_are_counted(
+def test_blank_rows_are_not_part_of_the_text_and_are_counted(
     encoder: TokenEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = stream_of(text_of(str(rows_as_text(["a b", "c"], tmp_path)), "t"), encoder, None)

@@ -91,7 +91,7 @@ s3 = pytest.mark.s3
 
 
 @s3
-def test_of_many_at_once_one_gets_the_lease(bucket: Store) -> None:
+def test_of_many_contenders_one_gets_the_lease(bucket: Store) -> None:
     start = threading.Barrier(6)
 
     def contend(number: int) -> Lease | None:
@@ -125,7 +125,7 @@ def test_of_many_that_take_over_a_dead_one_one_gets_the_lease(bucket: Store) -> 
 
 
 @s3
-def test_a_released_lease_is_taken_at_once(bucket: Store) -> None:
+def test_a_released_lease_is_taken_immediately(bucket: Store) -> None:
     for number in range(6):
         lease = acquire(bucket, "all", elsewhere(f"host-{number}"))
         lease.beat()
@@ -144,7 +144,7 @@ def test_a_holder_of_this_machine_that_lives_is_named(bucket: Store) -> None:
 
 
 @s3
-def test_a_holder_of_this_machine_whose_process_is_gone_is_taken_over_at_once(
+def test_a_holder_of_this_machine_whose_process_is_gone_is_taken_over_immediately(
     bucket: Store,
 ) -> None:
     acquire(bucket, "all", dead_here())
@@ -296,7 +296,7 @@ def test_a_local_lease_refuses_a_second_one_of_this_process(root: Store) -> None
     acquire(root, "all", here()).release()
 
 
-def test_whether_a_process_lives_is_told_by_its_start_too() -> None:
+def test_a_process_is_identified_by_its_start_time_too() -> None:
     assert here().is_dead_here() is False
     assert replace(here(), process_start="1").is_dead_here() is True
     assert dead_here().is_dead_here() is True
@@ -347,7 +347,7 @@ def test_a_slice_that_takes_back_its_traces_leaves_those_of_another(root: Store)
     assert meta.exists(), "what was there before stays"
 
 
-def test_the_holder_of_a_lock_is_waited_for_until_it_has_said_who_it_is(root: Store) -> None:
+def test_the_holder_of_a_lock_is_waited_for_until_it_is_identified(root: Store) -> None:
     lock = FileLock(Path(root.url) / LEASES_PREFIX / "all.lock")
     of_the_run_before = json.dumps(asdict(dead_here())).encode()
     assert lock.acquire()
@@ -376,7 +376,7 @@ def test_a_local_lease_whose_file_is_gone_is_lost(root: Store) -> None:
     lease.check()
 
 
-def test_starts_at_once_end_well_or_name_the_one_that_is_at_work(
+def test_simultaneous_starts_end_well_or_name_the_one_at_work(
     folder: Place, tmp_path: Path
 ) -> None:
     folder.write_parquet("in/a.parquet", rows(30))

@@ -217,7 +217,9 @@ def test_a_calibrated_checkpoint_is_made_by_a_process_in_another_environment(
 # Refused before anything is computed.
 
 
-def test_what_the_command_cannot_do_is_said_at_once(tmp_path: Path, damaged_model: Path) -> None:
+def test_what_the_command_cannot_do_is_reported_immediately(
+    tmp_path: Path, damaged_model: Path
+) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "file").write_text("")
@@ -271,7 +273,7 @@ def test_help_says_what_bits_are_for() -> None:
     assert "Only with --method qtip, which needs it: no default. [1<=x<=8]" in said
 
 
-def test_the_current_folder_is_not_replaced_under_whoever_stands_in_it(tmp_path: Path) -> None:
+def test_the_current_folder_is_never_replaced(tmp_path: Path) -> None:
     here, link = tmp_path / "here", tmp_path / "link"
     here.mkdir()
     link.symlink_to(here)

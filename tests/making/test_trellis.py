@@ -237,7 +237,7 @@ def test_the_command_codes_every_linear_layer_and_keeps_the_rest(
     assert (out / "tokenizer.json").exists()
 
 
-def test_killed_in_mid_block_it_goes_on_and_ends_with_the_same_bytes(
+def test_killed_within_a_block_it_continues_and_ends_with_the_same_bytes(
     made: tuple[Path, Ended], model: Path, texts: Path, cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -288,9 +288,7 @@ def test_what_cannot_be_made_is_refused(
 
 
 @pytest.mark.parametrize("method", ["qtip", "int8"])
-def test_a_weight_that_is_no_number_is_named(
-    method: str, model: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_a_nan_weight_is_named(method: str, model: Path, tmp_path: Path, cache: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     damaged = Path(shutil.copytree(model, tmp_path / "model"))

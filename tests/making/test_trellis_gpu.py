@@ -67,7 +67,7 @@ def test_the_kernel_finds_walks_as_near_as_the_search_in_torch(
     assert torch.equal(search(tiles), found)
 
 
-def test_no_tiles_are_no_walks(libraries: Path) -> None:
+def test_no_tiles_give_no_walks(libraries: Path) -> None:
     assert search_on_gpu(values_of("mcg"), 2, libraries)(gaussian(0, 256)).shape == (0, 256)
 
 

@@ -164,7 +164,7 @@ def test_a_gaussian_is_coded_as_well_as_the_paper_says(
     assert found == pytest.approx(distortion, rel=0.06)
 
 
-def test_no_tile_at_all_is_no_walk(libraries: Path) -> None:
+def test_no_tiles_give_no_walks(libraries: Path) -> None:
     table = gaussian(1 << 16, 1)
     for kind in ("plain", "torch"):
         assert search_of(kind, table, 2, libraries)(torch.empty(0, 256)).numel() == 0

@@ -103,7 +103,7 @@ def test_a_quantized_checkpoint_without_a_layer_weight_or_scale_is_refused(
             lacks(without(weights, f"{lost}$"), text, rf"lack {lost} \(")
 
 
-def test_of_three_layers_two_tell_what_the_third_lacks() -> None:
+def test_of_three_layers_two_show_what_the_third_lacks() -> None:
     weights = plain([QKV] * 3)
     lacks(without(weights, r"2\.v_proj"), {}, r"lack model\.layers\.2\.v_proj\.weight \(")
 

@@ -43,7 +43,7 @@ def check_layout(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its imports
-def test_awq_and_gptq_are_told_apart_by_their_shapes(tmp_path: Path) -> None:
+def test_awq_and_gptq_are_distinguished_by_their_shapes(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 

@@ -177,13 +177,13 @@ def test_quantization_settings_are_found_where_families_write_them(
 
 
 @pytest.mark.parametrize("settings", ["FP8", 3, [], True])
-def test_settings_that_are_no_settings_are_named(folder: Path, settings: Any) -> None:
+def test_settings_that_are_not_an_object_are_named(folder: Path, settings: Any) -> None:
     (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": settings}))
     with pytest.raises(ConfigError, match=r"hf_quant_config\.json: quantization is .*, not an obj"):
         read_model(str(folder))
 
 
-def test_an_old_gptq_folder_is_told_from_an_unquantized_one(folder: Path) -> None:
+def test_an_old_gptq_folder_is_distinguished_from_an_unquantized_one(folder: Path) -> None:
     (folder / "quantize_config.json").write_text(json.dumps({"bits": 4}))
     with pytest.raises(ConfigError, match="put its content there as quantization_config"):
         read_model(str(folder))
@@ -204,7 +204,7 @@ def test_weights_that_are_not_stored_as_the_settings_say_are_refused(folder: Pat
         read_model(str(folder))
 
 
-def test_attention_masks_of_old_models_are_no_packed_weights() -> None:
+def test_attention_masks_of_old_models_are_not_packed_weights() -> None:
     shapes: dict[bool, tuple[int, ...]] = {False: (1, 1, 2048, 2048), True: (2048, 2048)}
     for is_refused, shape in shapes.items():
         weights = weights_of({"mlp.weight": ("F16", 1024, 1024), "attention.bias": ("U8", *shape)})
@@ -264,7 +264,7 @@ def test_a_folders_name_is_a_hint_that_the_files_must_bear_out(folder: Path) -> 
     assert read_model(str(hinted), quantization="none").quantization == "none"
 
 
-def test_gguf_is_told_by_its_first_bytes(folder: Path) -> None:
+def test_gguf_is_recognized_by_its_first_bytes(folder: Path) -> None:
     file = folder / "model.Q4_K_M.gguf"
     (folder / "config.json").unlink()
     (folder / "model.safetensors").unlink()
@@ -373,7 +373,7 @@ def test_truncated_weights_are_refused_with_their_name(folder: Path, num_bytes: 
     assert str(file) in str(caught.value)
 
 
-def test_a_header_that_is_no_header_is_refused(folder: Path) -> None:
+def test_an_invalid_header_is_refused(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes((16).to_bytes(8, "little") + b"[1, 2, 3] and so" + bytes(64))
     with pytest.raises(ConfigError, match="no valid safetensors header"):
@@ -433,7 +433,7 @@ def test_sizes_may_be_given_for_each_layer(folder: Path) -> None:
         (str(DEMO / "config.json"), "is a file"),
     ],
 )
-def test_a_path_that_is_no_folder_is_refused(path: str, sentence: str) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(path: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         batchinfer.model.read_model(ModelSettings.model_construct(path=path))
 

@@ -124,7 +124,7 @@ def test_each_engine_is_given_the_models_that_it_reads(demo_gguf: Path) -> None:
         ({}, "does not say its context_length"),
     ],
 )
-def test_what_is_no_language_model_is_refused(
+def test_what_is_not_a_language_model_is_refused(
     keys: dict[str, str | bool], words: str, tmp_path: Path
 ) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")

@@ -61,7 +61,7 @@ def test_a_duplicate_names_the_first_row_of_the_same_prompt(prompts: list[list[i
         assert leader[row] == (first if prompt and first != row else -1)
 
 
-def test_prompts_of_the_same_bytes_split_elsewhere_are_no_duplicates() -> None:
+def test_prompts_of_the_same_bytes_split_elsewhere_are_not_duplicates() -> None:
     assert find_duplicates(*flat([[1, 2], [3], [1], [2, 3], [1, 2]])).tolist() == [-1] * 4 + [0]
 
 

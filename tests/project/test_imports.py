@@ -122,7 +122,7 @@ def test_every_import_is_allowed() -> None:
     assert not found, "\n".join(found)
 
 
-def test_every_file_stands_in_a_known_room() -> None:
+def test_every_file_is_in_a_known_room() -> None:
     names = {
         path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix in ("", ".py")
     }

@@ -1,4 +1,4 @@
-"""A function fits on a screen, and what it is given in one hand and a half."""
+"""Sizes that a reader can hold: of functions, parameter lists, files and the names of tests."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ MAX_PARAMETERS = 8
 MAX_FILE_LINES = 350
 MAX_TEST_NAME = 80
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-def functions(folder: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+
+def functions(folder: str) -> Iterator[tuple[str, Function]]:
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, Function):
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node
 
 
-def all_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+def all_functions() -> Iterator[tuple[str, Function]]:
     for folder in ("batchinfer", "tests", "benchmarks"):
         yield from functions(folder)
 
 
-def num_parameters(function: ast.FunctionDef) -> int:
+def num_parameters(function: Function) -> int:
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     rest = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
@@ -53,6 +55,6 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_no_name_of_a_test_is_a_riddle() -> None:
-    """What does not fit belongs into its docstring."""
+    """What does not fit belongs in the docstring."""
     named = ((place, f.name) for place, f in functions("tests") if f.name.startswith("test_"))
     assert not [place for place, name in named if len(name) > MAX_TEST_NAME]

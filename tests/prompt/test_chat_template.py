@@ -87,7 +87,7 @@ def test_an_argument_that_the_template_does_not_read_is_said(
 # Answers that go on
 
 
-def test_an_answer_goes_on_from_the_last_message(tokenizer: Any) -> None:
+def test_an_answer_continues_the_last_message(tokenizer: Any) -> None:
     messages = [
         {"role": "user", "content": "{{ text }}"},
         {"role": "assistant", "content": "Answer: "},
@@ -100,7 +100,7 @@ def test_an_answer_goes_on_from_the_last_message(tokenizer: Any) -> None:
     assert text == BEFORE + "why?" + AFTER + "Answer: " + AFTER
 
 
-def test_conversations_of_a_column_go_on_or_are_errors(
+def test_conversations_of_a_column_are_continued_or_are_errors(
     tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = table(
@@ -118,7 +118,7 @@ def test_conversations_of_a_column_go_on_or_are_errors(
     assert set(prompter(**settings).prepare(rows).remarks) == {("last_is_assistant", "")}
 
 
-def test_prompts_that_go_on_are_those_of_transformers(tokenizer: Any) -> None:
+def test_continued_prompts_are_those_of_transformers(tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": " Because "}]
     made = prompter(messages_column="text", continue_final_message=True)
     expected = tokenizer.apply_chat_template(

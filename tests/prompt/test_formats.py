@@ -182,7 +182,7 @@ def test_a_file_is_read_and_its_text_is_the_setting(
         ("latin.j2", b"{{ messages }}\xe9", "the file latin.j2 is not UTF-8"),
     ],
 )
-def test_a_file_that_is_no_template_is_refused(
+def test_a_file_that_is_not_a_template_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,

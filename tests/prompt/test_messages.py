@@ -126,7 +126,7 @@ def test_text_parts_are_joined_with_newlines(tokenizer: Any) -> None:
     assert rows_of(made.prepare(column([texts]))) == expected
 
 
-def test_parts_that_are_no_text_are_an_error_of_their_row() -> None:
+def test_parts_that_are_not_text_are_an_error_of_their_row() -> None:
     image = {"type": "image_url", "text": None, "image_url": {"url": "x"}}
     words = {"type": "text", "text": "hello", "image_url": None}
     talks = [[{"role": "user", "content": [words, image]}], [{"role": "user", "content": [words]}]]
@@ -195,7 +195,7 @@ def test_a_null_that_a_json_text_says_stays(tokenizer: Any) -> None:
         assert '"arguments": {"x": null}' in text
 
 
-def test_arguments_that_are_no_json_object_stay_as_they_are(tokenizer: Any) -> None:
+def test_arguments_that_are_not_a_json_object_stay_as_they_are(tokenizer: Any) -> None:
     call = {"function": {"name": "f", "arguments": "x = 1"}}
     talk = [{"role": "assistant", "content": "", "tool_calls": [call]}]
     made = prompter(messages_column="m", chat_template=WITH_CALLS)
@@ -346,7 +346,7 @@ def test_messages_that_the_template_leaves_out_are_remarked(
     assert "leaves messages of the role 'system' out of the prompt" in caplog.text
 
 
-def test_a_template_that_leaves_out_what_is_said_makes_no_prompt() -> None:
+def test_a_template_that_omits_the_messages_makes_no_prompt() -> None:
     """Every row would have the same one."""
     template = "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}Answer:"
     messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "{{ text }}"}]
@@ -367,7 +367,7 @@ def test_a_template_that_leaves_out_what_is_said_makes_no_prompt() -> None:
         "{% for m in messages %}{{ m.role }}{{ m.content if loop.last }}{% endfor %}",
     ],
 )
-def test_a_template_that_writes_some_of_what_is_said_makes_prompts(template: str) -> None:
+def test_a_template_that_writes_some_of_the_messages_makes_prompts(template: str) -> None:
     made = prompter(messages_column="m", chat_template=template)
     assert not made.prepare(column([talk_of("user", "assistant", "user")])).errors
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "{{ text }}"}]
@@ -382,7 +382,7 @@ def test_an_answer_at_the_end_is_remarked(caplog: pytest.LogCaptureFixture) -> N
     assert "the last message is the assistant's" in caplog.text
 
 
-def test_a_remark_is_said_once_with_rows_and_place(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_remark_is_reported_once_with_rows_and_place(caplog: pytest.LogCaptureFixture) -> None:
     warnings = RemarkWarnings()
     rows = np.array([10, 11, 15])
     remarks = {("unknown_role", f"'{i}'"): [1, 2] for i in range(7)}

@@ -128,7 +128,7 @@ def decoded(encoder: TokenEncoder, rows: list[list[int]]) -> list[str]:
     return encoder.decode(flat, np.cumsum([0, *map(len, rows)]))
 
 
-def test_several_threads_prepare_and_decode_at_once(demo: pa.Table) -> None:
+def test_several_threads_prepare_and_decode_concurrently(demo: pa.Table) -> None:
     made = prompter(column="description")
     expected = made.prepare(demo).token_ids.tolist()
     found: list[bool] = []
@@ -176,7 +176,7 @@ def test_nulls_and_empty_texts_are_errors_of_their_rows(tokenizer: Any) -> None:
     assert set(kinds_of(prompter(column="text").prepare(nulls)).values()) == {"missing_value"}
 
 
-def test_bytes_that_are_no_text_are_an_error_of_their_row(tokenizer: Any) -> None:
+def test_bytes_that_are_not_text_are_an_error_of_their_row(tokenizer: Any) -> None:
     raw = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary())
     strings = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
     prepared = prompter(column="text").prepare(pa.table({"text": strings}))
@@ -247,7 +247,7 @@ def test_uuids_of_a_file_are_their_usual_text(tmp_path: Path, tokenizer: Any) ->
 # Refused before anything runs
 
 
-def test_a_variable_that_is_no_column_is_refused_with_the_nearest() -> None:
+def test_a_variable_that_is_not_a_column_is_refused_with_the_nearest() -> None:
     prompt = prompt_of(**chat("{{ descripton }}"))
     with pytest.raises(ConfigError, match=r"messages\[0\].*descripton.*'description'"):
         prompt_columns(prompt, ["id", "description"])

@@ -202,7 +202,7 @@ def test_a_column_called_row_is_a_variable_like_others() -> None:
     assert template.render({"row": "r", "x": "x"}) == "rxr"
 
 
-def test_the_nearest_name_is_told_as_a_template_writes_it() -> None:
+def test_the_nearest_name_is_given_as_a_template_writes_it() -> None:
     assert "did you mean 'description'?" in refusal("{{ descripton }}", ["description"])
     assert 'did you mean row["text "]?' in refusal("{{ text }}", ["text "])
     assert "there are a, b" in refusal("{{ zzz }}", ["a", "b"])
@@ -418,7 +418,7 @@ def test_what_has_an_end_is_rendered_as_ever(source: str, text: str) -> None:
         "{{ xs | select | title }}",
     ],
 )
-def test_an_address_of_an_object_is_no_prompt(source: str) -> None:
+def test_an_address_of_an_object_is_not_a_prompt(source: str) -> None:
     """It would be another prompt in each run."""
     with pytest.raises(RowError, match="address of a Python object"):
         TextTemplate(source, "prompt.template").render({"text": "ab", "xs": ["a"]})

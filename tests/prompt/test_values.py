@@ -228,7 +228,7 @@ def test_times_are_text_at_any_depth(kind: pa.DataType, number: int, text: str) 
         (pa.time64("us"), -1),
     ],
 )
-def test_a_time_that_is_none_is_the_error_of_its_row_where_it_is_used(
+def test_an_impossible_time_is_an_error_of_its_row_where_it_is_used(
     kind: pa.DataType, number: int
 ) -> None:
     numbers = pa.array([0, number, 0], pa.int32() if kind.bit_width == 32 else pa.int64())
@@ -358,7 +358,7 @@ def test_what_grows_without_bound_is_an_error_of_its_row(source: str) -> None:
     assert said.startswith("template_error")
 
 
-def test_large_numbers_are_no_widths() -> None:
+def test_large_numbers_are_refused_as_widths() -> None:
     source = "{% macro f(y) %}{{ y }}{% endmacro %}{{ f(x) }} {{ x | round }}"
     assert x(source, pa.array([2**63 - 1])) == [f"{2**63 - 1} {2**63 - 1}"]
 

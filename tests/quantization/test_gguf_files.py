@@ -70,7 +70,7 @@ def test_a_file_that_was_cut_short_is_refused(share: float, file: Path) -> None:
         (24, "<Q", 1 << 40, "where 0 is its place"),
     ],
 )
-def test_a_tensor_that_lies_elsewhere_is_refused(
+def test_a_misplaced_tensor_is_refused(
     offset: int, form: str, value: int, words: str, file: Path
 ) -> None:
     name = next(iter(read_gguf(file).tensors))

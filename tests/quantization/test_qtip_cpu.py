@@ -127,7 +127,7 @@ def test_every_state_of_the_codes_that_round_is_the_references(library: Library)
 
 
 @pytest.mark.parametrize(("code", "bits"), [*product(KINDS, range(1, 9))])
-def test_products_are_those_of_the_matrix_that_the_layer_stands_for(
+def test_products_are_those_of_the_matrix_that_the_layer_represents(
     library: Library, code: str, bits: int
 ) -> None:
     """Any number of tokens, decoded within the kernel or in slices; inputs that are a view."""
@@ -252,7 +252,7 @@ def test_a_cpu_decodes_at_load_unless_it_is_asked_and_able_to_keep_layers_packed
     assert "(there is no C++ compiler) are decoded into bfloat16" in caplog.text
 
 
-def test_a_cpu_without_the_instructions_or_a_compiler_is_told_why(
+def test_a_cpu_without_the_instructions_or_a_compiler_gets_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

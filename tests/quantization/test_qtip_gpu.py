@@ -149,7 +149,7 @@ def test_a_cuda_graph_replays_it_on_other_numbers(tokens: int, kind: str) -> Non
         assert error(y, expected(x, *coded)) < 2e-3
 
 
-def test_what_the_kernels_cannot_compute_is_left_to_torch_and_said_once(
+def test_what_the_kernels_cannot_compute_is_left_to_torch_and_reported_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A table of 2^10 pairs; and 7-bit weights without a compiler."""

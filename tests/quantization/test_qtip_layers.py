@@ -64,7 +64,7 @@ def check(settings: dict[str, Any], layers: dict[str, dict[str, Tensor]]) -> Non
     method.check_stored(found)
 
 
-def test_checkpoints_whose_tensors_are_as_said_are_taken() -> None:
+def test_checkpoints_whose_tensors_match_their_settings_are_accepted() -> None:
     check(QTIP, {"a": layer_of(3), "b": layer_of(2)})
     check(EXL3, {"a": layer_of(3), "b": layer_of(6) | {"mcg": header("I32")}})
     old = {"su": header("I16", 16), "sv": header("I16", 8), "trellis": layer_of(2)["trellis"]}

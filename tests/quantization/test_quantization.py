@@ -575,7 +575,7 @@ def test_of_an_unquantized_model_a_name_that_runs_nowhere_is_refused_with_what_r
         choice("gguf", "awq", H200, fallback=("fp8",))
 
 
-def test_a_trellis_checkpoint_is_told_to_vllm_by_its_own_name() -> None:
+def test_a_trellis_checkpoint_is_given_to_vllm_under_its_own_name() -> None:
     """Which is what finds our plugin; nothing else becomes one on the way."""
     for scheme, name in (("qtip", "qtip"), ("qtip-full", "qtip"), ("exl3", "exl3")):
         for machine in (PLAIN_CPU, H200):

@@ -27,7 +27,7 @@ def filled(folder: Place) -> Place:
     return folder
 
 
-def test_every_mistake_in_the_job_file_is_named_at_once_with_its_line(
+def test_all_mistakes_in_the_job_file_are_named_together_with_their_lines(
     filled: Place, tmp_path: Path
 ) -> None:
     settings = changed(job(filled), sampling={"max_tokns": 5, "temperature": "warm"})
@@ -98,7 +98,7 @@ def test_all_shards_that_cannot_be_read_are_named_in_one_go(place: Place, tmp_pa
     assert "torn.parquet is truncated" in validated.stderr and "did you mean" in validated.stderr
 
 
-def test_a_missing_column_is_told_once_with_the_setting_that_names_it(
+def test_a_missing_column_is_reported_once_with_the_setting_that_names_it(
     folder: Place, tmp_path: Path
 ) -> None:
     for name in "abc":
@@ -121,7 +121,7 @@ def test_an_input_that_matches_nothing_says_where_it_looked(filled: Place, tmp_p
     must_fail(run(write_job(tmp_path, settings)), 2, "nothing matches", "exists is", filled.root)
 
 
-def test_a_prompt_column_that_is_no_text_is_refused_with_its_shard(
+def test_a_prompt_column_that_is_not_text_is_refused_with_its_shard(
     filled: Place, tmp_path: Path
 ) -> None:
     filled.write_parquet("in/s1.parquet", rows(2).with_columns(text=pl.lit(5)))
@@ -131,7 +131,7 @@ def test_a_prompt_column_that_is_no_text_is_refused_with_its_shard(
     must_be_untouched(filled)
 
 
-def test_shards_without_rows_are_complete_at_once(folder: Place, tmp_path: Path) -> None:
+def test_shards_without_rows_are_complete_immediately(folder: Place, tmp_path: Path) -> None:
     folder.write_parquet("in/s0.parquet", rows(0))
     ended = run(write_job(tmp_path, job(folder)))
     assert ended.code == 0, ended.stderr
@@ -140,7 +140,7 @@ def test_shards_without_rows_are_complete_at_once(folder: Place, tmp_path: Path)
     assert "_SUCCESS" in folder.names("out")
 
 
-def test_ids_that_are_null_or_come_twice_are_told_once_and_lose_no_row(
+def test_null_and_duplicate_ids_are_reported_once_and_lose_no_row(
     place: Place, tmp_path: Path
 ) -> None:
     ids = ["a", None, "b", "a", None, *(f"row-{n}" for n in range(95))]

@@ -162,7 +162,7 @@ def of_bytes(*values: bytes | None) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(array), array.buffers(), array.null_count)
 
 
-def test_text_that_is_no_utf8_is_mended_wherever_it_stands() -> None:
+def test_text_that_is_not_utf8_is_repaired_wherever_it_is() -> None:
     text = of_bytes(b"fine", None, b"caf\xe9", b"\xff\xfe", "ß".encode())
     mended = ["fine", None, "caf\ufffd", "\ufffd\ufffd", "ß"]
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 5], pa.int32()), text)
@@ -189,7 +189,7 @@ def carrier(schema: pa.Schema) -> Carrier:
     return Carrier(Job.model_validate(settings), schema)
 
 
-def test_text_that_is_no_utf8_is_said_once(
+def test_text_that_is_not_utf8_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
@@ -244,7 +244,7 @@ def test_all_files_of_an_output_have_one_schema_and_are_read_together(
     assert found["note"].to_list() == ["x", "y", None, None]
 
 
-def test_zones_that_differ_are_said_once_and_the_instants_stay(
+def test_different_zones_are_reported_once_and_the_instants_stay(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     zones = {"a": BERLIN, "b": BERLIN, "c": UTC}
@@ -369,7 +369,7 @@ def test_a_type_unknown_here_stays_in_files_that_come_later(folder: Place, tmp_p
     assert schemas[0].field("note").metadata == schemas[1].field("note").metadata
 
 
-def test_an_output_of_a_version_without_one_schema_goes_on_as_it_began(
+def test_an_output_of_a_version_without_one_schema_continues_as_it_began(
     folder: Place, tmp_path: Path
 ) -> None:
     write(folder, "in/a.parquet", id=["1", "2"], note=["x", "y"])

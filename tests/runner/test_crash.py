@@ -206,7 +206,7 @@ def test_twenty_kills_at_random_times_leave_each_row_exactly_once(
     must_be_whole(place, reference)
 
 
-def test_two_runners_at_once_do_the_work_once(
+def test_two_concurrent_runners_do_the_work_once(
     place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     processes = [start(prepared, place=place, fake={"step_s": 0.2}) for _ in range(2)]
@@ -232,7 +232,7 @@ def test_a_second_runner_that_ignores_the_lease_does_no_harm(
     must_be_whole(place, reference)
 
 
-def test_a_killed_run_leaves_the_lease_to_the_next_at_once(
+def test_a_killed_run_leaves_the_lease_to_the_next_immediately(
     place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     must_kill(
@@ -309,7 +309,7 @@ def test_a_slice_is_refused_once_and_not_for_ever_after_two_deaths(
     assert [run(path, "--shard", "1/2").code for _ in range(2)] == [1, 0]
 
 
-def test_kills_that_left_durable_rows_are_no_deaths(
+def test_kills_that_left_durable_rows_do_not_count_as_deaths(
     place: Place, prepared: Path, reference: pl.DataFrame
 ) -> None:
     crash = {"op": "publish", "key": "parts/", "when": "after"}

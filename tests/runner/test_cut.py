@@ -35,7 +35,7 @@ def with_form(max_tokens: int = 1, **form: Any) -> dict[str, Any]:
     return {"sampling": {"max_tokens": max_tokens, "structured": form}}
 
 
-def test_json_that_is_cut_is_counted_and_said_once(place: Place) -> None:
+def test_json_that_is_cut_is_counted_and_reported_once(place: Place) -> None:
     ended = start(place, **with_form(**SCHEMA))
     assert ended.code == 0, ended.stderr
     assert ended.result["warnings"] == [NOT_WHOLE.format(5)]
@@ -45,7 +45,7 @@ def test_json_that_is_cut_is_counted_and_said_once(place: Place) -> None:
     assert (success["rows_cut"], success["rows_unparsed"], success["rows_failed"]) == (5, 5, 0)
 
 
-def test_whole_documents_are_no_warning(place: Place) -> None:
+def test_whole_documents_cause_no_warning(place: Place) -> None:
     ended = start(place, fake={"text": '{"a": 1}'}, **with_form(**SCHEMA))
     assert (ended.code, ended.result["warnings"]) == (0, [])
     assert (ended.result["rows_cut"], ended.result["rows_unparsed"]) == (5, 0)
@@ -74,7 +74,7 @@ def test_a_part_counts_itself_and_a_complete_output_counts_all_of_it(place: Plac
     assert again.result["warnings"] == [NOT_WHOLE.format(5)]
 
 
-def test_documents_that_ended_before_are_told_apart(place: Place) -> None:
+def test_documents_that_ended_early_are_counted_apart(place: Place) -> None:
     ended = start(place, **with_form(max_tokens=16, **SCHEMA))
     num_cut = ended.result["rows_cut"]
     assert num_cut < 5
@@ -83,7 +83,7 @@ def test_documents_that_ended_before_are_told_apart(place: Place) -> None:
     assert "sampling.stop" in told
 
 
-def test_rows_with_errors_are_no_completions(place: Place) -> None:
+def test_rows_with_errors_are_not_completions(place: Place) -> None:
     ended = start(
         place,
         fake={"reject_every": 5},
@@ -95,7 +95,7 @@ def test_rows_with_errors_are_no_completions(place: Place) -> None:
 
 
 @pytest.mark.parametrize("form", [{"regex": "a+"}, {"choice": ["a", "b"]}])
-def test_other_forms_that_are_cut_are_said_too(place: Place, form: dict[str, Any]) -> None:
+def test_other_forms_that_are_cut_are_reported_too(place: Place, form: dict[str, Any]) -> None:
     ended = start(place, **with_form(**form))
     (told,) = ended.result["warnings"]
     assert told.startswith("5 of 5 completions ended at sampling.max_tokens")

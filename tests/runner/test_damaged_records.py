@@ -39,7 +39,7 @@ def status_error(folder: Place) -> BaseException | None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["job.json", "runs/0001.json", "_SUCCESS"])
-def test_a_damaged_record_is_named_and_the_results_go_on_without_it(
+def test_a_damaged_record_is_named_and_the_results_are_used_without_it(
     folder: Place, path: Path, name: str, damage: str
 ) -> None:
     if is_complete := name == "_SUCCESS":
@@ -79,7 +79,7 @@ def test_a_damaged_status_is_named_by_who_reads_it_and_stops_no_start(
     assert results(folder).height == 40
 
 
-def test_strange_names_among_the_records_are_no_numbers(folder: Place, path: Path) -> None:
+def test_strange_names_among_the_records_are_not_run_numbers(folder: Place, path: Path) -> None:
     for folder_name in ("runs", "status", "logs"):
         strange = Path(folder.url("out", "_batchinfer", folder_name))
         strange.mkdir(exist_ok=True)

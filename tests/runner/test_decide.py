@@ -56,7 +56,7 @@ def test_a_new_output_is_begun(start: Start, nothing: OutputView) -> None:
     assert decision == Resume(start.identity.digest, 64, 1, {}, None, is_recorded=False)
 
 
-def test_an_output_of_this_job_is_gone_on_with_under_its_own_digest(
+def test_an_output_of_this_job_is_continued_under_its_own_digest(
     start: Start, nothing: OutputView
 ) -> None:
     decision = decide(start, begun(start, nothing))
@@ -86,7 +86,9 @@ def test_a_restart_deletes_only_what_is_this_outputs(start: Start, nothing: Outp
     assert isinstance(of_slice, Refused) and "without --slice" in str(of_slice.error)
 
 
-def test_what_cannot_be_gone_on_with_is_refused_with_why(start: Start, nothing: OutputView) -> None:
+def test_what_cannot_be_continued_is_refused_with_the_reason(
+    start: Start, nothing: OutputView
+) -> None:
     settings = start.job.model_dump(mode="json")
     settings["sampling"]["max_tokens"] = 3
     seen = begun(start, nothing)

@@ -29,7 +29,7 @@ def test_without_a_cause_nothing_is_raised() -> None:
     end(Causes(stop=stopped(Stop(), None), input=bad_input([])))
 
 
-def test_a_dead_engine_is_told_with_what_is_durable() -> None:
+def test_a_dead_engine_is_reported_with_what_is_durable() -> None:
     with pytest.raises(EngineDied, match=r"gone\. Finished rows are durable: start again"):
         end(Causes(engine=EngineDied("gone")))
 

@@ -56,7 +56,7 @@ def old(tmp_path: Path) -> Place:
     return Place(str(tmp_path / "old"))
 
 
-def test_an_output_of_an_earlier_version_is_gone_on_with(old: Place, tmp_path: Path) -> None:
+def test_an_output_of_an_earlier_version_is_continued(old: Place, tmp_path: Path) -> None:
     finished = Path(old.url("begun", "a.parquet")).read_bytes()
     ended = run(write_job(tmp_path, job_of_old(old)))
     assert (ended.code, ended.result["rows"]) == (0, 26), ended.stderr
@@ -99,7 +99,7 @@ def test_an_earlier_output_is_refused_by_the_setting_that_was_changed(
     assert only.startswith(told)
 
 
-def test_the_same_settings_are_no_change() -> None:
+def test_the_same_settings_are_not_a_change() -> None:
     assert identity().changes_since(old_record()) == []
     record = {
         "ingredients": identity().ingredients,

@@ -97,7 +97,7 @@ def test_a_deleted_job_record_is_rewritten(folder: Place, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["job.json", "runs/0001.json"])
-def test_a_record_that_is_damaged_in_mid_run_is_said_at_its_end(
+def test_a_record_damaged_during_a_run_is_reported_at_its_end(
     name: str, folder: Place, path: Path
 ) -> None:
     process = started(folder, path)
@@ -114,7 +114,7 @@ def test_a_record_that_is_damaged_in_mid_run_is_said_at_its_end(
     assert results(folder).equals(done)
 
 
-def test_parts_say_enough_to_go_on_without_any_record(folder: Place, path: Path) -> None:
+def test_parts_say_enough_to_continue_without_any_record(folder: Place, path: Path) -> None:
     """As when somebody deletes an output while a run works on it, and a part comes after that."""
     process = started(folder, path)
     process.kill()
@@ -172,7 +172,7 @@ def test_parts_that_somebody_deletes_are_computed_again(folder: Place, path: Pat
     must_be_whole(folder)
 
 
-def test_a_finished_file_that_somebody_deletes_is_no_partial_success(
+def test_a_finished_file_that_somebody_deletes_is_not_a_partial_success(
     folder: Place, path: Path
 ) -> None:
     folder.write_parquet("in/0.parquet", rows(10))  # the first to be finished

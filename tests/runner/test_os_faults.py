@@ -57,7 +57,7 @@ def must_be_whole(folder: Place) -> None:
 
 
 @pytest.mark.parametrize("number", ERRNOS, ids=lambda number: errno.errorcode[number])
-def test_a_call_that_fails_is_no_bug_of_ours_and_the_next_start_finishes(
+def test_a_failing_call_is_not_reported_as_a_bug_and_the_next_start_finishes(
     folder: Place, path: Path, number: int
 ) -> None:
     """A call anywhere in the run, and in a second one all calls from there on."""

@@ -165,7 +165,7 @@ def test_a_sweep_leaves_what_others_are_writing(folder: Place, jobs: Any) -> Non
     assert not set(mine) & set(names)
 
 
-def test_the_root_of_the_file_system_is_no_output(folder: Place, jobs: Any) -> None:
+def test_the_root_of_the_file_system_is_not_an_output(folder: Place, jobs: Any) -> None:
     must_fail(run(jobs(folder, "out"), "--set", "output.path=/"), 2, "output.path")
 
 

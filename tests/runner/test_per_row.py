@@ -55,7 +55,7 @@ def test_a_row_is_computed_as_by_a_job_with_its_values_and_null_is_the_jobs(
     assert found["num_completion_tokens"].max() <= 11
 
 
-def test_a_seed_of_its_own_gives_a_row_the_same_wherever_it_stands(
+def test_a_seed_of_its_own_gives_a_row_the_same_result_wherever_it_is(
     folder: Place, tmp_path: Path
 ) -> None:
     frame = rows(4).with_columns(text=pl.lit("the same"), seed=pl.Series([5, 5, 6, None]))

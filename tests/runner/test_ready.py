@@ -183,7 +183,7 @@ def test_what_is_there_is_taken_though_the_buffer_is_not_full() -> None:
     assert [ready.take() is not None for _ in range(4)] == [True, True, True, False]
 
 
-def test_prompts_are_let_go_once_they_were_requested() -> None:
+def test_prompts_are_released_once_they_were_requested() -> None:
     ready, chunk = ready_of(), chunk_of(0, 2)
     ready.put(chunk)
     assert ready.take()

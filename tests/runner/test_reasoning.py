@@ -37,7 +37,7 @@ def test_a_thought_has_a_column_and_what_is_parsed_is_the_answer(place: Place) -
     assert not found["is_reasoning_cut"].any()
 
 
-def test_a_completion_that_ends_within_its_thought_is_null_and_said_so(place: Place) -> None:
+def test_a_completion_that_ends_within_its_thought_is_null_with_a_remark(place: Place) -> None:
     ended = start(place, max_tokens=1)
     assert ended.code == 0, ended.stderr
     found = results(place)

@@ -179,7 +179,7 @@ def test_results_that_a_killed_restart_left_can_be_kept(
     assert results(place).height == 20
 
 
-def test_a_killed_restart_may_be_asked_for_anew_by_any_job(
+def test_a_killed_restart_may_be_requested_again_by_any_job(
     place: Place, first: Path, second: Path
 ) -> None:
     kill_restart(second, HALFWAY)

@@ -85,7 +85,7 @@ def test_an_output_of_a_version_that_did_not_mark_weights_is_resumed_with_any(
     assert run(two_shards, *at).code == 0
 
 
-def test_a_limit_ends_cleanly_and_the_next_start_goes_on(folder: Place, two_shards: Path) -> None:
+def test_a_limit_ends_cleanly_and_the_next_start_continues(folder: Place, two_shards: Path) -> None:
     limited = run(two_shards, "--limit", "70")
     assert limited.code == 0
     assert (limited.result["status"], limited.result["rows"]) == ("partial", 70)
@@ -171,7 +171,7 @@ def test_files_that_look_alike_were_not_renamed(folder: Place, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_a_file_that_was_written_anew_is_taken_for_a_copy_and_said(
+def test_a_rewritten_file_is_taken_for_a_copy_and_reported(
     folder: Place, tmp_path: Path, is_finished: bool
 ) -> None:
     folder.write_parquet("in/a.parquet", rows(100))

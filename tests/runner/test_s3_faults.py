@@ -117,7 +117,7 @@ def test_a_store_that_goes_away_ends_with_75_and_nothing_durable_is_lost(
     must_be_whole(bucket)
 
 
-def test_credentials_that_expire_in_mid_run_are_told_in_full_once(
+def test_credentials_that_expire_during_a_run_are_reported_in_full_once(
     proxy: FaultProxy, bucket: Place, tmp_path: Path
 ) -> None:
     """Though the part, the status and the lease are all refused."""

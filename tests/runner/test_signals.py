@@ -46,7 +46,7 @@ def test_a_signal_to_the_group_flushes_and_two_runs_add_up_to_the_rows(
 
 
 @pytest.mark.parametrize(("number", "code"), STOP_CODES.items())
-def test_every_signal_that_asks_for_an_end_is_told_with_its_code(
+def test_every_signal_that_asks_for_an_end_is_reported_with_its_code(
     folder: Place, two_shards: Path, number: signal.Signals, code: int
 ) -> None:
     process = start(two_shards, fake=SLOW)
@@ -61,7 +61,7 @@ def test_every_signal_that_asks_for_an_end_is_told_with_its_code(
     assert (status["state"], status["exit_code"]) == ("ended", code)
 
 
-def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
+def test_a_signal_while_the_model_loads_ends_immediately_and_frees_the_lease(
     folder: Place, two_shards: Path
 ) -> None:
     process = start(two_shards, fake={"build_s": 60})
@@ -74,7 +74,7 @@ def test_a_signal_while_the_model_loads_ends_at_once_and_frees_the_lease(
     assert run(two_shards).code == 0
 
 
-def test_a_signal_while_modules_are_imported_is_told_like_any_other(two_shards: Path) -> None:
+def test_a_signal_during_imports_is_reported_like_any_other(two_shards: Path) -> None:
     process = start(two_shards, engine="real", is_fresh=True)
 
     def is_held() -> bool:
@@ -106,7 +106,7 @@ def test_a_hanging_engine_is_ended_by_the_watchdog_and_finished_rows_are_kept(
     assert 0 < rest.result["rows_computed"] < 200
 
 
-def test_a_second_signal_ends_the_process_at_once(folder: Place, two_shards: Path) -> None:
+def test_a_second_signal_ends_the_process_immediately(folder: Place, two_shards: Path) -> None:
     process = start(two_shards, fake={**SLOW, "hang_at_step": 10})
     wait_until(lambda: folder.names("out/_batchinfer/status"), what="the status file")
     time.sleep(2)
@@ -156,7 +156,7 @@ def test_what_was_ignored_at_the_start_stays_ignored(folder: Place, two_shards: 
     assert (ended.code, ended.result["status"]) == (0, "complete"), ended.stderr
 
 
-def test_a_run_that_was_suspended_goes_on(folder: Place, two_shards: Path) -> None:
+def test_a_run_that_was_suspended_continues(folder: Place, two_shards: Path) -> None:
     process = start(two_shards, fake=SLOW)
     wait_until(folder.parts, what="a part")
     kill(process, signal.SIGTSTP)
@@ -196,7 +196,7 @@ def test_a_run_whose_watchdog_fails_ends() -> None:
     assert b"the watchdog failed" in ended.stdout
 
 
-def test_a_run_whose_reader_is_gone_goes_on(folder: Place, two_shards: Path) -> None:
+def test_a_run_whose_reader_is_gone_continues(folder: Place, two_shards: Path) -> None:
     """As after a kill -9 of a scheduler's runner, or the end of a terminal under nohup."""
     process = start(two_shards, fake=SLOW)
     wait_until(folder.parts, what="a part")

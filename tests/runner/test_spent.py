@@ -96,7 +96,7 @@ def test_energy_is_what_the_drivers_meters_say_of_the_devices_in_use(
         assert "2,500 J of the device, 500.00 J for 1,000 completion tokens" in found["text"]
 
 
-def test_a_run_tells_its_cost_at_its_end_and_in_its_status(
+def test_a_run_reports_its_cost_at_its_end_and_in_its_status(
     two_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchinfer.prompt.encode._load", lambda path, **_: LightTokenizer(path))

@@ -216,7 +216,7 @@ def test_a_failed_write_of_one_shard_keeps_the_rows_of_the_others(
             assert rows_of_finished(store, shard) == list(range(NUM_ROWS))
 
 
-def test_a_shard_that_changed_is_given_up_and_the_others_go_on(
+def test_a_shard_that_changed_is_given_up_and_the_others_continue(
     store: Breaking, ledger: Ledger
 ) -> None:
     def recheck() -> NoReturn:

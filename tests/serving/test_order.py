@@ -66,7 +66,7 @@ def test_an_engine_without_a_server_is_refused(
         prepare(unserved)
 
 
-def test_an_engine_is_told_that_requests_bring_seeds(here: Place) -> None:
+def test_an_engine_knows_that_requests_bring_seeds(here: Place) -> None:
     """On a CPU vLLM then reads prompts whole, as it cannot rewind its random state."""
     assert prepare(parsed(here)).spec.demand.sampling.uses_seeds
 

@@ -71,7 +71,7 @@ def test_such_a_folder_below_another_wildcard_is_read_too(tmp_path: Path) -> Non
     assert names(tmp_path / "*" / "*.parquet") == found
 
 
-def test_other_folders_that_match_are_said_once_and_never_read(
+def test_other_folders_that_match_are_reported_once_and_never_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path / "a.parquet", tmp_path / "deep" / "b.parquet", tmp_path / "more" / "c.parquet")
@@ -96,7 +96,7 @@ def test_a_folder_named_like_a_file_without_any_is_refused(tmp_path: Path) -> No
 # Names
 
 
-def test_files_with_other_endings_are_said_once_with_a_few_names(
+def test_files_with_other_endings_are_reported_once_with_a_few_names(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path / "a.parquet")
@@ -112,7 +112,7 @@ def test_files_with_other_endings_are_said_once_with_a_few_names(
         names(tmp_path)
 
 
-def test_hidden_files_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hidden = [tmp_path / ".c.parquet", tmp_path / "_b.parquet", tmp_path / "_tmp" / "d.parquet"]
     write(tmp_path / "a.parquet", *hidden)
     for path in (tmp_path, tmp_path / "**"):
@@ -168,7 +168,7 @@ def test_odd_names_are_read_and_named_in_one_line(tmp_path: Path) -> None:
         assert read_footer(shard).num_rows == 2
 
 
-def test_a_name_that_is_no_text_is_refused_readably(
+def test_a_name_that_is_not_text_is_refused_readably(
     filled: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = os.fsencode(filled.url("in"))
@@ -183,7 +183,7 @@ def test_a_name_that_is_no_text_is_refused_readably(
     assert r"_caf\xe9.parquet" in warnings(caplog)[0]
 
 
-def test_an_output_that_is_no_text_is_refused(filled: Place, tmp_path: Path) -> None:
+def test_an_output_that_is_not_text_is_refused(filled: Place, tmp_path: Path) -> None:
     settings = changed(job(filled), output={"path": filled.url("a\nb")})
     must_fail(run(write_job(tmp_path, settings)), 2, r"a\nb", "control characters")
 
@@ -254,7 +254,7 @@ def test_links_up_the_tree_end_and_files_that_are_read_twice_are_said(
 
 
 @pytest.mark.parametrize("path", ["day=2026-11-21/*.parquet", "day=2026-11-21", "**/*.parquet"])
-def test_a_hive_folder_is_a_column_wherever_the_wildcard_stands(tmp_path: Path, path: str) -> None:
+def test_a_hive_folder_is_a_column_wherever_the_wildcard_is(tmp_path: Path, path: str) -> None:
     write(tmp_path / "day=2026-11-21" / "a.parquet")
     (shard,) = list_shards([str(tmp_path / path)], open_store)
     with ShardReader(shard, ["day", "n"]) as reader:
@@ -306,7 +306,7 @@ def test_the_folder_of_a_table_is_refused_from_above_within_and_below(
     assert names(tmp_path / "tables" / "u*" / "*.parquet") == ["u/b.parquet"]
 
 
-def test_a_folder_called_metadata_alone_is_no_table(tmp_path: Path) -> None:
+def test_a_folder_called_metadata_alone_is_not_a_table(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", tmp_path / "metadata" / "b.parquet")
     assert names(tmp_path) == ["a.parquet", "metadata/b.parquet"]
 

@@ -234,7 +234,7 @@ def test_two_folders_of_one_name_are_refused_unless_they_agree(tmp_path: Path) -
     check_columns(read_footer(shard), ["day"], shard)
 
 
-def test_folder_names_are_unquoted_and_keep_what_is_no_quote(tmp_path: Path) -> None:
+def test_folder_names_are_unquoted_and_other_percent_signs_stay(tmp_path: Path) -> None:
     write(tmp_path / "a=50%" / "b=x=y%20z" / "c=%FF" / "=no" / "d=" / "x.parquet")
     partitions = only_shard(tmp_path).partitions
     assert partitions == (("a", "50%"), ("b", "x=y z"), ("c", "%FF"), ("d", ""))
@@ -410,7 +410,7 @@ def test_a_filter_does_not_compare_uuids_with_text(tmp_path: Path) -> None:
         RowFilter("uuid <> '30303030-3030-3030-3030-303030303030'").check(schema)
 
 
-def test_a_column_nested_too_deeply_is_no_damage(tmp_path: Path) -> None:
+def test_a_column_nested_too_deeply_is_not_damage(tmp_path: Path) -> None:
     kind: pa.DataType = pa.int64()
     for _ in range(60):
         kind = pa.list_(kind)
@@ -788,7 +788,7 @@ def test_a_chain_of_any_operator_is_refused(sql: str) -> None:
         RowFilter(sql)
 
 
-def test_ten_thousand_values_of_a_list_are_no_chain() -> None:
+def test_ten_thousand_values_of_a_list_are_not_a_chain() -> None:
     found = RowFilter(f"n not in ({', '.join(str(-n) for n in range(10_000))})")
     found.check(pa.schema({"n": pa.int64()}))
     assert found.mask(pa.table({"n": [-9_999, -10_000, 1]})).tolist() == [False, True, True]

@@ -356,7 +356,7 @@ def test_a_store_that_is_down_is_given_up_within_the_cap(monkeypatch: pytest.Mon
     assert time.monotonic() - started_s < 2
 
 
-def test_a_stop_request_ends_the_waiting_at_once(server: S3Server, proxy: FaultProxy) -> None:
+def test_a_stop_request_ends_the_waiting_immediately(server: S3Server, proxy: FaultProxy) -> None:
     stop = threading.Event()
     store = open_store("s3://bucket/x", should_stop=stop.is_set, retry_s=60)
     proxy.reset(Rule("status", times=None))
@@ -459,7 +459,7 @@ def test_an_endpoint_that_answers_otherwise_is_named_with_what_to_do(
     ],
     ids=["no HTTP", "a HEAD with a body"],
 )
-def test_a_server_that_speaks_otherwise_is_told_from_one_that_is_down(
+def test_a_server_of_another_protocol_is_distinguished_from_one_that_is_down(
     monkeypatch: pytest.MonkeyPatch, proxy: FaultProxy, answer: bytes
 ) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.02)
@@ -573,7 +573,7 @@ def test_missing_credentials_and_profiles_are_named(
         ),
     ],
 )
-def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
+def test_a_variable_that_prevents_all_requests_is_named_immediately(
     environ: dict[str, str], words: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environ.items():
@@ -607,7 +607,7 @@ def test_a_variable_that_no_request_can_be_made_with_is_named_at_once(
         ),
     ],
 )
-def test_a_line_of_the_configuration_file_that_gives_no_client_is_named_at_once(
+def test_a_configuration_line_that_prevents_a_client_is_named_immediately(
     lines: str, words: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -624,7 +624,7 @@ def test_a_line_of_the_configuration_file_that_gives_no_client_is_named_at_once(
 
 
 @pytest.mark.parametrize("provider", ["custom-process", "container-role"])
-def test_a_provider_of_credentials_that_fails_in_mid_run_is_waited_for(
+def test_a_provider_of_credentials_that_fails_during_a_run_is_waited_for(
     provider: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("k", b"content")
@@ -647,7 +647,7 @@ def test_a_provider_of_credentials_that_fails_in_mid_run_is_waited_for(
 
 
 @pytest.mark.parametrize("printed", ["1", "[]", '"sealed"', "sealed", "{}"])
-def test_a_program_that_prints_no_credentials_in_mid_run_is_waited_for(
+def test_a_program_that_prints_no_credentials_during_a_run_is_waited_for(
     printed: str, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that it printed first end soon, so it is asked again."""
@@ -685,7 +685,7 @@ def test_refused_credentials_name_a_variable_that_ends_in_a_newline(
 
 
 @pytest.mark.parametrize("says", ["http", "https"])
-def test_an_endpoint_with_the_wrong_scheme_is_told_the_right_one(
+def test_an_endpoint_with_the_wrong_scheme_is_refused_with_the_right_one(
     says: str, server: S3Server, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     """Also where the server, which waits for the other, only drops the connection."""

@@ -102,7 +102,7 @@ def test_the_listing_is_in_the_order_of_whole_keys(store: Store) -> None:
     assert keys_of(store, "a/", recursive=False) == ["a/x"]
 
 
-def test_what_is_not_there_is_said_so(store: Store) -> None:
+def test_what_is_missing_is_reported_as_missing(store: Store) -> None:
     store.put("folder/file", b"x")
     for key in ("nothing", "folder", "folder/file/below"):
         assert store.stat(key) is None
@@ -402,7 +402,7 @@ def test_a_url_that_no_store_serves_is_refused_without_its_secret(url: str) -> N
 
 
 @pytest.mark.parametrize("key", ["x/../o", "x//o", "/o", "./o", "..", "o/."])
-def test_a_part_of_an_s3_path_that_is_no_name_is_refused(key: str) -> None:
+def test_a_part_of_an_s3_path_that_is_not_a_name_is_refused(key: str) -> None:
     """The store would take it literally: a folder `..` that other programs cannot name."""
     with pytest.raises(ConfigError, match="literally"):
         open_store(f"s3://bucket/{key}")

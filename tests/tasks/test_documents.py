@@ -59,6 +59,8 @@ def test_every_price_is_a_multiple_of_a_cent() -> None:
         ("true", True),
     ],
 )
-def test_a_number_at_the_end_of_a_cut_completion_may_go_on(text: str, is_whole: bool) -> None:
+def test_a_number_at_the_end_of_a_cut_completion_may_be_incomplete(
+    text: str, is_whole: bool
+) -> None:
     assert Documents({}).fitting(text) == text
     assert Documents({}).fitting(text, is_cut=True) == (text if is_whole else None)

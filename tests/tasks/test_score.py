@@ -133,7 +133,7 @@ def test_an_engine_that_does_not_end_with_the_given_token_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, 0.5])
-def test_a_logprob_that_is_no_number_makes_the_row_an_error(bad: float) -> None:
+def test_a_nan_logprob_makes_the_row_an_error(bad: float) -> None:
     work = begin(5, 0, 8, 4)
     (ask,) = work.asks()
     with pytest.raises(RowError, match="logprob of token 3 of the row is"):
@@ -179,7 +179,7 @@ def test_token_ids_are_scored_as_they_are(place: Place) -> None:
     assert have["num_text_bytes"].to_list() == [None]
 
 
-def test_equal_tokens_that_are_divided_differently_are_no_duplicates(place: Place) -> None:
+def test_equal_tokens_that_are_divided_differently_are_not_duplicates(place: Place) -> None:
     frame = pl.DataFrame(
         {"id": [0, 1, 2], "ids": [[5, 6], [5], [5, 6]], "more": [[7], [6, 7], [7]]}
     )
@@ -236,7 +236,7 @@ def test_a_run_of_scoring_is_not_forecast(place: Place) -> None:
     assert "read scored_tokens_per_s in the last line" in ended.stderr
 
 
-def test_another_stride_does_not_go_on_in_an_output(place: Place) -> None:
+def test_an_output_is_not_continued_with_another_stride(place: Place) -> None:
     place.write_parquet("in/a.parquet", rows(3))
     assert run_in(place).code == 0
     ended = run_in(place, score={"context": 8, "stride": 4})

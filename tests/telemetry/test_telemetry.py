@@ -175,7 +175,7 @@ def test_an_engine_that_could_run_more_than_its_reader_brings_is_underfilled(
     assert steps == list(range(1, snapshot.num_steps + 1)), "each step is told when it is over"
 
 
-def test_a_start_up_is_told_from_the_start_of_the_process() -> None:
+def test_start_up_is_timed_from_the_start_of_the_process() -> None:
     script = (
         "import time; time.sleep(0.3)\n"
         "from batchinfer.telemetry import StartUp\n"
@@ -244,7 +244,7 @@ def test_the_first_eta_does_not_take_the_first_rows_for_the_mean(hands: Hands) -
     assert snapshot.eta_s == pytest.approx(remaining / snapshot.tokens_per_s)
 
 
-def test_rows_that_all_go_on_to_the_end_have_an_eta_half_way(hands: Hands) -> None:
+def test_rows_that_all_last_to_the_end_have_an_eta_half_way(hands: Hands) -> None:
     counters = Counters(hands.clock)
     counters.set_max_tokens(100)
     counters.set_total(64, 1)

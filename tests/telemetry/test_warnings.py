@@ -64,7 +64,7 @@ def test_many_and_long_warnings_are_cut_and_the_rest_is_counted() -> None:
     assert all(len(text) == MAX_WARNING_CHARS and "\n" not in text for text in kept)
 
 
-def test_a_warning_before_the_log_file_is_there_stands_in_it_too(tmp_path: Path) -> None:
+def test_a_warning_from_before_the_log_file_exists_is_in_it_too(tmp_path: Path) -> None:
     logs = Logs(io.StringIO())
     logger.warning("early")
     logs.open_file(tmp_path / "0001.log", run=1)
@@ -134,7 +134,9 @@ def test_a_forecast_prints_warnings_after_its_engine_is_gone(
     assert warned(ended.stdout) == ["warning  the engine guessed"]
 
 
-def test_a_filter_that_keeps_no_row_is_told_of_at_each_start(folder: Place, tmp_path: Path) -> None:
+def test_a_filter_that_keeps_no_row_is_reported_at_each_start(
+    folder: Place, tmp_path: Path
+) -> None:
     folder.write_parquet("in/s0.parquet", rows(20))
     path = write_job(tmp_path, changed(job(folder), input={"filter": "id = 'nobody'"}))
     (first_rows,) = warned(run(path, command=("validate",)).stdout)

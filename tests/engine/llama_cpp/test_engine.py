@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_refused(
         pass
 
 
-def test_thoughts_are_not_told_apart_and_a_job_that_asks_is_refused() -> None:
+def test_thoughts_are_not_separated_and_a_job_that_asks_is_refused() -> None:
     sampling = SamplingSettings(reasoning_parser="qwen3")
     with pytest.raises(ConfigError, match=r"parsers are vLLM's, and the engine llama_cpp has none"):
         requests_of(CompletionDemand("generate", sampling)).check()
@@ -259,7 +259,7 @@ def test_little_room_makes_sequences_wait_and_loses_none(
     assert 1 <= most < len(prompts)
 
 
-def test_a_request_that_cannot_be_is_refused_and_others_go_on(demo_gguf: Path) -> None:
+def test_an_impossible_request_is_refused_and_others_continue(demo_gguf: Path) -> None:
     with running(demo_gguf, sampling={"max_tokens": 4}, model={"max_model_len": 64}) as llama:
         for prompt, words in (([5000], "5000 is not in"), ([], "0 prompt"), ([1] * 64, "64 prom")):
             with pytest.raises(RowError, match=words):

@@ -90,7 +90,7 @@ def test_an_answer_comes_back_as_it_is(gate: Gate, version: int) -> None:
     assert told == {"body": '{"x": 1, "more": "/a"}', "key": "Bearer inner"}
 
 
-def test_what_is_no_object_is_the_servers_to_refuse(gate: Gate) -> None:
+def test_a_body_that_is_not_an_object_is_left_to_the_server(gate: Gate) -> None:
     for body in ("", "{", "[1]", "[" * 100_000):
         assert post(gate, "/a", body)[1]["body"] == body
     refused, told = post(gate, "/a", '{"refused": 1}')

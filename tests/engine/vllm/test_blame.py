@@ -76,7 +76,7 @@ def look(*devices: Gpu, **changes: Any) -> None:
 # Before the model is loaded.
 
 
-def test_memory_that_others_hold_is_told_with_device_pid_and_bytes_and_passes() -> None:
+def test_memory_that_others_hold_is_reported_with_device_pid_and_bytes_and_passes() -> None:
     with pytest.raises(MemoryHeld) as caught:
         look(gpu((4711, 129)))
     told = str(caught.value)
@@ -98,7 +98,7 @@ def test_a_process_without_a_known_size_is_named() -> None:
         look(device)
 
 
-def test_processes_of_another_container_are_told_by_what_is_missing() -> None:
+def test_processes_of_another_container_are_named_by_what_is_missing() -> None:
     with pytest.raises(MemoryHeld, match=r"not shown here .* hold 130\.0 GiB"):
         look(gpu(free_gib=10))
 
@@ -144,7 +144,7 @@ def test_what_may_fit_is_left_to_the_engine(changes: dict[str, Any]) -> None:
     look(gpu(), **changes)
 
 
-def test_a_share_that_is_not_free_is_told_before_vllm_refuses_it() -> None:
+def test_a_share_that_is_not_free_is_reported_before_vllm_refuses_it() -> None:
     with pytest.raises(MemoryHeld, match=r"utilization 0\.9 asks for 126\.0 GiB.*process 5 ") as e:
         look(gpu((5, 60)), gpu_memory_utilization=0.9)
     assert "auto would take what others leave" in str(e.value)
@@ -172,7 +172,7 @@ def test_devices_that_are_not_all_here_are_left_to_vllm(
     assert len(vllm_blame.devices_of(settings)) == num_found
 
 
-def test_a_full_device_is_told_also_to_a_tiny_model() -> None:
+def test_a_full_device_is_reported_even_for_a_tiny_model() -> None:
     tiny = dataclasses.replace(NEEDS, weights=14 << 20)
     with pytest.raises(MemoryHeld, match="process 5 "):
         look(gpu((5, 138.5)), needs=tiny)

@@ -144,7 +144,7 @@ def test_a_kernel_that_is_missing_in_a_step_never_passes_by_starting_again(
     assert isinstance(in_a_step(RuntimeError("no")), EngineDied)
 
 
-def test_a_file_that_is_no_library_says_nothing_of_kernels(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_library_says_nothing_of_kernels(tmp_path: Path) -> None:
     for content in (b"", b"\x7fELF", b"\0" * 5000):
         (tmp_path / "a.so").write_bytes(content)
         assert registered_operators(tmp_path / "a.so") is None
@@ -339,7 +339,7 @@ def test_a_fallback_that_an_output_was_begun_with_is_kept_where_the_first_name_r
     assert "int8 is used instead of int4: the output was begun with it" in ended.stderr
 
 
-def test_an_output_that_a_cpu_cannot_go_on_with_is_refused_there_with_the_reason(
+def test_an_output_that_a_cpu_cannot_continue_is_refused_there_with_the_reason(
     filled: Place, tmp_path: Path
 ) -> None:
     model = {"path": str(MODEL), "quantization": "int4", "quantization_fallback": ["int8"]}
@@ -354,7 +354,7 @@ def test_an_output_that_a_cpu_cannot_go_on_with_is_refused_there_with_the_reason
     assert computed_in(filled) == {("bfloat16", "int4")}
 
 
-def test_two_first_starts_at_once_on_different_cpus_are_told_from_two_jobs() -> None:
+def test_two_first_starts_on_different_cpus_are_distinguished_from_two_jobs() -> None:
     of_machine = ['model.dtype: was "bfloat16", is "float32"', 'model.content.made by: was "a", is']
     assert differs_by_machine(of_machine)
     assert not differs_by_machine([*of_machine, 'prompt.column: was "a", is "b"'])

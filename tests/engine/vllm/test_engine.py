@@ -173,7 +173,7 @@ def test_a_bitsandbytes_checkpoint_with_nested_scales_is_held_in_its_own_values(
         ("bnb-int8", "int8", 2, r"stored in tiles \(weight_format 2\)"),
     ],
 )
-def test_packed_weights_that_are_not_what_config_json_says_are_no_other_weights(
+def test_packed_weights_that_contradict_config_json_are_not_read_as_others(
     kind: str, said: str, weight_format: int, words: str
 ) -> None:
     import torch
@@ -726,7 +726,7 @@ def test_sampling_that_every_row_would_fail_with_fails_the_job(
 
 
 @pytest.mark.parametrize("token_ids", [[5000], [-1], [], [5] * 256, [5] * 300])
-def test_a_refused_request_is_that_rows_error_and_the_engine_goes_on(
+def test_a_refused_request_is_that_rows_error_and_the_engine_continues(
     core: Any, token_ids: list[int]
 ) -> None:
     engine = engine_on(core, with_sampling(max_tokens=2))
@@ -793,7 +793,7 @@ def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch
     assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_the_worker_plugin_leaves_processes_that_are_no_engine_of_ours_alone(
+def test_the_worker_plugin_leaves_processes_outside_our_engines_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from batchinfer.engine.vllm.plugin import register
@@ -820,7 +820,7 @@ def test_only_an_engine_with_bitsandbytes_imports_what_it_needs(
         register()
 
 
-def test_what_the_system_lacks_is_no_reason_to_start_again() -> None:
+def test_what_the_system_lacks_is_not_a_reason_to_start_again() -> None:
     from torch import distributed
 
     error = distributed.DistStoreError(f"flock: {os.strerror(errno.ENOSYS)}")

