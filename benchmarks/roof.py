@@ -3,14 +3,17 @@
     python -m benchmarks.roof
 
 Each shape's schedule is simulated with the lengths of its rows, on the H200's peaks, with
-Llama-3.1-8B's sizes; the rates are those of docs/benchmarks.md and benchmarks/results. Prints a
-table in Markdown. Nothing is run: it takes seconds, on any machine.
+Llama-3.1-8B's sizes. The rates are those of docs/benchmarks.md, and of the shapes in
+benchmarks/grid.py the best warm ones of its log, whoever reached them. Prints a table in Markdown.
+Nothing is run: it takes seconds, on any machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -21,9 +24,11 @@ from batchinfer.forecast.roof import foreseen
 from batchinfer.model import ModelFacts
 from batchinfer.model.shape import kv_bytes_per_token, shape_of
 from batchinfer.verdict import Lever, peaks_of, setup_of
-from benchmarks.common import LLAMA_8B
+from benchmarks.common import LLAMA_8B, ROOT
+from benchmarks.grid import SHAPES as GRID
 
 CARD = "NVIDIA H200"
+GRID_LOG = ROOT / "benchmarks" / "results" / "h200-grid.jsonl"
 #: What the engine said of 0.9 of an H200 with this model: GiB that weights and KV cache share.
 _ROOM_BYTES = 120 * 1024**3
 
@@ -41,10 +46,26 @@ class Shape:
     graph_width: int = 512
 
 
-def equal(num_rows: int, prompt: int, completion: int) -> Callable[[], Lengths]:
+def of_grid(log: Path) -> Iterator[Shape]:
+    """In 16 bits, warm; `skewed` is measured above."""
+    rates: dict[str, float] = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        if "shape" in line and not any(word in line["test"] for word in ("cold", "fp8")):
+            rate = line.get("completion_tokens_per_s", 0.0)
+            rates[line["shape"]] = max(rate, rates.get(line["shape"], 0.0))
+    for name, found in GRID.items():
+        if name in rates and not found.is_skewed:
+            lengths = equal(found.num_rows, found.num_in, found.num_out, found.num_shared)
+            what = f"{name.replace('/', ' / ')}, {found.num_rows:,} rows"
+            yield Shape(what, lengths, rates[name], graph_width=1024)
+
+
+def equal(
+    num_rows: int, prompt: int, completion: int, num_cached: int = 0
+) -> Callable[[], Lengths]:
     def made() -> Lengths:
         prompts = np.full(num_rows, prompt)
-        return Lengths(prompts, prompts, np.full(num_rows, completion))
+        return Lengths(prompts, prompts - num_cached, np.full(num_rows, completion))
 
     return made
 
@@ -99,7 +120,7 @@ SHAPES = (
 def main() -> None:
     click.echo("| prompt / completion | measured tokens/s | roof | share | bound | setting |")
     click.echo("|---|---|---|---|---|---|")
-    for shape in SHAPES:
+    for shape in (*SHAPES, *of_grid(GRID_LOG)):
         lengths, model = shape.lengths(), model_of(shape)
         facts = facts_of(shape, model)
         setup = setup_of(facts, model, peaks_of(CARD, model.dtype, None))

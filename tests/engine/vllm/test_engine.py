@@ -341,6 +341,8 @@ def test_dummy_weights_run_without_a_tokenizer_and_close_frees_the_process() -> 
     assert engine.num_running == 7  # three wait
     completion = run(engine, num_before=10)[1]
     assert (completion.finish_reason, len(completion.token_ids)) == ("length", 5)
+    # The last token of a completion is read by no step.
+    assert engine.num_tokens_computed == 10 * (len(PROMPTS[0]) + 4)
     assert engine.facts.extra["sizes"].startswith(
         "max_num_seqs 7 (the job's); max_num_batched_tokens 4096 (vLLM's default on this hardware)"
     )
