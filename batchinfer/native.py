@@ -105,7 +105,7 @@ def already_compiled(
 
 
 def why_none(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP) -> str | None:
-    """Why `compiled` would fail, as far as can be told in no time; None if it should not."""
+    """Why `compiled` would fail, as far as can be seen in no time; None if it should not."""
     if already_compiled(source, flags, folder, tools) is not None or _compiler(tools) is not None:
         return None
     return _no_compiler(tools)

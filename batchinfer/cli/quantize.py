@@ -129,22 +129,24 @@ def _refuse_options(path: str, options: Mapping[str, str], calibration: Calibrat
     if found:
         raise ConfigError(
             f"{path} is a model as its method's authors write it: its weights are coded already "
-            f"and are only stored anew, so leave out {', '.join(found)}"
+            f"and are only rewritten, so leave out {', '.join(found)}"
         )
 
 
 def convert_model(source: Path, target: Path, recipe: Recipe) -> None:
-    """Store the weights of a model in its authors' format anew: nothing is quantized again."""
+    """Store the weights of a model in its authors' format in ours: nothing is quantized again."""
     assert recipe.convert is not None
     convert = importlib.import_module(recipe.convert).convert
     with Bar() as bar:
-        bar.say("storing the coded layers anew")
+        bar.say("rewriting the coded layers")
 
         def fill(temporary: Path) -> None:
             convert(source, temporary, lambda done, total: bar.move(done / total))
 
         _publish(target, fill, bar)
-    click.echo(f"{target}: the weights of {source}, stored anew. Give it as model.path")
+    click.echo(
+        f"{target}: the weights of {source}, in the format that runs here. Give it as model.path"
+    )
 
 
 def _stop_by_error(what_is_left: str) -> None:

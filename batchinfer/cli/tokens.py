@@ -93,7 +93,7 @@ class Pieces:
     """The tokens of a completion that grows, each once.
 
     A token's text is what the text gets longer by: spaces, and characters of several tokens, depend
-    on what stands before.
+    on what is before.
     """
 
     def __init__(self, encoder: TokenEncoder) -> None:

@@ -2,9 +2,9 @@
 
 The C-level signal handler writes to a pipe even while the main thread is inside C code (a model
 load, an upload); a thread reads it. Before the first admitted row there is nothing to flush: it
-ends the process at once. Later it asks for a stop, and ends the process itself when the main
-thread has not done so in time. A second signal ends it at once. Must not know: what is being
-stopped. Invariant: a run never goes on without somebody who obeys a stop.
+ends the process immediately. Later it asks for a stop, and ends the process itself when the main
+thread has not done so in time. A second signal ends it immediately. Must not know: what is being
+stopped. Invariant: a run never continues without somebody who obeys a stop.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LastWords = Callable[[int, str], None]
 
 
 def end_process(code: int, reason: str) -> None:
-    """End at once, whatever hangs."""
+    """End immediately, whatever hangs."""
     os._exit(code)
 
 
@@ -120,7 +120,7 @@ class Watchdog:
         now_s = time.monotonic()
         if self._first_signal_s is None:
             self._first_signal_s = now_s
-            # If limits.max_seconds was first, its flush goes on.
+            # If limits.max_seconds was first, its flush continues.
             self._stop.request(STOP_CODES[number], f"received {number.name}")
         elif number is signal.SIGXCPU:  # the kernel repeats it every second
             return

@@ -1,6 +1,6 @@
 """Which settings name columns of the input, and what such a column holds.
 
-The fields' own marks (`reads_column`) are the only place where that stands. Must not know: any
+The fields' own marks (`reads_column`) are the only place that says so. Must not know: any
 setting, files.
 """
 

@@ -1,6 +1,6 @@
 """Which settings decide what is in an output, and what a job, new or recorded, says of them.
 
-The fields' own marks (`decides_results`) are the only place where that stands: digests, refusals,
+The fields' own marks (`decides_results`) are the only place that says so: digests, refusals,
 the JSON Schema and a test of the documentation come from here. Must not know: models, engines,
 outputs.
 """

@@ -83,7 +83,7 @@ def job_from(
 
 
 def _copied(value: Any, depth: int = 0) -> Any:
-    """Mappings anew, for overrides change them. What is too deep is refused later."""
+    """Mappings are copied, as overrides change them. What is too deep is refused later."""
     if not isinstance(value, Mapping) or depth > MAX_DEPTH:
         return value
     return {key: _copied(entry, depth + 1) for key, entry in value.items()}
@@ -276,7 +276,7 @@ def _placed(key: str, sentence: str, origins: Mapping[str, str], name: str) -> s
     """The problem with the place where `key`, else the nearest section around it, was written."""
     parent, _, last = key.rpartition(".")
     if last.isdigit() and key not in origins:
-        key = parent  # one text where a list may stand: the user wrote no index
+        key = parent  # one text where a list may be: the user wrote no index
     written = key
     while written and written not in origins:
         written = written.rpartition(".")[0]

@@ -78,6 +78,6 @@ class LimitSettings(Section):
         default=None,
         ge=0,
         le=1e9,
-        description="What the machine costs, in any currency: a run then tells its cost. null: it "
-        "tells none.",
+        description="What the machine costs, in any currency: a run then reports its cost. null: "
+        "it reports none.",
     )

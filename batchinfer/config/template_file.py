@@ -1,4 +1,4 @@
-"""What is a file's name where a template may stand, and the text of a chat template's file, which
+"""What is a file's name where a template may be, and the text of a chat template's file, which
 becomes the setting.
 
 What is computed is decided by the text, wherever the file is later. Must not know: names of

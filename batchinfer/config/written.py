@@ -23,7 +23,7 @@ _WIDTH = 100
 
 
 def written(settings: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
-    """YAML of JSON data. `notes`: by dotted key, a comment that stands above it."""
+    """YAML of JSON data. `notes`: by dotted key, a comment above it."""
     return "".join(f"{line}\n" for line in _mapping(settings, "", "", notes or {}))
 
 
@@ -45,7 +45,7 @@ def _mapping(
 def _entry(
     start: str, value: Any, prefix: str, indent: str, notes: Mapping[str, str]
 ) -> Iterator[str]:
-    """What stands behind `start`, a key or a dash."""
+    """What follows `start`, a key or a dash."""
     if isinstance(value, Mapping) and value:
         yield start
         yield from _mapping(value, prefix, indent, notes)

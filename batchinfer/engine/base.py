@@ -163,7 +163,7 @@ class ResamplingEngine(Engine, Protocol):
         """Serve this one, of the same kind, from the next request on; none is in flight. Whether
         requests have seeds stays.
 
-        Raises ConfigError for what the engine refuses, and then goes on as before.
+        Raises ConfigError for what the engine refuses, and then continues as before.
         """
 
 

@@ -25,7 +25,7 @@ _OF_GROUPS = {
 _WHOLE = "leave it out: the whole completion has to match anyway"
 
 
-#: Keywords of a schema whose value is no schema.
+#: Keywords of a schema whose value is not a schema.
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 
 

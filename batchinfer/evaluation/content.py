@@ -1,7 +1,7 @@
 """The content of what a measurement is made of: files of the model and beside it, and the text.
 
-Two measurements are one only if all of it is equal; sizes, times and shapes do not tell, as weights
-are overwritten in place. Must not know: what is measured.
+Two measurements are one only if all of it is equal; sizes, times and shapes do not show it, as
+weights are overwritten in place. Must not know: what is measured.
 """
 
 from __future__ import annotations

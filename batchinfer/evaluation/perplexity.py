@@ -1,7 +1,7 @@
 """Perplexity of a model on a text: windows -> a score job -> its finished output -> a record.
 
-The windows are the rows of the job, so a killed evaluation goes on at the windows that are missing.
-Must not know: how an engine is driven, terminals.
+The windows are the rows of the job, so a killed evaluation continues at the windows that are
+missing. Must not know: how an engine is driven, terminals.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def prepare(
     """Look at all that can be wrong with it. Nothing is written.
 
     `work`: a folder of this request's own; its windows, the job, the job's output and the record
-    are kept there, so a call after an interruption goes on, and one after the end computes nothing.
-    None: one named after the request and the content of all that it names. `restart`: delete that
-    output first. Raises ConfigError and InputError for what cannot be measured.
+    are kept there, so a call after an interruption continues, and one after the end computes
+    nothing. None: one named after the request and the content of all that it names. `restart`:
+    delete that output first. Raises ConfigError and InputError for what cannot be measured.
     """
     check_settings(request.settings)
     if work is not None:
@@ -166,7 +166,7 @@ def default_work(
 ) -> Path:
     """The folder of a request. Equal requests share one, so a second start continues the first.
 
-    Equal are those that name the same content: weights or a text that changed are measured anew.
+    Equal are those that name the same content: weights or a text that changed are measured again.
     `content`: of the model.
     """
     parts = (request.model_dump_json(), key_of_content(content), windows.digest)

@@ -140,7 +140,7 @@ class RemainingRows:
 def forecast(waves: Sequence[Wave], facts: EngineFacts, left: RemainingRows) -> Forecast:
     """What is left will take. The samples of a row are next to each other in `waves`.
 
-    The range comes from doing it again with rows drawn anew from the measured ones, and with
+    The range comes from doing it again with rows drawn again from the measured ones, and with
     steps that miss the fit as far as they did, to either side (wild bootstrap).
     """
     measured = concatenated([wave.lengths for wave in waves])

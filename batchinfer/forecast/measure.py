@@ -1,8 +1,8 @@
 """Some rows of a job really run, to learn what its forecast needs: lengths and the time of steps.
 
 They go through the engine of a run and its loop; nothing is written. Two waves, one far narrower
-than the other: with one width alone, what a step costs could not be told from what a sequence in it
-costs. Must not know: files, click.
+than the other: with one width alone, what a step costs could not be separated from what a sequence
+in it costs. Must not know: files, click.
 """
 
 from __future__ import annotations

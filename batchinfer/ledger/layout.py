@@ -1,4 +1,4 @@
-"""Where everything of an output stands. Names only: no reading, no writing.
+"""Where everything of an output is. Names only: no reading, no writing.
 
 Invariant: a part's name is unique to its writer (window, run number, sequence in the run), because
 run numbers are created once; nothing under `_batchinfer/` ends in `.parquet`.

@@ -122,7 +122,7 @@ def acquire_local(
                 raise refusal(taken.where, other) from None
         except NoFileLocks as error:
             raise ConfigError(
-                f"{error}, so two runs on one output could not be told apart. Mount it with "
+                f"{error}, so two runs on one output could not be distinguished. Mount it with "
                 f"locks, choose another output.path, or {_PROMISE}"
             ) from error
         except NoLockService as error:

@@ -159,7 +159,7 @@ class Results:
             return facts
         raise ConfigError(
             f"{self._store.url_of(shard)} {problem}: move it away and start again, its rows are "
-            "computed anew"
+            "computed again"
         )
 
     def why_foreign_part(

@@ -28,7 +28,7 @@ def installed_version() -> str | None:
 
 
 def installation_fault() -> str | None:
-    """What is wrong whatever the job says, in words. None: nothing, as far as it can be told."""
+    """What is wrong whatever the job says, in words. None: nothing, as far as can be seen."""
     version = installed_version()
     if version is None or find_spec(PACKAGE) is None:
         return f"llama.cpp is not installed (package {PACKAGE}): {_INSTALL}"

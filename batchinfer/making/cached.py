@@ -1,6 +1,6 @@
 """Checkpoints that jobs need and their models lack: made once for this user, then found.
 
-They lie in `$XDG_CACHE_HOME/batchinfer/models` (by default below ~/.cache) under a name that
+They are in `$XDG_CACHE_HOME/batchinfer/models` (by default below ~/.cache) under a name that
 follows from the content of the model's files and from how the checkpoint is made, and from nothing
 else: a copy of a model, whatever its folder is called, finds what was made of it, and two models of
 one shape never share. Each folder may be deleted at any time. Must not know: jobs, engines.

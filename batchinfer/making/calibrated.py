@@ -1,6 +1,6 @@
 """A quantized checkpoint whose weights are chosen by what the model does on rows of text.
 
-llm-compressor does it, in a process of its own. Must not know: how; where folders lie.
+llm-compressor does it, in a process of its own. Must not know: how; where folders are.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def calibrate(
         what = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise ConfigError(f"llm-compressor {what} on {model.path}: {last[:300]}")
     config = (target / "config.json").read_bytes()
-    copy_settings(Path(model.path), target)  # its own copies are written anew by another library
+    copy_settings(Path(model.path), target)  # its own copies are rewritten by another library
     (target / "config.json").write_bytes(config)
 
 

@@ -1,4 +1,4 @@
-"""QTIP's own published models, in the format that is run here: the same weights, stored anew.
+"""QTIP's own published models, in the format that is run here: the same weights, rewritten.
 
 Their config.json has `quip_params` and no quantization_config. A layer at a time is read and
 written. Safetensors only: pickles of weights are not opened. Must not know: how a layer is

@@ -1,6 +1,6 @@
 """Makes the checkpoint that is ordered, in its recipe's way.
 
-Must not know: methods, where folders lie.
+Must not know: methods, where folders are.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def publish_folder(
 
     `file_name`: of the only file that is wanted of the folder; then `target` is that file.
     An empty folder of that name is not there, and is replaced when everything is on the disk.
-    `on_wait` is called once if another process makes it now. `advice` tells what to do if it cannot
+    `on_wait` is called once if another process makes it now. `advice` says what to do if it cannot
     be written.
     """
     if is_there(target):  # perhaps on a disk that takes no lock any more
@@ -66,7 +66,7 @@ def publish_folder(
 def sweep(folder: Path) -> None:
     """Delete what killed processes left of any name in `folder`, in which everything is made so.
 
-    Their locks tell, not their age: a name whose lock is held is being made, by us or by others.
+    Their locks show it, not their age: a name whose lock is held is being made, by us or by others.
     """
     found = (_LEFTOVER.fullmatch(path.name) for path in folder.iterdir())
     for name in sorted({match[1] for match in found if match}):

@@ -2,7 +2,7 @@
 
 A tensor at a time: memory is bounded by the largest one, not by the model. The new files are
 planned before anything is read: one weight of zeros of each shape says what becomes of it. Must not
-know: where folders lie, who else works on them.
+know: where folders are, who else works on them.
 """
 
 from __future__ import annotations

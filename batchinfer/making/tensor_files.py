@@ -83,7 +83,7 @@ class _TensorFile:
     def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
         self.path = path
         # The widest types first: then each tensor lies at a multiple of its type's size, and can be
-        # read where it lies.
+        # read where it is.
         ordered = sorted(specs, key=lambda spec: (-DTYPE_BITS[spec.dtype], spec.name))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._places: dict[str, tuple[int, int]] = {}  # not written yet: offset, bytes

@@ -42,7 +42,7 @@ _OPTIONAL = re.compile("|".join(["bias", *(p for m in METHODS for p in m.optiona
 _OF_WEIGHT = re.compile("|".join(["weight.*", *(p for m in METHODS for p in m.weight_parts)]))
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-#: Two that are alike are a pattern; with one there is no telling which of both is damaged.
+#: Two that are alike are a pattern; with one nobody can say which of both is damaged.
 _NUM_PEERS = 2
 _NUM_NAMED = 3
 

@@ -2,7 +2,7 @@
 
 Must not know: engines, machines, torch. Everything that can be wrong with the folder is said here,
 in a fraction of a second, before an engine spends minutes to find it. Invariant: equal digests mean
-equal weights as far as safetensors headers and sizes tell, and equal tokenizer and settings.
+equal weights as far as safetensors headers and sizes show, and equal tokenizer and settings.
 """
 
 from __future__ import annotations

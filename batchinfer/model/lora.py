@@ -123,7 +123,7 @@ def _check_fit(
     *,
     is_transposed: bool,
 ) -> None:
-    """Refuse an adapter of another model. Packed weights tell that a module is there, no more."""
+    """Refuse an adapter of another model. Packed weights show that a module is there, no more."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for name, tensor in base.items():
         module, _, part = name.rpartition(".")
@@ -153,6 +153,6 @@ def _kind(module: str) -> str:
 
 
 def _within_layers(module: str) -> str:
-    """From the layer's number on: what stands before differs between writers of checkpoints."""
+    """From the layer's number on: what is before differs between writers of checkpoints."""
     _, separator, rest = module.partition(".layers.")
     return rest if separator else module.removeprefix("model.")

@@ -1,4 +1,4 @@
-"""Whether weights are those of before, as far as times and a few bytes of each file tell.
+"""Whether weights are those of before, as far as times and a few bytes of each file show.
 
 Asked at every start, so nothing is read of a file that nobody touched, and little of another: a
 model that was trained on, or quantized again, has other bytes everywhere, and a copy has the same.

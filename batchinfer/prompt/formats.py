@@ -13,7 +13,7 @@ _NOT_SYSTEM_ALONE = (
     "{{ raise_exception('this chat format has no place for a system message without a message of "
     "the user') }}{% endif %}"
 )
-# Where a format has no place for a system message, it stands before the first user's.
+# Where a format has no place for a system message, it is before the first user's.
 _SYSTEM_FIRST = (
     _NOT_SYSTEM_ALONE + "{% set system = messages[0].content + '\\n\\n' "
     "if messages and messages[0].role == 'system' else '' %}"

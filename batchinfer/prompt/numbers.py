@@ -1,6 +1,6 @@
 """Numbers in templates: decimals are exact, and integers end.
 
-Decimals are exact also beside floats, and printed as digits wherever they stand. Python's Decimal
+Decimals are exact also beside floats, and printed as digits wherever they are. Python's Decimal
 refuses arithmetic with a float, finds 0.1 unequal to it, rounds sums to 28 digits, and prints as
 `0E-7` or, in a list, as `Decimal('1.50')`. Must not know: Arrow, templates.
 """

@@ -164,7 +164,7 @@ def _is_integers(data_type: pa.DataType) -> bool:
 _Check = tuple[Callable[[pa.DataType], bool], str]
 _NUMBERS: _Check = (_is_number, "numbers")
 _TEXTS: _Check = (_is_text, "text")
-#: Of those settings that are no numbers: what types their columns may have.
+#: Of those settings that are not numbers: what types their columns may have.
 _TYPES: Mapping[str, _Check] = {
     "stop": (lambda found: _is_text(found) or _is_texts(found), "text or lists of texts"),
     "stop_token_ids": (_is_integers, "lists of integers"),

@@ -50,7 +50,7 @@ _left = _Left()
 
 
 def begin_row() -> None:
-    """Count anew."""
+    """Count again."""
     _left.steps = _left.calls = _MAX_STEPS
     _left.looped = _MAX_LOOPED
 

@@ -63,7 +63,7 @@ class Prompter:
         is_continuation: bool = False,
     ) -> None:
         """`tokenizer`: its folder or GGUF file, or one that is loaded. `counts_bytes`: also note
-        how long the texts are. `is_continuation`: something stands before each text, so no special
+        how long the texts are. `is_continuation`: something is before each text, so no special
         tokens are put around it. Raises ConfigError for whatever would fail in every row.
         """
         self._prompt = prompt
@@ -327,5 +327,5 @@ def _max_chars(limit: PromptLimit) -> int:
 
 
 def _without_traceback(error: RowError) -> RowError:
-    """The error anew: its traceback would hold the frame, and so all the table's drafts."""
+    """A new error: the old one's traceback would hold the frame, and so all the table's drafts."""
     return RowError(error.kind, error.message)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from batchinfer.errors import RowError
 from batchinfer.prompt.numbers import ExactNumber
 
-#: What stands in a value for a null, a NaN or bytes in it, made from what is wrong with it.
+#: What a value has in place of a null, a NaN or bytes in it, made from what is wrong with it.
 StandIn = Callable[[RowError], Any]
 
 _MAX_REASON_CHARS = 200

@@ -105,7 +105,7 @@ def refuse_chat_template(source: str, key: str) -> None:
 
 
 def foreign_names(source: str, columns: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(as it stands there, column) for each column that the text names as other languages do."""
+    """(as it is written, column) for each column that the text names as other languages do."""
     for text in _texts(source):
         for match in _FOREIGN.finditer(text):
             inner = match["braces"] or match["percent"]
@@ -138,7 +138,7 @@ def _expressions(source: str) -> Iterator[tuple[str, bool]]:
 
 
 def _texts(source: str) -> Iterator[str]:
-    """What stands outside of all expressions."""
+    """What is outside of all expressions."""
     ends = [(0, 0), *(match.span() for match in _REGION.finditer(source)), (len(source),) * 2]
     for (_, start), (stop, _) in pairwise(ends):
         yield source[start:stop]

@@ -126,7 +126,7 @@ def meant_by(word: str) -> str | None:
         method = _method_of_family(word)
         try:
             scheme = method.scheme_of(word, {"bits": 4}) if method is not None else ""
-        except KeyError:  # its settings tell
+        except KeyError:  # its settings say
             return "auto"
     if scheme in SCHEMES:
         return name_of(scheme)

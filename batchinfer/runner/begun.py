@@ -39,7 +39,7 @@ def model_for(
 
 
 def differs_by_machine(changes: Sequence[str]) -> bool:
-    """Whether what differs from an output's record is no more than `auto` and a fallback may mean.
+    """Whether what differs from an output's record is only what `auto` and a fallback may mean.
 
     `changes`: as `Identity.changes_since` names them.
     """

@@ -137,7 +137,7 @@ def warn_of_rewritten(inputs: InputView) -> None:
     if inputs.rewritten:
         is_one = len(inputs.rewritten) == 1
         logger.warning(
-            "%s %s written anew since rows of %s were computed. Size and footer are as before, so "
+            "%s %s rewritten since rows of %s were computed. Size and footer are as before, so "
             "the content is taken to be the same, and those rows stay; if values in it were "
             "changed, compute %s again with --restart or under another name",
             _some_of(inputs.rewritten),

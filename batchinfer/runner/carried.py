@@ -1,7 +1,7 @@
 """The id and kept columns, on their way from the input to the output.
 
 Their types are those of all shards together, so that all files of an output have one schema; it is
-settled when the output is begun, stands in job.json, and holds from then on. Must not know: files
+settled when the output is begun, is in job.json, and holds from then on. Must not know: files
 of the output, leases. Outputs of versions without it go on with each shard's own types.
 """
 

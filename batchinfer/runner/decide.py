@@ -51,14 +51,14 @@ class Resume:
     window_rows: int
     first_run: int
     known: Mapping[str, Fingerprint]  # shards as they were when their rows were computed
-    record: Mapping[str, Any] | None  # job.json, or what it said if it was lost; None: begun anew
+    record: Mapping[str, Any] | None  # job.json, or what it said if it was lost; None: it is new
     is_recorded: bool  # job.json is there and stays as it is
     unrecorded: frozenset[str] = frozenset()  # those of `known` that only their parts say
 
 
 @dataclass(frozen=True, slots=True)
 class Restart(Resume):
-    """Delete all results, then begin anew. `known` and `record` are empty."""
+    """Delete all results, then begin again. `known` and `record` are empty."""
 
 
 Decision = Complete | Refused | Resume

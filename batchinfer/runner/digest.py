@@ -1,6 +1,6 @@
 """What decides the content of an output, and the digests that tell one such job from another.
 
-Invariants: an output keeps the digest that it was begun with. Whether a job may go on with it is
+Invariants: an output keeps the digest that it was begun with. Whether a job may continue it is
 asked of values, not of digests: those of job.json, completed with today's defaults, beside the
 job's own. So neither a new setting at its default nor a better rule of what decides refuses an
 older output, and neither lets another value pass.
@@ -50,7 +50,7 @@ class Identity:
     def changes_since(self, record: Mapping[str, Any]) -> list[str]:
         """Dotted names of what differs from a job.json, each with both values.
 
-        Its `job` is asked before its ingredients: there stands every setting of the run that began
+        Its `job` is asked before its ingredients: it has every setting of the run that began
         the output, also those that its version did not count as deciding.
         """
         was = record["ingredients"]

@@ -10,7 +10,7 @@ from batchinfer.runner.stop import Stop
 
 
 class Causes(NamedTuple):
-    """What may end a run early, the first of them first: what stands below is often its result.
+    """What may end a run early, the first of them first: what is below is often its result.
 
     A stop outranks an engine that died of the same signal. A thread's error outranks that of the
     main thread, which may only have noticed that nothing comes or goes any more. Shards that could

@@ -1,8 +1,8 @@
 """Signs of life: the lease's counter and the status file, every 10 s, from a thread of its own.
 
-Runs from the taking of the lease to its giving back, and writes at once when a stop is asked for.
-Must not know: what the run does. A status that cannot be written stops nothing; a lease that is
-lost or that somebody else took over ends the run.
+Runs from the taking of the lease to its giving back, and writes immediately when a stop is asked
+for. Must not know: what the run does. A status that cannot be written stops nothing; a lease that
+is lost or that somebody else took over ends the run.
 """
 
 from __future__ import annotations

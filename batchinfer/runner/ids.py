@@ -1,6 +1,6 @@
 """Warns of ids that name no row, or more than one: once for nulls and once for duplicates in a run.
 
-Must not know: where rows come from. Only a warning: results are told apart by (shard, row).
+Must not know: where rows come from. Only a warning: results are identified by (shard, row).
 """
 
 from __future__ import annotations

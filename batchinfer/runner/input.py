@@ -110,7 +110,7 @@ def _changed(start: Start, shards: Sequence[str]) -> InputError:
         "these shards changed since their rows were computed:\n  "
         + "\n  ".join(shards[:20])
         + ("\n  …" if len(shards) > 20 else "")
-        + "\nBring the old files back or use another output.path. To compute them anew, and only "
+        + "\nBring the old files back or use another output.path. To compute them again, and only "
         f"them, delete the files of these names below {start.store.url} and their folders below "
         f"{start.store.url_of(layout.PARTS_PREFIX)}, and start again"
     )

@@ -122,7 +122,7 @@ class Loop:
     def admit(self) -> None:
         """Admit a batch: what is ready and fits.
 
-        A request the engine refuses is a result at once.
+        A request the engine refuses is a result immediately.
         """
         room = self._room()
         planned_s = self._ready.planned_s

@@ -1,4 +1,4 @@
-"""Files of an output's folder that stand where a folder is needed, and the other way round.
+"""Files of an output's folder where a folder is needed, and the other way round.
 
 Somebody copied, moved or made them. They are looked for before anything is computed: a run would
 meet the place of its parts after minutes, that of a finished file or `_SUCCESS` after days. A

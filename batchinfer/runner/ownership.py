@@ -1,8 +1,8 @@
 """Which files below OUT are this output's: only those are read as results, swept or deleted.
 
 Must not know: leases, what is computed. Invariants: nothing here writes; a file is this output's if
-its footer names a digest that this output has had and the shard at whose place it stands. Outputs
-do not nest: what lies in a folder with a `_batchinfer` of its own is another's, also over a link.
+its footer names a digest that this output has had and the shard at whose place it is. Outputs
+do not nest: what is in a folder with a `_batchinfer` of its own is another's, also over a link.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_neighbours(
 
 
 def refuse_neighbours(url: str, others: Neighbours) -> None:
-    """Raise ConfigError if another output lies below OUT, or OUT would begin inside another."""
+    """Raise ConfigError if another output is below OUT, or OUT would begin inside another."""
     if others.below is not None:
         raise ConfigError(
             f"{others.below} is an output of its own inside output.path {url}. {_ADVICE}. "

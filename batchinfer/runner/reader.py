@@ -89,14 +89,14 @@ class Reader:
         self.error: BaseException | None = None  # ends the run
         self.input_errors: dict[
             str, InputError
-        ] = {}  # shards that cannot be read; the others go on
+        ] = {}  # shards that cannot be read; the others continue
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Read no further. Returns at once."""
+        """Read no further. Returns immediately."""
         self._is_stopped = True
         self._ready.close()
 

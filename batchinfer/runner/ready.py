@@ -1,4 +1,4 @@
-"""What stands between the reader and the engine: chunks in, work items in order of admission out.
+"""What is between the reader and the engine: chunks in, work items in order of admission out.
 
 Chunks gather in a buffer; a full one is put in order (`plan_buffer`) while the one before it is
 worked off. Must not know: where work comes from or goes to. Invariants: work comes out exactly

@@ -1,7 +1,7 @@
 """The records that a start writes: job.json, its own runs/NNNN.json; and again if they vanish.
 
 Must not know: leases, what is computed. Invariant: each is created if absent, so of two starts at
-one moment one writes it, and the other goes on with that or ends.
+one moment one writes it, and the other continues with that or ends.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_job_record(start: Start, decision: Resume, inputs: InputView, created_
         if differs_by_machine(changes):
             raise TransientError(
                 f"another start began {store.url} at the same moment, on a machine where "
-                "model.dtype or model.quantization became another: start again to go on in it"
+                "model.dtype or model.quantization became another: start again to continue in it"
             )
         raise other_settings(store.url, changes)
     bound = ("digest", "window_rows", RECORD_KEY)

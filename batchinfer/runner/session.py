@@ -111,7 +111,7 @@ class Session:
             raise InputError(
                 f"{shard.url} is not the file that this output was begun with: its size and time "
                 "of change are the same, its footer is different. Bring the old file back or use "
-                "another output.path. To compute it anew, `touch` it, delete "
+                "another output.path. To compute it again, `touch` it, delete "
                 f"{self._results(shard)} and start again"
             )
 
@@ -123,8 +123,8 @@ class Session:
             raise InputError(
                 f"{shard.url} {what} while it was computed, so its finished file is not written; "
                 "its rows that were durable stay in parts, other shards are not touched. Bring the "
-                f"old file back and start again. To compute it anew, delete {self._results(shard)} "
-                "and start again"
+                "old file back and start again. To compute it again, delete "
+                f"{self._results(shard)} and start again"
             )
 
     def _results(self, shard: Shard) -> str:

@@ -139,8 +139,9 @@ def _require_create(store: Store) -> None:
     if not store.supports_create(f"{layout.LEASES_PREFIX}probe-{secrets.token_hex(8)}"):
         raise ConfigError(
             f"{store.url}: this store overwrites objects although asked to create them only if "
-            "absent (If-None-Match), so two runs on one output could not be told apart. Use another"
-            " store, or set output.single_writer: true and let only one run at a time work on it"
+            "absent (If-None-Match), so two runs on one output could not be distinguished. Use "
+            "another store, or set output.single_writer: true and let only one run at a time "
+            "work on it"
         )
 
 

@@ -1,7 +1,7 @@
 """A conversation with a job's model: what was said, and the engine that answers.
 
 Must not know: terminals, files. Invariants: a change that is refused leaves everything as it was; a
-model is loaded anew only where a setting of the running one cannot change.
+model is loaded again only where a setting of the running one cannot change.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Talk:
         self.num_context_tokens = 0
 
     def change(self, job: Job) -> bool:
-        """Go on with other settings; whether the model was loaded anew for it.
+        """Go on with other settings; whether the model was loaded again for it.
 
-        Raises ConfigError, and TransientError for a lack of memory: then it goes on as before.
+        Raises ConfigError, and TransientError for a lack of memory: then it continues as before.
         """
         before, engine = self._spec, self.engine
         spec = _checked(job)

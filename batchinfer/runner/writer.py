@@ -90,7 +90,7 @@ class Writer:
         self._folds = ThreadPoolExecutor(1, thread_name_prefix="fold")
         self._thread = threading.Thread(target=self._run_thread, name="writer", daemon=True)
         self.error: BaseException | None = None  # the first that ends the run
-        self.input_errors: dict[str, InputError] = {}  # shards that changed; the others go on
+        self.input_errors: dict[str, InputError] = {}  # shards that changed; the others continue
 
     @property
     def finished(self) -> Mapping[str, Totals]:

@@ -1,5 +1,5 @@
 """Where a server listens. The address is taken before the model is loaded: a start that cannot have
-it ends at once, and nobody else can take it meanwhile.
+it ends immediately, and nobody else can take it meanwhile.
 """
 
 from __future__ import annotations

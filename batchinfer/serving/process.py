@@ -74,7 +74,7 @@ class ServerProcess:
         return num_cut if isinstance(num_cut, int) else None
 
     def kill(self) -> None:
-        """End it and its engine's processes at once. Idempotent."""
+        """End it and its engine's processes immediately. Idempotent."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -132,7 +132,7 @@ class RowFilter:
         try:
             dtypes = _frame(nulls).select(self._expression).dtypes
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            # What stands in brackets there is advice for whoever calls polars from Python.
+            # What is in brackets there is advice for whoever calls polars from Python.
             reason = re.sub(r" \(create native python.*", "", str(error).splitlines()[0])
             hint = f". {_OF_TIMES}" if any(map(pa.types.is_temporal, types.values())) else ""
             raise ConfigError(
@@ -221,8 +221,8 @@ def _with_wide_results(sql: str) -> str:
     """
     tokens = list(_SQL_TOKEN.finditer(sql))
     words = [token[0].strip('"`').lower() for token in tokens]
-    opened: list[str] = []  # what stands before each open parenthesis
-    ends: list[str] = []  # what is to stand behind it
+    opened: list[str] = []  # what is before each open parenthesis
+    ends: list[str] = []  # what is to follow it
     marks: list[tuple[int, str]] = []
     for number, (token, word) in enumerate(zip(tokens, words, strict=True)):
         before = words[number - 1] if number else ""

@@ -30,7 +30,7 @@ OnOther = Callable[[str, "Other"], None]
 
 
 class Other(Enum):
-    """What can stand where a file is looked for."""
+    """What can be where a file is looked for."""
 
     FOLDER = "a folder"
     DEAD_LINK = "a link to nothing"

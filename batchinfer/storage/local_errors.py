@@ -83,7 +83,7 @@ def os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def why_no_folder(path: Path) -> str | None:
-    """What stands in the way of a folder at `path`: a file or a link to nothing, there or above."""
+    """What is in the way of a folder at `path`: a file or a link to nothing, there or above."""
     for folder in (path, *path.parents):
         with os_errors("read", folder):
             if folder.is_dir():

@@ -182,7 +182,7 @@ def classify(error: Exception, what: str, url: str, *, was_accepted: bool) -> Ex
     if isinstance(cause, ResponseParserError | ClientResponseError):  # the latter: no HTTP either
         return NoS3Answer(str(cause).splitlines()[0][:200])
     if wrong := set_up_wrong(cause):
-        if was_accepted:  # not wrong from the start: files of credentials are written anew
+        if was_accepted:  # not wrong from the start: files of credentials are rewritten
             return RetryableFailure(wrong)
         return ConfigError(f"cannot {what} {url}: {wrong}")
     no_answer = (

@@ -143,7 +143,7 @@ class Generate:
     def prompter(self, job: Job, model: ModelFacts) -> Prompter | OwnSamplingPrompter:
         if beyond := [i for i in self.settings.stop_token_ids if i >= model.vocab_size]:
             raise ConfigError(
-                f"sampling.stop_token_ids: {beyond[0]} is no token of {model.path}, whose "
+                f"sampling.stop_token_ids: {beyond[0]} is not a token of {model.path}, whose "
                 f"vocabulary has {model.vocab_size:,}"
             )
         prompts = Prompter(

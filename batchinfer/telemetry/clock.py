@@ -1,7 +1,7 @@
 """Time, passed in to whoever needs it.
 
 Wall time is the wall clock at the start plus what the monotonic clock counted since, so a clock
-that is set while a run goes on (NTP, an operator) never makes its timestamps run backwards.
+that is set during a run (NTP, an operator) never makes its timestamps run backwards.
 """
 
 from __future__ import annotations

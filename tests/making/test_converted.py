@@ -119,5 +119,5 @@ def test_options_for_weights_that_are_coded_already_are_refused(
     arguments = (str(out), "--method", "qtip", *options)
     ended = run(str(source), *arguments, command=("quantize",), engine="real")
     assert ended.code == 2
-    assert f"only stored anew, so leave out {options[0]}" in ended.stderr
+    assert f"only rewritten, so leave out {options[0]}" in ended.stderr
     assert not out.exists()

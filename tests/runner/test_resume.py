@@ -182,7 +182,7 @@ def test_a_rewritten_file_is_taken_for_a_copy_and_reported(
     ended = run(path)
     assert ended.code == 0, ended.stderr
     (said,) = ended.result["warnings"]
-    assert said.startswith("a.parquet was written anew since rows of it were computed")
+    assert said.startswith("a.parquet was rewritten since rows of it were computed")
     assert results(folder).height == 100
 
 

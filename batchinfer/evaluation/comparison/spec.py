@@ -172,7 +172,7 @@ class Planned:
 
     request: PerplexityRequest
     reference: str | None
-    key: str  # where it stands in the spec, such as entries.0
+    key: str  # where it is in the spec, such as entries.0
 
     @property
     def label(self) -> str:

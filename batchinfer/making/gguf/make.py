@@ -113,7 +113,7 @@ def _add_vocabulary(writer: Any, found: VocabularyEntries) -> None:
 
 
 def _places(source: Path) -> _Places:
-    """Where each tensor lies. Raises ConfigError for files that are not safetensors."""
+    """Where each tensor is. Raises ConfigError for files that are not safetensors."""
     places: dict[str, tuple[Path, int, Tensor]] = {}
     for file in weight_files(source):
         if file.suffix != ".safetensors":

@@ -1,6 +1,6 @@
 """What flows through an unquantized model while its blocks are replaced, one after the other.
 
-The model is transformers'. Its linear layers stand in blocks (model.layers.0, ...) that are called
+The model is transformers'. Its linear layers are in blocks (model.layers.0, ...) that are called
 in turn; calibration tokens go through one block at a time, so that what later blocks are calibrated
 with is what the quantized ones before them make of it. Must not know: how weights are coded.
 Memory: the model in float32, and the hidden state of every calibration token; of a GPU the block

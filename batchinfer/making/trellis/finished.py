@@ -2,7 +2,7 @@
 
 One safetensors file for each, there as a whole or not at all: a process that is killed loses the
 block it was at. They belong to one model, calibration and code, named by a key; with another key
-all begins anew. Must not know: what is coded, and how.
+all begins again. Must not know: what is coded, and how.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From an unquantized model's folder to one of trellis-coded weights, block by block.
 
 Linear layers whose sizes 128 does not divide stay as they are, with those that are computed as one
-with them; so do heads and embeddings. Must not know: where folders lie, who else works on them.
+with them; so do heads and embeddings. Must not know: where folders are, who else works on them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Coding:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    finished: Path  # of blocks that are done: with them a killed process goes on
+    finished: Path  # of blocks that are done: with them a killed process continues
     key: str  # names the model, the coding and the texts; finished blocks of another are deleted
     libraries: Path  # of compiled C++
 
@@ -161,7 +161,7 @@ def _groups(weights: StoredWeights, layers: set[str], reporter: Reporter) -> lis
 def _tokens(source: Path, coding: Coding, reporter: Reporter, num_inputs: int) -> Tensor:
     """Calibration tokens, int64 [sequences, tokens], none without texts.
 
-    At least as many as the widest coded layer has inputs, or their moments tell nothing of some.
+    At least as many as the widest coded layer has inputs, or their moments say nothing of some.
     """
     if not coding.texts:
         reporter.note(

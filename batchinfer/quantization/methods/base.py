@@ -149,7 +149,7 @@ class Recipe:
     modifier: str | None = None  # what learns from calibration texts, in words or llm-compressor's
     texts: Literal["none", "optional", "needed"] = "none"  # for calibration
     options: tuple[Option, ...] = ()  # for `make`
-    #: Of models in the format of the method's authors, which are only stored anew: their key in
+    #: Of models in the format of the method's authors, which are only rewritten: their key in
     #: config.json, and the module with `convert(source, target, on_progress)`.
     converts: str | None = None
     convert: str | None = None
@@ -253,7 +253,7 @@ class Method:
     kv_cache_of: Callable[[str, Settings], str] = _cache_unsaid
     has_act_order: Callable[[Settings], bool] = _no_act_order
     number_keys: tuple[str, ...] = ()  # settings that must be numbers or truths, not texts
-    #: Where its settings stand if not as `quantization_config` in config.json: below this key
+    #: Where its settings are if not as `quantization_config` in config.json: below this key
     #: there, which is then the family; or as `quantization` in this file beside it.
     settings_key: str = ""
     settings_file: str = ""

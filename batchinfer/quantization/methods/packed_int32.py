@@ -1,6 +1,6 @@
 """Layouts of weights that are packed into 32-bit integers: AWQ's and GPTQ's.
 
-Both give their tensors the same names, and only shapes tell them apart. Must not know: which of
+Both give their tensors the same names, and only shapes distinguish them. Must not know: which of
 them the settings say.
 """
 

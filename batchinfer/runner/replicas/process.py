@@ -73,7 +73,7 @@ class ReplicaProcess:
         return f"ended by {signal.Signals(-code).name}"
 
     def kill(self) -> None:
-        """End it, and what it started, at once. Idempotent."""
+        """End it, and what it started, immediately. Idempotent."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):

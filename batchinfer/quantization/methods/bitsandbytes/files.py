@@ -31,7 +31,7 @@ def scheme_of(family: str, settings: Settings) -> str:
 def check_stored(stored: Stored) -> None:
     """Raise ConfigError for packed weights of another kind than the settings say, or of none.
 
-    Others would be dequantized and quantized anew, and lose by it.
+    Others would be dequantized and quantized again, and lose by it.
     """
     wanted = "int8"
     if stored.scheme == "bnb-4bit":

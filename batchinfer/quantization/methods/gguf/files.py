@@ -125,7 +125,7 @@ def read_gguf(file: Path) -> GgufFile:
 
 
 class _Reader:
-    """Reads a header from its start on. What lies outside the file ends it."""
+    """Reads a header from its start on. What is outside the file ends it."""
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self._file, self._data, self._size = file, data, len(data)

@@ -32,7 +32,7 @@ def _is_own(family: str) -> bool:
 
 
 def _inner(settings: Settings) -> Settings:
-    """In its own file everything stands below one key."""
+    """In its own file everything is below one key."""
     inner = settings.get("quantization")
     return inner if isinstance(inner, Mapping) else settings
 

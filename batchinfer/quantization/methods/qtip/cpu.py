@@ -1,4 +1,4 @@
-"""Coded layers in a CPU's memory: how weights lie there, and how the kernels are called.
+"""Coded layers in a CPU's memory: how weights are laid out there, and how the kernels are called.
 
 The kernels are `kernels/cpu/linear.cpp`, one library for every code and number of bits, called
 through ctypes with plain pointers. All scratch memory that grows with tokens or weights is torch's.

@@ -1,4 +1,4 @@
-"""Coded layers on a GPU of NVIDIA: how weights lie there, and which kernel multiplies.
+"""Coded layers on a GPU of NVIDIA: how weights are laid out there, and which kernel multiplies.
 
 The kernels are `kernels/cuda/`, one shared library for (bits, kind of code, lane order), called
 through ctypes with plain pointers: no torch header is needed to build one. All scratch memory comes
