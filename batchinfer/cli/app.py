@@ -18,6 +18,7 @@ from batchinfer.cli.init import init
 from batchinfer.cli.lazy import Lazy
 from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.renamed import Group
+from batchinfer.cli.run_batch import run_batch
 from batchinfer.cli.serve import serve
 from batchinfer.cli.source import JobSource, job_argument, setting_options
 from batchinfer.errors import ConfigError, short_of
@@ -267,7 +268,7 @@ def _quantize() -> click.Command:
     return quantize
 
 
-for _command in (init, serve, *EVALUATIONS):
+for _command in (init, run_batch, serve, *EVALUATIONS):
     cli.add_command(_command)
 for _command in (cli, *cli.commands.values()):
     add_common_options(_command)

@@ -17,7 +17,7 @@ import click
 
 DEBUG_VARIABLE = "BATCHINFER_DEBUG"
 #: Commands with a log of their own, whose last line on stdout is a JSON object.
-OWN_LOGS = ("run", "serve")
+OWN_LOGS = ("run", "run-batch", "serve")
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 logger = logging.getLogger("batchinfer.cli")

@@ -79,7 +79,7 @@ def _end(code: int, message: str, *, status: str = "failed") -> NoReturn:
         from batchinfer.telemetry import Outcome, ServerOutcome, Stdio
 
         outcome: Outcome | ServerOutcome = ServerOutcome(status, code, message)
-        if command == "run":
+        if command in ("run", "run-batch"):
             outcome = Outcome(status, code, output="", message=message)
         Stdio().write_result(json.dumps(outcome.as_dict()))
     sys.exit(code)

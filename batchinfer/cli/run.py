@@ -23,6 +23,7 @@ from batchinfer.cli.debug import is_debug, log_versions
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.source import JobSource
 from batchinfer.cli.watchdog import Watchdog
+from batchinfer.config import Job
 from batchinfer.errors import (
     AccessLost,
     BatchInferError,
@@ -96,12 +97,11 @@ class RunProcess:
         counters = self._host.counters
         progress = Progress(display, counters.snapshot, logger, self._logs.terminal)
         try:
-            job = self._source.load().job
-            self._output = _absolute(job.output.path)
+            job = self._load()
             self._watchdog.set_max_seconds(job.limits.max_seconds)
             self._run = Run(job, self._options, self._host)
             with progress, explained_places(job, self._source.path):
-                outcome = self._run.run()
+                outcome = self._finish(self._run.run())
         except Stopped as error:
             logger.debug("stopped", exc_info=True)
             outcome = self._outcome("stopped", error.code, str(error))
@@ -119,6 +119,16 @@ class RunProcess:
             text = "".join(traceback.format_exception_only(error)).strip()
             outcome = self._outcome("failed", 1, f"internal error: {text}")
         self._end(outcome)
+
+    def _load(self) -> Job:
+        """The job to run."""
+        job = self._source.load().job
+        self._output = _absolute(job.output.path)
+        return job
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        """What is done beside the run once it has ended well."""
+        return outcome
 
     def _outcome(self, status: str, exit_code: int, message: str) -> Outcome:
         if self._run is None:

@@ -162,15 +162,76 @@ def _batchinfer() -> Contender:
     )
 
 
+def _batchinfer_run_batch() -> Contender:
+    """The same file of requests that `vllm run-batch` gets."""
+
+    def results(output: Path) -> Path:
+        return output / "out.jsonl.batchinfer" / "results"
+
+    def files(output: Path) -> list[Path]:
+        return sorted(output.glob("out.jsonl"))
+
+    def rows(output: Path) -> Rows:
+        if files(output):
+            return _answered(files(output))
+        found: Rows = []  # what a second start goes on with
+        for path in (
+            *results(output).glob("*.parquet"),
+            *results(output).glob("_batchinfer/parts/*/*.part"),
+        ):
+            table = pl.read_parquet(path)
+            found += zip(table["custom_id"], map(tuple, table["token_ids"]), strict=True)
+        return found
+
+    def result(output: Path) -> dict[str, float]:
+        last: dict[str, float] = json.loads(log_of(output).read_text().splitlines()[-1])
+        return last
+
+    def times(output: Path) -> tuple[float, float]:
+        finished = pl.read_parquet(results(output) / "requests.parquet")["finished_at"]
+        end_s = finished.max().timestamp()  # type: ignore[union-attr]
+        return end_s - result(output)["generation_s"], end_s
+
+    def has_begun(output: Path) -> bool:
+        status = results(output) / status_key(1)
+        return status.exists() and '"computing"' in status.read_text()
+
+    def command(work: Work, output: Path) -> list[str]:
+        job = work.job()
+        sets = [("model", job["model"]), ("engine", job["engine"]), ("packing", job["packing"])]
+        return [
+            *(sys.executable, "-m", "batchinfer", "run-batch"),
+            *("-i", str(work.folder / "requests.jsonl"), "-o", str(output / "out.jsonl")),
+            *("--model", str(MODEL), "--served-model-name", MODEL_NAME),
+            *("--chat-template", str(work.folder / "chat_template.jinja")),
+            *(word for key, of in sets for word in ("--set", f"{key}={json.dumps(of)}")),
+        ]
+
+    return Contender(
+        what="batchinfer run-batch",
+        command=command,
+        rows=rows,
+        files=files,
+        times=times,
+        has_begun=has_begun,
+        num_computed=lambda output, started_s: int(result(output)["rows_computed"]),
+    )
+
+
+def _answered(paths: list[Path]) -> Rows:
+    """(custom_id, tokens) of files of answers."""
+    found: Rows = []
+    for path in paths:
+        for line in path.read_text().splitlines():
+            answer = json.loads(line)
+            choice = answer["response"]["body"]["choices"][0]
+            found.append((answer["custom_id"], tuple(choice["token_ids"])))
+    return found
+
+
 def _run_batch(what: str, more: list[str], variables: Mapping[str, str], note: str) -> Contender:
     def rows(output: Path) -> Rows:
-        found: Rows = []
-        for path in files(output):
-            for line in path.read_text().splitlines():
-                answer = json.loads(line)
-                choice = answer["response"]["body"]["choices"][0]
-                found.append((answer["custom_id"], tuple(choice["token_ids"])))
-        return found
+        return _answered(files(output))
 
     def files(output: Path) -> list[Path]:
         return sorted(output.glob("out.jsonl"))
@@ -266,6 +327,7 @@ def _datatrove() -> Contender:
 CONTENDERS = {
     "one_call": _llm("one LLM.generate (upper bound)"),
     "batchinfer": _batchinfer(),
+    "batchinfer_run_batch": _batchinfer_run_batch(),
     "batches_256": _llm("LLM.generate in batches of 256", 256),
     "batches_64": _llm("LLM.generate in batches of 64", 64),
     "run_batch": _run_batch(

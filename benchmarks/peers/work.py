@@ -50,6 +50,10 @@ class Work:
     folder: Path
     ids: frozenset[str]
 
+    def job(self) -> dict[str, Any]:
+        """What `job.yaml` says."""
+        return _job(self.folder)
+
 
 def write_work(folder: Path, num_rows: int) -> Work:
     import polars as pl

@@ -40,6 +40,7 @@ ROOMS = (
     "api",
     "evaluation",
     "serving",
+    "openai_batch",
     "cli",
     "testing",
 )

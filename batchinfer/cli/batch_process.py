@@ -1,0 +1,73 @@
+"""`batchinfer run-batch`: the process of a run, with the lines before it and the answers after.
+
+Must not know: what a line or an answer is.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from batchinfer.cli.run import RunProcess
+from batchinfer.cli.run_batch import OPTIONS
+from batchinfer.cli.source import JobSource, take
+from batchinfer.config import Job
+from batchinfer.errors import ConfigError
+from batchinfer.openai_batch import Batch, BatchFiles
+from batchinfer.runner import RunOptions
+from batchinfer.telemetry import Outcome
+
+logger = logging.getLogger("batchinfer.cli")
+
+#: What the batch says itself.
+_TAKEN = ("input", "prompt", "output", "task", "sampling.n", "sampling.per_row")
+
+
+def run_batch(given: dict[str, Any]) -> NoReturn:
+    """`given`: the options, by name."""
+    source = JobSource(None, given.pop("sets"), take(given, OPTIONS))
+    BatchProcess(source, given).run()
+
+
+class BatchProcess(RunProcess):
+    """The process of one `batchinfer run-batch`."""
+
+    def __init__(self, source: JobSource, given: dict[str, Any]) -> None:
+        self._given = given
+        super().__init__(
+            source, RunOptions(restart=given["restart"]), quiet=False, json_lines=False
+        )
+        self._batch: Batch | None = None
+
+    def _load(self) -> Job:
+        given, source = self._given, self._source
+        for key in (text.partition("=")[0].strip() for text in source.sets):
+            if any(key == taken or key.startswith(f"{taken}.") for taken in _TAKEN):
+                raise ConfigError(f"--set {key}: the batch file says that, line by line")
+        files = BatchFiles.of(given["input_"], given["output"], given["errors"])
+        self._output = str(files.output.absolute())
+        batch = self._batch = Batch(files, given["served_name"], given["chat_template"])
+        self._host.counters.set_phase("reading the batch file")
+        loaded = source.load(batch.otherwise())
+        found = batch.prepare(loaded, is_restart=given["restart"])
+        logger.info(
+            "%s: %d lines, %d of them cannot be asked",
+            files.source,
+            found.num_lines,
+            found.num_refused,
+        )
+        return source.load(batch.otherwise()).job
+
+    def _finish(self, outcome: Outcome) -> Outcome:
+        assert self._batch is not None
+        if outcome.status == "complete":
+            written, files = self._batch.finish(), self._batch.files
+            text = f"{written.num_answers} answers in {files.output}"
+            if written.errors:
+                kinds = ", ".join(f"{count} {code}" for code, count in written.errors.most_common())
+                text += f", {written.num_errors} errors in {files.errors} ({kinds})"
+            logger.info("%s", text)
+            outcome = replace(outcome, message=text)
+        outcome.output = self._output
+        return outcome

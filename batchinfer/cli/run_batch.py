@@ -1,0 +1,53 @@
+"""`run-batch` and its options. Its work is imported when it is called."""
+
+from __future__ import annotations
+
+import click
+
+from batchinfer.cli.options import TextCommand
+from batchinfer.cli.source import JOB_OPTIONS, MORE_OPTIONS, setting_options
+
+OPTIONS = tuple(
+    option
+    for option in (*JOB_OPTIONS, *MORE_OPTIONS)
+    if option.name in ("--model", "--quantization")
+)
+
+
+def _run_batch(**given: object) -> None:
+    """Answer the lines of IN, an OpenAI batch file, and write OUT in their order.
+
+    Chats and completions are answered, each as its own body says. A line that cannot be answered is
+    in the file of errors. After an interruption run the same command again: nothing that was
+    finished is computed again. The last line on stdout is one JSON object that says how it ended.
+    """
+    from batchinfer.cli.batch_process import run_batch as run
+
+    run(given)
+
+
+_input = click.option(
+    "-i",
+    "--input",
+    "input_",
+    required=True,
+    metavar="IN",
+    help="Lines of requests: .jsonl, or .parquet with the columns custom_id, method, url and body.",
+)
+_output = click.option("-o", "--output", required=True, metavar="OUT", help="File of the answers.")
+_errors = click.option(
+    "-e", "--errors", metavar="FILE", help="File of the errors.  [default: OUT with .errors.jsonl]"
+)
+_name = click.option(
+    "--served-model-name",
+    "served_name",
+    metavar="NAME",
+    help="What lines call the model, besides the path and the name of its folder.",
+)
+_template = click.option(
+    "--chat-template", metavar="NAME|FILE|TEXT", help="As prompt.chat_template of a job."
+)
+_restart = click.option("--restart", is_flag=True, help="Delete the earlier results of OUT first.")
+run_batch: click.Command = click.command(
+    "run-batch", cls=TextCommand, short_help="Answer the lines of an OpenAI batch file."
+)(_input(_output(_errors(_name(_template(_restart(setting_options(_run_batch, OPTIONS))))))))

@@ -1,0 +1,157 @@
+"""The lines of a batch file, or the rows of a Parquet file with the same four columns.
+
+Must not know: what is asked in a body. Invariant: whatever a line is, it comes out once, in order,
+with a request or with the reason why it is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.errors import InputError
+from batchinfer.storage.local_errors import os_errors
+
+COLUMNS = ("custom_id", "method", "url", "body")
+
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a line has no answer, as OpenAI's errors say it. `param`: the key of the body."""
+
+    message: str
+    code: str
+    param: str | None = None
+    status: int = 400
+
+
+class LineError(Exception):
+    """A line that cannot be asked. Becomes output, never an exit."""
+
+    def __init__(
+        self, message: str, code: str, param: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.refusal = Refusal(message, code, param, status)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`custom_id` None: the line does not say it. `refusal` None: there are `url` and `body`."""
+
+    number: int  # from 1
+    custom_id: str | None
+    url: str
+    body: Mapping[str, Any]
+    refusal: Refusal | None = None
+
+
+def content_sha256(path: Path) -> str:
+    """What a batch is known by. Raises InputError for a file that is not there."""
+    try:
+        with os_errors("read", path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"there is no input file {path}") from None
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Raises InputError for a Parquet file without the columns."""
+    seen: set[bytes] = set()
+    records = _parquet_records(path) if path.suffix == ".parquet" else _json_records(path)
+    for number, record in records:
+        custom_id = record.get("custom_id") if isinstance(record, Mapping) else None
+        custom_id = custom_id if isinstance(custom_id, str) and custom_id else None
+        try:
+            line = _line(number, record, custom_id, seen)
+        except LineError as error:
+            line = Line(number, custom_id, "", {}, error.refusal)
+        yield line
+
+
+def _line(number: int, record: Any, custom_id: str | None, seen: set[bytes]) -> Line:
+    if isinstance(record, LineError):
+        raise record
+    if not isinstance(record, Mapping):
+        raise LineError("the line is not a JSON object", "invalid_line")
+    if custom_id is None:
+        is_there = record.get("custom_id") is not None
+        what = "must be text that is not empty" if is_there else "is missing"
+        raise LineError(f"custom_id {what}", "invalid_custom_id", "custom_id")
+    digest = hashlib.blake2b(custom_id.encode("utf-8", "replace"), digest_size=16).digest()
+    if digest in seen:
+        raise LineError(
+            f"custom_id {custom_id!r} is that of an earlier line",
+            "duplicate_custom_id",
+            "custom_id",
+        )
+    seen.add(digest)
+    for key in ("method", "url"):
+        if not isinstance(record.get(key), str):
+            what = "must be text" if record.get(key) is not None else "is missing"
+            raise LineError(f"{key} {what}", "invalid_line", key)
+    if record["method"].upper() != "POST":
+        raise LineError(f"method must be POST, got {record['method']}", "invalid_method", "method")
+    body = record.get("body")
+    if isinstance(body, str):
+        body = _parsed(body, "the body")
+    if not isinstance(body, Mapping):
+        what = "must be a JSON object" if body is not None else "is missing"
+        raise LineError(f"body {what}", "invalid_line", "body")
+    return Line(number, custom_id, record["url"], body)
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, Any]]:
+    with os_errors("read", path), path.open("rb") as file:
+        for number, content in enumerate(file, start=1):
+            if not (content := content.strip()):
+                continue
+            try:
+                yield number, _parsed(content.decode("utf-8-sig"), "the line")
+            except UnicodeDecodeError as error:
+                yield number, LineError(f"the line is not UTF-8: {error.reason}", "invalid_json")
+            except LineError as error:
+                yield number, error
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LineError(f"{what} is not valid JSON: {error}", "invalid_json") from None
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        with os_errors("read", path):
+            file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise InputError(f"{path} is not a Parquet file: {error}") from None
+    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        raise InputError(
+            f"{path} has no column {missing[0]}: a batch has the columns {', '.join(COLUMNS)}"
+        )
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(COLUMNS)):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, {name: _without_nulls(value) for name, value in record.items()}
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read after {number} rows: {error}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    """A struct has a field for each key that any row has."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(v) for name, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,323 @@
+"""OpenAI batch files on the fake engine: each line is answered once, or an error says why not."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tests.support.jobs import MODEL, Ended, kill, run, start, wait, wait_until
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+COMMAND = {"command": ("run-batch", "-i")}
+FOLDER = "out.jsonl.batchinfer"
+
+
+def chat(custom_id: str, text: str = "hello", **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return request(custom_id, CHAT, {"messages": messages, "max_tokens": 8} | body)
+
+
+def request(custom_id: str, url: str, body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("\n".join(texts) + "\n")
+    return path
+
+
+def options(folder: Path, *more: str) -> list[str]:
+    return ["-o", str(folder / "out.jsonl"), "--model", str(MODEL), *more]
+
+
+def answer(path: Path, *more: str, **launch: Any) -> Ended:
+    return run(path, *options(path.parent, *more), **COMMAND, **launch)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def choices(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    lines = read(folder / "out.jsonl")
+    return {line["custom_id"]: line["response"]["body"]["choices"] for line in lines}
+
+
+def errors(folder: Path) -> dict[int, tuple[str | None, str]]:
+    """Line -> (key, message)."""
+    found = {}
+    for line in read(folder / "out.errors.jsonl"):
+        error = line["response"]["body"]["error"]
+        assert line["response"]["status_code"] in (400, 404)
+        assert error["message"] == line["error"]["message"]
+        found[line["error"]["line"]] = (error["param"], error["message"])
+    return found
+
+
+def test_answers_have_openais_shape_and_the_order_of_the_lines(tmp_path: Path) -> None:
+    """Choices of n, of several prompts and of token ids; ids are the same when written again."""
+    path = write(
+        tmp_path / "in.jsonl",
+        chat("z", model=str(MODEL)),
+        request("b", COMPLETIONS, {"prompt": ["one", "two words"], "n": 2, "max_tokens": 8}),
+        "",
+        request("a", COMPLETIONS, {"prompt": [5, 6, 7], "return_token_ids": True, "logprobs": 2}),
+        chat("c", logprobs=True, top_logprobs=1, temperature=0, n=2),
+    )
+    ended = answer(path)
+    assert ended.code == 0, ended.stderr
+    assert not (tmp_path / "out.errors.jsonl").exists()
+    lines = read(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == ["z", "b", "a", "c"]
+    assert all(set(line) == {"id", "custom_id", "response", "error"} for line in lines)
+    first = lines[0]["response"]
+    assert (first["status_code"], lines[0]["error"]) == (200, None)
+    body = first["body"]
+    assert (body["object"], body["model"]) == ("chat.completion", str(MODEL))
+    message = body["choices"][0]["message"]
+    assert message["role"] == "assistant" and message["content"]
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    found = choices(tmp_path)
+    assert [choice["index"] for choice in found["b"]] == [0, 1, 2, 3]
+    assert found["a"][0]["token_ids"] and found["a"][0]["logprobs"]["top_logprobs"][0]
+    assert lines[2]["response"]["body"]["usage"]["prompt_tokens"] == 3
+    content = found["c"][0]["logprobs"]["content"]
+    assert len(content[0]["top_logprobs"]) == 1 and content[0]["logprob"] <= 0
+    assert found["c"][0]["message"] == found["c"][1]["message"]  # greedy: the same
+    before = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    again = answer(path)
+    assert (again.code, again.result["rows_computed"]) == (0, 0)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_each_line_is_sampled_as_its_body_says(tmp_path: Path) -> None:
+    """The fake's length and tokens depend on prompt and seed, and on `max_tokens`."""
+    path = write(
+        tmp_path / "in.jsonl",
+        chat("short", max_tokens=2),
+        chat("long", max_tokens=None, max_completion_tokens=300),
+        chat("seed 3", seed=3, temperature=1),
+        chat("seed -3", seed=-3, temperature=1),
+        chat("seed 3 again", seed=3, temperature=1),
+        chat("default", max_tokens=None),
+    )
+    assert answer(path).code == 0
+    usage = {
+        line["custom_id"]: line["response"]["body"]["usage"]["completion_tokens"]
+        for line in read(tmp_path / "out.jsonl")
+    }
+    assert usage["short"] <= 2 and 8 < usage["long"] <= 300
+    assert usage["default"] > 16  # as long as the context has room
+    found = choices(tmp_path)
+    assert found["seed 3"] == found["seed 3 again"] != found["seed -3"]
+
+
+def test_what_cannot_be_answered_is_an_error_of_its_line_and_said_at_the_end(
+    tmp_path: Path,
+) -> None:
+    url = {"custom_id": "u", "method": "POST", "url": "/v1/embeddings", "body": {"input": "x"}}
+    path = write(
+        tmp_path / "in.jsonl",
+        chat("a"),
+        "{not json",
+        chat("a"),
+        url,
+        {"method": "POST", "url": CHAT, "body": {}},
+        {"custom_id": "get", "method": "GET", "url": CHAT, "body": {}},
+        {"custom_id": "no url", "method": "POST", "body": {}},
+        chat("model", model="gpt-4o"),
+        chat("hot", temperature=3),
+        chat("tools", tools=[{"type": "function"}]),
+        chat("unknown", frequency=1),
+        request("no messages", CHAT, {}),
+        request("role", CHAT, {"messages": [{"content": "x"}]}),
+        chat(
+            "schema",
+            response_format={"type": "json_schema", "json_schema": {"schema": {"type": 1}}},
+        ),
+        chat("long", text="word " * 3000),
+        request("prompt", COMPLETIONS, {"prompt": {"a": 1}}),
+        '["a list"]',
+        request("token", COMPLETIONS, {"prompt": [999_999]}),
+        chat("b"),
+    )
+    ended = answer(path)
+    assert ended.code == 0, ended.stderr
+    assert list(choices(tmp_path)) == ["a", "b"]
+    found = errors(tmp_path)
+    told = {number: f"{param}: {message}" for number, (param, message) in found.items()}
+    expected = {
+        2: "None: the line is not valid JSON",
+        3: "custom_id: custom_id 'a' is that of an earlier line",
+        4: "url: /v1/embeddings is not answered here",
+        5: "custom_id: custom_id is missing",
+        6: "method: method must be POST, got GET",
+        7: "url: url is missing",
+        8: "model: the model 'gpt-4o' does not exist: this run has",
+        9: "temperature: temperature: must be at most 2, got 3",
+        10: "tools: tools: ",
+        11: "frequency: frequency is not supported",
+        12: "messages: messages is missing",
+        13: "messages: message 0 has content; it needs role and content",
+        14: "json_schema: json_schema: is not a valid JSON Schema: /type",
+        15: "messages: 3011 prompt tokens and max_tokens 1 exceed max_model_len 2048",
+        16: "prompt: prompt must be text, a list of token ids, or a list of either",
+        17: "None: the line is not a JSON object",
+        18: "prompt: ",
+    }
+    assert told.keys() == expected.keys()
+    other = {n: told[n] for n, start in expected.items() if not told[n].startswith(start)}
+    assert not other
+    assert "2 answers in " in ended.stderr and "17 errors in " in ended.stderr
+    assert "1 duplicate_custom_id" in ended.result["message"]
+    assert ended.result["output"] == str(tmp_path / "out.jsonl")
+
+
+def test_a_served_name_is_one_that_lines_may_call_the_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a", model="gpt-4o"), chat("b", model="model"))
+    assert answer(path, "--served-model-name", "gpt-4o").code == 0
+    models = [line["response"]["body"]["model"] for line in read(tmp_path / "out.jsonl")]
+    assert models == ["gpt-4o", "model"]
+
+
+def test_the_same_from_parquet_whether_bodies_are_text_or_structs(tmp_path: Path) -> None:
+    lines = [
+        chat("a", seed=1, stop=["x"]),
+        chat("b", max_tokens=3),
+        request("c", COMPLETIONS, {"prompt": "one"}),
+    ]
+    path = write(tmp_path / "in.jsonl", *lines)
+    assert answer(path).code == 0
+    expected = {
+        name: [c["text"] if "text" in c else c["message"] for c in found]
+        for name, found in choices(tmp_path).items()
+    }
+    as_text = pl.DataFrame([{**line, "body": json.dumps(line["body"])} for line in lines])
+    for name, frame in (("text", as_text), ("struct", pl.DataFrame(lines))):
+        folder = tmp_path / name
+        folder.mkdir()
+        frame.write_parquet(folder / "in.parquet")
+        ended = answer(folder / "in.parquet", "--set", "sampling.temperature=0")
+        assert ended.code == 0, ended.stderr
+        assert choices(folder).keys() == expected.keys()
+        assert not (folder / "out.errors.jsonl").exists()
+    pl.DataFrame({"custom_id": ["a"]}).write_parquet(tmp_path / "bad.parquet")
+    refused = answer(tmp_path / "bad.parquet", "--restart")
+    assert refused.code == 2 and "has no column method" in refused.stderr
+
+
+def test_a_batch_that_is_killed_again_and_again_loses_nothing_that_was_finished(
+    tmp_path: Path,
+) -> None:
+    """And writes each custom_id once, as an undisturbed one does."""
+    lines = [chat(f"id {n}", f"{n} words", seed=n, temperature=1) for n in range(120)]
+    path = write(tmp_path / "in.jsonl", *lines, "broken", chat("id 5"))
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write(whole / "in.jsonl", *lines, "broken", chat("id 5"))
+    assert answer(whole / "in.jsonl").code == 0
+    expected = choices(whole)
+    slow = {"step_s": 0.05, "max_num_seqs": 8}
+    parts = tmp_path / FOLDER / "results/_batchinfer/parts"
+    num_durable = 0
+    for _ in range(2):
+        process = start(
+            path, *options(tmp_path, "--set", "checkpoint.every_rows=8"), **COMMAND, fake=slow
+        )
+        wait_until(lambda before=num_durable: _rows_in(parts) >= before + 16, what="durable rows")
+        kill(process)
+        process.communicate()
+        num_durable = _rows_in(parts)
+        assert not (tmp_path / "out.jsonl").exists()
+    ended = answer(path)
+    assert ended.code == 0, ended.stderr
+    assert ended.result["rows_computed"] <= 120 - num_durable
+    assert choices(tmp_path) == expected
+    counts = Counter(line["custom_id"] for line in read(tmp_path / "out.jsonl"))
+    assert counts == dict.fromkeys((line["custom_id"] for line in lines), 1)
+    assert list(errors(tmp_path)) == [121, 122]
+
+
+def _rows_in(parts: Path) -> int:
+    return sum(pl.read_parquet(part).height for part in parts.rglob("*.part"))
+
+
+def test_a_kill_while_lines_are_read_or_answers_written_leaves_nothing_half(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "in.jsonl", *(chat(f"id {n}") for n in range(5)), "broken")
+    for key in ("requests.parquet", "answers.jsonl"):
+        crash = {"op": "publish", "key": f"^{re.escape(key)}$", "when": "written"}
+        assert answer(path, crash=crash).code == -9
+        assert not (tmp_path / "out.jsonl").exists()
+    ended = answer(path)
+    assert (ended.code, ended.result["rows_computed"]) == (0, 0)
+    assert len(choices(tmp_path)) == 5 and list(errors(tmp_path)) == [6]
+    assert not list((tmp_path / FOLDER).glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--set", "sampling.max_tokens=3"), "with another sampling.max_tokens"),
+        (("--served-model-name", "x"), "with another served model name"),
+        (("--set", "prompt.column=x"), "--set prompt.column: the batch file says that"),
+        (("-e", "s3://bucket/e.jsonl"), "-e s3://bucket/e.jsonl: a batch file is a local file"),
+    ],
+)
+def test_what_would_mix_two_batches_is_refused(
+    change: tuple[str, str], told: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a"))
+    assert answer(path).code == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    refused = answer(path, *change)
+    assert refused.code == 2 and told in refused.stderr, refused.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_another_input_under_the_same_output_is_refused_until_a_restart(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a"), "broken")
+    assert answer(path).code == 0
+    write(path, chat("b"))
+    refused = answer(path)
+    assert refused.code == 2 and "with another input" in refused.stderr
+    assert answer(path, "--restart").code == 0
+    assert list(choices(tmp_path)) == ["b"]
+    assert not (tmp_path / "out.errors.jsonl").exists()  # those of the batch before are gone
+
+
+def test_a_batch_without_a_line_that_can_be_asked_loads_no_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", "broken")
+    ended = answer(path, fake={"fail_build": "no model is to be built"})
+    assert ended.code == 0, ended.stderr
+    assert (tmp_path / "out.jsonl").read_text() == "" and list(errors(tmp_path)) == [1]
+
+
+def test_an_input_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    ended = answer(tmp_path / "in.jsonl")
+    assert ended.code == 2 and "there is no input file" in ended.stderr
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_signal_while_lines_are_read_ends_it_with_its_code(tmp_path: Path) -> None:
+    lines = [chat(f"id {n}", "word " * 200) for n in range(20_000)]
+    path = write(tmp_path / "in.jsonl", *lines)
+    process = start(path, *options(tmp_path), **COMMAND)
+    wait_until(lambda: (tmp_path / FOLDER).exists(), what="the folder")
+    time.sleep(0.2)
+    kill(process, signal.SIGTERM)
+    ended = wait(process)
+    assert ended.code == 143, ended.stderr
+    assert "received SIGTERM" in ended.stderr
