@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from batchinfer.telemetry.counters import Snapshot
 from batchinfer.telemetry.logs import log_event
+from batchinfer.telemetry.sums import ReplicaLine
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -112,7 +114,7 @@ class Progress:
             self._terminal.setStream(_AboveLive(console))  # type: ignore[arg-type]
             try:
                 while True:
-                    live.update(live_line(self._snapshot()), refresh=True)
+                    live.update(live_lines(self._snapshot()), refresh=True)
                     if self._is_closed.wait(LIVE_PERIOD_S):
                         return
             finally:
@@ -132,6 +134,17 @@ class _AboveLive:
 
     def flush(self) -> None:
         """Each line is printed immediately."""
+
+
+def live_lines(snapshot: Snapshot) -> RenderableType:
+    """The whole run; below it each replica, if there are several."""
+    from rich.console import Group
+    from rich.padding import Padding
+
+    if not snapshot.replicas:
+        return live_line(snapshot)
+    replicas = (Padding(_Fitting(_facts_of(line)), (0, 0, 0, 2)) for line in snapshot.replicas)
+    return Group(live_line(snapshot), *replicas)
 
 
 def live_line(snapshot: Snapshot) -> RenderableType:
@@ -193,6 +206,20 @@ def _facts(snapshot: Snapshot) -> list[str]:
     return facts
 
 
+def _facts_of(line: ReplicaLine) -> list[str]:
+    """As `_facts`, of one replica."""
+    facts = [f"{line.label}: {line.phase}"]
+    if line.rows_computed:
+        facts.append(f"{line.rows_computed:,} rows")
+    if line.tokens_per_s:
+        facts.append(f"{line.tokens_per_s:,.0f} tokens/s")
+    if line.num_in_flight:
+        facts.append(f"{line.num_in_flight:,} in flight")
+    if line.num_restarts:
+        facts.append(f"started {line.num_restarts + 1} times")
+    return facts
+
+
 def _fields(snapshot: Snapshot) -> dict[str, object]:
     fields: dict[str, object] = {
         "phase": snapshot.phase,
@@ -203,5 +230,6 @@ def _fields(snapshot: Snapshot) -> dict[str, object]:
         "eta_s": None if snapshot.eta_s is None else round(snapshot.eta_s),
         "rows_in_flight": snapshot.num_in_flight or None,
         "rows_finished": snapshot.rows_computed or None,
+        "replicas": {line.label: asdict(line) for line in snapshot.replicas} or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,10 +1,10 @@
 """Which rows a replica gets when it asks, and what becomes of them when it dies. Pure.
 
-Largest shards first, a window at a time while much is left. A replica may hold its fair share of
-what is not done, and of that only twice what its engine runs at once or half; so the last windows
-are split, and all replicas end at about the same time, however fast each is. Must not know:
-processes, storage, rows' content. Invariant: every row of every shard is in exactly one piece, and
-a piece is with one replica, waiting, done, or given up as what kills replicas.
+Largest shards first, a window at a time while much is left. A replica may hold a window's rows, or
+twice what its engine runs at once, but never more than its fair share of what is not done; so the
+last windows are split, and all replicas end within a window's time, however fast each is. Must not
+know: processes, storage, rows' content. Invariant: every row of every shard is in exactly one
+piece, and a piece is with one replica, waiting, done, or given up as what kills replicas.
 """
 
 from __future__ import annotations
@@ -149,7 +149,10 @@ class Dispatch:
         capacity = (
             UNKNOWN_CAPACITY * self._num_samples if holding.capacity is None else holding.capacity
         )
-        most = capacity if holding.capacity is None else max(2 * capacity, fair / 2)
+        most: float = capacity
+        if holding.capacity is not None:
+            window = self._window_rows * self._num_samples
+            most = max(2 * capacity, min(fair / 2, window))
         allowed = min(fair, most) - holding.num_open
         if holding.num_open and allowed < min(fair / 8, capacity / 8):
             return 0  # a little later it is more at once
