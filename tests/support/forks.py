@@ -122,17 +122,22 @@ class Forks:
     def __init__(self, kind: str) -> None:
         self._early = _early(_ENVIRON)
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # It ends when our end of the channel is closed, at the latest with our process.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.forks", kind, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                cwd=ROOT,
-                env=_ENVIRON,
-                start_new_session=True,
-            )
+        # It ends when our end of the channel is closed, at the latest with our process.
+        command = [sys.executable, "-m", "tests.support.forks", kind, str(theirs.fileno())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    cwd=ROOT,
+                    env=_ENVIRON,
+                    start_new_session=True,
+                )
+        except BaseException:  # with --fast: the test that would start it is skipped
+            self._channel.close()
+            raise
 
     def can_give(self, environ: Mapping[str, str]) -> bool:
         """Whether a fork with this environment is as a fresh process with it."""

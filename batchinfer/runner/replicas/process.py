@@ -31,15 +31,19 @@ class ReplicaProcess:
     def __init__(self, placement: Placement, order: Order) -> None:
         """Start it. Its streams are our stderr."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | dict(placement.environ),
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", self.module, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | dict(placement.environ),
+                    start_new_session=True,
+                )
+        except BaseException:  # no process to be had
+            ours.close()
+            raise
         self._line: Connection[Any, Any] = Connection(ours.detach())
         self.send(order)
 
