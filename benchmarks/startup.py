@@ -4,8 +4,9 @@
 
 Four rows of the demo job on the real engine. in_process: as `batchinfer run` does. own_process:
 vLLM's engine core and worker in processes of their own. compiled: `enforce_eager: false`, cold with
-an empty compile cache each time, warm with the one that the run before left. nothing_to_do: the
-same job once more, complete. Interleaved; the spans are of the run with the shortest start.
+an empty compile cache each time, warm with the one that the run before left. llama_cpp: the model
+as a GGUF file in float32. nothing_to_do: the same job once more, complete. Interleaved; the spans
+are of the run with the shortest start.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from benchmarks.common import ROOT, heading, spread
 
 JOB = ROOT / "jobs" / "summarize.yaml"
 NUM_ROWS = 4
-VARIANTS = ("in_process", "own_process", "compiled_cold", "compiled_warm", "nothing_to_do")
+VARIANTS = (
+    "in_process",
+    "own_process",
+    "compiled_cold",
+    "compiled_warm",
+    "llama_cpp",
+    "nothing_to_do",
+)
 
 
 def main() -> None:
@@ -40,6 +48,8 @@ def main() -> None:
         folder = Path(name)
         if "compiled_warm" in runs:
             _run("compiled_warm", folder, -1)
+        if "llama_cpp" in runs:
+            _quantize(folder / "model.gguf")
         if "nothing_to_do" in runs:
             _start(folder / "complete", f"input.path={_small_input(folder)}")
         for repeat in range(arguments.repeats):
@@ -67,6 +77,8 @@ def _run(variant: str, folder: Path, repeat: int) -> dict[str, Any]:
     environ, sets = {}, []
     if variant == "own_process":
         environ = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    elif variant == "llama_cpp":
+        sets = [f"model.path={folder / 'model.gguf'}", "engine.name=llama_cpp"]
     elif variant.startswith("compiled"):
         cache = folder / (f"cache-{repeat}" if variant == "compiled_cold" else "cache")
         environ = {
@@ -75,6 +87,12 @@ def _run(variant: str, folder: Path, repeat: int) -> dict[str, Any]:
         }
         sets = ['engine.options={"enforce_eager": false}']
     return _start(folder / f"{variant}-{repeat}", *sets, limit=NUM_ROWS, environ=environ)
+
+
+def _quantize(file: Path) -> None:
+    model = str(ROOT / "jobs" / "demo" / "model")
+    command = ["quantize", model, str(file), "--method", "gguf", "--type", "f32"]
+    subprocess.run([sys.executable, "-m", "batchinfer", *command], check=True, capture_output=True)
 
 
 def _small_input(folder: Path) -> Path:

@@ -25,7 +25,7 @@ from batchinfer.errors import ConfigError, Stopped
 from batchinfer.model import ModelFacts, has_chat_template
 from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.runner.factory import engine_spec, model_of
-from batchinfer.runner.one_prompt import OneRow, find_row, with_text
+from batchinfer.runner.one_prompt import OneRow, find_row, for_one, with_text
 from batchinfer.runner.stream import Stream
 from batchinfer.tasks import task_of
 
@@ -58,7 +58,7 @@ def try_job(source: JobSource, options: TryOptions) -> None:
         model = model_of(job)
         for note in model.warnings:
             logger.warning("%s", note)
-        spec = engine_spec(job, model)
+        spec = engine_spec(for_one(job), model)
         kind = engine_kind(job.engine.name)
         kind.check_fit(spec)
         kind.prepare(spec)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32
 from ctypes import c_void_p as pointer
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,10 @@ def library() -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # before it ends the process it starts gdb
     try:
-        import xllamacpp
-
-        loaded = ctypes.CDLL(str(Path(xllamacpp.__file__).with_name("xllamacpp.abi3.so")))
+        # Its classes are not needed: without them a start is 0.02 s shorter, and so is each probe.
+        package = find_spec(PACKAGE)
+        assert package is not None and package.origin is not None, "installation_fault has seen it"
+        loaded = ctypes.CDLL(str(Path(package.origin).with_name("xllamacpp.abi3.so")))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments

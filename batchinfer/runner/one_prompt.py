@@ -62,6 +62,16 @@ def with_text(job: Job, text: str, *, is_chat: bool) -> tuple[Job, OneRow]:
     return _with_prompt(job, changed), OneRow("", 0, pa.table({_COLUMN: [text]}))
 
 
+def for_one(job: Job) -> Job:
+    """The job with an engine for one request at a time, unless it says how many: what the others
+    would be kept in takes memory, and time to be made ready.
+    """
+    if job.engine.max_num_seqs != "auto":
+        return job
+    engine = job.engine.model_copy(update={"max_num_seqs": 1})
+    return job.model_copy(update={"engine": engine})
+
+
 def with_conversation(job: Job) -> Job:
     """The job with prompts that are conversations, see `row_of`; its chat template stays."""
     settings: dict[str, Any] = {"messages_column": _COLUMN, "on_too_long": job.prompt.on_too_long}

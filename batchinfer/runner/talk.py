@@ -15,7 +15,7 @@ from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.prompt import RowPrompter
 from batchinfer.runner.factory import engine_spec, model_of
-from batchinfer.runner.one_prompt import opening, row_of, with_conversation
+from batchinfer.runner.one_prompt import for_one, opening, row_of, with_conversation
 from batchinfer.runner.stream import Stream
 from batchinfer.tasks import task_of
 
@@ -109,7 +109,7 @@ class Talk:
 
 def _checked(job: Job) -> EngineSpec:
     """What the engine is built from, with conversations as prompts."""
-    spec = engine_spec(with_conversation(job), model_of(job))
+    spec = engine_spec(for_one(with_conversation(job)), model_of(job))
     engine_kind(job.engine.name).check_fit(spec)
     return spec
 

@@ -103,12 +103,20 @@ def test_sampling_changes_without_loading_the_model_again(talk: Talk, loads: Loa
     assert talk.prompter.limit.max_tokens == 2045
 
 
+def test_the_engine_is_for_one_question_at_a_time(talk: Talk, loads: Loads) -> None:
+    """Room for others is memory, and time before the first answer."""
+    assert loads.specs[0].job.engine.max_num_seqs == 1
+    assert talk.change(settings(engine={"max_num_seqs": 2}))
+    assert loads.specs[1].job.engine.max_num_seqs == 2
+
+
 @pytest.mark.parametrize(
     "sections",
     [
         {"model": {"quantization": "fp32"}},
         {"engine": {"max_num_seqs": 2}},
         {"sampling": {"seed": 1, "temperature": 1.0}},
+        {"sampling": {"reasoning_parser": "deepseek_r1"}},
     ],
 )
 def test_what_the_engine_is_built_from_loads_it_again(
