@@ -78,7 +78,8 @@ def nearest_keys(
     siblings = difflib.get_close_matches(name.lower(), model.model_fields, n=1)
     if siblings:
         return [prefix + siblings[0]]
-    last_names = {key.rpartition(".")[2]: key for key in elsewhere}
+    deepest_first = sorted(elsewhere, key=lambda key: -key.count("."))  # the last one counts
+    last_names = {key.rpartition(".")[2]: key for key in deepest_first}
     found = difflib.get_close_matches(name.lower(), last_names, n=1, cutoff=0.8)
     return [last_names[found[0]]] if found else []
 
