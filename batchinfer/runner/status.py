@@ -19,7 +19,7 @@ from batchinfer.runner.host import Host
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.runner.spent import Spent
-from batchinfer.telemetry import UNKNOWN_TASK, Counters, Outcome, status_record
+from batchinfer.telemetry import UNKNOWN_TASK, Counters, Outcome, Tallied, status_record
 from batchinfer.verdict import Setup, Verdict, judge
 
 
@@ -37,6 +37,7 @@ class Status:
         self._admitted: InFlight | None = None
         self._setup: Setup | None = None
         self._spent: Spent | None = None
+        self._of_replicas: tuple[Setup, Tallied] | None = None
         self._is_engine_dead = False
         self._is_final = False
         self._lock = threading.Lock()
@@ -55,8 +56,14 @@ class Status:
         self._admitted = admitted
         self._setup = setup
 
+    def replicas_stand(self, setup: Setup, tallied: Tallied) -> None:
+        """What the engines of other processes did so far, together."""
+        self._of_replicas = setup, tallied
+
     def verdict(self) -> Verdict | None:
         """On what the run did so far. None: no step yet."""
+        if self._of_replicas is not None:
+            return verdict_of(self._host.counters, *self._of_replicas)
         return None if self._setup is None else verdict_of(self._host.counters, self._setup)
 
     def read_meters(self, devices: Sequence[int] | None = None) -> None:
@@ -145,14 +152,16 @@ class Status:
         )
 
 
-def verdict_of(counters: Counters, setup: Setup) -> Verdict | None:
-    """On what an engine with this setup did so far. None: no step yet."""
-    snapshot, tally = counters.snapshot(), counters.tally
+def verdict_of(counters: Counters, setup: Setup, tallied: Tallied | None = None) -> Verdict | None:
+    """On what an engine with this setup did so far; or on what several alike did (`tallied`), whose
+    shares are means. None: no step yet.
+    """
+    tallied = tallied or counters.tally.so_far()
     return judge(
-        tally.steps(),
-        tally.tokens,
+        tallied.steps,
+        tallied.tokens,
         setup,
-        tokens_per_s=snapshot.mean_tokens_per_s,
-        host_s=tally.host_s,
-        stalled_s=snapshot.stalled_s,
+        tokens_per_s=counters.snapshot().mean_tokens_per_s,
+        host_s=tallied.host_s,
+        stalled_s=tallied.stalled_s,
     )

@@ -12,7 +12,7 @@ from batchinfer.telemetry.startup import StartUp
 from batchinfer.telemetry.status import describe, status_record
 from batchinfer.telemetry.stdio import Stdio
 from batchinfer.telemetry.sums import Sums
-from batchinfer.telemetry.tally import Steps, Tally, Tokens
+from batchinfer.telemetry.tally import Steps, Tallied, Tally, Tokens
 
 __all__ = [
     "UNKNOWN_TASK",
@@ -27,6 +27,7 @@ __all__ = [
     "Stdio",
     "Steps",
     "Sums",
+    "Tallied",
     "Tally",
     "Tokens",
     "Warnings",

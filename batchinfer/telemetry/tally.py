@@ -6,7 +6,8 @@ microsecond here and a request less, whatever it holds; nothing is counted for e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 #: full: as many sequences, or tokens, as a step may have. short: more were given to the engine than
@@ -50,6 +51,9 @@ class Tokens:
     completion_context: int = 0  # summed over the tokens of completions but the last, which is
     # never read, so that a request decodes one step less than it has tokens
 
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
     @property
     def computed(self) -> int:
         return self.prompt + self.decoded
@@ -60,12 +64,31 @@ class Tokens:
         return max(0, self.completion - self.num_requests)
 
 
+@dataclass(frozen=True, slots=True)
+class Tallied:
+    """What a tally had at a moment: of one engine, or of several together."""
+
+    steps: Sequence[Steps] = ()
+    tokens: Tokens = field(default_factory=Tokens)
+    host_s: float = 0.0  # between steps, without what was waited for
+    stalled_s: float = 0.0  # between steps, for input or storage
+
+    def __add__(self, other: Tallied) -> Tallied:
+        return Tallied(
+            [*self.steps, *other.steps],
+            self.tokens + other.tokens,
+            self.host_s + other.host_s,
+            self.stalled_s + other.stalled_s,
+        )
+
+
 class Tally:
     """See the module."""
 
     def __init__(self) -> None:
         self.tokens = Tokens()
-        self.host_s = 0.0  # between steps, without waiting for input or storage
+        self.host_s = 0.0  # see `Tallied`
+        self.stalled_s = 0.0
         self._steps: dict[tuple[Kind, int, int], Steps] = {}
         self._few: dict[int, Steps] = {}  # whether more rows come is not known yet
         self._ended_s: float | None = None
@@ -94,6 +117,7 @@ class Tally:
         if self._ended_s is not None:
             self.host_s += max(0.0, begun_s - self._ended_s - stalled_s)
         self._ended_s = ended_s
+        self.stalled_s += stalled_s
         size = _bucket(running)
         if is_few:
             steps = self._few.get(size)
@@ -131,6 +155,11 @@ class Tally:
         tokens.completion += completion
         tokens.prompt_context += computed * cached + computed * (computed + 1) // 2
         tokens.completion_context += decoded * prompt + decoded * (decoded + 1) // 2
+
+    def so_far(self) -> Tallied:
+        """Not changed by what comes."""
+        steps = [replace(steps) for steps in self.steps()]
+        return Tallied(steps, replace(self.tokens), self.host_s, self.stalled_s)
 
     def steps(self) -> list[Steps]:
         """Of this moment."""

@@ -74,6 +74,10 @@ def test_two_replicas_give_the_rows_of_one_device(
     computed = [line for line in ended.stderr.splitlines() if " computed rows=" in line]
     assert len(computed) == 2
     assert not [line for line in computed if "rows=0" in line], "each had its share"
+    verdict = ended.result["verdict"]
+    assert verdict["device"] == "2 x none"
+    assert verdict["tokens_per_s"] == ended.result["completion_tokens_per_s"]
+    assert 0 <= verdict["host"] < 1
 
 
 def test_a_replica_that_is_killed_is_replaced_and_the_other_goes_on(

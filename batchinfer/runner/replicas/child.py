@@ -50,6 +50,7 @@ from batchinfer.runner.replicas.messages import (
     Said,
     ShardFinished,
     ShardPlace,
+    Stands,
     Started,
     StopNow,
 )
@@ -148,6 +149,11 @@ class Replica:
         """Say once more how it stands."""
         self._is_over.set()
         self._line.send(Beat(self._host.counters.sums(), []))
+        self._tell_tally()
+
+    def _tell_tally(self) -> None:
+        if self._setup is not None:
+            self._line.send(Stands(self._setup, self._host.counters.tally.so_far()))
 
     def _session(self) -> Session:
         order, stop = self._order, self._host.stop
@@ -224,6 +230,8 @@ class Replica:
             num_beats += 1
             names = self._names() if num_beats % _NAMES_EVERY == 0 else None
             self._line.send(Beat(self._host.counters.sums(), names))
+            if names is not None:
+                self._tell_tally()
 
     def _names(self) -> Sequence[str]:
         return self._admitted.in_flight() if self._admitted is not None else []

@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 
 from batchinfer.engine.base import Placement
-from batchinfer.errors import (
-    EngineDied,
-    RepeatedDeath,
-    TransientError,
-)
-from batchinfer.runner.compute import Computed, Pulse, Standing
+from batchinfer.errors import EngineDied, RepeatedDeath, TransientError
+from batchinfer.runner.compute import Computed, Pulse
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import with_weights
 from batchinfer.runner.host import Host
@@ -33,12 +29,15 @@ from batchinfer.runner.replicas.messages import (
     Order,
     Ready,
     Said,
+    Stands,
     StopNow,
 )
 from batchinfer.runner.replicas.process import ReplicaProcess
 from batchinfer.runner.replicas.slot import Slot, error_of
+from batchinfer.runner.replicas.standings import Standings
 from batchinfer.runner.replicas.work import Work
 from batchinfer.runner.session import Session
+from batchinfer.runner.status import Status
 from batchinfer.telemetry.logs import LOGGER_NAME
 
 logger = logging.getLogger("batchinfer.runner")
@@ -58,7 +57,7 @@ _SEQUENCES = 1_000_000_000
 def compute_on_replicas(
     session: Session,
     host: Host,
-    status: Standing,
+    status: Status,
     heartbeat: Pulse,
     placements: Sequence[Placement],
 ) -> Computed:
@@ -74,7 +73,7 @@ class _Fleet:
         self,
         session: Session,
         host: Host,
-        status: Standing,
+        status: Status,
         heartbeat: Pulse,
         placements: Sequence[Placement],
     ) -> None:
@@ -91,6 +90,7 @@ class _Fleet:
         self._is_limited = False
         self._has_durable = False
         self._was_ready = False  # whether any replica was
+        self._standings = Standings()
 
     def run(self) -> Computed:
         host, session = self._host, self._session
@@ -105,13 +105,15 @@ class _Fleet:
         except BaseException as caught:  # replicas make durable what they have before it goes on
             error = caught
         self._wind_up(error)
-        self._tell_spent()
+        self._tell()
         end(self._causes(error))
         if what_kills := self._work.what_kills():
             raise RepeatedDeath(what_kills)
         return Computed(self._work.finished, self._is_limited)
 
-    def _tell_spent(self) -> None:
+    def _tell(self) -> None:
+        if (verdict := self._status.verdict()) is not None:
+            logger.info("%s", verdict)
         self._status.read_meters([gpu for slot in self._slots for gpu in slot.placement.gpus])
         if (spent := self._status.spent()) is not None:
             logger.info("%s", spent["text"])
@@ -309,6 +311,9 @@ class _Fleet:
                     slot.in_flight = message.in_flight
                 if message.sums.num_steps and self._host.startup.total_s is None:
                     self._host.startup.end()
+            case Stands():
+                together = self._standings.hear(slot.label, slot.num_starts, message)
+                self._status.replicas_stand(*together)
             case Ready():
                 slot.is_ready = self._was_ready = True
                 self._dispatch.ready(slot.number, message.max_in_flight)

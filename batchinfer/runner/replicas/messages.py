@@ -17,7 +17,8 @@ from batchinfer.ledger.lease import Proof
 from batchinfer.model import ModelFacts
 from batchinfer.runner.options import RunOptions
 from batchinfer.source import Fingerprint
-from batchinfer.telemetry import Sums
+from batchinfer.telemetry import Sums, Tallied
+from batchinfer.verdict import Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,14 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
+class Stands:
+    """What its engine did so far, and what that is judged by; now and then."""
+
+    setup: Setup
+    tallied: Tallied
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A log record of ours."""
 
@@ -171,4 +180,4 @@ class Ended:
 
 
 OfPiece = Started | Read | Durable | PieceEnded | ShardFinished | PieceFailed
-FromReplica = Ask | Ready | Beat | Said | Ended | OfPiece
+FromReplica = Ask | Ready | Beat | Stands | Said | Ended | OfPiece
