@@ -4,11 +4,7 @@ writing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
-import numpy as np
-import pyarrow as pa
 
 from batchinfer.cli.common import ExaminedJob, accept, look_at
 from batchinfer.cli.source import JobSource
@@ -22,13 +18,9 @@ from batchinfer.quantization import (
     kv_cache_why_not,
     record_of,
 )
+from batchinfer.runner.all_ids import look_at_ids
 from batchinfer.runner.first_rows import check_first_rows
-from batchinfer.source import ShardReader, cast_column, plain_type, type_for_polars, with_valid_text
 
-if TYPE_CHECKING:
-    import polars as pl
-
-_MAX_SHOWN_IDS = 20
 _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside
 
 
@@ -73,7 +65,7 @@ def validate_job(source: JobSource, *, ids: bool) -> None:
             raise InputError(
                 "--ids needs input.id_column; without it the id is shard and row number"
             )
-        _validate_ids(looked, column)
+        _show_ids(looked, column)
 
 
 def check_job(job: Job, job_path: str | None, title: str) -> ExaminedJob:
@@ -99,63 +91,15 @@ def check_job(job: Job, job_path: str | None, title: str) -> ExaminedJob:
     return looked
 
 
-def _validate_ids(looked: ExaminedJob, column: str) -> None:
-    """Nulls and duplicates of the id column. Memory: 8 bytes a row (a hash of each id)."""
-    hashes = []
-    num_nulls = 0
-    for shard in looked.shards:
-        with ShardReader(shard, [column], None) as reader:
-            for block in reader.blocks(0, reader.num_rows):
-                values = _comparable(block.table.column(column), looked.carried)
-                num_nulls += values.null_count()
-                hashes.append(values.drop_nulls().hash().to_numpy())
-    if not hashes:
+def _show_ids(looked: ExaminedJob, column: str) -> None:
+    found = look_at_ids(looked.shards, column, looked.carried)
+    if found is None:
         return
-    unique, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    repeated = unique[counts > 1]
-    click.echo(f"ids      {num_nulls:,} null, {len(repeated):,} values that occur more than once")
-    for text in _places_of(looked, column, repeated):
+    repeated = f"{found.num_repeated:,} values that occur more than once"
+    click.echo(f"ids      {found.num_nulls:,} null, {repeated}")
+    for text in found.places:
         click.echo(f"         {text}")
-    if num_nulls or len(repeated):
+    if found.num_nulls or found.num_repeated:
         click.echo(
             "         results stay unambiguous by (shard, row); the ids alone do not identify a row"
         )
-
-
-def _comparable(ids: pa.ChunkedArray, carried: pa.Schema | None) -> pl.Series:
-    """Ids in the type that all shards have in common, where polars knows it, else as text."""
-    import polars as pl
-
-    kind = plain_type(carried.field("id").type) if carried is not None else ids.type
-    try:
-        values = cast_column(ids, kind)
-        is_text = pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
-        values = cast_column(values, pa.string() if is_text else type_for_polars(kind))
-        return pl.Series(with_valid_text(values)[0])
-    except (
-        ValueError,
-        pa.ArrowException,
-        pl.exceptions.PolarsError,
-        pl.exceptions.PanicException,
-    ) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--ids: ids of the type {kind} cannot be compared: {reason}") from None
-
-
-def _places_of(looked: ExaminedJob, column: str, repeated: np.ndarray) -> list[str]:
-    """The first places of repeated ids, as "shard:row id"."""
-    places: list[str] = []
-    if not len(repeated):
-        return places
-    for shard in looked.shards:
-        with ShardReader(shard, [column], None) as reader:
-            for block in reader.blocks(0, reader.num_rows):
-                values = _comparable(block.table.column(column), looked.carried)
-                is_repeated = (
-                    np.isin(values.hash().to_numpy(), repeated) & values.is_not_null().to_numpy()
-                )
-                for index in np.flatnonzero(is_repeated).tolist():
-                    places.append(f"{shard.name}:{int(block.rows[index])} {values[index]!r}")
-                    if len(places) == _MAX_SHOWN_IDS:
-                        return [*places, "…"]
-    return places

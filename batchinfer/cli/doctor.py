@@ -4,13 +4,9 @@ missing.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import click
 
@@ -33,6 +29,7 @@ from batchinfer.quantization import (
 )
 from batchinfer.runner.start import list_input, open_output
 from batchinfer.storage import Store, open_store
+from batchinfer.storage.probe import problem_of
 
 
 def examine(job_path: str | None, url: str | None) -> None:
@@ -110,45 +107,15 @@ def show_kv_caches(machine: Machine) -> None:
 
 
 def _store(what: str, store: Store) -> str | None:
-    """Write, read back, list and delete; then whether create-if-absent can be relied on."""
-    key = f"_batchinfer/leases/doctor-{uuid.uuid4().hex[:8]}"
     try:
-        with _traceless(store, key):
-            store.put(key, b"doctor")
-            is_same = store.read(key) == b"doctor"
-            is_listed = any(info.key == key for info in store.list(key))
-            store.delete([key])
-            has_create = store.supports_create(key)
+        problem = problem_of(store, f"_batchinfer/leases/doctor-{uuid.uuid4().hex[:8]}")
     except BatchInferError as error:
-        _line("store", f"{what}: {error}", ok=False)
-        return "store"
-    if not (is_same and is_listed):
-        _line("store", f"{what}: does not give back what was written", ok=False)
-        return "store"
-    if not has_create:
-        _line("store", f"{what}: no conditional create; needs output.single_writer: true", ok=False)
+        problem = str(error)
+    if problem is not None:
+        _line("store", f"{what}: {problem}", ok=False)
         return "store"
     _line("store", f"{what}: write, read, list, delete and conditional create work")
     return None
-
-
-@contextmanager
-def _traceless(store: Store, key: str) -> Iterator[None]:
-    """A check leaves no file, and of a file system's folders none that it made on the way there:
-    a mistyped URL would be a folder from then on, and the next check would find it writable.
-    """
-    above = Path(store.url_of(key)).parents if store.is_local else ()
-    missing = [folder for folder in above if not os.path.lexists(folder)]
-    try:
-        yield
-    except BatchInferError:
-        with suppress(BatchInferError):  # what failed first is reported
-            store.delete([key])
-        raise
-    finally:
-        for folder in missing:  # deepest first
-            with suppress(OSError):  # not made, or somebody else has put something there
-                folder.rmdir()
 
 
 def _job(path: str) -> list[str | None]:

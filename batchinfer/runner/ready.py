@@ -1,9 +1,17 @@
 """What is between the reader and the engine: chunks in, work items in order of admission out.
 
-Chunks gather in a buffer; a full one is put in order (`plan_buffer`) while the one before it is
-worked off. Must not know: where work comes from or goes to. Invariants: work comes out exactly
-once; `put` blocks the reader, `take` never waits, but puts a buffer in order itself (milliseconds)
-when none is; at most one buffer is being worked off, one is in order, one is being filled.
+Chunks gather in a buffer, which goes from left to right, at most one in each place:
+
+    put ──► filling ──► being planned ──► planned ──► current ──► take
+
+- filling → being planned: by `put`, in the reader's thread, if a chunk does not fit any more and
+  nothing is planned; by `take`, in the engine's, if it has worked off all else (then what is there
+  is enough: an idle engine costs more than a worse order). `plan_buffer` runs outside the lock.
+- being planned → planned: when it is in order. Until then the engine takes nothing of `filling`.
+- planned → current: by `take`, once the one before it is worked off; its prompts are released.
+
+Must not know: where work comes from or goes to. Invariants: work comes out exactly once; `put`
+blocks the reader, `take` never waits, but plans a buffer itself (milliseconds) when none is.
 """
 
 from __future__ import annotations
