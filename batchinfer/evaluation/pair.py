@@ -121,7 +121,7 @@ def _side(output: Output, price_per_hour: float | None) -> Side:
         price = price_per_hour / 3600 / speed * 1e6
     return Side(
         output=output.url,
-        model=str(output.job["model"]["path"]),
+        model=str((output.job.get("model") or {}).get("path")),
         quantization=str(output.model.get("quantization")),
         tokens_per_s=speed,
         price_per_million_tokens=price,

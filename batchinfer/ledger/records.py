@@ -10,7 +10,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from types import UnionType
+from typing import Any, NoReturn
 
 from batchinfer.config import Job
 from batchinfer.config.section import Section
@@ -25,15 +27,24 @@ def to_json(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-#: What each kind of record has at least, with its type: whoever reads one may rely on that.
+#: What each kind of record has at least, with its type: whoever reads one may rely on that. Where
+#: null may stand, records of other versions may have nothing.
+_INT = int | None
+_NUMBER = int | float | None
 _JOB = {"digest": str, "window_rows": int, "first_run": int, "job": dict, "ingredients": dict}
 _SUCCESS = dict.fromkeys(["rows", "rows_failed", "prompt_tokens", "shards"], int) | {"digest": str}
 _RUN = {"input": list, "options": dict}
-_STATUS = dict.fromkeys(["state", "slice", "phase", "updated_at"], str) | {
+_STATUS: Mapping[str, type | UnionType] = dict.fromkeys(
+    ["state", "slice", "phase", "updated_at"], str
+) | {
     "run": int,
     "holder": dict,
     "rows_done_at_start": int,
     "rows_durable": int,
+    "rows_failed": _INT,
+    "rows_total": _INT,
+    "tokens_per_s": _NUMBER,
+    "eta_s": _NUMBER,
 }
 
 
@@ -73,7 +84,12 @@ def read_run(store: Store, key: str) -> dict[str, Any] | None:
 
 def read_status(store: Store, key: str) -> dict[str, Any] | None:
     """As `read_job`, of a run's status."""
-    return read_json(store, key, _STATUS)
+    record = read_json(store, key, _STATUS)
+    if record is not None and not (
+        _is_time(record["updated_at"]) and {"host", "pid"} <= record["holder"].keys()
+    ):
+        raise _damaged(store, key)
+    return record
 
 
 def require_job(store: Store) -> dict[str, Any]:
@@ -94,7 +110,7 @@ def newest_statuses(store: Store) -> list[dict[str, Any]]:
 
 
 def read_json(
-    store: Store, key: str, fields: Mapping[str, type] | None = None
+    store: Store, key: str, fields: Mapping[str, type | UnionType] | None = None
 ) -> dict[str, Any] | None:
     """A record, None if it is not there. Raises ConfigError if it is not JSON with the fields."""
     try:
@@ -102,14 +118,26 @@ def read_json(
     except FileNotFoundError:
         return None
     try:
-        record = json.loads(raw)
-    except ValueError:
+        record = json.loads(raw, parse_constant=_no_number)
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
         raise _damaged(store, key)
     if not all(isinstance(record.get(name), kind) for name, kind in (fields or {}).items()):
         raise _damaged(store, key)
     return record
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")  # and could not be written again
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _damaged(store: Store, key: str) -> ConfigError:
@@ -121,8 +149,17 @@ def _damaged(store: Store, key: str) -> ConfigError:
 
 def _has_sections(job: Mapping[str, Any]) -> bool:
     """Whether what it has of a job is of the form of one: readers take sections out of it."""
-    return isinstance(job.get("task", ""), str) and all(
-        isinstance(job.get(name) or {}, Mapping) for name in _SECTIONS
+    sections = {name: job.get(name) or {} for name in _SECTIONS}
+    if not isinstance(job.get("task", ""), str):
+        return False
+    if not all(isinstance(section, Mapping) for section in sections.values()):
+        return False
+    kept = sections["input"].get("keep_columns") or []
+    return (
+        isinstance(sections["model"].get("path", ""), str)
+        and isinstance(sections["engine"].get("options") or {}, Mapping)
+        and isinstance(kept, list)
+        and all(isinstance(name, str) for name in kept)
     )
 
 
@@ -135,6 +172,7 @@ def is_job_record(record: Mapping[str, Any]) -> bool:
         and isinstance(ingredients, Mapping)
         and "schema_version" in ingredients
         and isinstance(ingredients.get("model"), Mapping)
+        and isinstance(ingredients.get("settings", {}), Mapping)
     )
 
 
@@ -196,8 +234,10 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 def fingerprint_from(record: Any) -> Fingerprint | None:
     """Read from its compact form; None if that is damaged."""
-    is_whole = isinstance(record, list) and len(record) == 5
-    return Fingerprint(*record) if is_whole else None
+    kinds = (str, int, str, int, str)
+    is_whole = isinstance(record, list) and len(record) == len(kinds)
+    is_whole = is_whole and all(map(isinstance, record, kinds))
+    return Fingerprint(*record) if is_whole and min(record[1], record[3]) >= 0 else None
 
 
 def fingerprint_record(fingerprint: Fingerprint) -> list[Any]:

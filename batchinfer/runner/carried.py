@@ -135,7 +135,7 @@ def recorded_schema(record: Mapping[str, Any]) -> pa.Schema | None:
 def _from_text(text: str) -> pa.Schema:
     try:
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
-    except (pa.ArrowException, OSError, binascii.Error) as error:
+    except (pa.ArrowException, OSError, TypeError, binascii.Error) as error:
         raise ConfigError(
             f"job.json of the output is damaged: {RECORD_KEY} cannot be read ({error}). Remove it "
             "and start again: results are kept, and its content is recovered from them"

@@ -75,8 +75,9 @@ def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | No
     words += [_liveness(record, now_s, is_dead_here) + ",", _rows(record)]
     if record["state"] == "running" and is_dead_here is not True:
         words += _speed(record)
-    told = [record[name]["text"] for name in ("verdict", "spent") if record.get(name)]
-    return "\n  ".join([" ".join(words), *told])
+    told = (record.get(name) for name in ("verdict", "spent"))
+    texts = [str(found.get("text", "")) for found in told if isinstance(found, Mapping)]
+    return "\n  ".join([" ".join(words), *filter(None, texts)])
 
 
 def is_probably_dead(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> bool:
@@ -106,15 +107,16 @@ def _liveness(record: Mapping[str, Any], now_s: float, is_dead_here: bool | None
 
 def _rows(record: Mapping[str, Any]) -> str:
     rows_done = record["rows_done_at_start"] + record["rows_durable"]
-    total = "" if record["rows_total"] is None else f" of {record['rows_total']:,}"
-    failed = f" ({record['rows_failed']:,} failed)" if record["rows_failed"] else ""
+    num_rows, num_failed = record.get("rows_total"), record.get("rows_failed")
+    total = "" if num_rows is None else f" of {num_rows:,}"
+    failed = f" ({num_failed:,} failed)" if num_failed else ""
     return f"{rows_done:,}{total} rows durable{failed}"
 
 
 def _speed(record: Mapping[str, Any]) -> list[str]:
     words = []
-    if record["tokens_per_s"]:
-        words.append(f"at {record['tokens_per_s']:,.0f} tokens/s")
-    if record["eta_s"] is not None:
-        words.append(f"ETA about {timedelta(seconds=round(record['eta_s']))}")
+    if speed := record.get("tokens_per_s"):
+        words.append(f"at {speed:,.0f} tokens/s")
+    if (eta_s := record.get("eta_s")) is not None and eta_s < timedelta.max.total_seconds():
+        words.append(f"ETA about {timedelta(seconds=round(eta_s))}")
     return words

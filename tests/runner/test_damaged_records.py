@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from batchinfer.cli.app import cli
-from batchinfer.errors import ConfigError
+from batchinfer.errors import BatchInferError, ConfigError
 from batchinfer.runner import RunOptions
 from tests.support.in_process import run_here
 from tests.support.jobs import Place, job, results, rows, write_job
@@ -87,3 +89,51 @@ def test_strange_names_among_the_records_are_not_run_numbers(folder: Place, path
             (strange / name).touch()
     assert run_here(path).code == 0
     assert results(folder).height == 40
+
+
+#: One value of a record, and what was put there by hand.
+VALUES: list[tuple[str, list[str | int], Any]] = [
+    ("job.json", ["job", "model", "save_mode_gib"], float("nan")),
+    ("job.json", ["job", "model", "path"], 1),
+    ("job.json", ["job", "engine", "options"], "x"),
+    ("job.json", ["job", "input", "keep_columns"], [1.5]),
+    ("job.json", ["ingredients", "settings"], "x"),
+    ("job.json", ["carried_schema"], [1]),
+    ("runs/0001.json", ["input", 0, 0], [1]),
+    ("runs/0001.json", ["input", 1, 3], "x"),
+    ("runs/0001.json", ["input", 1, 3], -1),
+    ("status/0001.json", ["updated_at"], "2026-13-45T99:99"),
+    ("status/0001.json", ["holder"], {"host": "x"}),
+    ("status/0001.json", ["rows_total"], "x"),
+    ("status/0001.json", ["eta_s"], 1e300),
+    ("status/0001.json", ["verdict"], {"text": {}}),
+    ("status/0001.json", ["spent"], "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value"), VALUES, ids=str)
+def test_a_value_changed_by_hand_is_taken_or_named_by_every_command(
+    folder: Place, path: Path, name: str, place: list[str | int], value: Any
+) -> None:
+    record = Path(folder.url("out", "_batchinfer", name))
+    content = at = json.loads(record.read_text())
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    record.write_text(json.dumps(content))
+    out = folder.url("out")
+    for command in (["status", out], ["show", out], ["validate", str(path)], ["plan", str(path)]):
+        ended = CliRunner().invoke(cli, command)
+        known = isinstance(ended.exception, BatchInferError | None)
+        assert known or ended.exit_code == 0, (command, ended.exception)
+    assert run_here(path).code in (0, 2)
+
+
+def test_a_status_of_another_version_is_shown_as_far_as_it_goes(folder: Place, path: Path) -> None:
+    record = Path(folder.url("out", "_batchinfer", "status", "0001.json"))
+    content = json.loads(record.read_text())
+    for name in ("rows_total", "rows_failed", "tokens_per_s", "eta_s", "verdict", "spent"):
+        content.pop(name, None)
+    record.write_text(json.dumps(content | {"state": "running"}))
+    shown = CliRunner().invoke(cli, ["status", folder.url("out")], catch_exceptions=False)
+    assert " rows durable" in shown.stdout
