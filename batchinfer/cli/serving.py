@@ -24,7 +24,7 @@ from batchinfer.cli.places import explained_places
 from batchinfer.cli.source import JobSource
 from batchinfer.errors import BatchInferError, ConfigError, Stopped, exit_code_of
 from batchinfer.runner.shortage import shortages
-from batchinfer.serving import Address, Order, ServerProcess, bind, let_go, prepare
+from batchinfer.serving import Address, ServerOrder, ServerProcess, bind, let_go, prepare
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.telemetry import Logs, ServerOutcome, Stdio
 
@@ -87,7 +87,7 @@ class ServeProcess:
             log = folder / "server.log"
             self._stdio.redirect(log)
             logger.info("loading the model; the server's log is %s", log)
-            order = Order(
+            order = ServerOrder(
                 spec=service.spec,
                 socket_fd=bound.fileno(),
                 folder=str(folder),

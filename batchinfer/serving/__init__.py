@@ -5,7 +5,7 @@ The engine's kind says how it serves (`ServingKind`). Must not know: click, any 
 """
 
 from batchinfer.serving.address import Address, bind, let_go
-from batchinfer.serving.order import Order, Service, prepare
+from batchinfer.serving.order import ServerOrder, Service, prepare
 from batchinfer.serving.process import ServerProcess
 
-__all__ = ["Address", "Order", "ServerProcess", "Service", "bind", "let_go", "prepare"]
+__all__ = ["Address", "ServerOrder", "ServerProcess", "Service", "bind", "let_go", "prepare"]

@@ -1,8 +1,8 @@
-"""The process of a server, `python -m batchinfer.serving.child`: it reads an `Order` from stdin.
+"""The process of a server, `python -m batchinfer.serving.child`: reads a `ServerOrder` from stdin.
 
-What ends it is told in `report.json` of its folder: (name of the error's class, message, its code),
-or the number of requests that were cut off. Invariant: it never outlives its parent. Must not know:
-signals but the one that stops a server, any engine.
+What ends it is written to `report.json` in its folder: (name of the error's class, message, its
+code), or the number of requests that were cut off. Invariant: it never outlives its parent. Must
+not know: signals but the one that stops a server, any engine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import BatchInferError, exit_code_of
 from batchinfer.runner.factory import with_weights
 from batchinfer.runner.shortage import shortages
-from batchinfer.serving.order import REPORT, Order
+from batchinfer.serving.order import REPORT, ServerOrder
 from batchinfer.signals import end_with
 from batchinfer.telemetry.logs import HumanFormatter
 
@@ -32,7 +32,7 @@ _SERVER_PID = "BATCHINFER_SERVER_PID"
 
 def main() -> NoReturn:
     """Serve, and end the process: 0 after a drain, else the code of the error."""
-    order: Order = pickle.load(sys.stdin.buffer)
+    order: ServerOrder = pickle.load(sys.stdin.buffer)
     end_with(order.parent_pid)
     os.environ[_SERVER_PID] = str(os.getpid())
     handler = logging.StreamHandler(sys.stderr)
@@ -58,7 +58,7 @@ def main() -> NoReturn:
     os._exit(code)  # its engine's processes end with it
 
 
-def serve(order: Order) -> int:
+def serve(order: ServerOrder) -> int:
     """Raises what `ServingKind.serve` raises, and ConfigError for a chat template that is none."""
     kind = engine_kind(order.spec.job.engine.name)
     assert isinstance(kind, ServingKind), "prepare has refused it"

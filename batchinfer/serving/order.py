@@ -28,7 +28,7 @@ _OF_CHATS = ("chat_template", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ServerOrder:
     """All that a server's process is told. Pickled: both are the same program.
 
     `socket_fd`: a descriptor that it inherits. `folder`: of this server alone.

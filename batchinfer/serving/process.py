@@ -20,7 +20,7 @@ from pathlib import Path
 from batchinfer import errors
 from batchinfer.errors import BatchInferError, EngineDied
 from batchinfer.serving.address import Address
-from batchinfer.serving.order import REPORT, Order
+from batchinfer.serving.order import REPORT, ServerOrder
 
 #: After the requests were given their time: for the engine to end.
 _END_S = 5.0
@@ -34,7 +34,7 @@ class ServerProcess:
     #: What Python runs as the process.
     module = "batchinfer.serving.child"
 
-    def __init__(self, order: Order, address: Address) -> None:
+    def __init__(self, order: ServerOrder, address: Address) -> None:
         """Start it. Its streams are ours."""
         self._order = order
         self._address = address

@@ -9,15 +9,15 @@ from batchinfer.verdict.measured import Measure, peaks_of
 from batchinfer.verdict.peaks import Peaks
 from batchinfer.verdict.setup import Setup, setup_of
 from batchinfer.verdict.verdict import Lever, Verdict
-from batchinfer.verdict.work import Work, work_of
+from batchinfer.verdict.work import ModelWork, work_of
 
 __all__ = [
     "Lever",
     "Measure",
+    "ModelWork",
     "Peaks",
     "Setup",
     "Verdict",
-    "Work",
     "judge",
     "peaks_of",
     "setup_of",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from batchinfer.telemetry.tally import FULL_SHARE, Kind, Steps, Tokens
 from batchinfer.verdict.setup import Setup
 from batchinfer.verdict.verdict import Bound, Lever, Verdict
-from batchinfer.verdict.work import Work
+from batchinfer.verdict.work import ModelWork
 
 #: Steps that take longer than their roof by more than this are bound by something else. On an H200
 #: vLLM reached 33 % to 60 % where they were full, and 5 % with a model of some megabytes.
@@ -80,7 +80,7 @@ class _Run:
     held: float  # mean tokens of a decoding sequence, that its KV cache holds
     seconds: float
 
-    def roof(self, stretch: _Stretch, work: Work | None = None) -> _Roof:
+    def roof(self, stretch: _Stretch, work: ModelWork | None = None) -> _Roof:
         """Nothing where work or peaks are unknown. `work`: another one."""
         work, peaks = work or self.setup.work, self.setup.peaks
         if work is None or peaks is None:
@@ -275,7 +275,7 @@ def _levers(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float | None]]:
     yield from _wider(run, bound)
 
 
-def _saved(run: _Run, work: Work, *, room_factor: float) -> float:
+def _saved(run: _Run, work: ModelWork, *, room_factor: float) -> float:
     """By another roof; steps that were short of room run more sequences."""
     saved_s = 0.0
     for stretch in run.stretches:
@@ -287,7 +287,7 @@ def _saved(run: _Run, work: Work, *, room_factor: float) -> float:
     return saved_s
 
 
-def _more_memory(run: _Run, work: Work) -> Iterator[tuple[Lever, float]]:
+def _more_memory(run: _Run, work: ModelWork) -> Iterator[tuple[Lever, float]]:
     setup = run.setup
     share, kv_tokens = setup.utilization, setup.kv_tokens
     if not share or not kv_tokens or not work.kv_bytes or share >= _MOST_UTILIZATION - 0.005:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from batchinfer.engine.base import EngineFacts
 from batchinfer.model import ModelFacts
 from batchinfer.verdict.peaks import Peaks, Precision
-from batchinfer.verdict.work import Work, work_of
+from batchinfer.verdict.work import ModelWork, work_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Setup:
     width: int  # most sequences of a step
     max_step_tokens: int
     kv_tokens: int | None  # room of the KV cache
-    work: Work | None
+    work: ModelWork | None
     peaks: Peaks | None
     num_devices: int = 1
     can_fp8_weights: bool = False

@@ -15,7 +15,7 @@ from batchinfer.verdict.peaks import Precision
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ModelWork:
     """Of the whole model, on however many devices."""
 
     token_flops: float  # of a token in the linear layers
@@ -30,7 +30,7 @@ class Work:
 
 def work_of(
     model: ModelFacts, *, linear: Precision | None = None, has_all_logits: bool = False
-) -> Work | None:
+) -> ModelWork | None:
     """None where the sizes do not tell: latent attention, or nothing known of the shape.
 
     `linear`: what the products of linear layers are made in, if the engine says.
@@ -47,7 +47,7 @@ def work_of(
         weights = model.needs.weights - (0 if shape.is_tied else output * dtype_bytes)
     attends = shape.caches_all_tokens
     queries = shape.num_heads * shape.head_size
-    return Work(
+    return ModelWork(
         token_flops=2.0 * num_linear,
         logits_flops=2.0 * output,
         context_flops=4.0 * shape.num_layers * queries if attends else 0.0,

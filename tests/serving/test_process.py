@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchinfer.config import Job
-from batchinfer.serving import Address, Order, ServerProcess, bind, prepare
+from batchinfer.serving import Address, ServerOrder, ServerProcess, bind, prepare
 from batchinfer.serving import process as process_module
 from tests.support.jobs import Place, job
 
@@ -23,7 +23,7 @@ def test_a_server_that_ignores_its_end_is_killed(
     monkeypatch.setenv("FAKE_SERVER", json.dumps({"is_deaf": True}))
     spec = prepare(Job.model_validate(job(Place(str(tmp_path))))).spec
     with bind("127.0.0.1", 0) as bound:
-        order = Order(
+        order = ServerOrder(
             spec=spec,
             socket_fd=bound.fileno(),
             folder=str(tmp_path),

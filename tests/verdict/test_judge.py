@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from batchinfer.telemetry import Steps, Tally, Tokens
-from batchinfer.verdict import Peaks, Setup, Verdict, Work, judge, peaks_of
+from batchinfer.verdict import ModelWork, Peaks, Setup, Verdict, judge, peaks_of
 
 H200 = peaks_of("NVIDIA H200", "bfloat16", None)
-LLAMA_8B = Work(
+LLAMA_8B = ModelWork(
     token_flops=14e9,
     logits_flops=1.05e9,
     context_flops=4.0 * 32 * 4096,
