@@ -45,7 +45,7 @@ def _explanation(lost: list[str], job_path: str | None) -> str:
 def _relative(job: Job) -> list[str]:
     """What is read from this machine and given by a relative path."""
     model = job.model
-    paths = [*job.input.path, model.path, model.tokenizer, model.lora]
+    paths = [*job.input.path, model.path, model.tokenizer, model.lora, *model.adapters.values()]
     return [
         path for path in paths if path and "://" not in path and not path.startswith(("/", "~"))
     ]

@@ -88,6 +88,12 @@ class Job(Section):
                     self._check_window(getattr(own, own.samples_key), f"{name}.{own.samples_key}")
         return self
 
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Job:
+        if self.sampling.per_row.lora is not None and not self.model.adapters:
+            raise key_error("sampling.per_row.lora", "rows name adapters of model.adapters: set it")
+        return self
+
     def _check_window(self, num_samples: int, key: str) -> None:
         num_results = self.packing.window_rows * num_samples
         if num_results > _MAX_WINDOW_RESULTS:

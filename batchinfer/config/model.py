@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from batchinfer.config.precision import AnyDtype, AnyKvCacheDtype, Dtype, Fallback, Quantization
 from batchinfer.config.section import Section, decides_results, key_error
-from batchinfer.config.values import MAX_COUNT, LocalOrHub, Text, Tuple
+from batchinfer.config.values import MAX_COUNT, LocalOrHub, NamedPaths, Text, Tuple
 
 _DTYPE_OF_QUANTIZATION: dict[str, Dtype] = {
     "fp32": "float32",
@@ -64,6 +64,13 @@ class ModelSettings(Section):
     lora: LocalOrHub | None = Field(
         default=None,
         description="Folder or hub name of a LoRA adapter that every row is computed with.",
+        json_schema_extra=decides_results("content"),
+    )
+    adapters: NamedPaths = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="LoRA adapters that rows name (sampling.per_row.lora): name to folder or hub "
+        "name.",
         json_schema_extra=decides_results("content"),
     )
     max_model_len: int | None = Field(

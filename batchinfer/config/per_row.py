@@ -109,6 +109,12 @@ class PerRowSettings(Section):
         json_schema_extra=reads_column("string", "a grammar for the row's completion"),
     )
 
+    lora: Text | None = Field(
+        default=None,
+        description="Column of names of model.adapters.",
+        json_schema_extra=reads_column("string", "the adapter that the row is computed with"),
+    )
+
     @property
     def columns(self) -> dict[str, str]:
         """Setting -> column, of those that are given."""
@@ -128,3 +134,4 @@ class OwnSampling:
 
     sampling: SamplingSettings  # without `per_row`
     seed: int | None = None  # the row's; None: what follows from `sampling.seed`
+    lora: str | None = None  # one of `model.adapters`; None: `model.lora`, if there is one

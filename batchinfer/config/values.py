@@ -77,6 +77,20 @@ def _frozen_mapping(value: object) -> Mapping[str, Any]:
     return frozen
 
 
+def _named_paths(value: object) -> Mapping[str, str]:
+    """Names -> folders or hub names."""
+    named = _frozen_mapping(value)
+    for name, path in named.items():
+        _slug(name)
+        if not isinstance(path, str):
+            raise ValueError(f"{name}: must be a folder or a hub name, got {shown(path)}")
+        try:
+            _local_or_hub(path)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return named
+
+
 def _list_to_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -246,6 +260,12 @@ ShareOrAuto = Annotated[
     WithJsonSchema(
         {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}
     ),
+]
+NamedPaths = Annotated[
+    Mapping[str, str],
+    PlainValidator(_named_paths),
+    PlainSerializer(thaw),
+    WithJsonSchema({"type": "object", "additionalProperties": _TEXT_SCHEMA}),
 ]
 FrozenMapping = Annotated[
     Mapping[str, Any],

@@ -7,7 +7,7 @@ and what that takes of memory. Must not know: engines, torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class ModelFacts:
     engine_quantization: str | None = None  # the engine's argument; None: as the checkpoint says
     made_by: str | None = None  # method by which a quantized checkpoint has to be made of it first
     lora: Lora | None = None
+    adapters: Mapping[str, Lora] = field(default_factory=dict)  # those that rows name
     needs: Needs | None = None  # of memory; None where the weights are unknown
     shape: Shape | None = None
 
@@ -85,6 +86,13 @@ def read_model(
     if adapter is not None:
         check_beside(choice.name, machine)
         digest |= adapter.digest
+    adapters = {
+        name: read_lora(path, folder.weights.tensors, machine, f"model.adapters.{name}")
+        for name, path in model.adapters.items()
+    }
+    for name, found in adapters.items():
+        check_beside(choice.name, machine)
+        digest |= {f"adapters/{name}/{file}": value for file, value in found.digest.items()}
     kv_per_token = kv_bytes_per_token(folder.shape, choice.dtype, kv_cache_dtype)
     length = context_length(
         model.max_model_len, folder.config, folder.text, folder.tokenizer_path, notes
@@ -105,6 +113,7 @@ def read_model(
         engine_quantization=choice.engine_quantization,
         made_by=choice.made_by,
         lora=adapter,
+        adapters=adapters,
         needs=_needs(model, folder, choice, kv_per_token, machine),
         shape=folder.shape,
     )

@@ -43,14 +43,16 @@ class Lora:
     digest: Mapping[str, str]
 
 
-def read_lora(path: str, base: Mapping[str, Tensor], machine: Machine) -> Lora:
+def read_lora(
+    path: str, base: Mapping[str, Tensor], machine: Machine, key: str = "model.lora"
+) -> Lora:
     """Facts of the adapter at `path`, for a model with the tensors of `base` (empty: unknown) on
-    the machine's engine.
+    the machine's engine. `key`: what names it in the job.
 
     Raises ConfigError.
     """
-    folder = resolve_folder(path, "model.lora", None)
-    config = read_json(folder / CONFIG_NAME, "model.lora: an adapter folder needs it")
+    folder = resolve_folder(path, key, None)
+    config = read_json(folder / CONFIG_NAME, f"{key}: an adapter folder needs it")
     support = support_of(machine)
     if (why := support.why_no_adapter(config)) is not None:
         raise ConfigError(f"{folder / CONFIG_NAME}: {why}")

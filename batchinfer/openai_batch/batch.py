@@ -169,7 +169,8 @@ class Batch:
             "model": dict(model.digest),
             "context": model.max_model_len,
             "served model name": sorted(names),
+            "model.adapters": sorted(job.model.adapters),
             "chat template": self._chat_template,
             "sampling.max_tokens": max_tokens,
         }
-        return Source(made_of, names, sampling, max_tokens, self._chat_template)
+        return Source(made_of, names, job.model.adapters, sampling, max_tokens, self._chat_template)

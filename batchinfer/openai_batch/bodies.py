@@ -89,9 +89,14 @@ class Asked:
     returns_token_ids: bool = False
 
 
-def asked_of(line: Line, sampling: SamplingSettings, models: Collection[str]) -> Asked:
-    """`sampling`: what holds where a line does not say it; `models`: names of the model. Raises
-    LineError.
+def asked_of(
+    line: Line,
+    sampling: SamplingSettings,
+    models: Collection[str],
+    adapters: Collection[str] = (),
+) -> Asked:
+    """`sampling`: what holds where a line does not say it; `models`: names of the model, and
+    `adapters` of it with one of its adapters. Raises LineError.
     """
     if line.url not in (CHAT, COMPLETIONS):
         raise LineError(
@@ -99,10 +104,10 @@ def asked_of(line: Line, sampling: SamplingSettings, models: Collection[str]) ->
         )
     body = {key: value for key, value in line.body.items() if value is not None}
     model = _typed(body, "model", str, "text")
-    if model is not None and model not in models:
+    if model is not None and model not in models and model not in adapters:
+        known = ", ".join(sorted({*models, *adapters}))
         raise LineError(
-            f"the model {model!r} does not exist: this run has {', '.join(sorted(models))} "
-            "(--served-model-name)",
+            f"the model {model!r} does not exist: this run has {known} (--served-model-name)",
             "model_not_found",
             "model",
             404,
@@ -114,6 +119,8 @@ def asked_of(line: Line, sampling: SamplingSettings, models: Collection[str]) ->
     for key, value in body.items():
         _refuse(key, value)
     check_sampling(sampling, asked.own)
+    if model in adapters:
+        asked.own["lora"] = model
     return asked
 
 

@@ -49,6 +49,7 @@ _OWN_TYPES: Mapping[str, pa.DataType] = {
     "regex": pa.string(),
     "choice": pa.list_(pa.string()),
     "grammar": pa.string(),
+    "lora": pa.string(),
 }
 SCHEMA = pa.schema(
     {
@@ -88,6 +89,7 @@ class Source:
 
     made_of: Mapping[str, Any]
     models: Collection[str]
+    adapters: Collection[str]
     sampling: SamplingSettings
     max_tokens: int | None  # where a line does not say it; None: OpenAI's
     chat_template: str | None
@@ -148,7 +150,7 @@ def _rows(
             taken.append((line, line.refusal))
             continue
         try:
-            taken.append((line, asked_of(line, source.sampling, source.models)))
+            taken.append((line, asked_of(line, source.sampling, source.models, source.adapters)))
         except LineError as error:
             taken.append((line, error.refusal))
     tokens = prompts.tokens([asked for _, asked in taken if isinstance(asked, Asked)])

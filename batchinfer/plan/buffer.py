@@ -82,7 +82,24 @@ def plan_buffer(chunks: Sequence[Chunk], order: str) -> Buffer:
     if order == "length":
         longest_first = by_length(expected[rows])
         rows = rows[longest_first[np.argsort(chunk_of[rows[longest_first]], kind="stable")]]
+    rows = rows[_by_adapter(chunks, rows)]
     return Buffer(chunks, chunk_of[rows], index_of[rows], order, num_prompt_tokens, shared)
+
+
+def _by_adapter(
+    chunks: Sequence[Chunk], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64] | slice:
+    """Rows of one adapter next to each other, else as they are: an engine has room for few at once,
+    and one that has to wait for room holds up nothing else then.
+    """
+    of_chunks = [chunk.adapters() for chunk in chunks]
+    if not any(of_chunks):
+        return slice(None)
+    sizes = [len(chunk.rows) for chunk in chunks]
+    named = [name for of, size in zip(of_chunks, sizes, strict=True) for name in of or [""] * size]
+    _, numbers = np.unique(np.array(named), return_inverse=True)
+    order: npt.NDArray[np.int64] = np.argsort(numbers[rows], kind="stable")
+    return order
 
 
 def _concatenated(

@@ -7,7 +7,7 @@ without a request.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,6 +134,12 @@ class Chunk:
         own = [0 if own is None else own.sampling.max_tokens for own in self.own]
         return num_tokens + np.array(own, np.int64)
 
+    def adapters(self) -> list[str]:
+        """The name of each row's adapter, "" for the job's own; none where no row has one. [n]"""
+        if self.own is None or not any(one is not None and one.lora for one in self.own):
+            return []
+        return ["" if one is None or one.lora is None else one.lora for one in self.own]
+
     def release_prompts(self) -> None:
         """Forget the token ids: everything was requested, but results may be long in coming."""
         self.token_ids = np.empty(0, np.int32)
@@ -171,10 +177,13 @@ def own_bytes(own: npt.NDArray[np.object_] | None) -> int:
     return int(own.nbytes) + _SAMPLING_BYTES * len(ways)
 
 
-def _repeatable_ways(own: npt.NDArray[np.object_] | None) -> list[int] | None:
-    """For each row which way of sampling it has, if that always takes the likeliest token, else -1:
-    equal prompts have equal results only if they are sampled alike.
+def _repeatable_ways(own: npt.NDArray[np.object_] | None) -> list[Hashable] | None:
+    """For each row how it is computed, if that always takes the likeliest token, else None: equal
+    prompts have equal results only if they are computed alike.
     """
     if own is None:
         return None
-    return [id(one.sampling) if one is not None and one.sampling.is_greedy else -1 for one in own]
+    return [
+        (id(one.sampling), one.lora) if one is not None and one.sampling.is_greedy else None
+        for one in own
+    ]

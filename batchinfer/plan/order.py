@@ -7,7 +7,7 @@ the rows it was given, so every row is admitted exactly once whatever the sizes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -201,21 +201,21 @@ def _depth_first(shared: Int64Array, num_tokens: Int64Array) -> Int64Array:
 
 
 def find_duplicates(
-    token_ids: Int32Array, offsets: Int64Array, kinds: Sequence[int] | None = None
+    token_ids: Int32Array, offsets: Int64Array, kinds: Sequence[Hashable] | None = None
 ) -> Int64Array:
     """For each row the index of the first row with the same prompt, -1 where it is the first.
 
-    `kinds`: only rows of one kind are the same, and those of kind -1 never. Empty rows (errors) are
-    nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
+    `kinds`: only rows of one kind are the same, and those of kind None never. Empty rows (errors)
+    are nobody's duplicate. token_ids [offsets[-1]], offsets [n + 1] -> [n]
     """
     num_rows = len(offsets) - 1
     leader = np.full(num_rows, -1, dtype=np.int64)
-    first_by_digest: dict[tuple[bytes, int], int] = {}
+    first_by_digest: dict[tuple[bytes, Hashable], int] = {}
     prompts = memoryview(pa.py_buffer(np.ascontiguousarray(token_ids)))  # bytes, not copied
     starts = (offsets * token_ids.itemsize).tolist()
     for row in range(num_rows):
         kind = 0 if kinds is None else kinds[row]
-        if starts[row] == starts[row + 1] or kind == -1:
+        if starts[row] == starts[row + 1] or kind is None:
             continue
         # Its digest, as the prompt itself may be long.
         digest = hashlib.blake2b(prompts[starts[row] : starts[row + 1]], digest_size=16).digest()

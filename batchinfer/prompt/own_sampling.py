@@ -8,7 +8,7 @@ of that row, and rows that are sampled alike share one object.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +33,16 @@ _SECTION = "sampling.per_row"
 class OwnSamplingPrompter:
     """See `Prompter`, whose place it takes."""
 
-    def __init__(self, prompts: Prompter, sampling: SamplingSettings, max_model_len: int) -> None:
+    def __init__(
+        self,
+        prompts: Prompter,
+        sampling: SamplingSettings,
+        max_model_len: int,
+        adapters: Collection[str] = (),
+    ) -> None:
+        """`adapters`: names of those that rows may be computed with."""
         self._prompts = prompts
+        self._adapters = adapters
         self._sampling = sampling
         self._max_model_len = max_model_len
         self._own_columns = sampling.per_row.columns
@@ -71,17 +79,22 @@ class OwnSamplingPrompter:
         for name, value in given.items():
             if isinstance(value, RowError):
                 return self._error(name, value.message)
-        seed = given.pop("seed", None)
+        seed, lora = given.pop("seed", None), given.pop("lora", None)
+        if lora is not None and lora not in self._adapters:
+            known = ", ".join(sorted(self._adapters))
+            return self._error("lora", f"there is no adapter {lora!r}; model.adapters has {known}")
         key = repr(given)
         if (sampling := self._known.get(key)) is None:
             if len(self._known) >= _MAX_KNOWN:
                 self._known = {}
             sampling = self._known[key] = self._read(given)
-        if isinstance(sampling, RowError) or seed is None:
-            return sampling if isinstance(sampling, RowError) else OwnSampling(sampling)
+        if isinstance(sampling, RowError):
+            return sampling
+        if seed is None:
+            return OwnSampling(sampling, lora=lora)
         if isinstance(seeded := self._read({"seed": seed}), RowError):
             return seeded
-        return OwnSampling(sampling, seeded.seed)
+        return OwnSampling(sampling, seeded.seed, lora)
 
     def _read(self, given: Mapping[str, Any]) -> SamplingSettings | RowError:
         constraints = [name for name in CONSTRAINTS if name in given]
@@ -173,6 +186,7 @@ _TYPES: Mapping[str, _Check] = {
     "regex": _TEXTS,
     "choice": (_is_texts, "lists of texts"),
     "grammar": _TEXTS,
+    "lora": _TEXTS,
 }
 #: How a column's value becomes that of the setting.
 _READ: Mapping[str, Callable[[Any], Any]] = {

@@ -77,10 +77,13 @@ class CompletionAsk(Ask):
     """See `CompletionRequest`."""
 
     seed: int | None = None
-    sampling: SamplingSettings | None = None
+    own: OwnSampling | None = None
 
     def request(self, key: int) -> CompletionRequest:
-        return CompletionRequest(key, self.token_ids, self.seed, sampling=self.sampling)
+        if self.own is None:
+            return CompletionRequest(key, self.token_ids, self.seed)
+        sampling, lora = self.own.sampling, self.own.lora
+        return CompletionRequest(key, self.token_ids, self.seed, sampling=sampling, lora=lora)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +160,14 @@ class Generate:
         )
         if not self.settings.per_row.columns:
             return prompts
-        return OwnSamplingPrompter(prompts, self.settings, model.max_model_len)
+        return OwnSamplingPrompter(
+            prompts, self.settings, model.max_model_len, job.model.adapters.keys()
+        )
 
     def work(self, item: WorkItem, max_model_len: int) -> OneRequest:
         own = item.chunk.own_of(item.index)
-        sampling = None if own is None else own.sampling
-        return OneRequest(
-            CompletionAsk(item.chunk.prompt(item.index), self._seed(item, own), sampling)
-        )
+        seed = self._seed(item, own)
+        return OneRequest(CompletionAsk(item.chunk.prompt(item.index), seed, own))
 
     def _seed(self, item: WorkItem, own: OwnSampling | None) -> int | None:
         if (own.sampling if own is not None else self.settings).is_greedy:

@@ -38,7 +38,7 @@ def setup_of(
     running, num_devices = facts.running, facts.running.num_devices
     is_gpu = facts.device not in ("cpu", "none")
     has_fp8 = is_gpu and peaks is not None and "fp8" in peaks.flops_per_s
-    is_plain = model.quantization == "none" and model.lora is None
+    is_plain = model.quantization == "none" and model.lora is None and not model.adapters
     runs_fp8 = model.needs is None or "fp8" in model.needs.smaller
     return Setup(
         device=facts.device if num_devices == 1 else f"{num_devices} {facts.device}",

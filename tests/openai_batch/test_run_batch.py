@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, Ended, kill, run, start, wait, wait_until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -189,6 +190,17 @@ def test_a_served_name_is_one_that_lines_may_call_the_model(tmp_path: Path) -> N
     assert answer(path, "--served-model-name", "gpt-4o").code == 0
     models = [line["response"]["body"]["model"] for line in read(tmp_path / "out.jsonl")]
     assert models == ["gpt-4o", "model"]
+
+
+def test_a_line_may_ask_for_an_adapter_by_its_name(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", scale=0.0)
+    path = write(tmp_path / "in.jsonl", chat("a", model="french"), chat("b"), chat("c", model="x"))
+    ended = answer(path, "--set", f"model.adapters.french={adapter}")
+    assert ended.code == 0, ended.stderr
+    requests = pl.read_parquet(tmp_path / FOLDER / "requests.parquet")
+    assert requests["own_lora"].to_list() == ["french", None, None]
+    assert read(tmp_path / "out.jsonl")[0]["response"]["body"]["model"] == "french"
+    assert "this run has " in errors(tmp_path)[3][1] and "french" in errors(tmp_path)[3][1]
 
 
 def test_the_same_from_parquet_whether_bodies_are_text_or_structs(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_default_of_a_frozen_setting_never_changes() -> None:
     per_row = (
         "max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty "
         "repetition_penalty stop stop_token_ids seed logprobs ignore_eos json_schema regex choice "
-        "grammar"
+        "grammar lora"
     )
     nones += "".join(f" sampling.per_row.{name}" for name in per_row.split())
     assert deciding_values({}) == dict.fromkeys(nones.split()) | {

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
+from batchinfer.config import OwnSampling, SamplingSettings
+from batchinfer.plan import Chunk, plan_buffer
+from tests.support.adapters import write_adapter
 from tests.support.endings import must_be_untouched, must_fail
 from tests.support.in_process import run_here
 from tests.support.jobs import Place, job, results, rows, run, stable, write_job
@@ -190,3 +194,81 @@ def test_explain_says_which_settings_rows_have_of_their_own(folder: Place, tmp_p
     shown = run(path, command=("explain",)).stdout
     (line,) = [line for line in shown.splitlines() if line.startswith("sampling.max_tokens ")]
     assert line.endswith("job.yaml:18; a row's own from column limit"), line
+
+
+def adapters(folder: Path) -> dict[str, str]:
+    """One that changes nothing, and one that changes a lot."""
+    scales = {"nothing": 0.0, "much": 0.3}
+    return {n: str(write_adapter(folder / n, scale=scale)) for n, scale in scales.items()}
+
+
+def test_adapters_of_rows_stand_together_and_count_in_what_an_output_is(
+    folder: Place, tmp_path: Path
+) -> None:
+    """The fake computes the same with any: only rows of one adapter share a result."""
+    frame = rows(6).with_columns(text=pl.lit("the same"))
+    with_columns(folder, frame, lora=["much", None, "nope", "nothing", "much", None])
+    model = {"adapters": adapters(tmp_path)}
+    settings = job(
+        folder,
+        model=model,
+        sampling={"per_row": {"lora": "lora"}},
+        limits={"max_failed_fraction": 1.0},
+    )
+    path = write_job(tmp_path, settings)
+    ended = run_here(path)
+    assert ended.code == 0, ended.message
+    found = results(folder)
+    assert found["duplicate_of"].to_list() == [None, None, None, None, 0, 1]
+    assert errors(found) == {
+        2: "column 'lora' (sampling.per_row.lora): there is no adapter 'nope'; model.adapters has "
+        "much, nothing"
+    }
+    write_adapter(tmp_path / "other", scale=0.1)
+    settings["model"]["adapters"] = {**model["adapters"], "much": str(tmp_path / "other")}
+    refused = run_here(write_job(tmp_path, settings))
+    assert refused.code == 2 and "model.content.adapters/much/" in refused.message
+    del settings["model"]["adapters"]
+    refused = run_here(write_job(tmp_path, settings))
+    assert refused.code == 2 and "rows name adapters of model.adapters" in refused.message
+
+
+def test_rows_of_one_adapter_are_admitted_together() -> None:
+    names = ["b", None, "a", "b", None, "a"]
+    prompts = [np.arange(5 + number, dtype=np.int32) for number in range(6)]
+    sampling = SamplingSettings()
+    chunk = Chunk.of_prompts(prompts, own=[OwnSampling(sampling, lora=name) for name in names])
+    for order in ("input", "length", "prefix", "auto"):
+        indices = plan_buffer([chunk], order).index_of.tolist()
+        assert [names[index] for index in indices] == [None, None, "a", "a", "b", "b"]
+    assert plan_buffer([chunk], "input").index_of.tolist() == [1, 4, 2, 5, 0, 3]
+
+
+@pytest.mark.real_engine
+@pytest.mark.slow
+def test_a_row_is_computed_with_the_adapter_that_it_names(folder: Place, tmp_path: Path) -> None:
+    """As by a job with that adapter for all rows; side by side in one engine."""
+    names = [None, "nothing", "much"] * 4
+    with_columns(folder, rows(12).with_columns(text=pl.lit("A tool to edit")), lora=names)
+    paths = adapters(tmp_path)
+    model = {"dtype": "float32", "max_model_len": 256}
+    packing = {"deduplicate": False}
+    per_row = job(
+        folder,
+        model=model | {"adapters": paths},
+        sampling={"per_row": {"lora": "lora"}},
+        packing=packing,
+    )
+    ended = run(write_job(tmp_path, per_row), engine="real", timeout_s=300)
+    assert ended.code == 0, ended.stderr
+    plain = job(folder, "much", model=model | {"lora": paths["much"]}, packing=packing)
+    ended = run(write_job(tmp_path, plain), engine="real", timeout_s=300)
+    assert ended.code == 0, ended.stderr
+    told = ["token_ids", "token_logprobs"]
+    found, much = results(folder), results(folder, "much")
+    by_name = {
+        name: found.filter(pl.col("row") % 3 == index) for index, name in enumerate(names[:3])
+    }
+    assert by_name["much"].select(told).equals(much.filter(pl.col("row") % 3 == 2).select(told))
+    assert by_name["nothing"]["token_ids"].equals(by_name[None]["token_ids"])
+    assert not by_name["much"]["token_ids"].equals(by_name[None]["token_ids"])

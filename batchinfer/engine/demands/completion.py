@@ -44,11 +44,14 @@ class CompletionRequest(Request):
     next_token: int | None = None  # the one token to be generated; None: what sampling chooses
     is_streamed: bool = False  # `StreamingEngine.so_far` is asked for it
     sampling: SamplingSettings | None = None  # the request's own; None: the demand's
+    lora: str | None = None  # one of `model.adapters`; None: the job's own adapter, if it has one
 
     def __str__(self) -> str:
         words = [f"{len(self.token_ids)} prompt tokens, seed {self.seed}"]
         if self.next_token is not None:
             words.append(f"next token {self.next_token}")
+        if self.lora is not None:
+            words.append(f"adapter {self.lora}")
         if self.sampling is not None:
             own = self.sampling.model_dump(mode="json", exclude_defaults=True, exclude={"n"})
             words.append(f"sampled by {json.dumps(own, ensure_ascii=False)}")

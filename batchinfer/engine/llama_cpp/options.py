@@ -43,11 +43,12 @@ def check_settings(job: Job) -> None:
             f"model.dtype: {model.dtype}: llama.cpp computes a GGUF file in the types that it is "
             "stored in: leave the key out, or give a file of another type"
         )
-    if model.lora is not None:
-        raise ConfigError(
-            "model.lora: the engine llama_cpp loads no adapters in this version: merge it into the "
-            "model before that is made GGUF, or leave it out"
-        )
+    for key, is_given in (("lora", model.lora is not None), ("adapters", bool(model.adapters))):
+        if is_given:
+            raise ConfigError(
+                f"model.{key}: the engine llama_cpp loads no adapters in this version: merge one "
+                "into the model before that is made GGUF, or leave the key out"
+            )
     for key, is_set in (
         ("model.save_mode", model.save_mode),
         ("model.cpu_offload_gib", model.cpu_offload_gib > 0),

@@ -11,6 +11,9 @@ from typing import Any
 #: What vLLM makes room for.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+#: Adapters of which a step may have rows: each has its memory on the device.
+MAX_LORAS = 8
+
 #: PEFT's ways to begin training that leave the model's own weights as they are.
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 

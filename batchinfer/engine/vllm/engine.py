@@ -13,6 +13,7 @@ import multiprocessing
 from typing import Any
 
 from batchinfer.engine.base import Answer, Demand, Request
+from batchinfer.engine.demands.completion import CompletionRequest
 from batchinfer.engine.hardware import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.counting import ComputedTokens
@@ -101,7 +102,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
         layers = quantized_layers(core, settings)
         engine.facts = with_loaded(engine.facts, settings, layers, warm_up.seconds)
         check_moved(layers, settings.cpu_offload_gib)
-        engine.load_adapter()
+        engine.load_adapters()
         engine.check_requests()
     except BaseException:
         engine.close()
@@ -117,7 +118,7 @@ class VllmEngine:
         self._requests = requests
         self._settings = settings
         self._oom_kills = oom_kills()
-        self._lora_request = _lora_request(settings)
+        self._lora_requests = _lora_requests(settings)
         self._num_in_flight = 0
         self._num_running = 0
         self._so_far: dict[int, Answer] = {}  # of streamed requests, by key
@@ -144,7 +145,8 @@ class VllmEngine:
 
     def add(self, request: Request) -> None:
         params = self._requests.params(request)
-        self._add(str(request.key), request.token_ids.tolist(), params)
+        lora = request.lora if isinstance(request, CompletionRequest) else None
+        self._add(str(request.key), request.token_ids.tolist(), params, lora)
         self._num_in_flight += 1
 
     def step(self) -> list[Answer]:
@@ -191,20 +193,19 @@ class VllmEngine:
         except Exception:
             log.warning("vLLM did not shut down cleanly", exc_info=True)
 
-    def load_adapter(self) -> None:
-        """Load the job's adapter, if it has one. ConfigError if vLLM refuses it.
+    def load_adapters(self) -> None:
+        """Load the job's adapters, if it has any. ConfigError if vLLM refuses one.
 
         It would otherwise be loaded within the first step, where a refusal ends the engine.
         """
-        if self._lora_request is None:
-            return
-        try:
-            self._core.add_lora(self._lora_request)
-        except Exception as error:
-            raise ConfigError(
-                f"vLLM cannot run the adapter {self._lora_request.lora_path} (model.lora): "
-                f"{first_line(error)}"
-            ) from error
+        for adapter in self._lora_requests.values():
+            try:
+                self._core.add_lora(adapter)
+            except Exception as error:
+                raise ConfigError(
+                    f"vLLM cannot run the adapter {adapter.lora_path} ({adapter.lora_name}): "
+                    f"{first_line(error)}"
+                ) from error
 
     def check_requests(self) -> None:
         """Send one request as every row will be sent; ConfigError if vLLM refuses it.
@@ -224,7 +225,9 @@ class VllmEngine:
             finished = [output for output in self._step() if output.finished]
         self._requests.check_trial(finished[0])
 
-    def _add(self, request_id: str, token_ids: list[int], params: Any) -> None:
+    def _add(
+        self, request_id: str, token_ids: list[int], params: Any, lora: str | None = None
+    ) -> None:
         if self._core is None:
             raise EngineDied("the vLLM engine is closed")
         try:
@@ -232,7 +235,7 @@ class VllmEngine:
                 request_id,
                 {"prompt_token_ids": token_ids},
                 params,
-                lora_request=self._lora_request,
+                lora_request=self._lora_requests.get(lora),
             )
         except self._rejections as error:
             self._core.abort_request([request_id])  # in case it was refused half-way
@@ -273,13 +276,18 @@ def begun(demand: Demand, settings: VllmSettings) -> Requests:
     return requests
 
 
-def _lora_request(settings: VllmSettings) -> Any:
-    """What every request names; None without an adapter."""
-    if settings.lora is None:
-        return None
+def _lora_requests(settings: VllmSettings) -> dict[str | None, Any]:
+    """By the name that a request gives, None for those that give none."""
+    if not settings.loras:
+        return {}
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest("model.lora", 1, settings.lora.path)
+    found: dict[str | None, Any] = {}
+    if settings.lora is not None:
+        found[None] = LoRARequest("model.lora", 1, settings.lora.path)
+    for number, (name, lora) in enumerate(settings.adapters.items(), start=2):
+        found[name] = LoRARequest(f"model.adapters.{name}", number, lora.path)
+    return found
 
 
 def _is_in_process(core: Any) -> bool:

@@ -52,6 +52,7 @@ def facts_of(core: Any, settings: VllmSettings) -> EngineFacts:
             "kv_cache_dtype": str(cache.cache_dtype),
             "gpu_memory_utilization": cache.gpu_memory_utilization,
             "lora": settings.lora and settings.lora.path,
+            "adapters": {name: lora.path for name, lora in settings.adapters.items()},
             "save_mode": settings.has_save_mode,
             "options": dict(settings.options),
         },

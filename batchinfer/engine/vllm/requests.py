@@ -6,7 +6,7 @@ Each module of `demands/` has its own as `REQUESTS`. Must not know: any demand.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from batchinfer.engine.base import Answer, Demand, Request
@@ -23,7 +23,7 @@ class Requests(Protocol):
     def problems(self, options: Mapping[str, Any]) -> Iterable[str]:
         """How a job's `engine.options` break what the task promises, and what to do."""
 
-    def arguments(self, lora: Lora | None) -> Mapping[str, Any]:
+    def arguments(self, loras: Sequence[Lora]) -> Mapping[str, Any]:
         """Engine arguments that these requests need. Raises ConfigError for an adapter with which
         vLLM cannot serve them.
         """

@@ -111,9 +111,13 @@ def server_arguments(
     overridden = dict(engine.get("override_generation_config") or {})
     engine["override_generation_config"] = overridden | generation_config(job.sampling)
     name = serving.model_name
-    if settings.lora is not None:
-        arguments.lora_modules = [_first(_MODELS).LoRAModulePath(name, settings.lora.path)]
-        name = base_name(settings.model_path, name)
+    if settings.loras:
+        module_path = _first(_MODELS).LoRAModulePath
+        named = [(other, lora.path) for other, lora in settings.adapters.items()]
+        if settings.lora is not None:
+            named.insert(0, (name, settings.lora.path))
+            name = base_name(settings.model_path, name)
+        arguments.lora_modules = [module_path(*one) for one in named]
     engine.setdefault("served_model_name", [name])
     if isinstance(engine["served_model_name"], str):
         engine["served_model_name"] = [engine["served_model_name"]]

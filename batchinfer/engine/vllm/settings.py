@@ -5,6 +5,7 @@ Must not know: vLLM's own names for arguments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,8 @@ class VllmSettings:
     quantization: str | None = None  # vLLM's name for it; None: as the checkpoint says
     is_quantized: bool = True  # if vLLM takes a name: whether layers have to be
     kv_cache_dtype: str = "auto"
-    lora: Lora | None = None  # an adapter that every request uses
+    lora: Lora | None = None  # an adapter that every request uses, unless it names another
+    adapters: Mapping[str, Lora] = field(default_factory=dict)  # those that requests name
     has_save_mode: bool = False  # KV blocks without room on the GPU go to the host
     save_mode_gib: float | None = None
     cpu_offload_gib: float = 0.0  # of weights, for each GPU
@@ -41,6 +43,11 @@ class VllmSettings:
     gpu_memory_utilization: float | None = None  # None: what other processes leave
     needs: Needs | None = None  # the estimate that advice is made of
     options: dict[str, Any] = field(default_factory=dict)  # vLLM's engine arguments by name
+
+    @property
+    def loras(self) -> list[Lora]:
+        """All adapters."""
+        return [*([self.lora] if self.lora is not None else []), *self.adapters.values()]
 
     @property
     def requests(self) -> Requests:
@@ -65,6 +72,7 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
         is_quantized=model.quantization != "none",
         kv_cache_dtype=job.model.kv_cache_dtype,
         lora=model.lora,
+        adapters=model.adapters,
         has_save_mode=job.model.save_mode,
         save_mode_gib=job.model.save_mode_gib,
         cpu_offload_gib=job.model.cpu_offload_gib,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from batchinfer.engine.hardware import GIB, available_memory_bytes
-from batchinfer.engine.vllm.adapters import RANKS
+from batchinfer.engine.vllm.adapters import MAX_LORAS, RANKS
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
 from batchinfer.engine.vllm.machine import this_machine
@@ -153,12 +154,12 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "gpu_memory_utilization": utilization(settings, is_cpu=is_cpu),
         "disable_log_stats": False,
         "worker_extension_cls": EXTENSION,
-        **requests.arguments(settings.lora),
+        **requests.arguments(settings.loras),
     }
     for plugin in plugins(settings.quantization):
         arguments |= plugin.arguments
-    if settings.lora is not None:
-        arguments |= _lora_arguments(settings.lora)
+    if settings.loras:
+        arguments |= _lora_arguments(settings.loras)
     if settings.has_save_mode:
         arguments["kv_offloading_size"] = _save_mode_gib(settings)
     if settings.cpu_offload_gib:
@@ -192,17 +193,20 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     return arguments
 
 
-def _lora_arguments(lora: Lora) -> dict[str, Any]:
-    """Only the layers that the adapter changes are made ready for one.
+def _lora_arguments(loras: Sequence[Lora]) -> dict[str, Any]:
+    """Only the layers that the adapters change are made ready for one.
 
     Beside speed: where the output layer is, vLLM cannot compute prompt logprobs.
     """
     arguments: dict[str, Any] = {
         "enable_lora": True,
-        "max_lora_rank": next(rank for rank in RANKS if rank >= lora.rank),
+        "max_lora_rank": next(rank for rank in RANKS if rank >= max(lo.rank for lo in loras)),
+        "max_loras": min(len(loras), MAX_LORAS),
+        "max_cpu_loras": max(len(loras), MAX_LORAS),
     }
-    if "lora_target_modules" in argument_names() and "experts" not in lora.modules:
-        arguments["lora_target_modules"] = list(lora.modules)
+    modules = sorted({module for lora in loras for module in lora.modules})
+    if "lora_target_modules" in argument_names() and "experts" not in modules:
+        arguments["lora_target_modules"] = modules
     return arguments
 
 

@@ -7,7 +7,7 @@ seed and a token that is set beforehand differ. Must not know: how an engine is 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -86,9 +86,10 @@ class CompletionRequests:
                 "not go together: vLLM's would be wrong. Remove one of them"
             )
 
-    def arguments(self, lora: Lora | None) -> Mapping[str, Any]:
+    def arguments(self, loras: Sequence[Lora]) -> Mapping[str, Any]:
         """Where the output layer has an adapter, vLLM cannot compute prompt logprobs."""
-        if self._sampling.prompt_logprobs and lora is not None and "lm_head" in lora.modules:
+        lora = next((lora for lora in loras if "lm_head" in lora.modules), None)
+        if self._sampling.prompt_logprobs and lora is not None:
             raise ConfigError(
                 f"vLLM cannot compute {self.demand.prompt_logprobs_key} with an adapter of "
                 f"lm_head, such as {lora.path} (model.lora): remove one of them"
