@@ -123,7 +123,7 @@ def main() -> None:
     for shape in (*SHAPES, *of_grid(GRID_LOG)):
         lengths, model = shape.lengths(), model_of(shape)
         facts = facts_of(shape, model)
-        setup = setup_of(facts, model, peaks_of(CARD, model.dtype, None))
+        setup = setup_of(facts, model, peaks_of(CARD, model.dtype, None, "vllm"))
         seconds = float(lengths.completion.sum()) / shape.tokens_per_s
         found, roof = (foreseen(lengths, facts, setup, s) for s in (seconds, None))
         assert found is not None and roof is not None

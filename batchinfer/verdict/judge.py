@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from batchinfer.telemetry.tally import FULL_SHARE, Kind, Steps, Tokens
+from batchinfer.verdict.overhead import Sized, step_overhead
 from batchinfer.verdict.setup import Setup
 from batchinfer.verdict.verdict import Bound, Lever, Verdict
 from batchinfer.verdict.work import ModelWork
 
-#: Steps that take longer than their roof by more than this are bound by something else. On an H200
-#: vLLM reached 33 % to 60 % where they were full, and 5 % with a model of some megabytes.
+#: Where steps are too much alike to tell what they cost whatever they hold: those that reach less
+#: of their roof are bound by that. On an H200 an 8B model's full steps reached 33 % to 61 %.
 _LEAST_SHARE = 0.2
 #: Measured where steps of 513 to 1,024 sequences got graphs: H200, an 8B model in 16 bits, warm.
 _GRAPH_GAIN = 0.09
@@ -79,6 +80,7 @@ class _Run:
     context: float  # mean of a computed token
     held: float  # mean tokens of a decoding sequence, that its KV cache holds
     seconds: float
+    overhead_s: float | None = None  # of a step whatever it holds; None: not to be told
 
     def roof(self, stretch: _Stretch, work: ModelWork | None = None) -> _Roof:
         """Nothing where work or peaks are unknown. `work`: another one."""
@@ -133,7 +135,7 @@ def judge(
     lost["input"] += stalled_s
     bound: Bound = max(lost, key=lost.__getitem__)
     if useful_s >= lost[bound]:
-        bound = _of_full_steps(roof, in_steps_s) if is_known else "unknown"
+        bound = _of_full_steps(run, roof, in_steps_s)
     num_steps = sum(s.num_steps for s in run.stretches)
     mean_held = sum(s.running for s in run.stretches) / num_steps * run.held
     tail_s = sum(s.seconds for s in run.stretches if s.kind == "tail")
@@ -149,7 +151,7 @@ def judge(
         host=host_s / run.seconds,
         waiting=stalled_s / run.seconds,
         tail=tail_s / run.seconds,
-        lever=_best(run, _levers(run, bound)),
+        lever=_best(run, _levers(run)),
     )
 
 
@@ -191,7 +193,9 @@ def _run_of(steps: Sequence[Steps], tokens: Tokens, setup: Setup, seconds: float
                 seconds=s.seconds,
             )
         )
-    return _Run(stretches, setup, tokens.num_requests, context, held, seconds)
+    run = _Run(stretches, setup, tokens.num_requests, context, held, seconds)
+    sized = [Sized(s.num_steps, run.roof(s).seconds or s.tokens, s.seconds) for s in stretches]
+    return replace(run, overhead_s=step_overhead(sized))
 
 
 def _all(setup: Setup, steps: Steps) -> float:
@@ -199,28 +203,36 @@ def _all(setup: Setup, steps: Steps) -> float:
 
 
 def _lost(run: _Run) -> dict[Bound, float]:
-    """Seconds of steps with few sequences that full ones would have saved.
-
-    Where rows waited for the KV cache, only what the roof says: wide steps also cost more beside
-    it. Where there were none, a step's own cost too.
+    """Seconds of steps with few sequences that full ones would have saved: of what each step costs
+    whatever it holds, and of the roof, in proportion.
     """
     lost: dict[Bound, float] = {"tail": 0.0, "KV room": 0.0, "input": 0.0}
     names: dict[Kind, Bound] = {"tail": "tail", "short": "KV room", "starved": "input"}
     for stretch in run.stretches:
         if (name := names.get(stretch.kind)) is None or not stretch.running:
             continue
-        factor = run.setup.width * stretch.num_steps / stretch.running
-        roof, full = run.roof(stretch), run.roof(stretch.widened(factor))
-        saved_s = roof.seconds - full.seconds
-        if name != "KV room" or run.setup.work is None:
-            saved_s += max(0.0, stretch.seconds - roof.seconds) * (1 - 1 / max(1.0, factor))
-        lost[name] += min(stretch.seconds, saved_s)
+        factor = max(1.0, run.setup.width * stretch.num_steps / stretch.running)
+        roof_s = run.roof(stretch).seconds
+        full_s = run.roof(stretch.widened(factor)).seconds
+        if run.overhead_s is not None:
+            fixed_s = min(stretch.seconds, run.overhead_s * stretch.num_steps)
+        else:  # what is above the roof may be that, or may grow with what a step holds
+            fixed_s = 0.0 if name == "KV room" else max(0.0, stretch.seconds - roof_s)
+        of_roof = 1 - full_s / roof_s if roof_s else 0.0
+        lost[name] += fixed_s * (1 - 1 / factor) + (stretch.seconds - fixed_s) * of_roof
     return lost
 
 
-def _of_full_steps(roof: _Roof, in_steps_s: float) -> Bound:
-    if roof.seconds < _LEAST_SHARE * in_steps_s:
+def _of_full_steps(run: _Run, roof: _Roof, in_steps_s: float) -> Bound:
+    if run.overhead_s is not None:
+        num_steps = sum(stretch.num_steps for stretch in run.stretches)
+        is_overhead = run.overhead_s * num_steps > in_steps_s / 2
+    else:
+        is_overhead = 0 < roof.seconds < _LEAST_SHARE * in_steps_s
+    if is_overhead:
         return "step overhead"
+    if not roof.seconds:
+        return "unknown"
     return "compute" if roof.by_compute >= roof.by_bandwidth else "memory bandwidth"
 
 
@@ -236,7 +248,7 @@ def _best(run: _Run, levers: Iterator[tuple[Lever, float | None]]) -> Lever | No
     return best
 
 
-def _levers(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float | None]]:
+def _levers(run: _Run) -> Iterator[tuple[Lever, float | None]]:
     """Settings that could be otherwise, with the seconds that they would save; None: not known."""
     setup, work = run.setup, run.setup.work
     if setup.is_eager:
@@ -251,6 +263,7 @@ def _levers(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float | None]]:
             ),
             beyond_s * (1 - 1 / (1 + _GRAPH_GAIN)),
         )
+    yield from _wider(run)
     if work is None or setup.peaks is None:
         return
     if setup.can_fp8_kv and work.kv_bytes:
@@ -272,7 +285,6 @@ def _levers(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float | None]]:
         lever = Lever("model.quantization", "fp8", None, changes_tokens=True)
         yield lever, _saved(run, smaller, room_factor=room)
     yield from _more_memory(run, work)
-    yield from _wider(run, bound)
 
 
 def _saved(run: _Run, work: ModelWork, *, room_factor: float) -> float:
@@ -298,7 +310,7 @@ def _more_memory(run: _Run, work: ModelWork) -> Iterator[tuple[Lever, float]]:
     yield lever, _saved(run, work, room_factor=factor)
 
 
-def _wider(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float]]:
+def _wider(run: _Run) -> Iterator[tuple[Lever, float]]:
     """Twice the sequences, as far as rows and KV cache go, in steps that had as many as may be."""
     setup = run.setup
     width = min(2.0 * setup.width, run.num_requests)
@@ -314,6 +326,5 @@ def _wider(run: _Run, bound: Bound) -> Iterator[tuple[Lever, float]]:
         after = stretch.widened(width / setup.width)
         roof = run.roof(stretch).seconds
         saved_s += roof - run.roof(after).seconds
-        if bound == "step overhead":
-            saved_s += max(0.0, stretch.seconds - roof) * (1 - setup.width / width)
+        saved_s += (run.overhead_s or 0.0) * (stretch.num_steps - after.num_steps)
     yield Lever("engine.max_num_seqs", width, None, changes_tokens=False), saved_s

@@ -24,11 +24,14 @@ logger = logging.getLogger("batchinfer.verdict")
 Measure = Callable[[], tuple[float, float] | None]
 
 
-def peaks_of(device: str, dtype: str, measure: Measure | None) -> Peaks | None:
-    """From the table, from an earlier measurement, or from `measure`; None: unknown."""
+def peaks_of(device: str, dtype: str, measure: Measure | None, engine: str) -> Peaks | None:
+    """From the table, from an earlier measurement, or from `measure`; None: unknown.
+
+    `engine`: whose library measures; what another's reaches says nothing of it.
+    """
     if (found := peaks_of_card(device)) is not None:
         return found
-    what = {"device": cpu_name() if device == "cpu" else device, "dtype": dtype}
+    what = {"device": cpu_name() if device == "cpu" else device, "dtype": dtype, "engine": engine}
     path = _path(what)
     numbers = _read(path, what)
     if numbers is None and measure is not None:

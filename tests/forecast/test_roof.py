@@ -28,7 +28,7 @@ BF16 = next(shape for shape in SHAPES if shape.name.startswith("128 / 512"))
 def setup(kv_dtype: str = "auto") -> tuple[EngineFacts, Setup]:
     shape = replace(BF16, kv_dtype=kv_dtype)
     facts, model = facts_of(shape, model_of(shape)), model_of(shape)
-    return facts, setup_of(facts, model, peaks_of("NVIDIA H200", "bfloat16", None))
+    return facts, setup_of(facts, model, peaks_of("NVIDIA H200", "bfloat16", None, "vllm"))
 
 
 def roof(prompt: int, completion: int, kv_dtype: str = "auto") -> Verdict:
@@ -64,7 +64,7 @@ def test_the_roof_is_above_all_that_was_measured() -> None:
     for shape in SHAPES:
         model = model_of(shape)
         facts = facts_of(shape, model)
-        judged = setup_of(facts, model, peaks_of(facts.device, facts.dtype, None))
+        judged = setup_of(facts, model, peaks_of(facts.device, facts.dtype, None, "vllm"))
         lengths = shape.lengths()
         found = roof_of(lengths.prompt, 4096, int(lengths.completion.max()), facts, judged)
         assert found is not None

@@ -133,20 +133,20 @@ def test_kernels_say_what_is_multiplied() -> None:
         kv_cache_tokens=100_000,
         running=Running(kernels=("CutlassFP8ScaledMMLinearKernel",)),
     )
-    peaks = peaks_of("NVIDIA H200", "bfloat16", None)
+    peaks = peaks_of("NVIDIA H200", "bfloat16", None, "vllm")
     assert setup_of(facts, model("compressed-tensors"), peaks).work.linear == "fp8"
     facts = replace(facts, running=Running(kernels=("MacheteLinearKernel",)))
     assert setup_of(facts, model("int4"), peaks).work.linear == "16 bit"
 
 
 def test_two_cards_can_do_twice_as_much() -> None:
-    peaks = peaks_of("NVIDIA L4", "bfloat16", None)
+    peaks = peaks_of("NVIDIA L4", "bfloat16", None, "vllm")
     assert peaks.times(2).bytes_per_s == 600e9
 
 
 def test_a_variant_of_a_card_is_another_card() -> None:
     for name in ("NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090 D", "NVIDIA H200 MIG 1g.18gb"):
-        assert peaks_of(name, "bfloat16", None) is None
+        assert peaks_of(name, "bfloat16", None, "vllm") is None
 
 
 def test_a_device_is_measured_once_and_for_each_dtype(
@@ -159,22 +159,22 @@ def test_a_device_is_measured_once_and_for_each_dtype(
         times.append(1)
         return 2e11, 3e10
 
-    first = peaks_of("cpu", "bfloat16", measure)
-    assert peaks_of("cpu", "bfloat16", None) == first
+    first = peaks_of("cpu", "bfloat16", measure, "vllm")
+    assert peaks_of("cpu", "bfloat16", None, "vllm") == first
     assert first.flops_per_s == {"16 bit": 2e11}
-    assert peaks_of("cpu", "float32", measure).flops_per_s == {"float32": 2e11}
+    assert peaks_of("cpu", "float32", measure, "vllm").flops_per_s == {"float32": 2e11}
     assert len(times) == 2
     for path in tmp_path.rglob("*.json"):
         assert json.loads(path.read_text())["bytes_per_s"] == 3e10
         path.write_text("{")
-    assert peaks_of("cpu", "bfloat16", None) is None, "what is damaged is not believed"
+    assert peaks_of("cpu", "bfloat16", None, "vllm") is None, "what is damaged is not believed"
 
 
 def test_a_device_that_cannot_be_measured_stays_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no" / "folder"))
-    assert peaks_of("NVIDIA B200", "bfloat16", lambda: None) is None
+    assert peaks_of("NVIDIA B200", "bfloat16", lambda: None, "vllm") is None
 
 
 def test_sums_of_steps_add_up() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from batchinfer.telemetry import Steps, Tally, Tokens
 from batchinfer.verdict import ModelWork, Peaks, Setup, Verdict, judge, peaks_of
+from batchinfer.verdict.overhead import Sized, step_overhead
 
-H200 = peaks_of("NVIDIA H200", "bfloat16", None)
+H200 = peaks_of("NVIDIA H200", "bfloat16", None, "vllm")
 LLAMA_8B = ModelWork(
     token_flops=14e9,
     logits_flops=1.05e9,
@@ -153,13 +154,42 @@ def test_more_time_between_steps_than_in_them_is_the_hosts() -> None:
     assert found.host == pytest.approx(6 / 11)
 
 
-def test_steps_far_above_their_roof_are_bound_by_what_else_they_cost() -> None:
+TINY = replace(LLAMA_8B, token_flops=14e6, logits_flops=1e6, weights_bytes=14e6, kv_bytes=1000)
+OF_TINY = replace(SETUP, work=TINY, width=64, can_fp8_kv=False, can_fp8_weights=False)
+
+
+def test_steps_that_take_as_long_whatever_they_hold_are_to_hold_more() -> None:
     """A model of some megabytes: a millisecond of launches for microseconds of arithmetic."""
-    tiny = replace(LLAMA_8B, token_flops=14e6, logits_flops=1e6, weights_bytes=14e6, kv_bytes=1000)
-    setup = replace(SETUP, work=tiny, width=64, can_fp8_kv=False, can_fp8_weights=False)
-    found = judged(steps_of(1000, 64, 0.002), setup=setup)
+    full, end = steps_of(1000, 64, 0.002), steps_of(100, 16, 0.0018, kind="tail")
+    found = judged(full, end, setup=OF_TINY)
     assert found.bound == "step overhead"
-    assert found.lever is not None and found.lever.setting == "engine.max_num_seqs"
+    assert found.lever is not None
+    assert (found.lever.setting, found.lever.value) == ("engine.max_num_seqs", 128)
+    assert found.lever.expected_gain == pytest.approx(0.7, abs=0.1)
+    unknown = judged(full, end, setup=replace(OF_TINY, peaks=None))
+    assert (unknown.bound, unknown.lever.value) == ("step overhead", 128)
+
+
+def test_slow_steps_whose_time_grows_with_what_they_hold_are_not_to_be_wider() -> None:
+    """Kernels that reach little of the peak: half the sequences take half the time."""
+    found = judged(steps_of(1000, 64, 0.02), steps_of(100, 16, 0.005, kind="tail"), setup=OF_TINY)
+    assert found.bound in ("compute", "memory bandwidth")
+    assert found.share_of_roof is not None and found.share_of_roof < 0.01
+    assert found.lever is None
+
+
+def test_of_steps_that_are_all_alike_nothing_is_promised() -> None:
+    found = judged(steps_of(1000, 64, 0.002), setup=OF_TINY)
+    assert (found.bound, found.lever) == ("step overhead", None)
+
+
+def test_what_a_step_costs_whatever_it_holds_is_where_the_line_begins() -> None:
+    line = [Sized(10, 10 * held, 10 * (0.5 + 0.25 * held)) for held in (1, 3, 9)]
+    assert step_overhead(line) == pytest.approx(0.5)
+    assert step_overhead(line[:1]) is None
+    assert step_overhead([Sized(5, 5, 10.0), Sized(5, 50, 5.0)]) == pytest.approx(1.5)
+    assert step_overhead([Sized(5, 5, 1.0), Sized(5, 50, 20.0)]) == 0.0
+    assert step_overhead([Sized(5, 0, 1.0)]) is None
 
 
 def test_steps_wider_than_their_graphs_are_to_get_some() -> None:
@@ -201,7 +231,7 @@ def test_a_measured_device_without_the_precision_is_unknown() -> None:
 
 
 def test_a_card_without_fp8_multiplies_in_16_bits() -> None:
-    a100 = peaks_of("NVIDIA A100-SXM4-80GB", "bfloat16", None)
+    a100 = peaks_of("NVIDIA A100-SXM4-80GB", "bfloat16", None, "vllm")
     setup = replace(SETUP, peaks=a100, work=replace(LLAMA_8B, linear="fp8"))
     own = replace(SETUP, peaks=a100)
     steps = steps_of(100, 256, 0.1)

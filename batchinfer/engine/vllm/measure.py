@@ -15,8 +15,8 @@ from batchinfer.engine.hardware import GIB, available_memory_bytes
 _NUM_REPEATS = 5
 _MOST_S = 0.3  # for each of the two
 #: Larger than the caches of a CPU; a GPU computes for long enough to be told from its launch.
-_SIDE = {"cpu": 1024, "cuda": 8192}
-_COPIED_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+_SIDE = {"cpu": 1024, "cuda": 4096}
+_COPIED_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 def measure_device(dtype: str) -> tuple[float, float] | None:
@@ -34,6 +34,9 @@ def measure_device(dtype: str) -> tuple[float, float] | None:
             copy_s = _copy_s(num_bytes, device, wait)
     except RuntimeError:  # out of memory
         return None
+    finally:
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what it keeps may be short later
     return 2.0 * side**3 / product_s, 2.0 * num_bytes / copy_s
 
 
