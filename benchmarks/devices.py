@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,7 @@ class Bench:
             except (OSError, ValueError):
                 continue
             if record["rows_durable"] >= (record["rows_total"] or 0) / 2 > 0:
-                children = Path(f"/proc/{run.pid}/task").glob("*/children")
-                replicas = [int(n) for each in children for n in each.read_text().split()]
-                os.kill(replicas[0], signal.SIGKILL)
+                os.kill(children_of(run.pid)[0], signal.SIGKILL)
                 return time.monotonic()
         return None
 
@@ -150,6 +149,16 @@ class Bench:
                 "ignore_eos": True,
             },
         }
+
+
+def children_of(pid: int) -> list[int]:
+    """The replicas."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # it has ended, or is no process
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return sorted(found)
 
 
 def write_inputs(folder: Path, kind: str, num_rows: int) -> None:

@@ -29,6 +29,9 @@ EngineName = Annotated[
     str, AfterValidator(_known), WithJsonSchema({"enum": list(ENGINES), "type": "string"})
 ]
 
+#: Of `model`, what `options` may name as well: the path is vLLM's `model`; stages were an option.
+_OF_OPTIONS = ("path", "pipeline_parallel_size")
+
 
 class EngineSettings(Section):
     """How the engine is sized. Texts do not depend on it, beyond rounding."""
@@ -63,7 +66,7 @@ class EngineSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> EngineSettings:
-        own = {key: f"model.{key}" for key in ModelSettings.model_fields if key != "path"}
+        own = {key: f"model.{key}" for key in ModelSettings.model_fields if key not in _OF_OPTIONS}
         own |= {key: f"engine.{key}" for key in EngineSettings.model_fields if key != "options"}
         for option in self.options:
             if option in own:

@@ -105,6 +105,12 @@ class ModelSettings(Section):
     tensor_parallel_size: int = Field(
         default=1, ge=1, le=MAX_COUNT, description="Number of GPUs that share the model."
     )
+    pipeline_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        description="Number of stages that share the layers, each on tensor_parallel_size GPUs.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code that comes with the model. Only for models you trust.",

@@ -24,8 +24,8 @@ def on_gpus(
     """
     if 0 < len(visible) < num_each:
         raise ConfigError(
-            f"an engine of this job takes {num_each} GPUs (model.tensor_parallel_size, "
-            f"engine.options.pipeline_parallel_size), and {_there(visible)}: lower them"
+            f"an engine of this job takes {num_each} GPUs (model.tensor_parallel_size times "
+            f"model.pipeline_parallel_size), and {_there(visible)}: lower them"
         )
     if isinstance(devices, str):
         if len(visible) < 2 * num_each:

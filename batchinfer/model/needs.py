@@ -45,6 +45,9 @@ class Needs:
     dequantized: int = 0  # of the widest layer, where a step dequantizes weights
     packed: int | None = None  # weights, if a CPU that can keeps them packed
     caches_all_tokens: bool = False  # `kv_per_token` is not an estimate from above
+    num_layers: int = 1
+    at_ends: int = 0  # of the weights: what is before the first layer and after the last one
+    at_one_end: int = 0  # the larger of the two
     num_linear: int = 0  # numbers of unquantized linear layers; 0: not counted
 
 
@@ -75,6 +78,7 @@ def needs_of(
             and can_run(record.name, checkpoint, machine, asked_dtype)
         }
     weights = other + packed + round(linear * bits / 8)
+    of_vocabulary = shape.vocab_size * shape.hidden_size * DTYPE_BYTES[dtype]
     return Needs(
         weights=weights,
         packed=_packed_bytes(tensors, shape, loading, weights, machine),
@@ -87,6 +91,9 @@ def needs_of(
         dequantized=_dequantized_bytes(shape, name, scheme, DTYPE_BYTES[dtype]),
         caches_all_tokens=shape.caches_all_tokens,
         num_linear=linear if scheme == "plain" else 0,
+        num_layers=shape.num_layers,
+        at_ends=of_vocabulary if shape.is_tied else 2 * of_vocabulary,
+        at_one_end=of_vocabulary,
     )
 
 

@@ -124,6 +124,7 @@ KEYS = {
         "cpu_offload_gib",
         "keep_packed",
         "tensor_parallel_size",
+        "pipeline_parallel_size",
         "trust_remote_code",
     ),
     "sampling": (
@@ -148,6 +149,7 @@ KEYS = {
     "checkpoint": ("every_rows", "every_s"),
     "engine": (
         "name",
+        "devices",
         "max_num_seqs",
         "max_num_batched_tokens",
         "gpu_memory_utilization",

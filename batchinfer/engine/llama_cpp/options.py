@@ -53,6 +53,7 @@ def check_settings(job: Job) -> None:
         ("model.save_mode", model.save_mode),
         ("model.cpu_offload_gib", model.cpu_offload_gib > 0),
         ("model.tensor_parallel_size", model.tensor_parallel_size > 1),
+        ("model.pipeline_parallel_size", model.pipeline_parallel_size > 1),
         ("engine.gpu_memory_utilization", engine.gpu_memory_utilization != "auto"),
     ):
         if is_set:

@@ -35,10 +35,8 @@ def devices_of(settings: VllmSettings) -> list[Gpu]:
     """
     if this_machine().device != "cuda":
         return []
-    num_stages = settings.options.get("pipeline_parallel_size", 1)
-    num_devices = settings.tensor_parallel_size * (num_stages if _is_count(num_stages) else 1)
-    found = gpus()[:num_devices]
-    return found if len(found) == num_devices else []
+    found = gpus()[: settings.num_devices]
+    return found if len(found) == settings.num_devices else []
 
 
 def look_at_devices(settings: VllmSettings, sizes: tuple[int, int]) -> None:
@@ -114,8 +112,7 @@ def is_too_large(
     settings: VllmSettings, sizes: tuple[int, int], memory: Memory | None
 ) -> bool | None:
     """Whether, by our estimate, no sequence of full length can run. None: there is no estimate."""
-    has_stages = settings.options.get("pipeline_parallel_size", 1) != 1  # not in the estimate
-    if memory is None or settings.needs is None or has_stages:
+    if memory is None or settings.needs is None:
         return None
     found = estimate_of(settings, settings.needs, sizes)
     return room_of(settings, found, memory) < settings.max_model_len
@@ -142,10 +139,6 @@ def _usable_bytes(settings: VllmSettings, gpu: Gpu) -> int:
     if settings.options.get("kv_cache_memory_bytes") is not None:
         share = 1.0
     return int(share * gpu.total_bytes)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 def _certain_bytes(settings: VllmSettings, num_devices: int) -> int:

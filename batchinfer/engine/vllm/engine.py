@@ -88,7 +88,7 @@ def build_vllm_engine(settings: VllmSettings) -> VllmEngine:
 
     requests = begun(settings.demand, settings)
     log.debug("parameters of every request: %s", requests.shared)
-    memory = device_memory(settings.tensor_parallel_size, is_cpu=bool(usable_platform().is_cpu()))
+    memory = device_memory(settings.num_devices, is_cpu=bool(usable_platform().is_cpu()))
     others = multiprocessing.active_children()
     try:
         with WarmUpTime() as warm_up:

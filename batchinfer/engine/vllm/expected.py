@@ -32,8 +32,7 @@ def expected_facts(settings: VllmSettings, quantization: str) -> EngineFacts | N
         max_num_batched_tokens=sizes[1],
         kv_cache_tokens=_kv_tokens(settings, sizes, is_cpu=is_cpu),
         running=Running(
-            num_devices=settings.tensor_parallel_size
-            * int(settings.options.get("pipeline_parallel_size") or 1),
+            num_devices=settings.num_devices,
             kv_cache_dtype=settings.kv_cache_dtype,
             is_eager=settings.options.get("enforce_eager") is True,
         ),
@@ -41,7 +40,7 @@ def expected_facts(settings: VllmSettings, quantization: str) -> EngineFacts | N
 
 
 def _kv_tokens(settings: VllmSettings, sizes: tuple[int, int], *, is_cpu: bool) -> int | None:
-    memory = device_memory(settings.tensor_parallel_size, is_cpu=is_cpu)
+    memory = device_memory(settings.num_devices, is_cpu=is_cpu)
     if settings.needs is None or memory is None:
         return None
     estimate = estimate_of(settings, settings.needs, sizes)

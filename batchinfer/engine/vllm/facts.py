@@ -37,8 +37,7 @@ def facts_of(core: Any, settings: VllmSettings) -> EngineFacts:
         max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
         kv_cache_tokens=num_blocks * block_size if num_blocks and block_size else None,
         running=Running(
-            num_devices=settings.tensor_parallel_size
-            * int(settings.options.get("pipeline_parallel_size") or 1),
+            num_devices=settings.num_devices,
             kv_cache_dtype=str(cache.cache_dtype),
             is_eager=bool(config.model_config.enforce_eager),
             graph_width=graph_width(config),
@@ -46,6 +45,7 @@ def facts_of(core: Any, settings: VllmSettings) -> EngineFacts:
         ),
         extra={
             "tensor_parallel_size": settings.tensor_parallel_size,
+            "pipeline_parallel_size": settings.pipeline_parallel_size,
             "enforce_eager": bool(config.model_config.enforce_eager),
             "graph_width": graph_width(config),
             "enable_prefix_caching": bool(cache.enable_prefix_caching),

@@ -126,18 +126,28 @@ def estimate(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     num_devices: int = 1,
+    num_stages: int = 1,
     cpu_offload_gib: float = 0.0,
 ) -> Estimate:
-    """A step is counted whole on each device: its residuals and logits are on all of them.
+    """On the fullest device. `num_devices` share each layer, `num_stages` times as many the layers.
+
+    A step is counted whole on each device: its residuals and logits are on all of them.
 
     A KV head is on at least one device, and a latent vector, which is for all heads, on each.
     """
     step = max(max_num_batched_tokens * needs.step_per_token, max_num_seqs * needs.logits_per_row)
     step += -(-needs.dequantized // num_devices)
+    weights, kv_per_token = needs.weights, needs.kv_per_token
+    if num_stages > 1:  # as many layers for each as another may have at most
+        num_layers = -(-needs.num_layers // num_stages)
+        at_ends = min(weights, needs.at_ends)
+        weights = -(-(weights - at_ends) * num_layers // needs.num_layers)
+        weights += min(at_ends, needs.at_one_end)
+        kv_per_token = -(-kv_per_token * num_layers // needs.num_layers)
     return Estimate(
-        weights=max(0, -(-needs.weights // num_devices) - int(cpu_offload_gib * GIB)),
+        weights=max(0, -(-weights // num_devices) - int(cpu_offload_gib * GIB)),
         step=step,
-        kv_per_token=-(-needs.kv_per_token // min(num_devices, needs.num_kv_shards)),
+        kv_per_token=-(-kv_per_token // min(num_devices, needs.num_kv_shards)),
     )
 
 
@@ -148,6 +158,7 @@ def estimate_of(settings: VllmSettings, needs: Needs, sizes: tuple[int, int]) ->
         max_num_seqs=sizes[0],
         max_num_batched_tokens=sizes[1],
         num_devices=settings.tensor_parallel_size,
+        num_stages=settings.pipeline_parallel_size,
         cpu_offload_gib=settings.cpu_offload_gib,
     )
 

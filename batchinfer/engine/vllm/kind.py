@@ -118,7 +118,7 @@ class VllmKind:
 def _settings(spec: EngineSpec) -> VllmSettings:
     """As the machine is at this moment."""
     settings, machine = vllm_settings(spec), this_machine()
-    memory = device_memory(settings.tensor_parallel_size, is_cpu=machine.device == "cpu")
+    memory = device_memory(settings.num_devices, is_cpu=machine.device == "cpu")
     return with_packing(settings, spec, machine, expected_sizes(settings), memory)
 
 

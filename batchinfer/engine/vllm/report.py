@@ -31,7 +31,7 @@ def describe_memory(settings: VllmSettings, quantization: str) -> list[str]:
     if settings.needs is None:
         return []
     is_cpu = this_machine().device == "cpu"
-    memory = device_memory(settings.tensor_parallel_size, is_cpu=is_cpu)
+    memory = device_memory(settings.num_devices, is_cpu=is_cpu)
     sizes = expected_sizes(settings)
     num_seqs, num_tokens = sizes
     estimate = estimate_of(settings, settings.needs, sizes)

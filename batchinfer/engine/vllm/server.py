@@ -62,7 +62,7 @@ def serve_vllm(settings: VllmSettings, job: Job, serving: Serving) -> int:
     circumstances = Circumstances(
         engine,
         settings,
-        device_memory(settings.tensor_parallel_size, is_cpu=is_cpu),
+        device_memory(settings.num_devices, is_cpu=is_cpu),
         str(Path(serving.folder) / "failure.json"),
     )
     circumstances.pass_on(Path(serving.folder) / "circumstances")

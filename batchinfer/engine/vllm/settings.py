@@ -27,6 +27,7 @@ class VllmSettings:
     kv_bytes_per_token: int
     demand: Demand
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     trust_remote_code: bool = False
     quantization: str | None = None  # vLLM's name for it; None: as the checkpoint says
     is_quantized: bool = True  # if vLLM takes a name: whether layers have to be
@@ -50,6 +51,11 @@ class VllmSettings:
         return [*([self.lora] if self.lora is not None else []), *self.adapters.values()]
 
     @property
+    def num_devices(self) -> int:
+        """That one engine takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
     def requests(self) -> Requests:
         """What vLLM does for the demand."""
         return requests_of(self.demand)
@@ -67,6 +73,7 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
         kv_bytes_per_token=model.kv_bytes_per_token,
         demand=spec.demand,
         tensor_parallel_size=job.model.tensor_parallel_size,
+        pipeline_parallel_size=num_stages_of(job),
         trust_remote_code=job.model.trust_remote_code,
         quantization=model.engine_quantization,
         is_quantized=model.quantization != "none",
@@ -86,8 +93,15 @@ def vllm_settings(spec: EngineSpec) -> VllmSettings:
 
 def num_devices_of(job: Job) -> int:
     """How many devices one engine of the job takes."""
-    num_stages = job.engine.options.get("pipeline_parallel_size", 1)
-    return job.model.tensor_parallel_size * (num_stages if isinstance(num_stages, int) else 1)
+    return job.model.tensor_parallel_size * num_stages_of(job)
+
+
+def num_stages_of(job: Job) -> int:
+    """The setting, or vLLM's argument of the same name, as job files had it before."""
+    of_options = job.engine.options.get("pipeline_parallel_size")
+    if job.model.pipeline_parallel_size == 1 and isinstance(of_options, int) and of_options > 0:
+        return of_options
+    return job.model.pipeline_parallel_size
 
 
 def _share(value: float | str) -> float | None:

@@ -148,6 +148,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_len,
         "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
         "trust_remote_code": settings.trust_remote_code,
         "quantization": settings.quantization,
         "kv_cache_dtype": settings.kv_cache_dtype,
@@ -176,7 +177,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         )
     max_num_seqs, max_num_batched_tokens = fit_sizes(
         settings,
-        default_sizes(settings.tensor_parallel_size),
+        default_sizes(settings.num_devices),
         has_whole_prompts=needs_whole_prompts(settings, is_cpu=is_cpu),
     )
     arguments["max_num_seqs"] = max_num_seqs

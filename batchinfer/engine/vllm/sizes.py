@@ -120,7 +120,7 @@ def explain_sizes(
     kv_cache_tokens: int | None,
 ) -> str:
     """What the sizes are, and why; and how long sequences may be if that many run at once."""
-    default_seqs, default_tokens = default_sizes(settings.tensor_parallel_size)
+    default_seqs, default_tokens = default_sizes(settings.num_devices)
     words = []
     for name, asked, size, default in (
         ("max_num_seqs", settings.max_num_seqs, max_num_seqs, default_seqs),
@@ -155,7 +155,7 @@ def utilization(settings: VllmSettings, *, is_cpu: bool) -> float:
         return settings.gpu_memory_utilization
     if is_cpu:
         return MOST_UTILIZATION  # without effect: the KV cache has a size of its own
-    memory = device_memory(settings.tensor_parallel_size, is_cpu=False)
+    memory = device_memory(settings.num_devices, is_cpu=False)
     share = auto_utilization(memory)
     if memory is not None and share < MOST_UTILIZATION:
         log.warning(

@@ -272,7 +272,7 @@ def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() ->
 
 
 @pytest.mark.parametrize(
-    ("free_gib", "options", "error", "kind", "words"),
+    ("free_gib", "changes", "error", "kind", "words"),
     [
         (10, {}, Exception("WorkerProc failed"), ConfigError, "What would fit: .*_size 4"),
         (40, {}, Exception("WorkerProc failed"), EngineDied, "did not start: WorkerProc failed"),
@@ -282,13 +282,13 @@ def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() ->
     ],
 )
 def test_a_start_that_fails_for_no_reason_where_memory_is_short_is_the_jobs(
-    free_gib: float, options: dict[str, Any], error: Exception, kind: type, words: str
+    free_gib: float, changes: dict[str, Any], error: Exception, kind: type, words: str
 ) -> None:
     needs = read_model(MODEL).needs
     assert needs is not None
     needs = dataclasses.replace(needs, weights=30 * GIB)
     settings = dataclasses.replace(
-        SETTINGS, tensor_parallel_size=2, needs=needs, options=options, max_model_len=8192
+        SETTINGS, tensor_parallel_size=2, needs=needs, max_model_len=8192, **changes
     )
     arguments = {"model": "m", "max_num_seqs": 256, "max_num_batched_tokens": 8192}
     memory = Memory(total_bytes=int(free_gib * GIB), free_bytes=int(free_gib * GIB))

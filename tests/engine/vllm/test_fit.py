@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from batchinfer.config import Job, SamplingSettings
+from batchinfer.config import Job, SamplingSettings, job_from
 from batchinfer.engine import hardware
 from batchinfer.engine.demands.completion import CompletionDemand
 from batchinfer.engine.hardware import GIB, Gpu, Memory
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.engine.vllm.fit import advice, auto_sizes, auto_utilization, estimate
-from batchinfer.engine.vllm.settings import VllmSettings
+from batchinfer.engine.vllm.settings import VllmSettings, vllm_settings
 from batchinfer.errors import ConfigError, MemoryHeld
 from batchinfer.model import Needs
 from batchinfer.model.needs import needs_of
@@ -145,6 +145,33 @@ def test_a_step_is_its_widest_layer_or_its_logits_and_several_devices_share_the_
     assert many.step == 1024 * LLAMA_8B.logits_per_row
     assert (many.weights, many.kv_per_token) == (15 * GIB // 4, 32_768)
     assert many.room_for_tokens(3 * GIB) == 0
+
+
+def test_stages_share_layers_and_the_first_or_last_has_a_vocabulary_besides() -> None:
+    of_vocabulary = 128_256 * 4096 * 2
+    needs = replace(LLAMA_8B, num_layers=32, at_ends=2 * of_vocabulary, at_one_end=of_vocabulary)
+    sizes = {"max_num_seqs": 1, "max_num_batched_tokens": 1000}
+    two = estimate(needs, **sizes, num_stages=2)
+    of_layers = 15 * GIB - 2 * of_vocabulary
+    assert two.weights == of_layers // 2 + of_vocabulary
+    assert two.kv_per_token == 131_072 // 2
+    three = estimate(needs, **sizes, num_stages=3)  # 11, 11 and 10 layers
+    assert three.weights == -(-of_layers * 11 // 32) + of_vocabulary
+    both = estimate(needs, **sizes, num_stages=2, num_devices=2)
+    assert both.weights == -(-two.weights // 2)
+    assert both.kv_per_token == 131_072 // 4
+
+
+@pytest.mark.parametrize(
+    "engine", [{}, {"options": {"pipeline_parallel_size": 3}}], ids=["setting", "option"]
+)
+def test_stages_are_a_setting_of_the_model_or_vllms_own_argument(
+    engine: dict[str, Any], folder: Place
+) -> None:
+    model = {"pipeline_parallel_size": 3} if not engine else {}
+    parsed = job_from(job(folder, model={"path": str(MODEL), **model}, engine=engine))
+    settings = vllm_settings(engine_spec(parsed, read_model(str(MODEL))))
+    assert (settings.pipeline_parallel_size, settings.num_devices) == (3, 3)
 
 
 @pytest.mark.parametrize(
