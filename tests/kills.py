@@ -1,7 +1,7 @@
 """Runs on several devices whose processes are killed at random: every row once, none of the durable
 ones again.
 
-    python -m tests.kills --kills 200 --devices 3 [--s3] [--seed 1]
+    python -m tests.kills --kills 200 --devices 3 [--s3] [--seed 1] [--pause-s 2]
 
 On the fake engine, to a local folder or to an S3 server that it starts. Each kill is SIGKILL to a
 replica, or, one in four, to the process that gives out the work, which is then started again with
@@ -61,9 +61,15 @@ class Kills:
 
 
 def kill_at_random(
-    path: Path, place: Place, *, num_kills: int, moments: random.Random, most_devices: int = 3
+    path: Path,
+    place: Place,
+    *,
+    num_kills: int,
+    moments: random.Random,
+    most_devices: int = 3,
+    pause_s: float = 2.0,
 ) -> Kills:
-    """Start the job until it is complete, killing as often meanwhile."""
+    """Start the job until it is complete, killing as often meanwhile, after `pause_s` at most."""
     kills, left = Kills(place), num_kills
     settings = yaml.safe_load(path.read_text())
     while True:
@@ -72,7 +78,7 @@ def kill_at_random(
         process = start(path, place=place, fake=SLOW)
         kills.num_runs += 1
         while process.poll() is None:
-            time.sleep(moments.uniform(0.5, 2.0) if left else 0.2)
+            time.sleep(moments.uniform(pause_s / 4, pause_s) if left else 0.2)
             if not left:
                 continue
             replicas = children_of(process.pid)
@@ -89,6 +95,7 @@ def kill_at_random(
             kills.num_replicas += 1
         code = process.wait(120)
         _, errors = process.communicate()
+        kills.look()
         if code == 0:
             return kills
         # 1: rows that were there at several kills; 75: three kills of each replica before its first
@@ -112,6 +119,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--pause-s", type=float, default=2.0, help="between kills, at most")
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
     total = {"kills": 0, "jobs": 0, "rows_seen_durable": 0}
@@ -130,7 +138,12 @@ def main() -> None:
             path = write_job(Path(name), settings)
             left = arguments.kills - total["kills"]
             kills = kill_at_random(
-                path, place, num_kills=left, moments=moments, most_devices=arguments.devices
+                path,
+                place,
+                num_kills=left,
+                moments=moments,
+                most_devices=arguments.devices,
+                pause_s=arguments.pause_s,
             )
             have = stable(results(place))
             alone = write_job(Path(name), settings | {"output": {"path": place.url("alone")}}, "b")

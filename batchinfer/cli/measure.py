@@ -47,7 +47,9 @@ def show_forecast(
         measurement = measure(
             job, looked.model, sample.prompts, quiet.stop, WholeProcess(), sample.own
         )
-    found = predict(job, sample, rest, measurement)
+    # On a CPU several share the cores that the one measured had.
+    num_replicas = max(1, sum(bool(place.gpus) for place in looked.start.kind.placements(job)))
+    found = predict(job, sample, rest, measurement, num_replicas)
     _show_measurement(measurement, len(sample.prompts), found)
     if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:
         click.echo(
@@ -88,7 +90,8 @@ def _show_measurement(measurement: Measurement, num_rows: int, found: Prediction
 
 
 def _show_work(found: Prediction, num_results: int) -> None:
-    click.echo(f"left     {num_results:,} results to compute")
+    on = f" on {found.num_replicas} devices at once" if found.num_replicas > 1 else ""
+    click.echo(f"left     {num_results:,} results to compute{on}")
     click.echo(
         f"tokens   about {found.prompt_tokens:,.0f} of prompts, "
         f"{_range(found.completion_tokens, '{:,.0f}'.format)} of completions"

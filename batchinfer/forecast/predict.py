@@ -5,7 +5,7 @@ Must not know: how it is printed, how rows were run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchinfer.config import Job
 from batchinfer.forecast.forecast import Interval, RemainingRows, forecast
@@ -33,6 +33,7 @@ class Prediction:
     start_s: float
     generation_s: Interval
     close_s: float
+    num_replicas: int = 1  # that share the rows, each as fast as the one that was measured
 
     @property
     def total_s(self) -> Interval:
@@ -57,13 +58,22 @@ class Prediction:
 
     def extrapolated_width(self, measurement: Measurement, num_measured: int) -> int | None:
         """Sequences that a run has at a time, if that is more than were measured."""
-        width = min(self.left.num_rows * self.left.num_samples, measurement.facts.max_num_seqs)
+        num_each = -(-self.left.num_rows * self.left.num_samples // self.num_replicas)
+        width = min(num_each, measurement.facts.max_num_seqs)
         is_more = measurement.max_running < width and num_measured < self.left.num_rows
         return width if is_more else None
 
 
-def predict(job: Job, sample: Sample, rest: RemainingWork, measurement: Measurement) -> Prediction:
-    """`measurement`: of the sample's prompts. Reading is beside the engine, and may be slower."""
+def predict(
+    job: Job,
+    sample: Sample,
+    rest: RemainingWork,
+    measurement: Measurement,
+    num_replicas: int = 1,
+) -> Prediction:
+    """`measurement`: of the sample's prompts, by one of `num_replicas` alike. Reading is beside the
+    engine, and may be slower.
+    """
     num_samples = task_of(job).num_samples
     num_rows = -(-rest.num_results // num_samples)
     chunk_tokens = float(sample.lengths.mean()) * rest.chunk_rows
@@ -76,15 +86,18 @@ def predict(job: Job, sample: Sample, rest: RemainingWork, measurement: Measurem
             1, round(rest.chunk_rows * min(1.0, job.packing.buffer_tokens / chunk_tokens))
         ),
     )
-    found = forecast(measurement.waves, measurement.facts, left)
+    num_each = -(-left.num_rows // num_replicas)
+    found = forecast(measurement.waves, measurement.facts, replace(left, num_rows=num_each))
+    scale = left.num_rows / num_each
     row_s = sample.prepare_s / sample.num_read
     # The first chunk is read beside the import of the engine, the others while rows are run.
     first_chunk_s = row_s * min(num_rows, left.chunk_rows)
     return Prediction(
         left=left,
-        prompt_tokens=found.prompt_tokens,
-        completion_tokens=found.completion_tokens,
+        prompt_tokens=found.prompt_tokens * scale,
+        completion_tokens=found.completion_tokens.times(scale),
         start_s=rest.ready_s + max(measurement.load_s, first_chunk_s) + measurement.build_s,
-        generation_s=found.generation_s.at_least(row_s * num_rows),
+        generation_s=found.generation_s.at_least(row_s * num_each),
         close_s=measurement.close_s,
+        num_replicas=num_replicas,
     )

@@ -38,7 +38,7 @@ def verdict_of(measurement: Measurement, found: Prediction, setup: Setup) -> Ver
     None if peaks or the model's work are unknown.
     """
     measured = concatenated([wave.lengths for wave in measurement.waves])
-    num_requests = found.left.num_rows * found.left.num_samples
+    num_requests = -(-found.left.num_rows * found.left.num_samples // found.num_replicas)
     num_drawn = min(num_requests, _MOST_REQUESTS)
     rows = np.random.default_rng(0).integers(0, len(measured.prompt), num_drawn)
     seconds = found.generation_s.expected * num_drawn / num_requests

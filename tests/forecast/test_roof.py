@@ -10,12 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from batchinfer.config import job_from
 from batchinfer.engine.base import EngineFacts
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.forecast.forecast import Interval, Lengths, RemainingRows, Wave
 from batchinfer.forecast.measure import Measurement
-from batchinfer.forecast.predict import Prediction
+from batchinfer.forecast.predict import Prediction, RemainingWork, predict
 from batchinfer.forecast.roof import roof_of, steps_of, tokens_of, verdict_of
+from batchinfer.forecast.sample import Sample
 from batchinfer.runner.judged import judged_by
 from batchinfer.runner.start import open_start
 from batchinfer.verdict import Setup, Verdict, peaks_of, setup_of
@@ -130,3 +132,23 @@ def test_vllm_is_foreseen_on_the_machine_at_hand(folder: Place) -> None:
     work = judged_by(start, facts).work
     assert work is not None
     assert work.token_flops == pytest.approx(2 * 5.3e6, rel=0.2)
+
+
+def test_devices_that_share_a_job_halve_its_time_and_leave_the_verdict_as_it_is(
+    folder: Place,
+) -> None:
+    measurement, _ = measured(1.0)
+    prompts = [np.arange(128, dtype=np.int32)] * 8
+    sample = Sample(8, np.full(8, 128), 0, 0, 0.0, prompts)
+    rest = RemainingWork(num_results=40_000, chunk_rows=16_384, ready_s=1.0)
+    parsed = job_from(job(folder))
+    one, two = (predict(parsed, sample, rest, measurement, n) for n in (1, 2))
+    assert two.generation_s.expected == pytest.approx(one.generation_s.expected / 2, rel=0.02)
+    assert two.completion_tokens.expected == pytest.approx(one.completion_tokens.expected, rel=0.01)
+    assert two.prompt_tokens == pytest.approx(one.prompt_tokens, rel=0.01)
+    assert two.completion_tokens_per_s > 1.9 * one.completion_tokens_per_s
+    _, judged = setup()
+    verdicts = [verdict_of(measurement, found, judged) for found in (one, two)]
+    assert verdicts[0] is not None and verdicts[1] is not None
+    assert verdicts[0].bound == verdicts[1].bound
+    assert verdicts[1].share_of_roof == pytest.approx(verdicts[0].share_of_roof, rel=0.05)
