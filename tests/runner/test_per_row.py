@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,18 @@ def test_a_row_is_computed_with_the_adapter_that_it_names(folder: Place, tmp_pat
     assert by_name["much"].select(told).equals(much.filter(pl.col("row") % 3 == 2).select(told))
     assert by_name["nothing"]["token_ids"].equals(by_name[None]["token_ids"])
     assert not by_name["much"]["token_ids"].equals(by_name[None]["token_ids"])
+
+
+def test_the_longest_expected_row_comes_first_with_its_own_completion() -> None:
+    prompts = [np.arange(size, dtype=np.int32) for size in (30, 20, 10)]
+    ways = [SamplingSettings(max_tokens=most) for most in (5, 40, 45)]
+    chunk = Chunk.of_prompts(prompts, own=[OwnSampling(way) for way in ways])
+    assert plan_buffer([chunk], "length").index_of.tolist() == [1, 2, 0]  # 60, 55 and 35 tokens
+
+
+def test_a_forecast_runs_rows_as_they_are_sampled(folder: Place, tmp_path: Path) -> None:
+    with_columns(folder, rows(40), limit=[1] * 40)
+    settings = job(folder, sampling={"max_tokens": 500, "per_row": {"max_tokens": "limit"}})
+    ended = run(write_job(tmp_path, settings), "--measure", "20", command=("plan",))
+    assert ended.code == 0, ended.stderr
+    assert re.search(r"tokens +about [\d,]+ of prompts, 40 of completions", ended.stdout)

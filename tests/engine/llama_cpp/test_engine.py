@@ -13,6 +13,7 @@ import pytest
 
 from batchinfer.config import SamplingSettings, StructuredSettings
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
+from batchinfer.engine.llama_cpp import sampling as sampling_of_engine
 from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.errors import ConfigError, EngineDied, RowError
 from batchinfer.llama_cpp.vocabulary import Vocabulary
@@ -324,3 +325,24 @@ def test_requests_that_are_sampled_in_their_own_ways_share_steps(
         assert (found.finish_reason, found.stop_reason) == (alone.finish_reason, alone.stop_reason)
         assert found.text == alone.text
         assert np.array_equal(found.top_token_ids, alone.top_token_ids)
+
+
+def test_a_constraint_that_many_rows_have_is_read_once_whether_or_not_it_can_be(
+    demo_gguf: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    read = sampling_of_engine.why_unreadable
+
+    def counted(file: str, kind: str, constraint: str) -> str | None:
+        tried.append(constraint)
+        return read(file, kind, constraint)
+
+    monkeypatch.setattr(sampling_of_engine, "why_unreadable", counted)
+    prompt = np.array(prompts[0], np.int32)
+    ways = [SamplingSettings(structured=StructuredSettings(regex=r)) for r in ("a+", "(?=a)b")]
+    with running(demo_gguf) as llama:
+        for key in range(3):
+            llama.add(CompletionRequest(key, prompt, sampling=ways[0]))
+            with pytest.raises(RowError, match=r"sampling\.structured\.regex"):
+                llama.add(CompletionRequest(9, prompt, sampling=ways[1]))
+    assert tried == ["a+", "(?=a)b"]
