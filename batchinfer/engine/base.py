@@ -61,6 +61,10 @@ class Answer:
     error_type: str | None = field(default=None, kw_only=True)  # a key of errors.ROW_ERROR_KINDS
     error_message: str | None = field(default=None, kw_only=True)
 
+    def tokens(self) -> tuple[int, int]:
+        """(of its prompt found in a cache, generated)"""
+        return 0, 0
+
     @property
     def num_bytes(self) -> int:
         """Bytes of its arrays, plus one for each character of its texts."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchinfer.engine.base import Answer, CountingEngine, Engine
-from batchinfer.engine.demands.completion import Completion
 from batchinfer.telemetry import Counters
 
 #: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
@@ -72,10 +71,8 @@ class StepCounts:
 
     def answered(self, num_prompt_tokens: int, answer: Answer) -> None:
         """A request is answered; one with an error counts for nothing."""
-        if isinstance(answer, Completion) and answer.error_type is None:
-            self._tally.add_answer(
-                num_prompt_tokens, answer.num_cached_tokens, len(answer.token_ids)
-            )
+        if answer.error_type is None:
+            self._tally.add_answer(num_prompt_tokens, *answer.tokens())
 
     def _tokens_of_step(self) -> int:
         """0 where the engine does not say."""

@@ -96,6 +96,9 @@ class Completion(Answer):
         """Whether its tokens are more than its text: a thought, too."""
         return self.reasoning is not None or self.is_reasoning_cut
 
+    def tokens(self) -> tuple[int, int]:
+        return self.num_cached_tokens, len(self.token_ids)
+
     @classmethod
     def of(cls, answer: Answer) -> Completion:
         """The answer to a request for a completion: an error has no tokens."""
