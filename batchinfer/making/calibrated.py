@@ -42,7 +42,7 @@ def calibrate(
     settings = {
         "model": model.path,
         "target": str(target),
-        "modifier": recipe.modifier,
+        "modifiers": recipe.modifiers,
         "preset": recipe.preset,
         "texts": list(texts),
         "max_tokens": min(_MAX_TOKENS, model.max_model_len),

@@ -17,6 +17,7 @@ from pathlib import Path
 from batchinfer.errors import ConfigError
 from batchinfer.making.cached import user_cache
 from batchinfer.making.publish import publish_folder, sweep
+from batchinfer.quantization import RECIPES
 
 _LOCK = Path(__file__).with_name("llm_compressor.lock")
 _PYTHON = "bin/python"
@@ -68,6 +69,11 @@ def environment_folder(*, is_cpu: bool) -> Path:
     return user_cache() / "environments" / f"llm-compressor-{digest}"
 
 
+def _without_it() -> str:
+    *names, last = [name for name, recipe in RECIPES.items() if recipe.write is not None]
+    return f"{', '.join(names)} and {last}"
+
+
 def _torch(is_cpu: bool) -> str:
     """The requirement of torch; without the CPU build's suffix it is the index's own build."""
     pin = next(line for line in _LOCK.read_text().splitlines() if line.startswith("torch=="))
@@ -81,5 +87,5 @@ def _call(command: Sequence[str], what_failed: str) -> None:
         said = (lines or done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(
             f"llm-compressor's environment cannot be made, {what_failed}: {said[:300]}. Methods "
-            "int8, int4, fp8, nvfp4 and mxfp4 need none"
+            f"{_without_it()} need none"
         )

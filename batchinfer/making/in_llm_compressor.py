@@ -8,6 +8,7 @@ llm-compressor prints goes to stderr; its progress bars are read there.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -15,13 +16,10 @@ from typing import Any
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Keys: model, target, modifier, preset, texts, max_tokens."""
+    """Keys: model, target, modifiers, preset, texts, max_tokens."""
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,18 +35,21 @@ def main(settings: dict[str, Any]) -> None:
         "ignore": ["lm_head"],
         "scheme": settings["preset"],
     }
-    recipes = {
-        "AWQModifier": lambda: [AWQModifier(), QuantizationModifier(**layers)],
-        "GPTQModifier": lambda: [GPTQModifier(**layers)],
-    }
+    *first, last = map(named, settings["modifiers"])
     oneshot(
         model=model,
         dataset=dataset,
-        recipe=recipes[settings["modifier"]](),
+        recipe=[*(modifier() for modifier in first), last(**layers)],
         max_seq_length=settings["max_tokens"],
         num_calibration_samples=len(dataset),
     )
     model.save_pretrained(settings["target"], save_compressed=True)
+
+
+def named(name: str) -> Any:
+    """What `name`, "module:Class", names."""
+    module, _, member = name.partition(":")
+    return getattr(importlib.import_module(module), member)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def make(order: MakingOrder, reporter: Reporter) -> None:
     if recipe.make is not None:
         made = importlib.import_module(recipe.make).make(order, reporter)
         reporter.say(f"quantized {made.num_quantized} of {made.num_linear} linear layers")
-    elif recipe.modifier is not None:
+    elif recipe.modifiers:
         _calibrate(order, reporter)
     else:
         _round(order, reporter)

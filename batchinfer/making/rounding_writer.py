@@ -31,7 +31,7 @@ from batchinfer.making.stored_weights import (
 from batchinfer.making.tensor_files import TensorFolder, TensorSpec
 from batchinfer.model.folder import read_json
 from batchinfer.model.weights import weight_files
-from batchinfer.quantization import Recipe
+from batchinfer.quantization import RECIPES, Recipe
 from batchinfer.storage.local_errors import os_errors
 
 #: (bytes of the model that are done, all bytes)
@@ -124,10 +124,18 @@ def _check_groups(weights: StoredWeights, layers: set[str], recipe: Recipe) -> N
         if num_in % size:
             raise ConfigError(
                 f"{layer} has {num_in} inputs, which groups of {size} do not divide: scheme "
-                f"{recipe.preset} cannot be made of this model; int8 and fp8 need no groups"
+                f"{recipe.preset} cannot be made of this model; {_without_groups(recipe)} need no "
+                "groups"
             )
         if dtype not in FLOATS:
             raise ConfigError(f"{layer} is stored as {dtype}: the model is already quantized")
+
+
+def _without_groups(recipe: Recipe) -> str:
+    """The methods of the same module whose scales are of whole rows or tensors."""
+    others = [other for other in RECIPES.values() if other.write == recipe.write]
+    size_of = _writer(recipe).group_size_of
+    return " and ".join(other.method for other in others if not size_of(other.preset))
 
 
 def _layer_of(tensor: str, layers: set[str]) -> str | None:

@@ -151,7 +151,7 @@ def test_every_folder_of_methods_is_a_method_and_none_is_left_out() -> None:
 def test_each_recipe_is_made_in_one_way() -> None:
     """A module rounds its weights, llm-compressor calibrates it, or a module makes it all."""
     for recipe in RECIPES.values():
-        ways = (recipe.write, recipe.make, recipe.modifier if recipe.make is None else None)
+        ways = (recipe.write, recipe.make, recipe.modifiers)
         assert len([way for way in ways if way]) == 1, recipe.method
         assert (recipe.converts is None) == (recipe.convert is None)
         assert recipe.make or not recipe.options

@@ -134,7 +134,7 @@ class Option:
 class Recipe:
     """How a checkpoint is made. `preset`: the scheme of every linear layer, in its format's word.
 
-    By one of three: a module that rounds one weight (`write`), a modifier of llm-compressor, or a
+    By one of three: a module that rounds one weight (`write`), `modifiers` of llm-compressor, or a
     module that makes the whole checkpoint in its own way (`make`).
     """
 
@@ -147,6 +147,8 @@ class Recipe:
     write: str | None = None
     make: str | None = None  # has `make(order, reporter)`, see making/order.py
     modifier: str | None = None  # what learns from calibration texts, in words or llm-compressor's
+    #: Classes of llm-compressor that do it in turn, "module:Class"; the last gets the layers.
+    modifiers: tuple[str, ...] = ()
     texts: Literal["none", "optional", "needed"] = "none"  # for calibration
     options: tuple[Option, ...] = ()  # for `make`
     #: Of models in the format of the method's authors, which are only rewritten: their key in

@@ -33,6 +33,10 @@ RECIPES = (
         "W4A16",
         "int4",
         modifier="AWQModifier",
+        modifiers=(
+            "llmcompressor.modifiers.transform.awq:AWQModifier",
+            "llmcompressor.modifiers.quantization:QuantizationModifier",
+        ),
         texts="needed",
     ),
     Recipe(
@@ -41,6 +45,7 @@ RECIPES = (
         "W4A16",
         "int4",
         modifier="GPTQModifier",
+        modifiers=("llmcompressor.modifiers.gptq:GPTQModifier",),
         texts="needed",
     ),
 )
