@@ -61,7 +61,7 @@ def _print_row(row: dict[str, Any], describe: Describe) -> None:
     text, facts = describe(row)
     if text is not None:
         click.echo(printable(f"  {text}"))
-    if row["total_s"] is not None:
+    if isinstance(row["total_s"], float):
         facts.append(f"{row['total_s']:.2f} s")
     click.secho("  " + ", ".join(facts), dim=True)
 

@@ -113,7 +113,8 @@ def _path(value: str) -> str:
             Path(value).expanduser()
         except RuntimeError:
             raise ValueError(f"{value.partition('/')[0]} is not a known home folder") from None
-    return _non_empty(value)
+    _non_empty(value.strip())  # a folder of blanks is a variable that was not set
+    return value
 
 
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:

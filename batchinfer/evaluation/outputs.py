@@ -81,9 +81,9 @@ class Output:
 def _read(source: BinaryIO, url: str, columns: Sequence[str]) -> pa.Table:
     with named_if_damaged(url):
         file = pq.ParquetFile(source, pre_buffer=False)
-        if missing := [c for c in columns if c not in file.schema_arrow.names]:
+        if missing := [c for c in columns if file.schema_arrow.names.count(c) != 1]:
             raise ConfigError(
-                f"{url} has no column {', '.join(missing)}, only "
+                f"{url} does not have {', '.join(missing)} as one column each, only "
                 f"{', '.join(file.schema_arrow.names)}"
             )
         return file.read(columns=list(columns))

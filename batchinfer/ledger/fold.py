@@ -112,7 +112,12 @@ def fold_window(
                 tables.append(table)
                 ranks.append(np.full(table.num_rows, cursor.rank, dtype=np.int64))
         if tables:
-            table = pa.concat_tables(tables)
+            try:
+                table = pa.concat_tables(tables)
+            except pa.ArrowInvalid:
+                odd = next(i for i, other in enumerate(tables) if other.schema != tables[0].schema)
+                problem = "its columns are not those of the output's other files"
+                raise UnreadableSource(int(ranks[odd][0]), problem) from None
             yield table.take(pa.array(winners(table, np.concatenate(ranks))))
 
 

@@ -419,6 +419,7 @@ def test_a_file_that_cannot_be_a_job_is_refused_with_its_name(load: Load, tmp_pa
         ("s3:/bucket/x", "must start with s3://"),
         ("s3:///x", "names no bucket"),
         ("", "must not be empty"),
+        ("   ", "must not be empty"),
     ],
 )
 @pytest.mark.parametrize("key", ["input.path", "output.path"])

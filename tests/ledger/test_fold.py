@@ -420,6 +420,18 @@ def test_a_part_unusable_in_the_fold_is_set_aside(store: LocalStore, is_torn: bo
     assert read_finished(store)[4, 0] == (False, "again")
 
 
+def test_a_part_with_other_columns_than_its_neighbour_is_set_aside(store: LocalStore) -> None:
+    opened = publish(store, PARTS)
+    bad = PartId(0, 1, 2)
+    with store.open(part_key(SHARD, bad)) as source:
+        table = pq.ParquetFile(source).read()
+    more = table.append_column("more", table["row"])
+    store.publish(part_key(SHARD, bad), lambda file: pq.write_table(more, file))
+    with pytest.raises(IncompleteShard):
+        finish(opened, COUNTS)
+    assert part_names(store, UNREADABLE_PREFIX) == [bad.name]
+
+
 def test_a_torn_finished_file_is_named_and_what_to_do(store: LocalStore) -> None:
     opened = publish(store, PARTS, {(0, 0): True})
     tear(store, SHARD)
