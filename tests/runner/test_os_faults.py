@@ -101,7 +101,7 @@ def test_what_the_machine_does_not_give_is_a_reason_to_try_again(
         raise problem
 
     with monkeypatch.context() as patched:
-        patched.setattr("batchinfer.runner.writer.build_table", fail)
+        patched.setattr("batchinfer.runner.publishing.build_table", fail)
         ended = run_here(path)
     assert ended.code == 75, ended
     assert "start again" in ended.message
