@@ -126,15 +126,17 @@ def _show_roof(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
     if (facts := kind.expected_facts(spec)) is None:
         return
     setup = judged_by(looked.start, facts)
-    num_requests = round(num_rows * sample.passing_share) * task.num_samples
-    found = roof_of(sample.lengths, num_requests, task.max_tokens, facts, setup)
+    num_replicas = max(1, sum(bool(place.gpus) for place in kind.placements(looked.job)))
+    num_each = round(num_rows * sample.passing_share / num_replicas) * task.num_samples
+    found = roof_of(sample.lengths, num_each, task.max_tokens, facts, setup)
+    device = setup.device if num_replicas == 1 else f"{num_replicas} x {setup.device}"
     if found is None:
         why = "its peaks are" if setup.peaks is None else "the model's work is"
-        click.echo(f"roof     unknown for {facts.device}: {why} not known before a run")
+        click.echo(f"roof     unknown for {device}: {why} not known before a run")
         return
     click.echo(
-        f"roof     {found.tokens_per_s:,.0f} completion tokens/s at most on {found.device}, bound "
-        f"by {found.bound}, if they all have max_tokens"
+        f"roof     {num_replicas * found.tokens_per_s:,.0f} completion tokens/s at most on "
+        f"{device}, bound by {found.bound}, if they all have max_tokens"
     )
 
 
