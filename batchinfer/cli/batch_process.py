@@ -35,9 +35,8 @@ class BatchProcess(RunProcess):
 
     def __init__(self, source: JobSource, given: dict[str, Any]) -> None:
         self._given = given
-        super().__init__(
-            source, RunOptions(restart=given["restart"]), quiet=False, json_lines=False
-        )
+        options = RunOptions(restart=given["restart"], retry_failed=given["retry_failed"])
+        super().__init__(source, options, quiet=False, json_lines=False)
         self._batch: Batch | None = None
 
     def _load(self) -> Job:
@@ -68,6 +67,6 @@ class BatchProcess(RunProcess):
                 kinds = ", ".join(f"{count} {code}" for code, count in written.errors.most_common())
                 text += f", {written.num_errors} errors in {files.errors} ({kinds})"
             logger.info("%s", text)
-            outcome = replace(outcome, message=text)
+            outcome = replace(outcome, message="; ".join(filter(None, (outcome.message, text))))
         outcome.output = self._output
         return outcome

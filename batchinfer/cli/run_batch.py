@@ -48,6 +48,10 @@ _template = click.option(
     "--chat-template", metavar="NAME|FILE|TEXT", help="As prompt.chat_template of a job."
 )
 _restart = click.option("--restart", is_flag=True, help="Delete the earlier results of OUT first.")
+_retry = click.option("--retry-failed", is_flag=True, help="Ask again what the engine failed at.")
+_command = setting_options(_run_batch, OPTIONS)
+for _option in (_retry, _restart, _template, _name, _errors, _output, _input):
+    _command = _option(_command)
 run_batch: click.Command = click.command(
     "run-batch", cls=TextCommand, short_help="Answer the lines of an OpenAI batch file."
-)(_input(_output(_errors(_name(_template(_restart(setting_options(_run_batch, OPTIONS))))))))
+)(_command)

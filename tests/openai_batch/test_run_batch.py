@@ -192,6 +192,18 @@ def test_a_served_name_is_one_that_lines_may_call_the_model(tmp_path: Path) -> N
     assert models == ["gpt-4o", "model"]
 
 
+def test_what_the_engine_failed_at_is_asked_again_when_told_to(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", *(chat(f"id {n}", f"{n} words") for n in range(6)))
+    ended = answer(path, fake={"reject_every": 3})
+    assert ended.code == 0 and list(errors(tmp_path)) == [3, 6]
+    assert "2 engine_rejected" in ended.result["message"]
+    failing = answer(path, "--set", "limits.max_failed_fraction=0.1")
+    assert failing.code == 3 and "2 of 6 rows failed" in failing.result["message"]
+    again = answer(path, "--retry-failed")
+    assert (again.code, again.result["rows_computed"]) == (0, 2)
+    assert len(choices(tmp_path)) == 6 and not (tmp_path / "out.errors.jsonl").exists()
+
+
 def test_a_line_may_ask_for_an_adapter_by_its_name(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", scale=0.0)
     path = write(tmp_path / "in.jsonl", chat("a", model="french"), chat("b"), chat("c", model="x"))
