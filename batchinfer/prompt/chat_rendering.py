@@ -125,6 +125,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     bounds.check_json(value, indent)
+    longest = max(map(len, separators or ("",)))
+    bounds.check_chars(longest * bounds.size_of(value).entries)
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

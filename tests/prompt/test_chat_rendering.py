@@ -115,6 +115,7 @@ def test_a_template_that_raises_does_so_in_its_own_words() -> None:
         "{% set ns = namespace(x=[0]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}"
         "{% endfor %}{{ ns.x | tojson }}",
         "{{ tools | tojson(indent=10**9) }}",
+        "{{ tools | tojson(separators=('x' * 10**8, 'y')) }}",
     ],
 )
 def test_a_text_without_an_end_is_the_rows_error(source: str) -> None:
