@@ -33,31 +33,33 @@ _KEY = ["shard", "row", "sample"]
 
 
 class Kills:
-    """What was killed, and what was durable at each moment."""
+    """What was killed, and how much was durable and had been asked of an engine in between."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, asked: Path) -> None:
         self._place = place
+        self._asked = asked
+        self._moments: list[tuple[int, int]] = []  # between runs: durable rows, requests so far
         self.num_replicas = self.num_parents = self.num_runs = self.num_refused = 0
-        self._seen: dict[str, pl.DataFrame] = {}
 
     def look(self) -> None:
-        """Remember rows that are durable now."""
-        for part in self._place.parts():
-            if part not in self._seen:
-                with contextlib.suppress(FileNotFoundError):  # folded meanwhile
-                    frame = self._place.read_parquet(f"out/{part}")
-                    self._seen[part] = frame.select(*_KEY, "attempt", "finished_at")
+        """Count what is durable. Nothing runs meanwhile."""
+        names = [name for name in self._place.names("out") if name.endswith((".part", ".parquet"))]
+        frames = [self._place.read_parquet(f"out/{name}").select(_KEY) for name in names]
+        num_durable = pl.concat(frames).n_unique() if frames else 0
+        self._moments.append((num_durable, len(self._requests())))
+
+    def _requests(self) -> list[str]:
+        """Of all engines so far; each row's is different."""
+        return self._asked.read_text().splitlines() if self._asked.exists() else []
 
     def must_stand(self) -> int:
-        """Every row that was seen durable is the one that is there at the end. Their number."""
-        if not self._seen:
-            return 0
-        seen = pl.concat(self._seen.values()).unique()
-        have = results(self._place).select(*_KEY, "attempt", "finished_at")
-        assert seen.unique(_KEY).height == seen.height, "a durable row was computed again"
-        kept = seen.join(have, on=seen.columns, how="semi")
-        assert kept.height == seen.height, "a durable row was computed again"
-        return seen.height
+        """After each of those moments just the rows that were not durable were computed. How many
+        were at the last one.
+        """
+        num_rows, requests = results(self._place).height, self._requests()
+        for num_durable, num_asked in self._moments:
+            assert len(set(requests[num_asked:])) == num_rows - num_durable, "computed again"
+        return self._moments[-1][0] if self._moments else 0
 
 
 def kill_at_random(
@@ -70,12 +72,13 @@ def kill_at_random(
     pause_s: float = 2.0,
 ) -> Kills:
     """Start the job until it is complete, killing as often meanwhile, after `pause_s` at most."""
-    kills, left = Kills(place), num_kills
+    asked = path.with_suffix(".asked")
+    kills, left = Kills(place, asked), num_kills
     settings = yaml.safe_load(path.read_text())
     while True:
         settings["engine"]["devices"] = moments.randint(2, most_devices)
         path.write_text(yaml.safe_dump(settings))
-        process = start(path, place=place, fake=SLOW)
+        process = start(path, place=place, fake={**SLOW, "log_file": str(asked)})
         kills.num_runs += 1
         while process.poll() is None:
             time.sleep(moments.uniform(pause_s / 4, pause_s) if left else 0.2)
@@ -89,15 +92,14 @@ def kill_at_random(
                 kill_one(process.pid, signal.SIGKILL)
                 await_end(*replicas, timeout_s=15)
                 kills.num_parents += 1
-                kills.look()
                 break
             kill_one(moments.choice(replicas), signal.SIGKILL)
             kills.num_replicas += 1
         code = process.wait(120)
         _, errors = process.communicate()
-        kills.look()
         if code == 0:
             return kills
+        kills.look()
         # 1: rows that were there at several kills; 75: three kills of each replica before its first
         # durable row. Both say to start again.
         kills.num_refused += code in (1, 75)
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--pause-s", type=float, default=2.0, help="between kills, at most")
     arguments = parser.parse_args()
     moments = random.Random(arguments.seed)
-    total = {"kills": 0, "jobs": 0, "rows_seen_durable": 0}
+    total = {"kills": 0, "jobs": 0, "rows_kept": 0}
     begun_s = time.monotonic()
     while total["kills"] < arguments.kills:
         with (
@@ -154,7 +156,7 @@ def main() -> None:
             )
             total["jobs"] += 1
             total["kills"] += kills.num_replicas + kills.num_parents
-            total["rows_seen_durable"] += kills.must_stand()
+            total["rows_kept"] += kills.must_stand()
             line = {"seconds": round(time.monotonic() - begun_s), **total, "runs": kills.num_runs}
             line |= {"parents": kills.num_parents, "refused": kills.num_refused, "rows": first}
             sys.stdout.write(json.dumps(line) + "\n")

@@ -97,6 +97,37 @@ def test_a_replica_that_is_killed_is_replaced_and_the_other_goes_on(
     must_be_whole(place, reference)
 
 
+def test_a_killed_replicas_durable_rows_are_not_computed_again(
+    folder: Place, tmp_path: Path
+) -> None:
+    folder.write_parquet("in/s.parquet", rows(600))
+    path = write_job(tmp_path, job_on(folder, 2, packing={"window_rows": 600}))
+    logs = [tmp_path / f"asked-{n}" for n in range(2)]
+    own = {str(n): {"log_file": str(log)} for n, log in enumerate(logs)}
+    process = start(path, fake=SLOW, environ={"FAKE_REPLICAS": json.dumps(own)})
+    first, _ = await_children(process.pid, 2)
+    while sum(map(is_of_first, folder.parts())) < 4:
+        time.sleep(0.05)
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(0.3)
+    asked = logs[0].read_text().splitlines()
+    durable = [folder.read_parquet(f"out/{p}") for p in folder.parts() if is_of_first(p)]
+    asked_of_other = len(logs[1].read_text().splitlines())
+    os.kill(first, signal.SIGKILL)
+    assert wait(process).code == 0
+    later = logs[0].read_text().splitlines()[len(asked) :]
+    later += logs[1].read_text().splitlines()[asked_of_other:]
+    num_durable = sum(frame.height for frame in durable)
+    assert num_durable >= 20
+    assert len(set(asked) & set(later)) == len(asked) - num_durable
+    assert sorted(results(folder)["row"]) == list(range(600))
+
+
+def is_of_first(part: str) -> bool:
+    """Whether the process that was started first has written it, by its number."""
+    return int(part.removesuffix(".part").rpartition("-")[2]) // 1_000_000_000 == 1
+
+
 @pytest.mark.parametrize("devices", [1, 3])
 def test_after_the_parent_is_killed_any_number_of_devices_goes_on(
     devices: int, place: Place, two: Path, tmp_path: Path, reference: pl.DataFrame
@@ -228,5 +259,6 @@ def test_random_kills_of_replicas_and_parents_leave_each_row_once(
 ) -> None:
     from tests.kills import kill_at_random
 
-    kill_at_random(two, place, num_kills=6, moments=random.Random(3))
+    kills = kill_at_random(two, place, num_kills=6, moments=random.Random(3))
+    kills.must_stand()
     must_be_whole(place, reference)
