@@ -39,6 +39,9 @@ class BatchProcess(RunProcess):
         super().__init__(source, options, quiet=False, json_lines=False)
         self._batch: Batch | None = None
 
+    def _next_steps(self, outcome: Outcome) -> dict[str, str]:
+        return {}
+
     def _load(self) -> Job:
         given, source = self._given, self._source
         for key in (text.partition("=")[0].strip() for text in source.sets):

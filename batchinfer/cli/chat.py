@@ -93,7 +93,9 @@ class Repl:
             f"{facts.name} {facts.version} on {facts.device}",
             bold=True,
         )
-        self._screen.line("/help lists commands, Ctrl-D leaves", dim=True)
+        self._screen.line(
+            "Type what you would say to it. /help lists commands, Ctrl-D leaves", dim=True
+        )
         self._quiet.watchdog.leave(signal.SIGINT, self._on_interrupt)
         while (line := self._read()) is not None:
             if line.startswith("/"):

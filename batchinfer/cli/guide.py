@@ -22,6 +22,7 @@ from batchinfer.cli.draft import JobDraft
 from batchinfer.cli.engines import engine_for
 from batchinfer.cli.found import InputLook, find_here, look_at_input
 from batchinfer.cli.model_look import ModelLook, look_at_model
+from batchinfer.cli.next_steps import after_init, lines_of
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.source import JobOption, JobSource
 from batchinfer.cli.trial import TryOptions, try_job
@@ -230,8 +231,9 @@ class Guide:
                 raise ConfigError(
                     f"{self._path} was created in the meantime and is not overwritten: start again"
                 ) from None
+        generates = self._draft.job.task == "generate"
         click.secho(f"\nwritten: {self._path}", bold=True)
-        for line in _next_steps(shlex.quote(self._path)):
+        for line in lines_of(after_init(self._path, generates=generates)):
             click.echo(f"  {line}")
 
     def _offer(self) -> None:
@@ -274,17 +276,6 @@ def _notes(look: InputLook, model: ModelLook) -> dict[str, str]:
         "sampling.temperature": "0: always the likeliest token; for random ones set a seed, too.",
         "output.path": "A file of results for each input file. Run it again to continue.",
     }
-
-
-def _next_steps(name: str) -> list[str]:
-    steps = {
-        f"batchinfer try {name}": "one row, to watch; nothing is written",
-        f"batchinfer run {name} --limit 20": "twenty rows",
-        f"batchinfer show {name}": "look at them",
-        f"batchinfer run {name}": "the rest",
-    }
-    width = max(map(len, steps))
-    return [f"{command:<{width}}  # {what}" for command, what in steps.items()]
 
 
 def _say(text: str) -> None:

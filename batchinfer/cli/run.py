@@ -1,9 +1,9 @@
 """`batchinfer run`: the process around one run. Terminal, log file, signals, the last line, the
 exit code.
 
-Must not know: how rows are computed. Invariant: the JSON line on stdout is the process's last
-write, whatever libraries print or do at exit, so the process ends by `os._exit` right after it.
-It is written once, also where the watchdog ends a process in which all else hangs.
+Must not know: how rows are computed. Invariant: the JSON line is the last one on stdout, whatever
+libraries print or do at exit, so the process ends by `os._exit` right after it. It is written once,
+also where the watchdog ends a process in which all else hangs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from batchinfer.cli.debug import is_debug, log_versions
+from batchinfer.cli.next_steps import after_run, say_next
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.source import JobSource
 from batchinfer.cli.watchdog import Watchdog
@@ -178,6 +179,11 @@ class RunProcess:
                 f"error: cannot write the last line to stdout: {error.strerror}\n"
             )
             outcome.exit_code = outcome.exit_code or TransientError.exit_code
+        elif not self._quiet:
+            say_next(self._stdio.out, self._stdio.err, self._next_steps(outcome))
+
+    def _next_steps(self, outcome: Outcome) -> dict[str, str]:
+        return after_run(self._source, outcome, is_limited=self._options.limit is not None)
 
     def _report(self, outcome: Outcome) -> None:
         if outcome.exit_code:

@@ -20,9 +20,12 @@ from types import FrameType
 from typing import NoReturn
 
 from batchinfer.cli.debug import is_debug, log_versions
+from batchinfer.cli.next_steps import after_serve, say_next, while_serving
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.source import JobSource
+from batchinfer.engine.base import EngineSpec
 from batchinfer.errors import BatchInferError, ConfigError, Stopped, exit_code_of
+from batchinfer.model import has_chat_template
 from batchinfer.runner.shortage import shortages
 from batchinfer.serving import Address, ServerOrder, ServerProcess, bind, let_go, prepare
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
@@ -45,6 +48,7 @@ class ServeProcess:
         self._logs = Logs(self._stdio.err, level=logging.DEBUG if is_debug() else logging.INFO)
         self._folder: Path | None = None
         self._url = ""
+        self._chats = False  # there is a chat template
         self._signalled_s: float | None = None
 
     def run(self) -> NoReturn:
@@ -76,6 +80,7 @@ class ServeProcess:
             address = Address.of(bound)
             with explained_places(job, self._source.path):
                 service = prepare(job)
+            self._chats = chats(service.spec)
             for note in service.spec.model.notes:
                 logger.info("%s", note)
             for warning in service.spec.model.warnings:
@@ -105,6 +110,7 @@ class ServeProcess:
             self._url = url
             let_go(bound)
             self._stdio.write_result(f"serving {name} at {url}/v1")
+            self._say_how_to_ask(f"{url}/v1")
             raise server.watch()
         except Stopped as stop:
             if not self._url:
@@ -119,6 +125,14 @@ class ServeProcess:
             return ServerOutcome("stopped", stop.code, message)
         finally:
             server.kill()
+
+    def _say_how_to_ask(self, url: str) -> None:
+        """To somebody at a terminal."""
+        if not (self._stdio.out.isatty() and self._stdio.err.isatty()):
+            return
+        for line in while_serving(url, chats=self._chats, key_variable=self._api_key_env):
+            self._stdio.err.write(f"{line}\n")
+        self._stdio.err.flush()
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         """The first signal stops the server, the second everything."""
@@ -148,6 +162,8 @@ class ServeProcess:
         self._stdio.err.flush()
         outcome.url, outcome.warnings = self._url, self._logs.warnings.texts()
         self._stdio.write_result(json.dumps(outcome.as_dict()))
+        if outcome.status == "stopped":
+            say_next(self._stdio.out, self._stdio.err, after_serve(self._source))
         os._exit(outcome.exit_code)
 
 
@@ -167,6 +183,12 @@ def api_key_of(variable: str | None) -> str | None:
             "client can send it"
         )
     return key
+
+
+def chats(spec: EngineSpec) -> bool:
+    """Whether there is a chat template."""
+    is_given = spec.job.prompt.chat_template is not None
+    return is_given or has_chat_template(Path(spec.model.tokenizer_path))
 
 
 def warn_of_openness(address: Address, api_key: str | None) -> None:

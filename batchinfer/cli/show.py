@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.cli.next_steps import after_show, say_next
 from batchinfer.errors import ConfigError, RowError, printable
 from batchinfer.ledger import layout, named_if_damaged, records, survey
 from batchinfer.prompt import column_values
@@ -41,6 +43,9 @@ def show_rows(output: str, *, max_rows: int, failed: bool, as_json: bool) -> Non
     if not num_shown:
         what = "failed rows" if failed else "finished rows"
         click.echo(f"no {what} in {store.url}", err=True)
+    elif not as_json and sys.stdout.isatty():
+        is_complete = records.read_success(store) is not None
+        say_next(sys.stdout, sys.stderr, after_show(output, is_complete=is_complete))
 
 
 def _as_json(value: Any) -> Any:

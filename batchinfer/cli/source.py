@@ -37,6 +37,11 @@ class JobOption:
     def parameter(self) -> str:
         return "job_" + self.name.removeprefix("--").replace("-", "_")
 
+    def words(self, value: Any) -> list[str]:
+        """As they are typed to give it."""
+        values = value if self.is_multiple else [value]
+        return [word for one in values for word in (self.name, str(one))]
+
     def __call__(self, command: _F) -> _F:
         return click.option(
             self.name,

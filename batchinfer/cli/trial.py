@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.cli.answers import load_engine, show_stream, summary
+from batchinfer.cli.next_steps import after_try, say_next
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.source import JobSource
@@ -86,6 +87,7 @@ def try_job(source: JobSource, options: TryOptions) -> None:
                 raise Stopped(f"{quiet.stop.reason}: the answer was abandoned", quiet.stop.code)
             assert completion is not None
             screen.line(summary(completion, stream.pace, engine), dim=True)
+            say_next(quiet.stdio.out, quiet.stdio.err, after_try(source))
         finally:
             engine.close()
 
