@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 from batchinfer.cli.answers import load_engine, show_stream, summary, text_of
+from batchinfer.cli.debug import show_traceback
 from batchinfer.cli.places import explained_places
 from batchinfer.cli.quiet_engine import Quiet, quiet_engine
 from batchinfer.cli.source import JOB_OPTIONS, JobSource
@@ -135,8 +137,18 @@ class Repl:
             command(rest)
         except EngineDied:
             raise
-        except BatchInferError as error:
-            self._screen.line(printable(str(error)), fg="red")
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception, hint: str = "") -> None:
+        """What was asked for failed, and the conversation goes on: also where the fault is ours."""
+        if isinstance(error, BatchInferError):
+            show_traceback()
+            self._screen.line(printable(f"{error}{hint}"), fg="red")
+            return
+        traceback.print_exc(file=self._quiet.stdio.err)
+        text = "".join(traceback.format_exception_only(error)).strip()
+        self._screen.line(printable(f"internal error: {text}"), fg="red")
 
     def _answer(self, text: str) -> None:
         talk, screen = self._talk, self._screen
@@ -146,8 +158,8 @@ class Repl:
             completion = show_stream(stream, talk.prompter.encoder, screen)
         except EngineDied:
             raise
-        except BatchInferError as error:
-            screen.line(f"{error} (/clear forgets what was said)", fg="red")
+        except Exception as error:
+            self._tell(error, " (/clear forgets what was said)")
             return
         finally:
             self._is_answering = False

@@ -240,6 +240,7 @@ PositiveOrAuto = Annotated[
 DevicesOrAuto = Annotated[
     int | str | tuple[int, ...],
     PlainValidator(_devices),
+    PlainSerializer(thaw),
     WithJsonSchema(
         {
             "anyOf": [

@@ -6,7 +6,7 @@ Must not know: rows, engines.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,6 @@ class GgufEncoder(TokenEncoder):
         if "_bytes" not in self.__dict__:
             self._bytes = TokenBytes(self._vocabulary.pieces)
         return self._bytes
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        return {self._vocabulary.text(i): i for i in range(self._vocabulary.size)}
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Int32Array]:
         tokenize = self._vocabulary.tokenize
@@ -79,8 +75,8 @@ class GgufTokenizer:
             if key.startswith(f"{prefix}.") and isinstance(value, str)
         }
         own = metadata.get(prefix)
-        self._templates: Mapping[str, str] = {**named, **({"default": own} if own else {})}
-        self.chat_template = own if own else None
+        self._templates: dict[str, str] = {**named, **({"default": own} if own else {})}
+        self.chat_template = self._templates if named else own or None
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -99,6 +95,9 @@ class GgufTokenizer:
         if (own := self._templates.get("default")) is None:
             raise ValueError("the file has no chat template")
         return own
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self._vocabulary.text(i): i for i in range(self._vocabulary.size)}
 
     @property
     def all_special_ids(self) -> list[int]:

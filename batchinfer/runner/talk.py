@@ -12,7 +12,7 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineSpec, ResamplingEngine
 from batchinfer.engine.demands.completion import Completion
 from batchinfer.engine.kinds import engine_kind
-from batchinfer.errors import BatchInferError, ConfigError
+from batchinfer.errors import ConfigError
 from batchinfer.prompt import RowPrompter
 from batchinfer.runner.factory import engine_spec, model_of
 from batchinfer.runner.one_prompt import for_one, opening, row_of, with_conversation
@@ -100,7 +100,7 @@ class Talk:
         try:
             engine_kind(job.engine.name).prepare(spec)
             self._engine = self._load(spec)
-        except BatchInferError:
+        except Exception:
             self._engine = self._load(before)
             raise
         self._spec, self.prompter = spec, prompter

@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from io import StringIO
 from pathlib import Path
-from typing import IO
+from types import SimpleNamespace
+from typing import IO, Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
-from batchinfer.cli.chat import source_of_target
+from batchinfer.cli.chat import Repl, source_of_target
+from batchinfer.cli.quiet_engine import Quiet
 from tests.support.jobs import MODEL, ROOT
 
 
@@ -70,6 +75,34 @@ def test_a_conversation_is_answered_changed_and_interrupted(chat: subprocess.Pop
     stdout, stderr = chat.communicate("/clear\n", timeout=60)
     assert chat.returncode == 0, stderr
     assert "Traceback" not in stdout + stderr
+
+
+class Ended:
+    """A talk in which everything fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object) -> None:
+            raise AttributeError(f"no {name}\x1b[2J")
+
+        return fail
+
+
+@pytest.mark.parametrize("line", ["/clear", f"/set model.path={MODEL}", "hello"])
+def test_an_error_of_the_program_does_not_end_a_conversation(
+    monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """It is told as what it is, and the next line is read."""
+    out, err, lines = StringIO(), StringIO(), [line, "/quit"]
+    stdio = SimpleNamespace(out=out, err=err, given_back=nullcontext)
+    monkeypatch.setattr("builtins.input", lambda _: lines.pop(0))
+    quiet = SimpleNamespace(stdio=stdio, watchdog=SimpleNamespace(leave=lambda *_: None))
+    talk: Any = Ended()
+    talk.engine, talk.spec = MagicMock(), MagicMock()
+    talk.spec.model.max_model_len = talk.engine.facts.max_model_len = 8
+    Repl(talk, source_of_target(str(MODEL), ()), cast("Quiet", quiet)).run()
+    assert not lines
+    assert "internal error: AttributeError: no " in out.getvalue()
+    assert "\x1b" not in out.getvalue() and "Traceback" in err.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -632,7 +632,11 @@ RICH: dict[str, Any] = {
         "n": 2,
         "structured": {"json_schema": {"required": ["a"]}},
     },
-    "engine": {"max_num_seqs": 8, "options": {"compilation_config": {"level": 0, "sizes": [1, 2]}}},
+    "engine": {
+        "max_num_seqs": 8,
+        "devices": [0, 2],
+        "options": {"compilation_config": {"level": 0, "sizes": [1, 2]}},
+    },
 }
 
 

@@ -15,6 +15,7 @@ from batchinfer.config import PromptSettings
 from batchinfer.errors import ConfigError, RowError
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.formats import FORMATS
+from batchinfer.prompt.gguf_encoder import GgufEncoder
 from batchinfer.prompt.messages import Messages
 from tests.support.jobs import MODEL
 
@@ -140,6 +141,30 @@ def test_tokens_that_the_vocabulary_lacks_are_said(caplog: pytest.LogCaptureFixt
     ChatTemplate(Tokenizer(lacks="<|im_end|>"), "chatml", {})
     (said,) = [record.getMessage() for record in caplog.records]
     assert "chatml writes <|im_end|>, which this tokenizer does not have as tokens" in said
+
+
+def test_a_format_is_for_a_gguf_file_too(demo_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What its vocabulary lacks is said; a template that the file has by the name goes before."""
+    tokenizer = GgufEncoder(str(demo_gguf)).tokenizer
+    for name in sorted(FORMATS):
+        assert "U1" in ChatTemplate(tokenizer, name, {}).render(TALK[1:2])
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("mistral writes [INST] and [/INST]" in text for text in said)
+    assert not any("chatml" in text for text in said)
+
+
+def test_a_template_of_a_gguf_file_is_found_by_its_name(demo_gguf: Path, tmp_path: Path) -> None:
+    content = demo_gguf.read_bytes()
+    key, name = b"tokenizer.chat_template", b"tokenizer.ggml.model"  # one of as many strings
+    assert content.count(key) == 1 and name in content
+    file = tmp_path / "named.gguf"
+    length = len(key).to_bytes(8, "little")
+    longer = (len(key) + 6).to_bytes(8, "little")
+    file.write_bytes(content.replace(length + key, longer + key + b".plain"))
+    tokenizer = GgufEncoder(str(file)).tokenizer
+    assert ChatTemplate(tokenizer, "plain", {}).render(TALK[1:2]).startswith("<|im_start|>user\nU1")
+    with pytest.raises(ConfigError, match="several chat templates and no default: give one of"):
+        ChatTemplate(tokenizer, None, {})
 
 
 def test_a_name_that_nobody_knows_is_refused_with_those_that_there_are() -> None:

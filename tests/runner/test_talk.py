@@ -32,7 +32,7 @@ class Loads:
 
     def __init__(self) -> None:
         self.specs: list[EngineSpec] = []
-        self.error: ConfigError | None = None
+        self.error: Exception | None = None
 
     def __call__(self, spec: EngineSpec) -> Engine:
         self.specs.append(spec)
@@ -141,11 +141,12 @@ def test_a_change_that_is_refused_leaves_the_engine_that_runs(talk: Talk, loads:
     assert talk.prompter.limit.max_tokens == 2032
 
 
+@pytest.mark.parametrize("kind", [ConfigError, RuntimeError])
 def test_a_model_that_cannot_be_loaded_gives_way_to_the_one_before(
-    talk: Talk, loads: Loads
+    talk: Talk, loads: Loads, kind: type[Exception]
 ) -> None:
-    loads.error = ConfigError("no memory for that")
-    with pytest.raises(ConfigError, match="no memory for that"):
+    loads.error = kind("no memory for that")
+    with pytest.raises(kind, match="no memory for that"):
         talk.change(settings(model={"quantization": "fp32"}))
     assert loads.quantizations == ["auto", "fp32", "auto"]
     assert say(talk, "still here")
