@@ -196,7 +196,7 @@ def job_of(folder: Path, shape: str, model: dict[str, Any]) -> dict[str, Any]:
         "prompt": {"token_ids_column": "prompt"},
         "model": {"path": str(folder / "model"), "max_model_len": MAX_MODEL_LEN, **model},
         "sampling": {**SHAPES[shape].sampling(), "logprobs": 1},
-        "engine": {"options": {"load_format": "dummy"}},
+        "engine": {"devices": 1, "options": {"load_format": "dummy"}},
         "output": {"path": str(folder / f"out-{time.time_ns()}")},
     }
 

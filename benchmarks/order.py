@@ -199,7 +199,11 @@ def job_of(one: Set, folder: Path, model_path: Path, load_format: str) -> Job:
             "stop_token_ids": list(one.stop_token_ids),
             "ignore_eos": not one.stop_token_ids,
         },
-        "engine": {"max_num_seqs": one.max_num_seqs, "options": {"load_format": load_format}},
+        "engine": {
+            "devices": 1,
+            "max_num_seqs": one.max_num_seqs,
+            "options": {"load_format": load_format},
+        },
         "output": {"path": str(folder / "out")},
     }
     path = folder / "job.yaml"

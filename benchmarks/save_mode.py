@@ -78,7 +78,11 @@ def run(folder: Path, rows: str, options: dict[str, Any], **model: Any) -> dict[
         "model": {"path": str(folder / "model"), "max_model_len": 4096, **model},
         "sampling": {"max_tokens": 16, "ignore_eos": True},
         "packing": {"order": "input", "deduplicate": False},
-        "engine": {"max_num_seqs": 16, "options": {"load_format": "dummy", **options}},
+        "engine": {
+            "devices": 1,
+            "max_num_seqs": 16,
+            "options": {"load_format": "dummy", **options},
+        },
         "output": {"path": str(output)},
     }
     path = folder / "job.yaml"
