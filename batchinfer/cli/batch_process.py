@@ -22,6 +22,13 @@ logger = logging.getLogger("batchinfer.cli")
 
 #: What the batch says itself.
 _TAKEN = ("input", "prompt", "output", "task", "sampling.n", "sampling.per_row")
+#: Of that, what a variable may say for other jobs: the files of a batch are local.
+_WITHOUT_BEARING = ("input.s3.", "output.s3.")
+_SAID = "the batch file says that, line by line"
+
+
+def _is_taken(key: str) -> bool:
+    return any(key == taken or key.startswith(f"{taken}.") for taken in _TAKEN)
 
 
 def run_batch(given: dict[str, Any]) -> NoReturn:
@@ -45,13 +52,16 @@ class BatchProcess(RunProcess):
     def _load(self) -> Job:
         given, source = self._given, self._source
         for key in (text.partition("=")[0].strip() for text in source.sets):
-            if any(key == taken or key.startswith(f"{taken}.") for taken in _TAKEN):
-                raise ConfigError(f"--set {key}: the batch file says that, line by line")
+            if _is_taken(key):
+                raise ConfigError(f"--set {key}: {_SAID}")
         files = BatchFiles.of(given["input_"], given["output"], given["errors"])
         self._output = str(files.output.absolute())
         batch = self._batch = Batch(files, given["served_name"], given["chat_template"])
         self._host.counters.set_phase("reading the batch file")
         loaded = source.load(batch.otherwise())
+        for key, origin in loaded.origins.items():
+            if origin != "default" and _is_taken(key) and not key.startswith(_WITHOUT_BEARING):
+                raise ConfigError(f"{origin}: {key}: {_SAID}")
         found = batch.prepare(loaded, is_restart=given["restart"])
         logger.info(
             "%s: %d lines, %d of them cannot be asked",

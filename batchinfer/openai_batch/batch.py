@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from batchinfer.config import LoadedJob
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, InputError
 from batchinfer.model import ModelFacts
 from batchinfer.openai_batch.answers import Answers
 from batchinfer.openai_batch.convert import (
@@ -60,7 +62,7 @@ class BatchFiles:
             if value is not None and is_s3(value):
                 raise ConfigError(f"{option} {value}: a batch file is a local file")
         target = Path(output).expanduser()
-        beside = target.with_name(f"{target.stem}.errors.jsonl")
+        beside = target.with_name(f"{target.name.removesuffix('.jsonl')}.errors.jsonl")
         files = cls(
             Path(source).expanduser(),
             target,
@@ -71,6 +73,8 @@ class BatchFiles:
         for path in (files.output, files.errors):
             if path.is_dir():
                 raise ConfigError(f"{path} is a folder: -o and -e name files")
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is no regular file: -o and -e name files of their own")
         return files
 
     @property
@@ -92,6 +96,7 @@ class Batch:
         self._converted = Converted()
         self._made_of: Mapping[str, Any] = {}
         self._name = ""
+        self._has_logprobs = False
 
     def otherwise(self) -> dict[str, Any]:
         """The job, as far as the batch says it; see `load_job`."""
@@ -120,6 +125,7 @@ class Batch:
         self._name = self._served_name or loaded.job.model.path
         source = self._source(loaded, model)
         self._made_of = source.made_of
+        self._has_logprobs = loaded.job.sampling.logprobs is not None  # of lines that say nothing
         found = None if is_restart else read_converted(self._store, REQUESTS)
         if found is None:
             lines = read_lines(self.files.source)
@@ -140,7 +146,7 @@ class Batch:
         """Write both files. The output is complete."""
         assert self._model is not None
         encoder = None
-        if "logprobs" in self._converted.settings:
+        if self._has_logprobs or "logprobs" in self._converted.settings:
             encoder = load_encoder(self._model.tokenizer_path, trust_remote_code=False)
         answers = Answers(str(self._made_of["input"]), self._name, encoder)
         store = self._store
@@ -148,7 +154,13 @@ class Batch:
         with ExitStack() as opened:
             requests = opened.enter_context(store.open(REQUESTS))
             results = opened.enter_context(store.open(f"{RESULTS}/{REQUESTS}"))
-            written = write_answers(requests, results, answers, store, (_ANSWERS, _ERRORS))
+            try:
+                written = write_answers(requests, results, answers, store, (_ANSWERS, _ERRORS))
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"{store.url_of(RESULTS)}/{REQUESTS} cannot be read: {error}. Move it away and "
+                    "start again: its rows are computed again"
+                ) from None
         for key, path in ((_ERRORS, self.files.errors), (_ANSWERS, self.files.output)):
             made = self.files.folder / key
             with os_errors("write", path):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from batchinfer.config import CONSTRAINTS, SamplingSettings
 from batchinfer.config.problems import translate
 from batchinfer.config.values import shown
-from batchinfer.openai_batch.lines import Line, LineError
+from batchinfer.openai_batch.lines import Line, LineError, no_data_of_a_line
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 #: OpenAI's, where a request for a completion does not say it.
@@ -103,6 +103,10 @@ def asked_of(
             f"{line.url} is not answered here: {CHAT} and {COMPLETIONS} are", "invalid_url", "url"
         )
     body = {key: value for key, value in line.body.items() if value is not None}
+    for key, value in body.items():
+        if key not in _WITHOUT_BEARING and (wrong := no_data_of_a_line(value)) is not None:
+            code = "invalid_prompt" if key in ("messages", "prompt") else "invalid_value"
+            raise LineError(f"{key} {wrong}", code, key)
     model = _typed(body, "model", str, "text")
     if model is not None and model not in models and model not in adapters:
         known = ", ".join(sorted({*models, *adapters}))

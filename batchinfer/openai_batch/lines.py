@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, printable
 from batchinfer.storage.local_errors import os_errors
 
 COLUMNS = ("custom_id", "method", "url", "body")
@@ -41,7 +42,8 @@ class LineError(Exception):
         self, message: str, code: str, param: str | None = None, status: int = 400
     ) -> None:
         super().__init__(message)
-        self.refusal = Refusal(message, code, param, status)
+        param = None if param is None else printable(param)
+        self.refusal = Refusal(printable(message), code, param, status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,35 @@ class Line:
     refusal: Refusal | None = None
 
 
+def no_data_of_a_line(value: Any) -> str | None:
+    """What makes a value one that no line of a batch file can hold; None: nothing."""
+    left = [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:  # "\\ud83d" without its other half
+                    return f"is not valid text: half a character (at {error.start + 1})"
+            case dict() as mapping:
+                left += [*mapping, *mapping.values()]
+            case list() as values:
+                left += values
+            case None | bool() | int() | float():
+                pass
+            case other:
+                return f"holds a {type(other).__name__}, which JSON does not have"
+    return None
+
+
 def content_sha256(path: Path) -> str:
-    """What a batch is known by. Raises InputError for a file that is not there."""
+    """What a batch is known by. Raises InputError for a file that is not there or cannot be read
+    twice.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{path} is no regular file: a batch is read more than once: write it to a file first"
+        )
     try:
         with os_errors("read", path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -70,11 +99,12 @@ def read_lines(path: Path) -> Iterator[Line]:
     records = _parquet_records(path) if path.suffix == ".parquet" else _json_records(path)
     for number, record in records:
         custom_id = record.get("custom_id") if isinstance(record, Mapping) else None
-        custom_id = custom_id if isinstance(custom_id, str) and custom_id else None
+        if not isinstance(custom_id, str) or no_data_of_a_line(custom_id) is not None:
+            custom_id = None
         try:
             line = _line(number, record, custom_id, seen)
         except LineError as error:
-            line = Line(number, custom_id, "", {}, error.refusal)
+            line = Line(number, custom_id or None, "", {}, error.refusal)
         yield line
 
 
@@ -83,9 +113,14 @@ def _line(number: int, record: Any, custom_id: str | None, seen: set[bytes]) -> 
         raise record
     if not isinstance(record, Mapping):
         raise LineError("the line is not a JSON object", "invalid_line")
-    if custom_id is None:
-        is_there = record.get("custom_id") is not None
-        what = "must be text that is not empty" if is_there else "is missing"
+    for value in record.values():
+        if isinstance(value, LineError):
+            raise value
+    if not custom_id:
+        given = record.get("custom_id")
+        what = "must be text that is not empty" if given is not None else "is missing"
+        if isinstance(given, str) and given:
+            what = str(no_data_of_a_line(given))
         raise LineError(f"custom_id {what}", "invalid_custom_id", "custom_id")
     digest = hashlib.blake2b(custom_id.encode("utf-8", "replace"), digest_size=16).digest()
     if digest in seen:
@@ -143,15 +178,36 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(COLUMNS)):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 number += 1
-                yield number, {name: _without_nulls(value) for name, value in record.items()}
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+                yield number, record
+    except pa.ArrowException as error:
         raise InputError(f"{path} cannot be read after {number} rows: {error}") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """A struct has a field for each key that any row has."""
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """The rows; a value that Python cannot hold is a LineError in its place."""
+    try:
+        columns = [column.to_pylist() for column in batch.columns]
+    except (ValueError, OverflowError, pa.ArrowException):  # not UTF-8, a date after 9999
+        columns = [[_value(one, name) for one in batch.column(name)] for name in batch.schema.names]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, map(_as_json, values), strict=True))
+
+
+def _value(scalar: pa.Scalar[Any], name: str) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return LineError(f"{name} is not UTF-8: {error.reason}", "invalid_json", name)
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return LineError(f"{name} holds what cannot be read: {error}", "invalid_line", name)
+
+
+def _as_json(value: Any) -> Any:
+    """A struct has a field for each key that any row has; a decimal is a number."""
     if isinstance(value, dict):
-        return {name: _without_nulls(v) for name, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+        return {name: _as_json(v) for name, v in value.items() if v is not None}
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return [_as_json(v) for v in value] if isinstance(value, list) else value

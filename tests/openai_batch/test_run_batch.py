@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from batchinfer.errors import ConfigError, InputError
+from batchinfer.openai_batch.batch import BatchFiles
+from batchinfer.openai_batch.lines import content_sha256, read_lines
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, Ended, kill, run, start, wait, wait_until
 
@@ -297,6 +305,7 @@ def test_a_kill_while_lines_are_read_or_answers_written_leaves_nothing_half(
         (("--set", "sampling.max_tokens=3"), "with another sampling.max_tokens"),
         (("--served-model-name", "x"), "with another served model name"),
         (("--set", "prompt.column=x"), "--set prompt.column: the batch file says that"),
+        (("--set", 'sampling={"n": 3}'), "--set: sampling.n: the batch file says that"),
         (("-e", "s3://bucket/e.jsonl"), "-e s3://bucket/e.jsonl: a batch file is a local file"),
     ],
 )
@@ -327,6 +336,124 @@ def test_a_batch_without_a_line_that_can_be_asked_loads_no_model(tmp_path: Path)
     ended = answer(path, fake={"fail_build": "no model is to be built"})
     assert ended.code == 0, ended.stderr
     assert (tmp_path / "out.jsonl").read_text() == "" and list(errors(tmp_path)) == [1]
+
+
+def test_what_the_batch_says_is_refused_from_a_variable_too(tmp_path: Path) -> None:
+    """Lines would be in neither file, or answered otherwise than they ask. An endpoint is left."""
+    path = write(tmp_path / "in.jsonl", chat("a"), chat("b"))
+    variables = {
+        "BATCHINFER__INPUT__FILTER": "line = 1",
+        "BATCHINFER__SAMPLING__N": "3",
+        "BATCHINFER__OUTPUT__PATH": str(tmp_path / "else"),
+    }
+    for name, value in variables.items():
+        refused = answer(path, environ={name: value})
+        assert refused.code == 2 and f"{name}: " in refused.stderr, refused.stderr
+        assert "the batch file says that" in refused.stderr
+    ended = answer(path, environ={"BATCHINFER__OUTPUT__S3__REGION": "eu-central-1"})
+    assert ended.code == 0 and len(choices(tmp_path)) == 2, ended.stderr
+
+
+def test_a_text_that_is_cut_within_a_character_is_its_lines_error(tmp_path: Path) -> None:
+    """Half a surrogate pair is JSON and no text. Of keys without a bearing it is passed over."""
+    half = "\ud83d"
+    path = write(
+        tmp_path / "in.jsonl",
+        chat("a", f"hi {half}"),
+        chat(f"b{half}"),
+        chat("c", stop=[half]),
+        chat("d", metadata={half: half}),
+        request("e", f"/v1/{half}", {}),
+        chat("f", model=half),
+        chat("g", **{half: 1}),
+        request("h", COMPLETIONS, {"prompt": ["x", half]}),
+        chat("i", chat_template_kwargs={"a": {half: 1}}),
+    )
+    ended = answer(path)
+    assert ended.code == 0, ended.stderr
+    assert list(choices(tmp_path)) == ["d"]
+    codes = {
+        line["error"]["line"]: line["error"]["code"] for line in read(tmp_path / "out.errors.jsonl")
+    }
+    assert codes == {
+        1: "invalid_prompt",
+        2: "invalid_custom_id",
+        3: "invalid_value",
+        5: "invalid_url",
+        6: "invalid_value",
+        7: "unsupported_parameter",
+        8: "invalid_prompt",
+        9: "invalid_value",
+    }
+
+
+def test_values_of_parquet_that_json_does_not_have_are_errors_of_their_lines(
+    tmp_path: Path,
+) -> None:
+    """A decimal is a number; others count only where they have a bearing."""
+    user = {"role": "user", "content": "hi"}
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    bodies = [
+        {"messages": [user], "temperature": Decimal("0.5"), "max_tokens": Decimal(4)},
+        {"messages": [{**user, "at": when}], "temperature": None, "max_tokens": None},
+    ]
+    columns = {"custom_id": ["a", "b"], "method": ["POST"] * 2, "url": [CHAT] * 2}
+    kind = pa.struct(
+        {
+            "messages": pa.list_(pa.struct(dict.fromkeys(user, pa.string()) | {"at": pa.date32()})),
+            "temperature": pa.decimal128(2, 1),
+            "max_tokens": pa.decimal128(9, 0),
+        }
+    )
+    table = pa.table({**columns, "body": pa.array(bodies, kind)})
+    pq.write_table(table, tmp_path / "in.parquet")
+    ended = answer(tmp_path / "in.parquet")
+    assert ended.code == 0, ended.stderr
+    assert list(choices(tmp_path)) == ["a"]
+    assert errors(tmp_path) == {2: ("messages", "messages holds a date, which JSON does not have")}
+
+
+def test_one_value_that_cannot_be_read_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8; a date that Python does not have."""
+    good, bad = json.dumps(chat("a")["body"]).encode(), b'{"messages": "\xff"}'
+    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([bad, good], pa.binary()).buffers())
+    late = pa.array([2**61, 0], pa.timestamp("us"))
+    for name, body in (("text", texts), ("struct", pa.StructArray.from_arrays([late], ["at"]))):
+        columns = {"custom_id": ["a", "b"], "method": ["POST"] * 2, "url": [CHAT] * 2}
+        pq.write_table(pa.table({**columns, "body": body}), tmp_path / f"{name}.parquet")
+    (first, second) = read_lines(tmp_path / "text.parquet")
+    assert first.custom_id == "a" and first.refusal is not None
+    assert (first.refusal.code, first.refusal.param) == ("invalid_json", "body")
+    assert second.refusal is None and "messages" in second.body
+    (first, second) = read_lines(tmp_path / "struct.parquet")
+    assert first.refusal is not None and first.refusal.code == "invalid_line"
+    assert second.refusal is None and "at" in second.body
+
+
+def test_logprobs_that_no_line_asks_for_may_be_a_setting(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a"))
+    ended = answer(path, "--set", "sampling.logprobs=1")
+    assert ended.code == 0, ended.stderr
+    assert choices(tmp_path)["a"][0]["logprobs"]["content"]
+    results = tmp_path / FOLDER / "results" / "requests.parquet"
+    results.write_bytes(results.read_bytes()[:50])
+    refused = answer(path, "--set", "sampling.logprobs=1")
+    assert refused.code == 2 and "Move it away and start again" in refused.stderr, refused.stderr
+
+
+def test_an_input_that_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
+    """Its lines would be gone when they are wanted."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe is no regular file: .* write it to a file first"):
+        content_sha256(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="pipe is no regular file: -o and -e name files"):
+        BatchFiles.of("in.jsonl", str(tmp_path / "pipe"), None)
+
+
+def test_outputs_of_other_names_have_other_files_of_errors() -> None:
+    names = ["day.29", "day.30", "day.jsonl", "day.parquet"]
+    errors = [BatchFiles.of("in.jsonl", name, None).errors.name for name in names]
+    assert errors[2] == "day.errors.jsonl" and len(set(errors)) == 4
 
 
 def test_an_input_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
