@@ -24,12 +24,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def config_of(settings: dict[str, Any], coded: set[str] | None) -> Any:
+def config_of(
+    settings: dict[str, Any], coded: set[str] | None, plain: set[str] | None = None
+) -> Any:
     from batchinfer.quantization.methods.qtip.vllm import QTIPConfig
 
     config = QTIPConfig.from_config(settings)
     config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
     config.coded = frozenset(coded) if coded is not None else None
+    config.plain = frozenset(plain or ())
     return config
 
 
@@ -45,17 +48,70 @@ def method_of(config: Any, prefix: str, layer_class: str = "ReplicatedLinear") -
 
 
 def test_layers_that_the_headers_show_are_coded_and_no_others() -> None:
-    config = config_of(SETTINGS, {f"a.{x}_proj" for x in "qkv"} | {"b.down_proj"})
+    coded = {f"a.{x}_proj" for x in "qkv"} | {"b.down_proj"}
+    config = config_of(SETTINGS, coded, {"a.o_proj", "lm_head"})
     assert method_of(config, "a.qkv_proj") == "QTIPLinearMethod"
     assert method_of(config, "b.down_proj") == "QTIPLinearMethod"
     assert method_of(config, "a.o_proj") == "UnquantizedLinearMethod"
     assert method_of(config, "lm_head", "ParallelLMHead") == "NoneType"
-    mixed = config_of(SETTINGS, {"a.q_proj", "a.k_proj"})
+    mixed = config_of(SETTINGS, {"a.q_proj", "a.k_proj"}, {"a.v_proj"})
     with pytest.raises(ValueError, match=r"a.q_proj, a.k_proj, a.v_proj some are coded and some"):
         method_of(mixed, "a.qkv_proj")
     lost = config_of(SETTINGS | {"modules": {"a.o_proj": {"K": 2, "code": "mcg"}}}, {"b.o_proj"})
     with pytest.raises(ValueError, match=r"says that a.o_proj is coded, .* no trellis of it"):
         method_of(lost, "a.o_proj")
+
+
+def test_a_layer_that_no_block_has_is_refused_beside_coded_ones() -> None:
+    """It was computed with whatever memory held."""
+    coded = {f"model.layers.{n}.self_attn.{x}_proj" for n in range(3) for x in "qkv"}
+    config = config_of(SETTINGS, coded)
+    words = r"neither a trellis nor a weight of model.layers.0.self_attn.o_proj, .*copy it again"
+    with pytest.raises(ValueError, match=words):
+        method_of(config, "model.layers.0.self_attn.o_proj")
+    # Where nothing beside it is coded, the model's own code may give it another name.
+    assert method_of(config, "model.layers.0.mlp.down_proj") == "WatchedLinearMethod"
+    fused = config_of(SETTINGS, {"a.o_proj"}, {"a.qkv_proj"})
+    assert method_of(fused, "a.qkv_proj") == "UnquantizedLinearMethod"
+
+
+def test_what_nothing_was_loaded_into_is_refused_once_all_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor import parameter
+
+    from batchinfer.quantization.methods.qtip.vllm import (
+        WatchedEmbeddingMethod,
+        WatchedLinearMethod,
+    )
+
+    for name, number in (("rank", 0), ("world_size", 1)):
+        monkeypatch.setattr(parameter, f"get_tensor_model_parallel_{name}", lambda n=number: n)
+    for watched in (WatchedLinearMethod, WatchedEmbeddingMethod):
+        layer = torch.nn.Module()
+        with set_current_vllm_config(VllmConfig()):
+            method = watched("a.o_proj")
+            method.create_weights(layer, 32, [32, 32], 32, 64, torch.float32, weight_loader=None)
+        layer.weight.data[:32] = 1.0
+        with pytest.raises(ValueError, match=r"neither a trellis nor a weight of a\.o_proj"):
+            method.process_weights_after_loading(layer)
+        layer.weight.data[32:] = 1.0
+        method.process_weights_after_loading(layer)
+
+
+def test_an_output_layer_that_is_not_stored_must_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    from batchinfer.quantization.methods.qtip import vllm
+
+    config = config_of(SETTINGS, {"a.o_proj"})
+    assert method_of(config, "model.embed_tokens", "VocabParallelEmbedding") == (
+        "WatchedEmbeddingMethod"
+    )
+    words = "neither a trellis nor a weight of lm_head, which does not share the embedding's"
+    with pytest.raises(ValueError, match=words):
+        method_of(config, "lm_head", "ParallelLMHead")
+    monkeypatch.setattr(vllm, "_is_tied", lambda: True)
+    assert method_of(config, "lm_head", "ParallelLMHead") == "WatchedEmbeddingMethod"
 
 
 def test_without_headers_settings_say_what_is_coded() -> None:

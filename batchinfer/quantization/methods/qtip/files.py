@@ -16,8 +16,7 @@ Hadamard of a whole side (`full`) is more than Sylvester's. Must not know: torch
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,6 @@ MARKERS = ("mcg", "mul1")
 #: All that may stand beside a trellis, except a bias.
 PARTS = ("trellis", "suh", "svh", "su", "sv", *MARKERS, "tlut", "had_in", "had_out")
 _SCALE_DTYPES = ("F16", "BF16", "F32")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _LANE_ORDERS = ("exl3", "qtip")
 _HADAMARDS = ("block128", "full")
 _PADDED = "sizes are padded to multiples of 128"
@@ -179,16 +177,6 @@ def _wrong(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Iter
 def _is_tlut(tensor: Tensor) -> bool:
     size = tensor.shape[0] if len(tensor.shape) == 2 and tensor.shape[1] == 2 else 0
     return tensor.dtype == "F16" and size in {1 << bits for bits in range(16)}
-
-
-def is_lost(module: str, coded: Collection[str], plain: Collection[str]) -> bool:
-    """Whether a linear layer of the model is not in its checkpoint, where other blocks have it.
-
-    An engine would compute with whatever its memory holds. `plain`: modules with a weight.
-    """
-    if module in coded or module in plain:
-        return False
-    return _NUMBER.sub("*", module) in {_NUMBER.sub("*", other) for other in coded}
 
 
 def missing(parts: Mapping[str, Any]) -> Iterator[str]:

@@ -32,6 +32,12 @@ class Packed(NamedTuple):
     num_out: int
 
 
+def packed_of(layer: Any) -> Packed:
+    """As an engine's layer keeps it: `qweight`, `qweight_1` and so on, `num_tensors` of them."""
+    names = ("qweight", *(f"qweight_{number}" for number in range(1, layer.num_tensors)))
+    return Packed([getattr(layer, name) for name in names], layer.plan, layer.num_out)
+
+
 class Backend(Protocol):
     """What multiplies on one kind of device."""
 

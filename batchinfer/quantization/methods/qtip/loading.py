@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from batchinfer.quantization.methods.qtip.dense import Coded, signs_of_bits, sizes
 from batchinfer.quantization.methods.qtip.files import (
@@ -135,6 +136,12 @@ def _is_finite(tensor: Tensor) -> bool:
 def padded(size: int) -> int:
     """The next multiple of 128."""
     return -(-size // BLOCK) * BLOCK
+
+
+def padded_rows(whole: Tensor, rows: Span, size: int) -> Tensor:
+    """This device's rows of an output layer, and zeros up to the size that the engine gives it."""
+    own = whole[rows.first : rows.end]
+    return functional.pad(own, (0, 0, 0, size - len(own)))
 
 
 def random_parts(num_in: int, num_out: int, said: Mapping[str, int | str]) -> dict[str, Tensor]:

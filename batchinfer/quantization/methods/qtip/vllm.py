@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
@@ -29,6 +29,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
 )
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
@@ -39,13 +40,19 @@ from batchinfer.quantization.methods.qtip.decided import (
     why_decoded,
 )
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
-from batchinfer.quantization.methods.qtip.files import PARTS, format_of, is_lost, layers_of
-from batchinfer.quantization.methods.qtip.linear import Packed, backend_for, run_linear
-from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span, random_parts
+from batchinfer.quantization.methods.qtip.files import PARTS, format_of, layers_of
+from batchinfer.quantization.methods.qtip.linear import backend_for, packed_of, run_linear
+from batchinfer.quantization.methods.qtip.loading import (
+    LayerPieces,
+    Span,
+    padded_rows,
+    random_parts,
+)
+from batchinfer.quantization.methods.qtip.watched import Watched
+from batchinfer.quantization.methods.qtip.which import has_alike, has_coded_head, is_coded, neither
 
 #: Layers of mixtures of experts in vLLM 0.26 to 0.33.
 _EXPERTS = ("FusedMoE", "RoutedExperts")
-_HEAD = "lm_head"
 
 
 class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
@@ -87,7 +94,7 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
 
         A coded output layer has weights of its own, whatever the unquantized model had.
         """
-        if hf_quant_cfg.get("quant_method") == cls.name and _has_coded_head(hf_quant_cfg):
+        if hf_quant_cfg.get("quant_method") == cls.name and has_coded_head(hf_quant_cfg):
             configs: list[Any] = [hf_config, getattr(hf_config, "text_config", None)]
             for config in configs:
                 if getattr(config, "tie_word_embeddings", False):
@@ -120,43 +127,39 @@ class QTIPConfig(QuantizationConfig):  # type: ignore[misc]  # vLLM is not typed
             raise ValueError(
                 f"{prefix}: {self.name} codes linear layers, and this model has experts"
             )
-        if not isinstance(layer, LinearBase | ParallelLMHead):
+        if not isinstance(layer, LinearBase | VocabParallelEmbedding):
             return None
+        if not isinstance(layer, LinearBase | ParallelLMHead):
+            return None if self._is_stored(prefix) else WatchedEmbeddingMethod(prefix)
         names = self.names_of(prefix)
-        is_coded = {self._is_coded(name) for name in names}
-        if len(is_coded) > 1:
+        if self.coded is not None and prefix in self.plain:  # stored as the one that it is
+            names = [prefix]
+        are_coded = {is_coded(name, self.settings, self.coded, self.plain) for name in names}
+        if len(are_coded) > 1:
             raise ValueError(
                 f"{prefix}: of {', '.join(names)} some are coded and some are not, and vLLM "
                 "computes them as one: quantize all of them, or none"
             )
-        if is_coded.pop():
+        if are_coded.pop():
             return QTIPLinearMethod(self, prefix)
-        return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
+        is_stored = self._is_stored(prefix) or all(map(self._is_stored, names))
+        if isinstance(layer, LinearBase):
+            return UnquantizedLinearMethod() if is_stored else WatchedLinearMethod(prefix)
+        if is_stored:
+            return None
+        if not _is_tied() and not has_alike(prefix, {*(self.coded or ()), *self.plain}):
+            raise ValueError(neither(prefix, "which does not share the embedding's weight"))
+        return WatchedEmbeddingMethod(prefix)
+
+    def _is_stored(self, name: str) -> bool:
+        """Whether the checkpoint has it; as far as is known, without headers."""
+        return self.coded is None or name in self.coded or name in self.plain
 
     def names_of(self, prefix: str) -> list[str]:
         """The checkpoint's layers that one of vLLM's holds, in order."""
         above, _, last = prefix.rpartition(".")
         names = self.packed_modules_mapping.get(last, [last])
         return [f"{above}.{name}".removeprefix(".") for name in names]
-
-    def _is_coded(self, name: str) -> bool:
-        said = self.settings.get("modules", {}).get(name)
-        is_said = said is not None and not said.get("unquantized")
-        if self.coded is not None:
-            if is_said and name not in self.coded:
-                raise ValueError(
-                    f"config.json says that {name} is coded, and the checkpoint has no trellis of "
-                    "it: copy it again"
-                )
-            if said is None and is_lost(name, self.coded, self.plain):
-                raise ValueError(
-                    f"the checkpoint has neither a trellis nor a weight of {name}, which other "
-                    "blocks of the model have coded: copy it again"
-                )
-            return name in self.coded
-        if said is not None:
-            return is_said
-        return name.rpartition(".")[2] != _HEAD or _has_coded_head(self.settings)
 
 
 class EXL3Config(QTIPConfig):
@@ -230,7 +233,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
             weights.append(weight[: span.width, : pieces.inputs.width])
         whole = torch.cat(weights)
         if layer.rows is not None:
-            whole = _padded_rows(whole, layer)
+            whole = padded_rows(whole, layer.rows, layer.num_embeddings_per_partition)
         layer.register_parameter("weight", Parameter(whole.contiguous(), requires_grad=False))
         self.plain.process_weights_after_loading(layer)
 
@@ -239,7 +242,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> torch.Tensor:
         if self.plain is not None:
             return self.plain.apply(layer, x, bias)
-        y = run_linear(x, _packed(layer))
+        y = run_linear(x, packed_of(layer))
         return y if bias is None else y + bias
 
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
@@ -248,7 +251,7 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
             return layer.weight
         size = layer.input_size_per_partition
         identity = torch.eye(size, dtype=layer.dtype, device=layer.qweight.device)
-        return run_linear(identity, _packed(layer)).T
+        return run_linear(identity, packed_of(layer)).T
 
     def _shards(self, pieces: LayerPieces) -> list[Coded]:
         names = self.config.names_of(self.prefix)
@@ -268,18 +271,25 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
         return shards
 
 
+class WatchedLinearMethod(Watched, UnquantizedLinearMethod):  # type: ignore[misc]
+    pass
+
+
+class WatchedEmbeddingMethod(Watched, UnquantizedEmbeddingMethod):  # type: ignore[misc]
+    pass
+
+
+def _is_tied() -> bool:
+    """Whether the output layer may have the embedding's weight, as far as is known."""
+    model = get_current_vllm_config().model_config
+    configs = (getattr(model, "hf_config", None), getattr(model, "hf_text_config", None))
+    return any(getattr(config, "tie_word_embeddings", False) for config in configs)
+
+
 def _renamed(modules: frozenset[str], hf_to_vllm_mapper: Any) -> set[str]:
     """vLLM's names of modules. Its rules for prefixes end in a dot: so do we."""
     renamed = hf_to_vllm_mapper.apply_list([f"{name}." for name in modules])
     return {name.removesuffix(".") for name in renamed}
-
-
-def _has_coded_head(settings: Mapping[str, Any]) -> bool:
-    """As settings say; EXL3 codes the output layer of every model."""
-    if settings.get("quant_method") == "exl3":
-        return True
-    said = settings.get("modules", {}).get(_HEAD)
-    return said is not None and not said.get("unquantized")
 
 
 def _inputs(layer: Any, size: int, share: int) -> Span:
@@ -326,17 +336,6 @@ def _load(
     else:
         indices = [shard_id] if isinstance(shard_id, int) else list(shard_id)
     layer.pieces.add(part, tensor, indices)
-
-
-def _padded_rows(whole: torch.Tensor, layer: Any) -> torch.Tensor:
-    """This device's rows of an output layer, and zeros up to the size that vLLM gives it."""
-    own = whole[layer.rows.first : layer.rows.end]
-    return functional.pad(own, (0, 0, 0, layer.num_embeddings_per_partition - len(own)))
-
-
-def _packed(layer: Any) -> Packed:
-    names = ("qweight", *(f"qweight_{number}" for number in range(1, layer.num_tensors)))
-    return Packed([getattr(layer, name) for name in names], layer.plan, layer.num_out)
 
 
 def register() -> None:
