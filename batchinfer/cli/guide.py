@@ -6,6 +6,7 @@ was checked as `validate` does, and no file is overwritten unasked.
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -32,7 +33,7 @@ from batchinfer.errors import ConfigError, printable
 from batchinfer.prompt import PromptLimit, written_column
 from batchinfer.runner.checks import check_schema
 from batchinfer.runner.factory import engine_spec
-from batchinfer.storage.local_errors import os_errors
+from batchinfer.storage.local_errors import os_errors, why_no_folder
 from batchinfer.tasks import task_of
 
 _MAX_TOKENS = 256
@@ -80,8 +81,19 @@ class Guide:
         self._offer()
 
     def _is_new(self) -> bool:
-        if not Path(self._path).exists():
+        """Raises ConfigError, before a question, for a place where nothing can be written."""
+        path = Path(self._path).absolute()
+        with os_errors("write", path):
+            is_new = not path.exists()
+        if problem := why_no_folder(path.parent):
+            raise ConfigError(f"cannot write {path}: {problem}")
+        nearest = next(folder for folder in path.parents if folder.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ConfigError(f"cannot write {path}: check the owner and mode of {nearest}")
+        if is_new:
             return True
+        if not path.is_file():
+            raise ConfigError(f"{path} is no regular file: give another name")
         if self._asker.confirm(f"{self._path} exists. Overwrite it?", default=False):
             return False
         raise ConfigError(
@@ -224,6 +236,7 @@ class Guide:
         text = _HEADER.format(name=shlex.quote(self._path))
         text += written(self._draft.load(defaults).settings, notes)
         with os_errors("write", self._path):
+            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
             try:
                 with Path(self._path).open("x" if is_new else "w", encoding="utf-8") as file:
                     file.write(text)

@@ -23,7 +23,7 @@ from batchinfer.making.order import MakingOrder, Reporter
 from batchinfer.making.publish import is_there, publish_folder
 from batchinfer.model import read_model
 from batchinfer.model.weights import read_weights
-from batchinfer.quantization import Recipe
+from batchinfer.quantization import Recipe, is_part
 from batchinfer.signals import STOP_CODES, handled_signals, release_signals
 from batchinfer.storage import is_s3, local_path
 from batchinfer.storage.local_errors import os_errors
@@ -45,6 +45,8 @@ def quantize_model(
     target = _target(path, out)
     if recipe.file_name is not None and (target.is_dir() or target.suffix != ".gguf"):
         raise ConfigError(f"OUT {out}: give the name of a file that ends in .gguf")
+    if recipe.file_name is not None and is_part(target):
+        raise ConfigError(f"OUT {out}: the name of one of several files, and one is written")
     if is_convertible(local_path(path), recipe):
         _refuse_options(path, options, calibration)
         return convert_model(local_path(path), target, recipe)

@@ -59,7 +59,7 @@ def quiet_engine() -> Iterator[Quiet]:
         raise
     finally:
         stdio.close()
-        if is_kept:
+        if is_kept and log.exists() and log.stat().st_size:
             click.echo(f"the output of the engine is in {log}", err=True)
         else:
             shutil.rmtree(folder)

@@ -165,7 +165,7 @@ class ResamplingEngine(Engine, Protocol):
 
     def set_demand(self, demand: Demand) -> None:
         """Serve this one, of the same kind, from the next request on; none is in flight. Whether
-        requests have seeds stays.
+        requests have seeds, and whether prompts have logprobs, stays.
 
         Raises ConfigError for what the engine refuses, and then continues as before.
         """

@@ -52,7 +52,16 @@ def resolve_folder(path: str, key: str, revision: str | None) -> Path:
     if is_there:
         if is_gguf(folder):
             return folder.absolute()
+        if not folder.is_file():
+            raise ConfigError(f"{key} {path} is neither a folder nor a regular file")
+        if folder.suffix == ".gguf":
+            raise ConfigError(
+                f"{key} {path} is no GGUF file, whose first bytes are GGUF: it is empty, damaged "
+                "or of another kind; copy it again"
+            )
         raise ConfigError(f"{key} {path} is a file: give the folder with config.json and weights")
+    if folder.suffix == ".gguf":
+        raise ConfigError(f"{key}: there is no file {folder.absolute()}")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", path):
         raise ConfigError(f"{key}: there is no folder {folder.absolute()}")
     what = f"{key} {path}: there is no such local folder"

@@ -64,6 +64,7 @@ from batchinfer.quantization.methods.gguf.files import (
     GgufFile,
     gguf_models,
     is_gguf,
+    is_part,
     parts_of,
     read_gguf,
 )
@@ -119,6 +120,7 @@ __all__ = [
     "for_this_machine",
     "gguf_models",
     "is_gguf",
+    "is_part",
     "kv_cache_markdown",
     "kv_cache_of",
     "kv_cache_record",

@@ -119,13 +119,11 @@ def _prompter(spec: EngineSpec) -> RowPrompter:
 
 
 def _needs_load(before: EngineSpec, after: EngineSpec) -> bool:
-    """How an engine reads prompts may depend on whether requests have seeds, and where a form
-    begins to bind on how thoughts end.
+    """How an engine reads prompts may depend on whether requests have seeds or prompts logprobs,
+    and where a form begins to bind on how thoughts end.
     """
     old, new = before.job, after.job
     is_same_engine = (old.model, old.engine) == (new.model, new.engine)
-    is_same_sampling = (old.sampling.uses_seeds, old.sampling.reasoning_parser) == (
-        new.sampling.uses_seeds,
-        new.sampling.reasoning_parser,
-    )
+    kept = ("uses_seeds", "prompt_logprobs", "reasoning_parser")
+    is_same_sampling = all(getattr(old.sampling, n) == getattr(new.sampling, n) for n in kept)
     return not (is_same_engine and is_same_sampling)

@@ -118,7 +118,7 @@ def test_a_model_that_is_not_there_is_refused_as_in_a_run(tmp_path: Path) -> Non
     ended = subprocess.run(
         [sys.executable, "-m", "batchinfer", "chat", "nowhere"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -127,3 +127,5 @@ def test_a_model_that_is_not_there_is_refused_as_in_a_run(tmp_path: Path) -> Non
     assert ended.returncode == 2
     assert f"error: model.path: there is no folder {tmp_path / 'nowhere'}" in ended.stderr
     assert "relative paths start at the current directory" in ended.stderr
+    assert "the output of the engine" not in ended.stderr  # there was no engine
+    assert not list(tmp_path.iterdir())

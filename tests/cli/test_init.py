@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from batchinfer.cli.app import cli
 from batchinfer.cli.found import InputLook, find_here, look_at_input
 from batchinfer.config import InputSettings, Job, load_job
+from batchinfer.errors import ConfigError
 from batchinfer.prompt import encode
 from batchinfer.source import ShardReader
 from batchinfer.testing import LightTokenizer
@@ -157,6 +159,30 @@ def test_a_file_that_exists_is_overwritten_only_if_somebody_says_so(here: Path) 
         assert path.read_text() == "mine"
     assert init(answers=["y", *[""] * 8]).exit_code == 0
     assert written().name == "job"
+
+
+def test_the_folder_of_the_file_is_made(here: Path) -> None:
+    assert init("--yes", "jobs/new/a.yaml").exit_code == 0
+    assert written("jobs/new/a.yaml").name == "a"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("data/s0.parquet/a.yaml", "s0.parquet is a file where a folder is needed"),
+        (f"{'a' * 300}.yaml", "File name too long. Use another path"),
+        ("loop/a.yaml", "loop/a.yaml"),
+        ("pipe", "pipe is no regular file"),
+    ],
+)
+def test_a_place_where_no_file_can_be_is_refused_before_a_question(
+    here: Path, path: str, told: str
+) -> None:
+    Path("loop").symlink_to("loop")
+    os.mkfifo("pipe")
+    ended = init(path, answers=["y"])
+    assert isinstance(ended.exception, ConfigError)
+    assert told in refusal(ended) and "Which rows?" not in ended.output
 
 
 def test_a_file_that_appears_while_questions_are_asked_is_kept(

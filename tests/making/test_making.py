@@ -231,6 +231,7 @@ def test_what_the_command_cannot_do_is_reported_immediately(
     for arguments, words in (
         ((damaged_model, out, "--method", "int8"), "truncated or damaged, copy it again"),
         ((MODEL, full, "--method", "int8"), "exists: choose another OUT"),
+        ((MODEL, tmp_path / "m-00001-of-00002.gguf", "--method", "gguf"), "one of several files"),
         ((MODEL, "s3://bucket/out", "--method", "int8"), "read from local folders"),
         ((MODEL, out, "--method", "int9"), "int9"),
         ((MODEL, out, "--method", "awq"), "needs --calibration PARQUET and --column NAME"),

@@ -431,6 +431,8 @@ def test_sizes_may_be_given_for_each_layer(folder: Path) -> None:
         ("no/such/folder", "there is no folder"),
         ("nothing-here", "there is no folder"),
         (str(DEMO / "config.json"), "is a file"),
+        ("nothing.gguf", "there is no file"),
+        ("/dev/null", "neither a folder nor a regular file"),
     ],
 )
 def test_a_path_that_is_not_a_folder_is_refused(path: str, sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 
+from batchinfer.cli.engines import engine_for
 from batchinfer.errors import ConfigError
 from batchinfer.model import changed_weights, weight_marks
 from batchinfer.quantization import Machine
@@ -137,3 +139,16 @@ def test_what_is_not_a_language_model_is_refused(
     writer.close()
     with pytest.raises(ConfigError, match=words):
         read_model(str(tmp_path / "x.gguf"), machine=LLAMA)
+
+
+def test_what_only_has_the_name_of_a_gguf_file_is_not_one(tmp_path: Path) -> None:
+    """A pipe is not waited for."""
+    (tmp_path / "empty.gguf").write_bytes(b"")
+    (tmp_path / "other.gguf").write_bytes(b"<!DOCTYPE html>")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for name in ("empty", "other"):
+        with pytest.raises(ConfigError, match=f"{name}.gguf is no GGUF file.* copy it again"):
+            read_model(str(tmp_path / f"{name}.gguf"))
+    with pytest.raises(ConfigError, match="neither a folder nor a regular file"):
+        read_model(str(tmp_path / "pipe.gguf"))
+    assert engine_for(str(tmp_path / "pipe.gguf")) is None

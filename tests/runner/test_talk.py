@@ -117,6 +117,7 @@ def test_the_engine_is_for_one_question_at_a_time(talk: Talk, loads: Loads) -> N
         {"engine": {"max_num_seqs": 2}},
         {"sampling": {"seed": 1, "temperature": 1.0}},
         {"sampling": {"reasoning_parser": "deepseek_r1"}},
+        {"sampling": {"prompt_logprobs": True}},
     ],
 )
 def test_what_the_engine_is_built_from_loads_it_again(

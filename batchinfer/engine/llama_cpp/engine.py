@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.config import SamplingSettings
-from batchinfer.engine.base import Answer, EngineFacts, EngineSpec, Request, Timing
+from batchinfer.engine.base import Answer, Demand, EngineFacts, EngineSpec, Request, Timing
 from batchinfer.engine.demands.completion import Completion, CompletionRequest
 from batchinfer.engine.llama_cpp.batch import StepBatch
 from batchinfer.engine.llama_cpp.demands.completion import check_together
@@ -152,6 +152,13 @@ class LlamaCppEngine:
         for sequence in [s for s in self._running if s.request.key == key]:
             self._running.remove(sequence)
             self._release(sequence)
+
+    def set_demand(self, demand: Demand) -> None:
+        """`prompt_logprobs` stays as it is: the room for them is that of the engine."""
+        requests = requests_of(demand)
+        requests.check()
+        self._samplers.check(requests.sampling)
+        self._requests, self._sampling = requests, requests.sampling
 
     def close(self) -> None:
         context, self._context = self._context, None

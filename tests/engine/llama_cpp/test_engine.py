@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from batchinfer.config import SamplingSettings, StructuredSettings
+from batchinfer.engine.base import ResamplingEngine
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.engine.llama_cpp import sampling as sampling_of_engine
 from batchinfer.engine.llama_cpp.requests import requests_of
@@ -346,3 +347,19 @@ def test_a_constraint_that_many_rows_have_is_read_once_whether_or_not_it_can_be(
             with pytest.raises(RowError, match=r"sampling\.structured\.regex"):
                 llama.add(CompletionRequest(9, prompt, sampling=ways[1]))
     assert tried == ["a+", "(?=a)b"]
+
+
+def test_other_sampling_needs_no_other_engine(demo_gguf: Path, prompts: list[list[int]]) -> None:
+    """What is refused changes nothing."""
+    with running(demo_gguf, sampling={"max_tokens": 2, "ignore_eos": True}) as llama:
+        assert isinstance(llama, ResamplingEngine)
+        sampling = SamplingSettings(
+            max_tokens=3, logprobs=1, structured=StructuredSettings(json_schema=SCHEMA)
+        )
+        llama.set_demand(CompletionDemand("generate", sampling))
+        (completion,) = complete(llama, prompts[0])
+        assert len(completion.token_ids) == 3 and completion.top_logprobs is not None
+        unreadable = StructuredSettings(grammar="root ::= [")
+        with pytest.raises(ConfigError, match=r"llama\.cpp cannot read"):
+            llama.set_demand(CompletionDemand("generate", SamplingSettings(structured=unreadable)))
+        assert len(complete(llama, prompts[0])[0].token_ids) == 3

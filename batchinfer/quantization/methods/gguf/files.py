@@ -68,10 +68,18 @@ class GgufFile:
 def is_gguf(file: Path) -> bool:
     """Whether a file begins as GGUF files do."""
     try:
+        if not file.is_file():  # a pipe without a writer would be waited for
+            return False
         with file.open("rb") as stream:
             return stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
+
+
+def is_part(file: Path) -> bool:
+    """Whether a name says that the file is one of several."""
+    match = _NUMBERED.fullmatch(file.name)
+    return match is not None and match.groups()[1:] != ("00001", "00001")
 
 
 def parts_of(file: Path) -> list[Path]:
