@@ -14,6 +14,7 @@ from batchinfer.cli.run_batch import OPTIONS
 from batchinfer.cli.source import JobSource, take
 from batchinfer.config import Job
 from batchinfer.errors import ConfigError
+from batchinfer.ledger import Holder
 from batchinfer.openai_batch import Batch, BatchFiles
 from batchinfer.runner import RunOptions
 from batchinfer.telemetry import Outcome
@@ -62,7 +63,9 @@ class BatchProcess(RunProcess):
         for key, origin in loaded.origins.items():
             if origin != "default" and _is_taken(key) and not key.startswith(_WITHOUT_BEARING):
                 raise ConfigError(f"{origin}: {key}: {_SAID}")
-        found = batch.prepare(loaded, is_restart=given["restart"])
+        found = batch.prepare(
+            loaded, Holder.current(self._host.clock.utc()), is_restart=given["restart"]
+        )
         logger.info(
             "%s: %d lines, %d of them cannot be asked",
             files.source,

@@ -21,6 +21,8 @@ import pyarrow as pa
 
 from batchinfer.config import LoadedJob
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.ledger import Holder, Lease, acquire_lease
+from batchinfer.ledger.lease import WHOLE
 from batchinfer.model import ModelFacts
 from batchinfer.openai_batch.answers import Answers
 from batchinfer.openai_batch.convert import (
@@ -97,6 +99,7 @@ class Batch:
         self._made_of: Mapping[str, Any] = {}
         self._name = ""
         self._has_logprobs = False
+        self._lease: Lease | None = None
 
     def otherwise(self) -> dict[str, Any]:
         """The job, as far as the batch says it; see `load_job`."""
@@ -115,17 +118,26 @@ class Batch:
             "output": {"path": self._store.url_of(RESULTS)},
         }
 
-    def prepare(self, loaded: LoadedJob, *, is_restart: bool) -> Converted:
+    def prepare(self, loaded: LoadedJob, holder: Holder, *, is_restart: bool) -> Converted:
         """Make rows of the lines, unless that is done. `loaded`: of `otherwise`, before it.
 
-        Raises ConfigError for a model that cannot be, and for a folder that is another batch's,
-        InputError for a file that cannot be read.
+        From here to the end of the process the folder is this start's: another one would replace
+        the rows that this one computes. Raises ConfigError for a model that cannot be, and for a
+        folder that is another batch's, InputError for a file that cannot be read, LeaseHeld.
         """
         model = self._model = model_of(loaded.job)
         self._name = self._served_name or loaded.job.model.path
         source = self._source(loaded, model)
         self._made_of = source.made_of
         self._has_logprobs = loaded.job.sampling.logprobs is not None  # of lines that say nothing
+        lease = self._lease = acquire_lease(self._store, WHOLE, holder)
+        try:
+            return self._rows(source, model, is_restart=is_restart)
+        except BaseException:
+            lease.undo()
+            raise
+
+    def _rows(self, source: Source, model: ModelFacts, *, is_restart: bool) -> Converted:
         found = None if is_restart else read_converted(self._store, REQUESTS)
         if found is None:
             lines = read_lines(self.files.source)

@@ -331,6 +331,22 @@ def test_another_input_under_the_same_output_is_refused_until_a_restart(tmp_path
     assert not (tmp_path / "out.errors.jsonl").exists()  # those of the batch before are gone
 
 
+@pytest.mark.parametrize("option", [(), ("--restart",)])
+def test_a_second_start_leaves_the_first_and_its_lines_alone(
+    option: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", *(chat(f"id {n}") for n in range(8)))
+    requests = tmp_path / FOLDER / "requests.parquet"
+    first = start(path, *options(tmp_path), **COMMAND, fake={"step_s": 0.3})
+    wait_until(lambda: list((tmp_path / FOLDER).glob("results/*")), what="the output")
+    before = requests.stat()
+    second = answer(path, *option)
+    assert second.code == 75 and "another run is working on" in second.stderr, second.stderr
+    assert requests.stat() == before or requests.stat().st_ino == before.st_ino
+    assert wait(first).code == 0
+    assert len(choices(tmp_path)) == 8
+
+
 def test_a_batch_without_a_line_that_can_be_asked_loads_no_model(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", "broken")
     ended = answer(path, fake={"fail_build": "no model is to be built"})

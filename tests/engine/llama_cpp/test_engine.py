@@ -177,9 +177,9 @@ def test_a_completion_has_the_form_that_is_asked_for(
 @pytest.mark.parametrize(
     ("structured", "words"),
     [
-        ({"grammar": "root ::= nothing"}, r"grammar, root ::= nothing: "),
-        ({"json_schema": {"type": "string", "pattern": "(?<=a)b"}}, "json_schema, "),
-        ({"regex": "(?<=a)b"}, r"regex, \(\?<=a\)b: "),
+        ({"grammar": "root ::= nothing"}, r"cannot read .*grammar, root ::= nothing: "),
+        ({"json_schema": {"type": "string", "pattern": "(?<=a)b"}}, "json_schema.*cannot read"),
+        ({"regex": "(?<=a)b"}, r"regex: .* is a look-around"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_refused(
 ) -> None:
     """And never computed without it."""
     with (
-        pytest.raises(ConfigError, match=f"cannot read sampling.structured.{words}"),
+        pytest.raises(ConfigError, match=words),
         running(demo_gguf, sampling={"structured": structured}),
     ):
         pass
