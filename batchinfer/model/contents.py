@@ -78,7 +78,8 @@ def read_folder(model: ModelSettings, *, needs_weights: bool = True) -> ModelFol
         has_experts=any(".experts." in name for name in weights.tensors),
         dtype=_own_dtype(config, text, weights),
     )
-    check_stored(checkpoint, settings, weights, folder)
+    alone = None if isinstance(config.get("text_config"), dict) else text
+    check_stored(checkpoint, settings, weights, folder, alone)
     check_shapes(weights.tensors, config, folder)
     digest = content_digest(folder, tokenizer_folder)
     if weights.sha256:

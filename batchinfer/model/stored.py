@@ -15,9 +15,16 @@ from batchinfer.quantization import Checkpoint, Stored, method_of
 
 
 def check_stored(
-    checkpoint: Checkpoint, settings: Mapping[str, Any] | None, weights: Weights, folder: Path
+    checkpoint: Checkpoint,
+    settings: Mapping[str, Any] | None,
+    weights: Weights,
+    folder: Path,
+    text: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse weights that are not what the settings say. Raises ConfigError."""
+    """Refuse weights that are not what the settings say. Raises ConfigError.
+
+    `text`: settings of the model, if it is a language model and no more.
+    """
     method = method_of(checkpoint.scheme)
     if method is None or not weights.tensors:
         return
@@ -28,5 +35,6 @@ def check_stored(
         tensors=weights.tensors,
         dtypes=weights.dtypes,
         folder=str(folder),
+        text=text or {},
     )
     method.check_stored(stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,9 @@ QTIP: dict[str, Any] = {
     "modules": {"a": {"K": 3, "V": 1, "code": "mul1"}, "head": {"unquantized": True}},
 }
 EXL3 = {"quant_method": "exl3", "bits": 3.0}
+FULL = QTIP | {"had_in": "full", "had_out": "full"}
+TEXT = {"hidden_size": 256, "tie_word_embeddings": False}
+ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"
 
 
 def header(dtype: str, *shape: int) -> Tensor:
@@ -57,8 +61,12 @@ def stored(settings: dict[str, Any], layers: dict[str, dict[str, Tensor]]) -> St
     return Stored(checkpoint.scheme, checkpoint.words, settings, tensors, {"I16": 9}, "folder")
 
 
-def check(settings: dict[str, Any], layers: dict[str, dict[str, Tensor]]) -> None:
-    found = stored(settings, layers)
+def check(
+    settings: dict[str, Any],
+    layers: dict[str, dict[str, Tensor]],
+    text: dict[str, Any] | None = None,
+) -> None:
+    found = replace(stored(settings, layers), text=text or {})
     method = method_of(found.scheme)
     assert method is not None
     method.check_stored(found)
@@ -88,6 +96,18 @@ def test_checkpoints_whose_tensors_match_their_settings_are_accepted() -> None:
         (QTIP, {"trellis": header("I16", 16, 8, 64)}, "says 3 bits, and its trellis .* has 4"),
         (EXL3, {"suh": header("I32", 256)}, "suh is I32, and not one of F16, BF16, F32"),
         (EXL3, {"weight": header("BF16", 128, 256)}, "it has a trellis and a weight"),
+        (EXL3, {"trellis": header("I16", 0, 8, 48)}, r"trellis \[0, 8, 48\] has no inputs"),
+        (EXL3, {"su": header("I16", 8)}, r"su is I16 \[8\] beside 256 inputs, and not I16 \[16\]"),
+        (EXL3, {"sv": header("F16", 128)}, r"sv is F16 \[128\] beside 128 outputs, and not I16 \["),
+        (QTIP, {"had_in": header("I8", 4, 4)}, "config.json says nothing of a Hadamard of that"),
+        (
+            FULL,
+            {"had_in": header("I8", 12, 12)},
+            r"had_in is \[12, 12\] beside 256 inputs, and not",
+        ),
+        (FULL, {"had_out": header("I8", 4)}, r"had_out is \[4\] beside 128 outputs, and not \[q"),
+        (FULL, {"had_in": header("I32", 4, 4)}, "had_in is I32, and not one of I8, F16"),
+        (FULL, layer_of(3, 384), "it has no had_in, which 384 inputs need, as no power of two"),
         (QTIP, {"tlut": header("F32", 512, 2)}, r"table \(tlut\) is F32 \[512, 2\], and not F16"),
         (
             QTIP,
@@ -103,6 +123,73 @@ def test_a_layer_that_cannot_be_right_is_named(
     layers = {"a": {part: t for part, t in layer.items() if t is not None}, "b": layer_of(2)}
     with pytest.raises(ConfigError, match=f"^folder: a: .*{words}"):
         check(settings, layers)
+
+
+def model_of(**changes: dict[str, Tensor] | None) -> dict[str, dict[str, Tensor]]:
+    """A block and what stands beside all blocks. `changes`: by the last parts of names."""
+    layers: dict[str, dict[str, Tensor]] = {
+        "model.embed_tokens": {"weight": header("BF16", 512, 256)},
+        "lm_head": {"weight": header("BF16", 512, 256)},
+        **{f"{ATTENTION}.{x}_proj": layer_of(2, 256, 256) for x in "qkvo"},
+        **{f"{MLP}.{x}_proj": layer_of(2, 256, 512) for x in ("gate", "up")},
+        f"{MLP}.down_proj": layer_of(2, 512, 256),
+    }
+    changed = {name: changes.get(name.rpartition(".")[2], parts) for name, parts in layers.items()}
+    return {name: parts for name, parts in changed.items() if parts is not None}
+
+
+PLAIN = {"weight": header("BF16", 256, 256)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lm_head": None}, "neither a trellis nor a weight of lm_head, the output layer, which"),
+        ({"q_proj": None}, rf"a weight of {ATTENTION}.q_proj, and {ATTENTION}.k_proj has one"),
+        ({"o_proj": None}, rf"a weight of {ATTENTION}.o_proj, .* copy it again, or quantize"),
+        ({"up_proj": None}, rf"a weight of {MLP}.up_proj, and"),
+        ({"down_proj": None}, rf"a weight of {MLP}.down_proj, and"),
+        ({"q_proj": PLAIN}, "q_proj: it is not coded and k_proj beside it is, and vLLM computes"),
+        ({"v_proj": layer_of(2, 128)}, "v_proj: its trellis has 128 inputs, and hidden_size of co"),
+        ({"o_proj": layer_of(2, 256)}, "o_proj: its trellis has 128 outputs, and hidden_size of"),
+        ({"down_proj": layer_of(2, 256, 256)}, "has 256 inputs, and up_proj beside it 512 outputs"),
+    ],
+)
+def test_what_a_model_lacks_or_cannot_hold_is_named_before_it_is_loaded(
+    changes: dict[str, dict[str, Tensor] | None], words: str
+) -> None:
+    """The names of its layers are those that most models have."""
+    settings = QTIP | {"modules": {}}
+    check(settings, model_of(), TEXT)
+    check(settings, model_of(o_proj=PLAIN), TEXT)
+    with pytest.raises(ConfigError, match=words):
+        check(settings, model_of(**changes), TEXT)
+
+
+def test_an_output_layer_may_be_the_embedding_except_in_exl3() -> None:
+    """EXL3 codes that of every model, and its models are not tied whatever config.json says."""
+    for text in ({}, {"tie_word_embeddings": True}):
+        check(QTIP | {"modules": {}}, model_of(lm_head=None), text)
+        with pytest.raises(ConfigError, match="neither a trellis nor a weight of lm_head"):
+            check(EXL3, model_of(lm_head=None), text)
+    with pytest.raises(ConfigError, match="v_proj: its trellis has 128 inputs, and that of q_proj"):
+        check(EXL3, model_of(v_proj=layer_of(2, 128)))
+
+
+def test_a_matrix_that_is_no_hadamard_is_refused_while_it_loads() -> None:
+    """Of zeros it made a layer of zeros."""
+    parts = parts_of(256, 128) | {"had_in": torch.zeros(4, 4, dtype=torch.int8)}
+    layer = LayerFormat("mcg", has_full_in=True)
+    for matrix, is_right in ((torch.zeros(4, 4), False), (torch.ones(4, 4), False),
+                             (1 - 2 * torch.eye(4), True)):  # fmt: skip
+        found = LayerPieces("layer", Span(256, 0, 256), [Span(128, 0, 128)])
+        for part, tensor in (parts | {"had_in": matrix.to(torch.int8)}).items():
+            found.add(part, tensor, [0])
+        if is_right:
+            assert found.coded(0, layer).full_in is not None
+            continue
+        with pytest.raises(ValueError, match="layer: had_in is not a Hadamard matrix of 1 and -1"):
+            found.coded(0, layer)
 
 
 def test_settings_and_layers_that_contradict_each_other_are_refused() -> None:

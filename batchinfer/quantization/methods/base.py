@@ -68,6 +68,8 @@ class Stored:
     tensors: Mapping[str, Tensor]
     dtypes: Mapping[str, int]  # safetensors dtype -> bytes
     folder: str
+    #: config.json's settings of a language model; empty for one within another model.
+    text: Mapping[str, Any] = field(default_factory=dict)
 
     def contradiction(self, what: str) -> ConfigError:
         return ConfigError(

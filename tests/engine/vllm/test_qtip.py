@@ -100,6 +100,15 @@ def test_what_nothing_was_loaded_into_is_refused_once_all_is_loaded(
         method.process_weights_after_loading(layer)
 
 
+def test_an_embedding_that_was_not_loaded_is_refused_though_vllm_gives_it_no_name() -> None:
+    from batchinfer.quantization.methods.qtip.vllm import WatchedEmbeddingMethod
+
+    layer, method = torch.nn.Module(), WatchedEmbeddingMethod("")
+    method.create_weights(layer, 32, [64], 32, 64, torch.float32)
+    with pytest.raises(ValueError, match="neither a trellis nor a weight of the embedding"):
+        method.process_weights_after_loading(layer)
+
+
 def test_an_output_layer_that_is_not_stored_must_be_tied(monkeypatch: pytest.MonkeyPatch) -> None:
     from batchinfer.quantization.methods.qtip import vllm
 

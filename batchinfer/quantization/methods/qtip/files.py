@@ -23,6 +23,12 @@ from typing import Any
 from batchinfer.errors import ConfigError
 from batchinfer.quantization.methods.base import Loading, Settings, Stored, Tensor
 from batchinfer.quantization.methods.base import count_weights as count_others
+from batchinfer.quantization.methods.qtip.which import (
+    lost_layers,
+    mixed_layers,
+    neither,
+    wrong_sizes,
+)
 
 #: Of checkpoints whose Hadamards are of whole sides, as QTIP's own.
 FULL_SCHEME = "qtip-full"
@@ -38,6 +44,7 @@ MARKERS = ("mcg", "mul1")
 #: All that may stand beside a trellis, except a bias.
 PARTS = ("trellis", "suh", "svh", "su", "sv", *MARKERS, "tlut", "had_in", "had_out")
 _SCALE_DTYPES = ("F16", "BF16", "F32")
+_HAD_DTYPES = ("I8", *_SCALE_DTYPES)
 _LANE_ORDERS = ("exl3", "qtip")
 _HADAMARDS = ("block128", "full")
 _PADDED = "sizes are padded to multiples of 128"
@@ -132,6 +139,7 @@ def check_stored(stored: Stored) -> None:
                 "format: copy it again, or quantize the model again"
             )
     _check_modules(stored, layers)
+    _check_model(stored, layers)
 
 
 def _check_modules(stored: Stored, layers: Mapping[str, Any]) -> None:
@@ -141,6 +149,39 @@ def _check_modules(stored: Stored, layers: Mapping[str, Any]) -> None:
             raise stored.contradiction(
                 f"that {module} is {what}, and it has {'a' if module in layers else 'no'} trellis"
             )
+
+
+def _check_model(stored: Stored, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What layers show of each other, and config.json of them, by the names that most models have.
+
+    What vLLM would find while it loads, or never.
+    """
+    plain = {
+        name.removesuffix(".weight")
+        for name, tensor in stored.tensors.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2
+    }
+    is_tied = stored.text.get("tie_word_embeddings") is not False
+    if stored.settings.get("quant_method") == "exl3":  # codes the output layer of every model
+        is_tied = False
+    lost = next(lost_layers(layers.keys(), plain, is_tied=is_tied), None)
+    if lost is not None:
+        raise ConfigError(f"{stored.folder}: {neither(*lost)}")
+    sizes = {m: (TILE * p["trellis"].shape[0], TILE * p["trellis"].shape[1])
+             for m, p in layers.items()}  # fmt: skip
+    hidden = stored.text.get("hidden_size")
+    wrong = [*mixed_layers(layers.keys(), plain), *wrong_sizes(sizes, padded(hidden or 0))]
+    if wrong:
+        module, what = wrong[0]
+        raise ConfigError(
+            f"{stored.folder}: {module}: {what}. The checkpoint is damaged or of another model: "
+            "copy it again, or quantize the model again"
+        )
+
+
+def padded(size: int) -> int:
+    """The next multiple of 128."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def _wrong(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Iterator[str]:
@@ -167,6 +208,15 @@ def _wrong(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Iter
             yield f"{name} is {list(scales.shape)} beside {TILE * size} {side}puts of the trellis"
         if scales is not None and scales.dtype not in _SCALE_DTYPES:
             yield f"{name} is {scales.dtype}, and not one of {', '.join(_SCALE_DTYPES)}"
+        signs = parts.get(name[:2])
+        if signs is not None and (signs.dtype, signs.shape) != ("I16", (size,)):
+            found = f"{signs.dtype} {list(signs.shape)}"
+            yield f"{name[:2]} is {found} beside {TILE * size} {side}puts, and not I16 [{size}]"
+        had = parts.get(f"had_{side}")
+        is_full = layer.has_full_in if side == "in" else layer.has_full_out
+        if had is not None and had.dtype not in _HAD_DTYPES:
+            yield f"had_{side} is {had.dtype}, and not one of {', '.join(_HAD_DTYPES)}"
+        yield from wrong_hadamard(side, TILE * size, had and had.shape, is_full=is_full)
     tlut = parts.get("tlut")
     if tlut is not None and not _is_tlut(tlut):
         yield f"its table (tlut) is {tlut.dtype} {list(tlut.shape)}, and not F16 [2^Q, 2]"
@@ -177,6 +227,26 @@ def _wrong(settings: Settings, module: str, parts: Mapping[str, Tensor]) -> Iter
 def _is_tlut(tensor: Tensor) -> bool:
     size = tensor.shape[0] if len(tensor.shape) == 2 and tensor.shape[1] == 2 else 0
     return tensor.dtype == "F16" and size in {1 << bits for bits in range(16)}
+
+
+def wrong_hadamard(
+    side: str, size: int, shape: tuple[int, ...] | None, *, is_full: bool
+) -> Iterator[str]:
+    """In words, why a side ("in" or "out") of this size cannot have such a `had_in` or `had_out`.
+
+    `shape`: None if it has none.
+    """
+    if shape is not None and not is_full:
+        yield f"it has a had_{side}, and config.json says nothing of a Hadamard of that whole side"
+    elif is_full and (shape is None or shape == (1, 1)):
+        if size & (size - 1):
+            yield f"it has no had_{side}, which {size} {side}puts need, as no power of two"
+    elif shape is not None:
+        num_odd = shape[0] if len(shape) == 2 and shape[0] == shape[1] else 0
+        width = size // num_odd if num_odd else 0
+        if not width or width * num_odd != size or width & (width - 1):
+            wanted = "[q, q] with a power of two times q of them"
+            yield f"had_{side} is {list(shape)} beside {size} {side}puts, and not {wanted}"
 
 
 def missing(parts: Mapping[str, Any]) -> Iterator[str]:
@@ -195,6 +265,8 @@ def wrong_shape(shape: list[int]) -> Iterator[str]:
         yield f"its trellis is {shape}, and not {wanted}"
         return
     for side, size in zip(("in", "out"), shape, strict=False):
+        if not size:
+            yield f"its trellis {shape} has no {side}puts"
         if TILE * size % BLOCK:
             yield (
                 f"its trellis {shape} has {TILE * size} {side}puts, and {BLOCK} does not divide "

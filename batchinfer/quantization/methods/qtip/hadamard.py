@@ -41,6 +41,15 @@ def sylvester(size: int, device: torch.device | str = "cpu") -> Tensor:
     return matrix
 
 
+def is_hadamard(matrix: Tensor) -> bool:
+    """Whether it is [q, q] of 1 and -1, and its rows are orthogonal."""
+    size, values = len(matrix), matrix.float()
+    if matrix.shape != (size, size) or not bool((values.abs() == 1).all()):
+        return False
+    unit = torch.eye(size, dtype=torch.float32, device=values.device)
+    return bool((values @ values.T == size * unit).all())
+
+
 def full_hadamard(values: Tensor, odd: Tensor | None = None, *, inverse: bool = False) -> Tensor:
     """The last dimension, n = q 2^p, by U = (odd x Sylvester) / sqrt(n) in float32: U values.
 

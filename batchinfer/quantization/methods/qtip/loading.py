@@ -7,7 +7,7 @@ of 128, at which Hadamards and tiles end. Must not know: vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,11 @@ from batchinfer.quantization.methods.qtip.files import (
     TILE,
     LayerFormat,
     missing,
+    padded,
+    wrong_hadamard,
     wrong_shape,
 )
+from batchinfer.quantization.methods.qtip.hadamard import is_hadamard
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class LayerPieces:
             problems = [*wrong_shape(list(parts["trellis"].shape)), *self._wrong_sizes(index)]
             scales = (name for name in ("suh", "svh", "tlut") if name in parts)
             problems += [f"{n} has NaN or infinity" for n in scales if not _is_finite(parts[n])]
+            problems += _wrong_hadamards(parts, layer)
         if problems:
             raise ValueError(f"{self.name}: {problems[0]}: copy the checkpoint again")
         cut = not all(span.is_whole for span in (self.inputs, self.outputs[index]))
@@ -133,11 +137,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def padded(size: int) -> int:
-    """The next multiple of 128."""
-    return -(-size // BLOCK) * BLOCK
-
-
 def padded_rows(whole: Tensor, rows: Span, size: int) -> Tensor:
     """This device's rows of an output layer, and zeros up to the size that the engine gives it."""
     own = whole[rows.first : rows.end]
@@ -156,6 +155,19 @@ def random_parts(num_in: int, num_out: int, said: Mapping[str, int | str]) -> di
     if said.get("code") == "hyb":
         parts["tlut"] = torch.randn(512, 2).half()
     return parts
+
+
+def _wrong_hadamards(parts: Mapping[str, Tensor], layer: LayerFormat) -> Iterator[str]:
+    """A matrix that is none would be computed with: zeros make a layer of zeros."""
+    fulls = (layer.has_full_in, layer.has_full_out)
+    for dimension, (side, is_full) in enumerate(zip(("in", "out"), fulls, strict=True)):
+        matrix = parts.get(f"had_{side}")
+        shape = None if matrix is None else tuple(matrix.shape)
+        size = TILE * parts["trellis"].shape[dimension]
+        problems = list(wrong_hadamard(side, size, shape, is_full=is_full))
+        yield from problems
+        if matrix is not None and not problems and not is_hadamard(matrix):
+            yield f"had_{side} is not a Hadamard matrix of 1 and -1"
 
 
 def _share(tensor: Tensor, span: Span, width: int, dimension: int) -> Tensor:

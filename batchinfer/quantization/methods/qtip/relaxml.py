@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from batchinfer.quantization.methods.qtip.codes import TLUT_BITS
+from batchinfer.quantization.methods.qtip.hadamard import is_hadamard
 from batchinfer.quantization.methods.qtip.trellis import TILE, pack, states_of_stream
 
 #: Of `quip_params`, which is what config.json of such a model has.
@@ -121,8 +122,7 @@ def _matrix(odd: Mapping[int, Tensor], size: int) -> Tensor:
             f"store the matrix that QTIP's code has for it as `had_{size}` in the file "
             "hadamard.safetensors of the model's folder"
         )
-    square = matrix.float() @ matrix.float().T
-    if matrix.shape != (size, size) or not torch.equal(square, size * torch.eye(size)):
+    if len(matrix) != size or not is_hadamard(matrix):
         raise ValueError(f"had_{size} of hadamard.safetensors is not a Hadamard matrix")
     return matrix.to(torch.int8)
 

@@ -28,6 +28,9 @@ class Watched:
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """An output layer that is tied has the embedding's weight by now."""
         weight: Any = layer.weight
-        if not weight.is_meta and bool(weight.isnan().all(-1).any()):
-            raise ValueError(neither(self.prefix, "and the model needs it"))
+        if not weight.is_meta:
+            unloaded = weight[:, 0].isnan()
+            # Models may leave out the name of their embedding, which is one tensor.
+            if bool(unloaded.any() if self.prefix else unloaded.all()):
+                raise ValueError(neither(self.prefix or "the embedding", "and the model needs it"))
         super().process_weights_after_loading(layer)  # type: ignore[misc]
