@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 from batchinfer.cli.run import RunProcess
 from batchinfer.cli.run_batch import OPTIONS
 from batchinfer.cli.source import JobSource, take
-from batchinfer.config import Job
-from batchinfer.errors import ConfigError
+from batchinfer.config import Fixed, Job
 from batchinfer.ledger import Holder
 from batchinfer.openai_batch import Batch, BatchFiles
 from batchinfer.runner import RunOptions
@@ -21,15 +20,12 @@ from batchinfer.telemetry import Outcome
 
 logger = logging.getLogger("batchinfer.cli")
 
-#: What the batch says itself.
-_TAKEN = ("input", "prompt", "output", "task", "sampling.n", "sampling.per_row")
-#: Of that, what a variable may say for other jobs: the files of a batch are local.
-_WITHOUT_BEARING = ("input.s3.", "output.s3.")
-_SAID = "the batch file says that, line by line"
-
-
-def _is_taken(key: str) -> bool:
-    return any(key == taken or key.startswith(f"{taken}.") for taken in _TAKEN)
+#: What the batch says itself. A variable may say input.s3 and output.s3 for other jobs.
+_FIXED = Fixed(
+    ("input", "prompt", "output", "task", "sampling.n", "sampling.per_row"),
+    without_bearing=("input.s3", "output.s3"),
+    why="the batch file says that, line by line",
+)
 
 
 def run_batch(given: dict[str, Any]) -> NoReturn:
@@ -52,17 +48,11 @@ class BatchProcess(RunProcess):
 
     def _load(self) -> Job:
         given, source = self._given, self._source
-        for key in (text.partition("=")[0].strip() for text in source.sets):
-            if _is_taken(key):
-                raise ConfigError(f"--set {key}: {_SAID}")
         files = BatchFiles.of(given["input_"], given["output"], given["errors"])
         self._output = str(files.output.absolute())
         batch = self._batch = Batch(files, given["served_name"], given["chat_template"])
         self._host.counters.set_phase("reading the batch file")
-        loaded = source.load(batch.otherwise())
-        for key, origin in loaded.origins.items():
-            if origin != "default" and _is_taken(key) and not key.startswith(_WITHOUT_BEARING):
-                raise ConfigError(f"{origin}: {key}: {_SAID}")
+        loaded = source.load(batch.otherwise(), _FIXED)
         found = batch.prepare(
             loaded, Holder.current(self._host.clock.utc()), is_restart=given["restart"]
         )
@@ -72,7 +62,7 @@ class BatchProcess(RunProcess):
             found.num_lines,
             found.num_refused,
         )
-        return source.load(batch.otherwise()).job
+        return source.load(batch.otherwise(), _FIXED).job
 
     def _finish(self, outcome: Outcome) -> Outcome:
         assert self._batch is not None

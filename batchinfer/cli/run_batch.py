@@ -36,7 +36,10 @@ _input = click.option(
 )
 _output = click.option("-o", "--output", required=True, metavar="OUT", help="File of the answers.")
 _errors = click.option(
-    "-e", "--errors", metavar="FILE", help="File of the errors.  [default: OUT with .errors.jsonl]"
+    "-e",
+    "--errors",
+    metavar="FILE",
+    help="File of the errors.  [default: OUT with .errors before .jsonl]",
 )
 _name = click.option(
     "--served-model-name",

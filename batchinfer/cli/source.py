@@ -16,7 +16,7 @@ import click
 from batchinfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from batchinfer.config import LoadedJob
+    from batchinfer.config import Fixed, LoadedJob
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -114,9 +114,13 @@ class JobSource:
         keys += [text.partition("=")[0].strip() for text in self.sets]
         return any(key.partition(".")[0] == section for key in keys)
 
-    def load(self, otherwise: Mapping[str, Any] | None = None) -> LoadedJob:
+    def load(
+        self,
+        otherwise: Mapping[str, Any] | None = None,
+        fixed: Fixed | None = None,
+    ) -> LoadedJob:
         """`otherwise`: what a job without a file says where nothing else does. Its engine is that
-        which its model needs.
+        which its model needs. `fixed`: what nothing else may say.
 
         Raises ConfigError naming every problem.
         """
@@ -135,6 +139,7 @@ class JobSource:
                 sets_name=self.sets_name,
                 options=overrides,
                 otherwise=otherwise,
+                fixed=fixed,
             )
         except ConfigError as error:
             if f"{COMMAND_LINE}: " in str(error):  # something is missing

@@ -6,6 +6,7 @@ from batchinfer.config.input import InputSettings, S3Settings
 from batchinfer.config.job import Job, TaskName
 from batchinfer.config.load import (
     COMMAND_LINE,
+    Fixed,
     LoadedJob,
     explain,
     job_from,
@@ -32,6 +33,7 @@ __all__ = [
     "ENGINES",
     "CheckpointSettings",
     "EngineSettings",
+    "Fixed",
     "InputSettings",
     "Job",
     "LimitSettings",

@@ -48,6 +48,15 @@ class LoadedJob:
     settings: Mapping[str, Any]  # what a job file would have to say, in the models' order
 
 
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Sections and settings that a command says itself: no override may touch them."""
+
+    keys: tuple[str, ...]
+    without_bearing: tuple[str, ...]  # of them, what may be said all the same
+    why: str
+
+
 def load_job(
     path: str | os.PathLike[str] | None,
     sets: Sequence[str] = (),
@@ -56,19 +65,20 @@ def load_job(
     sets_name: str = SET_OPTION,
     options: Sequence[Override] = (),
     otherwise: Mapping[str, Any] | None = None,
+    fixed: Fixed | None = None,
 ) -> LoadedJob:
     """Load the job file at `path` with its overrides. `environ` None: this process's environment.
 
     `path` None: the overrides say all, and the job is named after its output. `sets_name`: what
     messages call `sets`. `options`: what a command's own options say. `otherwise`: sections and
-    settings of a job without a file where nothing else says them. Raises ConfigError naming every
-    problem.
+    settings of a job without a file where nothing else says them. `fixed`: what of
+    that no override may touch. Raises ConfigError naming every problem.
     """
     environ = os.environ if environ is None else environ
     name = COMMAND_LINE if path is None else os.fspath(path)
     without_file = {"version": 1, **_copied(otherwise or {})}
     document = Document(without_file) if path is None else read_document(name)
-    return _load(document, sets, environ, name, sets_name, options)
+    return _load(document, sets, environ, name, sets_name, options, fixed)
 
 
 def job_from(
@@ -96,11 +106,14 @@ def _load(
     name: str,
     sets_name: str,
     options: Sequence[Override] = (),
+    fixed: Fixed | None = None,
 ) -> LoadedJob:
     problems = list(document.problems)
     origins = {key: f"{name}:{line}" for key, line in document.lines.items()}
     overrides = [*from_environment(environ, problems), *options]
     overrides += from_sets(sets, sets_name, problems)
+    if fixed is not None and (refused := [t for one in overrides for t in _refused(one, fixed)]):
+        raise ConfigError("\n".join(refused))
     data: dict[str, Any] = document.data
     applied = [override for override in overrides if _apply(data, override, origins, problems)]
     if name == COMMAND_LINE and "name" not in data:
@@ -196,6 +209,29 @@ def _apply(
             del origins[below]
         origins.update({written: override.origin for written in _keys(value, dotted)})
     return True
+
+
+def _refused(override: Override, fixed: Fixed) -> Iterator[str]:
+    """Why an override must not be, whether it says a setting, one below it or all around it."""
+    for said, value in _with_values(override.value, ".".join(override.key)):
+        if any(_is_within(said, key) for key in fixed.without_bearing):
+            continue
+        is_around = not isinstance(value, dict) and any(_is_within(k, said) for k in fixed.keys)
+        if is_around or any(_is_within(said, key) for key in fixed.keys):
+            yield f"{override.origin}: {said}: {fixed.why}"
+
+
+def _is_within(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def _with_values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Settings, and sections that are not mappings, with their values."""
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from _with_values(below, f"{key}.{name}")
+    else:
+        yield key, value
 
 
 def _places(

@@ -10,6 +10,8 @@ know: processes, click, engines.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,10 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from batchinfer.config import LoadedJob
-from batchinfer.errors import ConfigError, InputError
+from batchinfer.errors import ConfigError
 from batchinfer.ledger import Holder, Lease, acquire_lease
 from batchinfer.ledger.lease import WHOLE
 from batchinfer.model import ModelFacts
@@ -35,15 +35,18 @@ from batchinfer.openai_batch.convert import (
     read_converted,
 )
 from batchinfer.openai_batch.finish import Written, write_answers
-from batchinfer.openai_batch.lines import content_sha256, read_lines
+from batchinfer.openai_batch.lines import BatchFile, opened, read_lines
 from batchinfer.prompt.encode import load_encoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage import Store, is_s3, open_store
 from batchinfer.storage.local_errors import os_errors
 
+logger = logging.getLogger("batchinfer.openai_batch")
+
 REQUESTS = "requests.parquet"
 RESULTS = "results"
 _ANSWERS, _ERRORS = "answers.jsonl", "errors.jsonl"
+_OF_ERRORS = "errors.sha256"  # of the file of errors that was written last
 #: What OpenAI's endpoints do where a request does not say it; the model's own settings do not
 #: count.
 _TEMPERATURE = 1.0
@@ -64,7 +67,7 @@ class BatchFiles:
             if value is not None and is_s3(value):
                 raise ConfigError(f"{option} {value}: a batch file is a local file")
         target = Path(output).expanduser()
-        beside = target.with_name(f"{target.name.removesuffix('.jsonl')}.errors.jsonl")
+        beside = target.with_name(_errors_name(target.name))
         files = cls(
             Path(source).expanduser(),
             target,
@@ -82,6 +85,12 @@ class BatchFiles:
     @property
     def folder(self) -> Path:
         return self.output.with_name(f"{self.output.name}.batchinfer")
+
+
+def _errors_name(name: str) -> str:
+    """Another for each file of answers."""
+    stem = name.removesuffix(".jsonl")
+    return f"{stem}.errors.jsonl" if stem != name else f"{name}.errors"
 
 
 class Batch:
@@ -127,22 +136,24 @@ class Batch:
         """
         model = self._model = model_of(loaded.job)
         self._name = self._served_name or loaded.job.model.path
-        source = self._source(loaded, model)
-        self._made_of = source.made_of
         self._has_logprobs = loaded.job.sampling.logprobs is not None  # of lines that say nothing
-        lease = self._lease = acquire_lease(self._store, WHOLE, holder)
-        try:
-            return self._rows(source, model, is_restart=is_restart)
-        except BaseException:
-            lease.undo()
-            raise
+        with opened(self.files.source) as file:
+            source = self._source(loaded, model, file)
+            self._made_of = source.made_of
+            lease = self._lease = acquire_lease(self._store, WHOLE, holder)
+            try:
+                return self._rows(file, source, model, is_restart=is_restart)
+            except BaseException:
+                lease.undo()
+                raise
 
-    def _rows(self, source: Source, model: ModelFacts, *, is_restart: bool) -> Converted:
+    def _rows(
+        self, file: BatchFile, source: Source, model: ModelFacts, *, is_restart: bool
+    ) -> Converted:
         found = None if is_restart else read_converted(self._store, REQUESTS)
         if found is None:
-            lines = read_lines(self.files.source)
             target = (self._store, REQUESTS)
-            self._converted = convert(lines, source, model, target)
+            self._converted = convert(read_lines(file), source, model, target)
             return self._converted
         made_of, self._converted = found
         if made_of != source.made_of:
@@ -163,33 +174,47 @@ class Batch:
         answers = Answers(str(self._made_of["input"]), self._name, encoder)
         store = self._store
         store.sweep(lambda key: key in (REQUESTS, _ANSWERS, _ERRORS))
-        with ExitStack() as opened:
-            requests = opened.enter_context(store.open(REQUESTS))
-            results = opened.enter_context(store.open(f"{RESULTS}/{REQUESTS}"))
-            try:
-                written = write_answers(requests, results, answers, store, (_ANSWERS, _ERRORS))
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{store.url_of(RESULTS)}/{REQUESTS} cannot be read: {error}. Move it away and "
-                    "start again: its rows are computed again"
-                ) from None
+        with ExitStack() as stack:
+            requests = stack.enter_context(store.open(REQUESTS))
+            results = stack.enter_context(store.open(f"{RESULTS}/{REQUESTS}"))
+            written = write_answers(requests, results, answers, store, (_ANSWERS, _ERRORS))
+        self._keep_facts_of_errors()
         for key, path in ((_ERRORS, self.files.errors), (_ANSWERS, self.files.output)):
             made = self.files.folder / key
             with os_errors("write", path):
                 if made.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(made, path)  # noqa: PTH105
-                elif key == _ERRORS:
-                    path.unlink(missing_ok=True)  # that of an earlier batch
+                elif key == _ERRORS and path.exists():
+                    self._delete_errors(path)
         return written
 
-    def _source(self, loaded: LoadedJob, model: ModelFacts) -> Source:
+    def _keep_facts_of_errors(self) -> None:
+        """What is put beside the answers, so that it is known again."""
+        made = self.files.folder / _ERRORS
+        if made.exists():
+            self._store.put(_OF_ERRORS, _sha256_of(made).encode())
+
+    def _delete_errors(self, path: Path) -> None:
+        """Of an earlier batch under this output, or of this one before its lines were asked again;
+        another's file stays.
+        """
+        known = self._store.stat(_OF_ERRORS) and self._store.read(_OF_ERRORS).decode()
+        if path.is_file() and _sha256_of(path) == known:
+            path.unlink(missing_ok=True)
+        else:
+            logger.warning(
+                "no line failed, and %s is not what this batch wrote there: it is left as it is",
+                path,
+            )
+
+    def _source(self, loaded: LoadedJob, model: ModelFacts, file: BatchFile) -> Source:
         job, sampling = loaded.job, loaded.job.sampling
         names = {self._name, job.model.path, Path(job.model.path).name}
         is_said = loaded.origins["sampling.max_tokens"] != "default"
         max_tokens = sampling.max_tokens if is_said else None
         made_of = {
-            "input": content_sha256(self.files.source),
+            "input": file.sha256,
             "model": dict(model.digest),
             "context": model.max_model_len,
             "served model name": sorted(names),
@@ -198,3 +223,8 @@ class Batch:
             "sampling.max_tokens": max_tokens,
         }
         return Source(made_of, names, job.model.adapters, sampling, max_tokens, self._chat_template)
+
+
+def _sha256_of(path: Path) -> str:
+    with os_errors("read", path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -239,11 +239,13 @@ def _constraint(body: dict[str, Any]) -> tuple[str, Any] | None:
 
 def _check_json(text: str) -> None:
     try:
-        json.loads(text)
+        wrong = no_data_of_a_line(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise LineError(
             f"structured_outputs.json is not JSON: {error}", "invalid_value", "structured_outputs"
         ) from None
+    if wrong is not None:
+        raise LineError(f"structured_outputs.json {wrong}", "invalid_value", "structured_outputs")
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:

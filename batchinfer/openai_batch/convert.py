@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -66,6 +67,7 @@ SCHEMA = pa.schema(
     }
 )
 _BATCH_LINES = 512
+_UNSTORABLE = (pa.ArrowException, ArithmeticError, TypeError, ValueError)
 
 
 def own_columns(names: Collection[str]) -> dict[str, str]:
@@ -109,12 +111,17 @@ def convert(
         with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
             while some := list(islice(lines, _BATCH_LINES)):
                 rows = list(_rows(some, source, model, prompts))
+                try:
+                    table = pa.Table.from_pylist(rows, SCHEMA)
+                except _UNSTORABLE:
+                    rows = list(_storable(rows))
+                    table = pa.Table.from_pylist(rows, SCHEMA)
                 found.num_lines += len(some)
                 found.num_refused += sum(row["refusal"] is not None for row in rows)
                 found.returns_token_ids |= any(row.get("returns_token_ids") for row in rows)
                 for row in rows:
                     settings.update(n for n in _OWN_TYPES if row.get(f"own_{n}") is not None)
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                writer.write_table(table)
             found.settings = [name for name in _OWN_TYPES if name in settings]
             facts = {"made_of": source.made_of, "found": asdict(found)}
             writer.add_key_value_metadata({FACTS_KEY: json.dumps(facts)})
@@ -165,6 +172,19 @@ def _rows(
             continue
         for number, ids in enumerate(of_line):
             yield from _choices(line, asked, source, model, (number, ids))
+
+
+def _storable(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, those of a line with a value that no column takes as its refusal."""
+    for _, of_line in groupby(rows, key=itemgetter("line")):
+        some = list(of_line)
+        try:
+            pa.Table.from_pylist(some, SCHEMA)
+        except _UNSTORABLE as error:
+            first = some[0]
+            refusal = Refusal(f"the body has a value that cannot be: {error}", "invalid_value")
+            some = [_refused(Line(first["line"], first["custom_id"], "", {}), refusal)]
+        yield from some
 
 
 def _choices(

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchinfer.ledger import named_if_damaged
 from batchinfer.openai_batch.answers import Answers, refusal_of
 from batchinfer.storage import Store
 
@@ -86,14 +88,19 @@ def _line_of(row: Mapping[str, Any]) -> int:
 
 def _refused(requests: BinaryIO) -> Iterator[dict[str, Any]]:
     columns = ["line", "custom_id", "refusal"]
-    for batch in pq.ParquetFile(requests).iter_batches(_BATCH_ROWS, columns=columns):
+    for batch in _batches(requests, columns):
         yield from batch.filter(pc.is_valid(batch.column("refusal"))).to_pylist()
 
 
 def _results(results: BinaryIO, columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(results).iter_batches(_BATCH_ROWS, columns=columns):
+    for batch in _batches(results, columns):
         for row in batch.to_pylist():
             yield {**row, "refusal": None}
+
+
+def _batches(file: BinaryIO, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    with named_if_damaged(file.name):
+        yield from pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

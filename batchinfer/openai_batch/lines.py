@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,8 @@ from batchinfer.storage.local_errors import os_errors
 
 COLUMNS = ("custom_id", "method", "url", "body")
 
+#: Of a body: more than anything that is meant. What reads a schema is recursive.
+MAX_DEPTH = 64
 _BATCH_ROWS = 256
 
 
@@ -59,18 +67,21 @@ class Line:
 
 def no_data_of_a_line(value: Any) -> str | None:
     """What makes a value one that no line of a batch file can hold; None: nothing."""
-    left = [value]
+    left: list[tuple[Any, int]] = [(value, 0)]
     while left:
-        match left.pop():
+        some, depth = left.pop()
+        if depth > MAX_DEPTH:
+            return f"has values in values more than {MAX_DEPTH} deep"
+        match some:
             case str() as text:
                 try:
                     text.encode()
                 except UnicodeEncodeError as error:  # "\\ud83d" without its other half
                     return f"is not valid text: half a character (at {error.start + 1})"
             case dict() as mapping:
-                left += [*mapping, *mapping.values()]
+                left += [(one, depth + 1) for one in (*mapping, *mapping.values())]
             case list() as values:
-                left += values
+                left += [(one, depth + 1) for one in values]
             case None | bool() | int() | float():
                 pass
             case other:
@@ -78,26 +89,47 @@ def no_data_of_a_line(value: Any) -> str | None:
     return None
 
 
-def content_sha256(path: Path) -> str:
-    """What a batch is known by. Raises InputError for a file that is not there or cannot be read
-    twice.
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """A batch file that is open: what `sha256` is of is what its lines are read from."""
+
+    path: Path
+    content: BufferedReader
+    sha256: str  # what a batch is known by
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BatchFile]:
+    """Opened once, so a pipe will do: it is copied. Raises InputError for what is not there."""
+    with ExitStack() as stack:
+        try:
+            with os_errors("read", path):
+                content: BufferedReader = stack.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            raise InputError(f"there is no input file {path}") from None
+        if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
+            copy: Any = stack.enter_context(tempfile.TemporaryFile())
+            with os_errors("copy", path):
+                shutil.copyfileobj(content, copy)
+                copy.flush()
+            content = copy
+        yield BatchFile(path, content, _sha256(path, content))
+
+
+def _sha256(path: Path, content: BufferedReader) -> str:
+    with os_errors("read", path):
+        content.seek(0)
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def read_lines(file: BatchFile) -> Iterator[Line]:
+    """Raises InputError for a Parquet file without the columns, and at the end for a file that is
+    not what it was.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(
-            f"{path} is no regular file: a batch is read more than once: write it to a file first"
-        )
-    try:
-        with os_errors("read", path), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"there is no input file {path}") from None
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """Raises InputError for a Parquet file without the columns."""
     seen: set[bytes] = set()
-    records = _parquet_records(path) if path.suffix == ".parquet" else _json_records(path)
-    for number, record in records:
+    is_parquet = file.path.suffix == ".parquet"
+    file.content.seek(0)
+    for number, record in (_parquet_records if is_parquet else _json_records)(file):
         custom_id = record.get("custom_id") if isinstance(record, Mapping) else None
         if not isinstance(custom_id, str) or no_data_of_a_line(custom_id) is not None:
             custom_id = None
@@ -106,6 +138,8 @@ def read_lines(path: Path) -> Iterator[Line]:
         except LineError as error:
             line = Line(number, custom_id or None, "", {}, error.refusal)
         yield line
+    if _sha256(file.path, file.content) != file.sha256:
+        raise InputError(f"{file.path} changed while it was read: start again when it is written")
 
 
 def _line(number: int, record: Any, custom_id: str | None, seen: set[bytes]) -> Line:
@@ -145,9 +179,9 @@ def _line(number: int, record: Any, custom_id: str | None, seen: set[bytes]) -> 
     return Line(number, custom_id, record["url"], body)
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    with os_errors("read", path), path.open("rb") as file:
-        for number, content in enumerate(file, start=1):
+def _json_records(file: BatchFile) -> Iterator[tuple[int, Any]]:
+    with os_errors("read", file.path):
+        for number, content in enumerate(file.content, start=1):
             if not (content := content.strip()):
                 continue
             try:
@@ -165,10 +199,11 @@ def _parsed(text: str, what: str) -> Any:
         raise LineError(f"{what} is not valid JSON: {error}", "invalid_json") from None
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet_records(batch_file: BatchFile) -> Iterator[tuple[int, Any]]:
+    path = batch_file.path
     try:
         with os_errors("read", path):
-            file = pq.ParquetFile(path)
+            file = pq.ParquetFile(batch_file.content)
     except pa.ArrowException as error:
         raise InputError(f"{path} is not a Parquet file: {error}") from None
     if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:

@@ -20,7 +20,7 @@ import pytest
 
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.openai_batch.batch import BatchFiles
-from batchinfer.openai_batch.lines import content_sha256, read_lines
+from batchinfer.openai_batch.lines import opened, read_lines
 from tests.support.adapters import write_adapter
 from tests.support.jobs import MODEL, Ended, kill, run, start, wait, wait_until
 
@@ -304,7 +304,7 @@ def test_a_kill_while_lines_are_read_or_answers_written_leaves_nothing_half(
     [
         (("--set", "sampling.max_tokens=3"), "with another sampling.max_tokens"),
         (("--served-model-name", "x"), "with another served model name"),
-        (("--set", "prompt.column=x"), "--set prompt.column: the batch file says that"),
+        (("--set", "prompt.column=x"), "--set: prompt.column: the batch file says that"),
         (("--set", 'sampling={"n": 3}'), "--set: sampling.n: the batch file says that"),
         (("-e", "s3://bucket/e.jsonl"), "-e s3://bucket/e.jsonl: a batch file is a local file"),
     ],
@@ -354,20 +354,57 @@ def test_a_batch_without_a_line_that_can_be_asked_loads_no_model(tmp_path: Path)
     assert (tmp_path / "out.jsonl").read_text() == "" and list(errors(tmp_path)) == [1]
 
 
-def test_what_the_batch_says_is_refused_from_a_variable_too(tmp_path: Path) -> None:
-    """Lines would be in neither file, or answered otherwise than they ask. An endpoint is left."""
+@pytest.mark.parametrize(
+    ("sets", "environ", "told"),
+    [
+        (["sampling.n=3"], {}, "--set: sampling.n: "),
+        (["sampling=null"], {}, "--set: sampling: "),
+        (['sampling={"per_row": {"max_tokens": "line"}}'], {}, "sampling.per_row.max_tokens: "),
+        (["prompt=null"], {}, "--set: prompt: "),
+        ([], {"BATCHINFER__INPUT__FILTER": "line = 1"}, "BATCHINFER__INPUT__FILTER: input.filter"),
+        ([], {"BATCHINFER__OUTPUT__PATH": "/x"}, "BATCHINFER__OUTPUT__PATH: output.path: "),
+        ([], {"BATCHINFER__SAMPLING": '{"n": 2}'}, "BATCHINFER__SAMPLING: sampling.n: "),
+    ],
+)
+def test_what_the_batch_says_itself_is_refused_wherever_else_it_is_said(
+    sets: list[str], environ: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    """Lines would be in neither file, or answered otherwise than they ask."""
     path = write(tmp_path / "in.jsonl", chat("a"), chat("b"))
-    variables = {
-        "BATCHINFER__INPUT__FILTER": "line = 1",
-        "BATCHINFER__SAMPLING__N": "3",
-        "BATCHINFER__OUTPUT__PATH": str(tmp_path / "else"),
-    }
-    for name, value in variables.items():
-        refused = answer(path, environ={name: value})
-        assert refused.code == 2 and f"{name}: " in refused.stderr, refused.stderr
-        assert "the batch file says that" in refused.stderr
+    refused = answer(path, *(word for one in sets for word in ("--set", one)), environ=environ)
+    assert refused.code == 2 and told in refused.stderr, refused.stderr
+    assert "the batch file says that, line by line" in refused.stderr
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_an_endpoint_that_a_variable_says_for_other_jobs_is_left(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a"), chat("b"))
     ended = answer(path, environ={"BATCHINFER__OUTPUT__S3__REGION": "eu-central-1"})
     assert ended.code == 0 and len(choices(tmp_path)) == 2, ended.stderr
+
+
+def chat_of_depth(custom_id: str, key: str, depth: int) -> str:
+    """A line with lists in lists, which `json.dumps` would not write."""
+    name = "json" if key == "structured_outputs" else "x"
+    deep = "[" * depth + "]" * depth
+    return json.dumps(chat(custom_id, **{key: {name: "@"}})).replace('"@"', f'{{"x": {deep}}}')
+
+
+def test_no_value_of_a_line_ends_the_batch_however_deep_or_large(tmp_path: Path) -> None:
+    bad = [
+        chat_of_depth("kwargs", "chat_template_kwargs", 500),
+        chat_of_depth("schema", "structured_outputs", 600),
+        chat("as text", structured_outputs={"json": "[" * 300 + "]" * 300}),
+        chat("wide", top_k=10**30),
+        chat("huge", temperature=10**400),
+        chat("ids", stop_token_ids=[10**30]),
+        chat("nan", temperature=float("nan")),
+    ]
+    path = write(tmp_path / "in.jsonl", chat("a"), *bad, chat("b"))
+    ended = answer(path)
+    assert ended.code == 0, ended.stderr
+    assert list(choices(tmp_path)) == ["a", "b"]
+    assert f"{len(bad)} invalid_value" in ended.result["message"]
 
 
 def test_a_text_that_is_cut_within_a_character_is_its_lines_error(tmp_path: Path) -> None:
@@ -437,11 +474,13 @@ def test_one_value_that_cannot_be_read_does_not_take_its_neighbours_along(tmp_pa
     for name, body in (("text", texts), ("struct", pa.StructArray.from_arrays([late], ["at"]))):
         columns = {"custom_id": ["a", "b"], "method": ["POST"] * 2, "url": [CHAT] * 2}
         pq.write_table(pa.table({**columns, "body": body}), tmp_path / f"{name}.parquet")
-    (first, second) = read_lines(tmp_path / "text.parquet")
+    with opened(tmp_path / "text.parquet") as file:
+        (first, second) = read_lines(file)
     assert first.custom_id == "a" and first.refusal is not None
     assert (first.refusal.code, first.refusal.param) == ("invalid_json", "body")
     assert second.refusal is None and "messages" in second.body
-    (first, second) = read_lines(tmp_path / "struct.parquet")
+    with opened(tmp_path / "struct.parquet") as file:
+        (first, second) = read_lines(file)
     assert first.refusal is not None and first.refusal.code == "invalid_line"
     assert second.refusal is None and "at" in second.body
 
@@ -454,22 +493,47 @@ def test_logprobs_that_no_line_asks_for_may_be_a_setting(tmp_path: Path) -> None
     results = tmp_path / FOLDER / "results" / "requests.parquet"
     results.write_bytes(results.read_bytes()[:50])
     refused = answer(path, "--set", "sampling.logprobs=1")
-    assert refused.code == 2 and "Move it away and start again" in refused.stderr, refused.stderr
+    assert refused.code == 2 and f"{results} is damaged: " in refused.stderr, refused.stderr
+    assert "Move it away and start again" in refused.stderr
+    results.unlink()
+    again = answer(path, "--set", "sampling.logprobs=1")
+    assert (again.code, again.result["rows_computed"]) == (0, 1), again.stderr
 
 
-def test_an_input_that_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
-    """Its lines would be gone when they are wanted."""
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match=r"pipe is no regular file: .* write it to a file first"):
-        content_sha256(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe is no regular file: -o and -e name files"):
-        BatchFiles.of("in.jsonl", str(tmp_path / "pipe"), None)
+def test_a_pipe_is_answered_as_the_file_would_be(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    os.mkfifo(path)
+    for _ in range(2):
+        process = start(path, *options(tmp_path), **COMMAND)
+        path.write_text(json.dumps(chat("a")) + "\n")
+        assert wait(process).code == 0
+        assert list(choices(tmp_path)) == ["a"]
+    with pytest.raises(ConfigError, match="jsonl is no regular file: -o and -e name files"):
+        BatchFiles.of("x.jsonl", str(path), None)
 
 
-def test_outputs_of_other_names_have_other_files_of_errors() -> None:
-    names = ["day.29", "day.30", "day.jsonl", "day.parquet"]
-    errors = [BatchFiles.of("in.jsonl", name, None).errors.name for name in names]
-    assert errors[2] == "day.errors.jsonl" and len(set(errors)) == 4
+def test_a_file_that_changes_while_it_is_read_is_not_answered(tmp_path: Path) -> None:
+    """What its digest is of would not be what is answered."""
+    path = write(tmp_path / "in.jsonl", *(chat(f"id {n}") for n in range(9)))
+    with opened(path) as file:
+        lines = read_lines(file)
+        next(lines)
+        with path.open("a") as more:
+            more.write("{}\n")
+        with pytest.raises(InputError, match="changed while it was read"):
+            list(lines)
+
+
+def test_a_batch_leaves_the_errors_of_another(tmp_path: Path) -> None:
+    """Their files have names of their own, and what another wrote is not deleted."""
+    names = ["day", "day.29", "day.30", "day.jsonl", "day.parquet", "day.json"]
+    assert len({BatchFiles.of("in", name, None).errors.name for name in names}) == len(names)
+    path = write(tmp_path / "in.jsonl", chat("c"))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("of another")
+    ended = answer(path, "-e", str(mine))
+    assert ended.code == 0 and "it is left as it is" in ended.stderr
+    assert mine.read_text() == "of another"
 
 
 def test_an_input_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
