@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import llguidance
+import numpy as np
 import pytest
 import xgrammar
 
-from batchinfer.config import SamplingSettings, StructuredSettings
-from batchinfer.engine.demands.completion import CompletionDemand
+from batchinfer.config import PerRowSettings, SamplingSettings, StructuredSettings
+from batchinfer.engine.demands.completion import CompletionDemand, CompletionRequest
 from batchinfer.engine.llama_cpp.requests import requests_of as of_llama
 from batchinfer.engine.regexes import regex_problem
 from batchinfer.engine.vllm.requests import requests_of
-from batchinfer.errors import ConfigError
+from batchinfer.errors import ConfigError, RowError
 
 UNREAD = ["(?=a)b", "(?!a)b", "(?<=a)b", "(?<!a)b", r"(a)\1", "(?P<n>a)(?P=n)", r"\bfoo\b", "(?>a)"]
 MISREAD = [r"\Aa", r"a\Z"]
@@ -88,3 +89,13 @@ def test_both_engines_refuse_it_before_the_model_is_looked_at(
 def test_what_a_schema_only_mentions_is_not_a_pattern() -> None:
     values: dict[str, Any] = {"const": {"pattern": "(?=a)"}, "enum": [{"pattern": "(?=a)"}]}
     assert not list(requests_of(demand(json_schema=values)).problems({}))
+
+
+def test_in_a_row_it_is_the_rows_error() -> None:
+    """Also where a compiler would take a letter for it."""
+    rows = SamplingSettings(per_row=PerRowSettings(regex="form"))
+    requests = requests_of(CompletionDemand("generate", rows))
+    own = SamplingSettings(structured=StructuredSettings(regex=r"[0-9]{3}\Z"))
+    request = CompletionRequest(0, np.array([5], np.int32), sampling=own)
+    with pytest.raises(RowError, match="is not what grammar compilers read: leave it out"):
+        requests.params(request)

@@ -26,6 +26,7 @@ from batchinfer.engine.llama_cpp.logprobs import Positions
 from batchinfer.engine.llama_cpp.requests import requests_of
 from batchinfer.engine.llama_cpp.sampling import Samplers, is_plain
 from batchinfer.engine.llama_cpp.sizes import Sizes
+from batchinfer.engine.regexes import unreadable
 from batchinfer.errors import ConfigError, EngineDied, RowError
 from batchinfer.llama_cpp.library import library
 from batchinfer.llama_cpp.vocabulary import Vocabulary
@@ -120,6 +121,8 @@ class LlamaCppEngine:
         if request.sampling is not None:
             try:
                 check_together(request.sampling)
+                if why := unreadable(request.sampling.structured):
+                    raise ConfigError(why)
                 self._samplers.check(request.sampling)
             except ConfigError as error:
                 raise RowError("engine_rejected", str(error)) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchinfer.engine.hardware import GIB, available_memory_bytes
@@ -169,7 +169,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
     if needs_whole_prompts(settings, is_cpu=is_cpu):
         arguments["enable_chunked_prefill"] = False
-    arguments.update(settings.options)
+    arguments = _with_options(arguments, settings.options)
     if is_cpu and requests.uses_seeds and arguments["enable_chunked_prefill"]:
         raise ConfigError(
             "engine.options.enable_chunked_prefill: true and sampling.seed do not go together on a "
@@ -192,6 +192,16 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     ):
         arguments["kv_cache_memory_bytes"] = cpu_kv_cache_bytes(settings, max_num_seqs)
     return arguments
+
+
+def _with_options(arguments: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The job's own stand above; a grammar compiler that it leaves to vLLM is not its own."""
+    merged = {**arguments, **options}
+    if compiler := arguments.get("structured_outputs_config"):
+        given = dict(options.get("structured_outputs_config") or {})
+        is_left = given.get("backend", "auto") == "auto"
+        merged["structured_outputs_config"] = {**given, **compiler} if is_left else given
+    return merged
 
 
 def _lora_arguments(loras: Sequence[Lora]) -> dict[str, Any]:

@@ -475,6 +475,30 @@ def test_what_vllm_captures_by_itself_and_what_the_job_says_of_graphs_stays() ->
         assert graph_sizes(dataclasses.replace(SETTINGS, options={name: None}), 1024) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "backend"),
+    [
+        (None, "xgrammar"),
+        ({"disable_any_whitespace": True}, "xgrammar"),
+        ({"backend": "auto"}, "xgrammar"),
+        ({"backend": "guidance"}, "guidance"),
+    ],
+)
+def test_rows_with_forms_of_their_own_have_one_compiler(
+    given: dict[str, Any] | None, backend: str
+) -> None:
+    """Left to vLLM, the first of them would choose it for all, so results were those of an order.
+    A job with one form leaves it to vLLM.
+    """
+    options = {} if given is None else {"structured_outputs_config": given}
+    rows = with_sampling(per_row=PerRowSettings(regex="form"))
+    arguments = engine_arguments(dataclasses.replace(rows, options=options))
+    assert arguments["structured_outputs_config"] == {**(given or {}), "backend": backend}
+    of_job = dataclasses.replace(with_sampling(**structured(regex="a")), options=options)
+    alone = engine_arguments(of_job)
+    assert alone.get("structured_outputs_config") == given
+
+
 def test_a_cpu_captures_no_graphs() -> None:
     many = dataclasses.replace(SETTINGS, max_num_seqs=1024)
     assert "max_cudagraph_capture_size" not in engine_arguments(many)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from batchinfer.config import SamplingSettings
+from batchinfer.config import CONSTRAINTS, SamplingSettings
 from batchinfer.engine.base import Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.engine.regexes import unreadable
@@ -29,6 +29,8 @@ _STRUCTURED_FIELDS = {
 }
 #: Those of vLLM's backends that read no more regular expressions than each other.
 _GRAMMAR_COMPILERS = ("auto", "xgrammar", "guidance")
+#: That of rows with constraints of their own: the one that vLLM tries first.
+_OF_ROWS = "xgrammar"
 #: Ways of sampling whose parameters are kept.
 _MAX_OWN = 1024
 _SPECULATIVE = ("speculative_config", "spec_method", "spec_model", "spec_tokens")
@@ -51,6 +53,7 @@ class CompletionRequests:
         self._has_text = demand.sampling.may_have("stop")
         self._own: dict[int, tuple[SamplingSettings, Any]] = {}  # by what is held here
         self._splitter: Splitter | None = None
+        self._compiles = True
 
     def problems(self, options: Mapping[str, Any]) -> Iterator[str]:
         sampling = self._sampling
@@ -98,9 +101,13 @@ class CompletionRequests:
         if self._sampling.reasoning_parser is not None:
             # A structured answer begins after the thought then, and a thought can be ended.
             arguments["reasoning_parser"] = self._sampling.reasoning_parser
+        if any(map(self._sampling.per_row.sets, CONSTRAINTS)):
+            # An engine has one. Left to vLLM, that is what the first row needs, whatever others do.
+            arguments["structured_outputs_config"] = {"backend": _OF_ROWS}
         return arguments
 
     def begin(self, options: Mapping[str, Any], tokenizer: Callable[[], Any]) -> None:
+        self._compiles = _backend(options) in _GRAMMAR_COMPILERS
         if self._sampling.reasoning_parser is not None:
             self._splitter = Splitter(self.demand, options, tokenizer())
 
@@ -127,6 +134,8 @@ class CompletionRequests:
         if id(own) not in self._own:
             if len(self._own) >= _MAX_OWN:
                 self._own = {}
+            if self._compiles and (why := unreadable(own.structured)):
+                raise RowError("engine_rejected", why)
             try:
                 params = self._params(own)
             except ConfigError as error:
