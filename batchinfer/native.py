@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Tools(NamedTuple):
     """What compiles a language."""
 
     language: str
-    variable: str  # of the environment: a program that is taken instead
+    variable: str  # of the environment: a program, perhaps with arguments, that is taken instead
     programs: tuple[str, ...]
     flags: tuple[str, ...]
 
@@ -83,14 +85,16 @@ def compiled(source: str, flags: Sequence[str], folder: Path, tools: Tools = CPP
     temporary = folder / f".{library.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        command = [compiler, *tools.flags, *flags, str(_SOURCES / source), "-o", str(temporary)]
+        temporary.touch()  # a linker does not say why it cannot
+        command = [*compiler, *tools.flags, *flags, str(_SOURCES / source), "-o", str(temporary)]
         _call(command)
         _seal(temporary)
         temporary.replace(library)
     except OSError as error:
         raise NotCompiled(f"{folder} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or nothing that it could be in
+            temporary.unlink()
     return library
 
 
@@ -131,8 +135,15 @@ def _is_whole(library: Path) -> bool:
     return hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
 
 
-def _compiler(tools: Tools) -> str | None:
-    return os.environ.get(tools.variable) or next(filter(shutil.which, tools.programs), None)
+def _compiler(tools: Tools) -> list[str] | None:
+    """A command's first words ("ccache g++"), of the first that is there; None without one."""
+    named = os.environ.get(tools.variable, "")
+    try:
+        words = shlex.split(named)
+    except ValueError:  # a quote without its end
+        words = [named]
+    commands = [words, *([program] for program in tools.programs)]
+    return next((words for words in commands if words and shutil.which(words[0])), None)
 
 
 def _no_compiler(tools: Tools) -> str:

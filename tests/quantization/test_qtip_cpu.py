@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchinfer.native import NotCompiled, compiled, cpu_flags
+from batchinfer.native import NotCompiled, compiled, cpu_flags, why_none
 from batchinfer.quantization.methods.base import KEEP_PACKED
 from batchinfer.quantization.methods.qtip import cpu, cpu_backend, decided, linear, packed
 from batchinfer.quantization.methods.qtip.codes import gaussian_tlut, table
@@ -250,6 +250,35 @@ def test_a_cpu_decodes_at_load_unless_it_is_asked_and_able_to_keep_layers_packed
             decided.say_decoded(reason, torch.bfloat16)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "(there is no C++ compiler) are decoded into bfloat16" in caplog.text
+
+
+def test_a_compiler_is_named_with_arguments_as_make_takes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that is not there is not taken for it, by what is planned neither."""
+    monkeypatch.delenv("BATCHINFER_KERNELS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, body in (("cache", 'shift; "$@"'), ("c+", "for last; do :; done; echo $1 > $last")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", "cache -q c+ -m64")
+    source, folder = packed.SOURCE, tmp_path / "libraries"
+    assert why_none(source, (), folder) is None
+    assert compiled(source, (), folder).read_bytes().startswith(b"-m64\n")
+    monkeypatch.setenv("CXX", "g++-99 -m64")
+    assert "there is no C++ compiler" in (why_none(source, (), tmp_path / "other") or "")
+    (tmp_path / "c+").rename(tmp_path / "g++")
+    assert why_none(source, (), tmp_path / "other") is None
+
+
+def test_a_folder_that_cannot_be_written_is_said_to_be_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "true")
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "kernels", Path("/proc/sys")):
+        with pytest.raises(NotCompiled, match=f"^{folder} cannot be written: "):
+            compiled(packed.SOURCE, (), folder)
 
 
 def test_a_cpu_without_the_instructions_or_a_compiler_gets_the_reason(

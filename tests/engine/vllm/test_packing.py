@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled here; whether one could be is asked."""
-    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setenv("CXX", sys.executable)
 
 
 def settings_of(

@@ -133,6 +133,29 @@ def test_without_headers_settings_say_what_is_coded() -> None:
     assert method_of(config, "lm_head", "ParallelLMHead") == "QTIPLinearMethod"
 
 
+def test_vllm_does_not_warn_of_the_types_that_parts_are_stored_as(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It said of nearly every tensor that it is loaded into one of int8."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.models.utils import AutoWeightsLoader
+
+    from batchinfer.quantization.methods.qtip.loading import random_parts
+    from batchinfer.quantization.methods.qtip.vllm import QTIPLinearMethod
+
+    parts = random_parts(128, 128, {"K": 2, "code": "hyb"})
+    parts |= {"svh": parts["svh"].float(), "mcg": torch.tensor(1, dtype=torch.int32)}
+    parts |= {"su": torch.zeros(8, dtype=torch.int16), "had_in": torch.eye(1, dtype=torch.int8)}
+    model = torch.nn.Module()
+    with set_current_vllm_config(VllmConfig()):
+        method = QTIPLinearMethod(config_of(SETTINGS, None), "model")
+        method.create_weights(model, 128, [128], 128, 128, torch.float32)
+        caplog.clear()
+        loaded = AutoWeightsLoader(model).load_weights(parts.items())
+    assert loaded == parts.keys() and model.pieces.tensors[0].keys() == parts.keys()
+    assert not [record for record in caplog.records if "dtype" in record.getMessage()]
+
+
 def test_experts_are_refused() -> None:
     class RoutedExperts(torch.nn.Module):
         pass

@@ -17,6 +17,8 @@ from torch.nn import functional
 from batchinfer.quantization.methods.qtip.dense import Coded, signs_of_bits, sizes
 from batchinfer.quantization.methods.qtip.files import (
     BLOCK,
+    MARKERS,
+    PARTS,
     TILE,
     LayerFormat,
     missing,
@@ -25,6 +27,14 @@ from batchinfer.quantization.methods.qtip.files import (
     wrong_shape,
 )
 from batchinfer.quantization.methods.qtip.hadamard import is_hadamard
+
+#: What parts are stored as. Numbers of scales have several types, of which this is the widest.
+DTYPES = {part: torch.float32 for part in PARTS} | {
+    **dict.fromkeys(("trellis", "su", "sv"), torch.int16),
+    **dict.fromkeys(MARKERS, torch.int32),
+    **dict.fromkeys(("had_in", "had_out"), torch.int8),
+    "tlut": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.files import PARTS, format_of, layers_of
 from batchinfer.quantization.methods.qtip.linear import backend_for, packed_of, run_linear
 from batchinfer.quantization.methods.qtip.loading import (
+    DTYPES,
     LayerPieces,
     Span,
     padded_rows,
@@ -189,8 +190,8 @@ class QTIPLinearMethod(LinearMethodBase):  # type: ignore[misc]
         outputs, layer.rows = _outputs(layer, output_partition_sizes)
         layer.pieces = LayerPieces(self.prefix, inputs, outputs)
         layer.dtype = params_dtype
-        for part in PARTS:
-            parameter = Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
+        for part, dtype in DTYPES.items():  # of another one vLLM warns that it is converted
+            parameter = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             set_weight_attrs(parameter, {"weight_loader": partial(_load, layer, part)})
             layer.register_parameter(part, parameter)
         is_head = isinstance(layer, ParallelLMHead)
