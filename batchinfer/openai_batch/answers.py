@@ -104,7 +104,11 @@ class Answers:
 
     def _choice(self, row: Row) -> dict[str, Any]:
         logprobs = None if row["token_logprobs"] is None else self._logprobs(row)
-        return {"index": row["choice"], "text": row["completion"], **self._end(row, logprobs)}
+        thought = row.get("reasoning")
+        found = {"index": row["choice"], "text": row["completion"] or ""}
+        if thought is not None:
+            found["reasoning"] = thought
+        return {**found, **self._end(row, logprobs)}
 
     def _end(self, row: Row, logprobs: Any) -> dict[str, Any]:
         reason: int | str | None = row["stop_reason"]

@@ -10,9 +10,11 @@ know: processes, click, engines.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.config import LoadedJob
+from batchinfer.config.template_file import text_of
 from batchinfer.errors import ConfigError
 from batchinfer.ledger import Holder, Lease, acquire_lease
 from batchinfer.ledger.lease import WHOLE
@@ -101,7 +104,7 @@ class Batch:
     ) -> None:
         self.files = files
         self._served_name = served_name
-        self._chat_template = chat_template
+        self._chat_template = None if chat_template is None else _text_of(chat_template)
         self._store: Store = open_store(str(files.folder.absolute()))
         self._model: ModelFacts | None = None
         self._converted = Converted()
@@ -183,8 +186,7 @@ class Batch:
             made = self.files.folder / key
             with os_errors("write", path):
                 if made.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(made, path)  # noqa: PTH105
+                    _move(made, path.resolve())
                 elif key == _ERRORS and path.exists():
                     self._delete_errors(path)
         return written
@@ -223,6 +225,34 @@ class Batch:
             "sampling.max_tokens": max_tokens,
         }
         return Source(made_of, names, job.model.adapters, sampling, max_tokens, self._chat_template)
+
+
+def _text_of(chat_template: str) -> str:
+    """That of a file, so that a batch is known by the text. Raises ConfigError."""
+    try:
+        return text_of(chat_template)
+    except ValueError as error:
+        raise ConfigError(f"--chat-template: {error}") from None
+
+
+def _move(made: Path, path: Path) -> None:
+    """Whole or not at all, also to another file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(made, path)  # noqa: PTH105
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with made.open("rb") as source, beside.open("wb") as target:
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(beside, path)  # noqa: PTH105
+        finally:
+            beside.unlink(missing_ok=True)
+        made.unlink()
 
 
 def _sha256_of(path: Path) -> str:

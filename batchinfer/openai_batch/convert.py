@@ -17,8 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from batchinfer.config import PromptSettings, SamplingSettings
+from batchinfer.config.problems import translate
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
 from batchinfer.openai_batch.bodies import COMPLETION_TOKENS, Asked, asked_of
@@ -236,6 +238,17 @@ class _Prompts:
         self._chat_template = chat_template
         self._encoder = load_encoder(model.tokenizer_path, trust_remote_code=False)
         self._prompters: dict[str, Prompter] = {}
+        self._plain = self._kind(Asked([], True, None, {}))  # a conversation that says no more
+        if chat_template is not None:
+            self._check_template()
+
+    def _check_template(self) -> None:
+        """Raise ConfigError for what would make every conversation wrong."""
+        try:
+            self._prompter(self._plain)
+        except ValidationError as error:
+            key, problem = next(translate(error, PromptSettings))
+            raise ConfigError(f"--chat-template: {key}: {problem}") from None
 
     def tokens(self, asked: Sequence[Asked]) -> Iterator[list[Any]]:
         """For each of them the token ids of each prompt, or a Refusal."""
@@ -270,8 +283,8 @@ class _Prompts:
         try:
             prompter = self._prompter(key)
         except (ConfigError, ValueError) as error:  # of kwargs that a line has
-            if key == json.dumps({"messages_column": "prompt"}):
-                raise
+            if "messages_column" in key:
+                self._check_template()
             refusal = Refusal(str(error), "invalid_value", "chat_template_kwargs")
             yield from [refusal] * len(values)
             return

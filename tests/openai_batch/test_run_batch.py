@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer.errors import ConfigError, InputError
+from batchinfer.openai_batch import batch
+from batchinfer.openai_batch.answers import Answers
 from batchinfer.openai_batch.batch import BatchFiles
 from batchinfer.openai_batch.lines import opened, read_lines
 from tests.support.adapters import write_adapter
@@ -534,6 +537,60 @@ def test_a_batch_leaves_the_errors_of_another(tmp_path: Path) -> None:
     ended = answer(path, "-e", str(mine))
     assert ended.code == 0 and "it is left as it is" in ended.stderr
     assert mine.read_text() == "of another"
+
+
+@pytest.mark.parametrize("template", ["/nope.jinja", "hello", "{{ x"])
+def test_a_chat_template_that_cannot_be_is_refused_before_anything(
+    template: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "in.jsonl", chat("a", chat_template_kwargs={"x": 1}))
+    ended = answer(path, "--chat-template", template)
+    assert ended.code == 2 and "chat" in ended.result["message"], ended.stderr
+    assert "pydantic" not in ended.stderr
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_batch_is_known_by_the_text_of_its_chat_template(tmp_path: Path) -> None:
+    """Wherever the file is, and not once it says something else."""
+    path = write(tmp_path / "in.jsonl", chat("a"))
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert answer(path, "--chat-template", str(template)).code == 0
+    moved = template.rename(tmp_path / "moved.jinja")
+    assert answer(path, "--chat-template", str(moved)).code == 0
+    moved.write_text("{% for m in messages %}say {{ m.content }}{% endfor %}")
+    refused = answer(path, "--chat-template", str(moved))
+    assert refused.code == 2 and "with another chat template" in refused.stderr
+
+
+def test_a_file_is_moved_whole_to_another_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, path = tmp_path / "made", tmp_path / "new" / "out.errors.jsonl"
+    made.write_text("x")
+    replace = os.replace
+
+    def of_one_folder(source: Path, target: Path) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", of_one_folder)
+    batch._move(made, path)
+    assert path.read_text() == "x" and not made.exists()
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_a_completion_that_was_all_thought_is_text_all_the_same() -> None:
+    row = {
+        **{"url": COMPLETIONS, "choice": 0, "prompt": 0, "num_prompt_tokens": 1, "model": None},
+        **{"num_completion_tokens": 1, "finished_at": datetime(2026, 1, 1, tzinfo=UTC)},
+        **{"custom_id": "a", "completion": None, "reasoning": "hm", "token_logprobs": None},
+        **{"stop_reason": None, "finish_reason": "length", "returns_token_ids": False},
+    }
+    line = Answers("batch", "model", None).answered(1, [row])
+    (choice,) = line["response"]["body"]["choices"]
+    assert (choice["text"], choice["reasoning"]) == ("", "hm")
 
 
 def test_an_input_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
