@@ -127,7 +127,7 @@ def read_lines(file: BatchFile) -> Iterator[Line]:
     not what it was.
     """
     seen: set[bytes] = set()
-    is_parquet = file.path.suffix == ".parquet"
+    is_parquet = file.path.suffix.lower() == ".parquet"
     file.content.seek(0)
     for number, record in (_parquet_records if is_parquet else _json_records)(file):
         custom_id = record.get("custom_id") if isinstance(record, Mapping) else None

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from batchinfer.config import CONSTRAINTS, OwnSampling, PerRowSettings, SamplingSettings
 from batchinfer.config.problems import translate
+from batchinfer.config.yaml12 import MAX_DEPTH
 from batchinfer.errors import InputError, RowError
 from batchinfer.prompt.encode import Int32Array, Int64Array, TokenEncoder
 from batchinfer.prompt.limit import PromptLimit
@@ -151,9 +152,25 @@ def _whole(value: Any) -> Any:
 
 def _document(text: str) -> Any:
     try:
-        return json.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON: {error}") from None
+    if _is_deep(document):
+        raise ValueError(f"has values in values more than {MAX_DEPTH} deep")
+    return document
+
+
+def _is_deep(document: Any) -> bool:
+    """Deeper than a job file may be: what reads a schema is recursive."""
+    left = [(document, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > MAX_DEPTH:
+            return True
+        if isinstance(value, dict | list):
+            below = value.values() if isinstance(value, dict) else value
+            left += [(one, depth + 1) for one in below]
+    return False
 
 
 def _is_number(data_type: pa.DataType) -> bool:

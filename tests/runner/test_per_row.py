@@ -84,13 +84,14 @@ def test_a_seed_of_its_own_gives_a_row_the_same_result_wherever_it_is(
 def test_a_value_that_a_setting_cannot_have_is_an_error_of_its_row(
     folder: Place, tmp_path: Path
 ) -> None:
+    deep = '{"not": ' * 400 + "{}" + "}" * 400
     own = {
-        "limit": [0, 5000, 4, None, 4, 4, 4],
-        "heat": [None, None, float("nan"), 0.001, None, 0.7, None],
-        "form": [None, None, None, None, '{"type": "strng"}', "{", SCHEMA],
-        "words": [None, None, None, None, None, None, ["a", "b"]],
+        "limit": [0, 5000, 4, None, 4, 4, 4, 4],
+        "heat": [None, None, float("nan"), 0.001, None, 0.7, None, None],
+        "form": [None, None, None, None, '{"type": "strng"}', "{", SCHEMA, deep],
+        "words": [None, None, None, None, None, None, ["a", "b"], None],
     }
-    with_columns(folder, rows(8), **{name: [*values, None] for name, values in own.items()})
+    with_columns(folder, rows(9), **{name: [*values, None] for name, values in own.items()})
     columns = {"max_tokens": "limit", "temperature": "heat", "json_schema": "form"}
     settings = job(
         folder,
@@ -111,6 +112,7 @@ def test_a_value_that_a_setting_cannot_have_is_an_error_of_its_row(
         5: "column 'form' (sampling.per_row.json_schema): is not JSON: Expecting property name "
         "enclosed in double quotes: line 1 column 2 (char 1)",
         6: "column 'form' (sampling.per_row.json_schema): the row also has a choice",
+        7: "column 'form' (sampling.per_row.json_schema): has values in values more than 100 deep",
     }
 
 
