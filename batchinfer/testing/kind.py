@@ -5,6 +5,7 @@ Must not know: any other engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ def fake_kind(plan: FakePlan | None = None) -> FakeKind:
 
     def build(spec: EngineSpec) -> FakeEngine:
         if plan.fail_build:
+            os.write(2, b"loading\n")  # as engines do, beside our streams
             raise ConfigError(plan.fail_build)
         if plan.is_held:
             raise MemoryHeld("others hold the memory of the fake device")

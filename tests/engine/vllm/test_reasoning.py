@@ -93,15 +93,8 @@ def told(completion: Completion) -> tuple[str | None, str | None, bool]:
     return completion.reasoning, completion.text, completion.is_reasoning_cut
 
 
-def importable(parser: str) -> str:
-    if parser == "qwen3":  # as all of vLLM's newer ones
-        pytest.importorskip("ijson")
-    return parser
-
-
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
 def test_a_thought_ends_at_its_mark_or_is_cut(thinker: str, parser: str) -> None:
-    importable(parser)
     whole = split(thinker, parser, "<think>let me see</think>a tool")
     assert told(whole) == ("let me see", "a tool", False)
     # The template may have begun it.
@@ -117,7 +110,7 @@ def test_a_thought_ends_at_its_mark_or_is_cut(thinker: str, parser: str) -> None
 def test_an_answer_after_a_thought_that_the_prompt_has_ended_is_whole(thinker: str) -> None:
     prompt = "a<think></think>"
     assert told(split(thinker, "deepseek_r1", "a tool", prompt)) == (None, "a tool", False)
-    off = split(thinker, importable("qwen3"), "a tool", prompt, enable_thinking=False)
+    off = split(thinker, "qwen3", "a tool", prompt, enable_thinking=False)
     assert told(off) == (None, "a tool", False)
 
 
