@@ -6,6 +6,7 @@ Must not know: how anything is done. Starting stays cheap: nothing heavy is impo
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from batchinfer.cli.options import PRICE, run_options
 from batchinfer.cli.renamed import Group
 from batchinfer.cli.run_batch import run_batch
 from batchinfer.cli.serve import serve
-from batchinfer.cli.source import JobSource, job_argument, setting_options
+from batchinfer.cli.source import NEEDED_TO_TRY, JobSource, job_argument, setting_options
 from batchinfer.errors import ConfigError, short_of
 from batchinfer.limits import raise_open_files, shortage
 from batchinfer.signals import release_signals
@@ -172,7 +173,7 @@ def plan(
 
 
 @cli.command("try", short_help="Run one row, or one prompt, and watch. Writes nothing.")
-@job_argument
+@partial(job_argument, needed=NEEDED_TO_TRY)
 @click.option(
     "--row",
     metavar="N|SHARD:N",

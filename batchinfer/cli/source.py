@@ -91,17 +91,29 @@ MORE_OPTIONS = (
 )
 
 
+NEEDED = (
+    "give --input, --model, --output and either --prompt-column or --message; everything else by "
+    "--set KEY=VALUE"
+)
+#: The same for `try`, which reads no row if it is given a prompt, and writes nothing.
+NEEDED_TO_TRY = (
+    "give --model and --prompt TEXT, or --model, --input and either --prompt-column or --message; "
+    "everything else by --set KEY=VALUE"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JobSource:
     """`path` None: without a job file. `given`: (option, value) of those that were given.
 
-    `sets_name`: what messages call `sets`.
+    `sets_name`: what messages call `sets`. `needed`: what is to be given without a file.
     """
 
     path: str | None
     sets: tuple[str, ...]
     given: tuple[tuple[JobOption, Any], ...] = ()
     sets_name: str = "--set"
+    needed: str = NEEDED
 
     @property
     def title(self) -> str:
@@ -143,7 +155,7 @@ class JobSource:
             )
         except ConfigError as error:
             if f"{COMMAND_LINE}: " in str(error):  # something is missing
-                error.args = (f"{error}\nNote: without a job file, {_NEEDED}",)
+                error.args = (f"{error}\nNote: without a job file, {self.needed}",)
             raise
 
     def _engine(self) -> str | None:
@@ -153,18 +165,12 @@ class JobSource:
         return None if not model or self.says("engine") else engine_for(model)
 
 
-_NEEDED = (
-    "give --input, --model, --output and either --prompt-column or --message; everything else by "
-    "--set KEY=VALUE"
-)
-
-
-def job_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """What `command` gets as `source`, a `JobSource`."""
+def job_argument(command: Callable[..., None], needed: str = NEEDED) -> Callable[..., None]:
+    """What `command` gets as `source`, a `JobSource`. `needed`: see there."""
 
     @wraps(command)
     def with_source(*, job: str | None, sets: tuple[str, ...], **others: Any) -> None:
-        command(source=source_of(job, sets, others), **others)
+        command(source=source_of(job, sets, others, needed), **others)
 
     argument = click.argument("job", required=False, type=click.Path(dir_okay=False))
     return argument(setting_options(with_source, JOB_OPTIONS))
@@ -186,12 +192,14 @@ def setting_options(
     return decorated
 
 
-def source_of(job: str | None, sets: tuple[str, ...], parameters: dict[str, Any]) -> JobSource:
+def source_of(
+    job: str | None, sets: tuple[str, ...], parameters: dict[str, Any], needed: str = NEEDED
+) -> JobSource:
     """Take the job's options out of `parameters`. Raises UsageError where nothing says a job."""
     given = take(parameters, JOB_OPTIONS)
     if job is None and not given:
-        raise click.UsageError(f"Missing argument 'JOB'. Without a job file, {_NEEDED}")
-    return JobSource(job, sets, given)
+        raise click.UsageError(f"Missing argument 'JOB'. Without a job file, {needed}")
+    return JobSource(job, sets, given, needed=needed)
 
 
 def take(

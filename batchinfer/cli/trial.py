@@ -27,6 +27,7 @@ from batchinfer.model import ModelFacts, has_chat_template
 from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.runner.factory import engine_spec, model_of
 from batchinfer.runner.one_prompt import OneRow, find_row, for_one, with_text
+from batchinfer.runner.shown import ShownPrompts
 from batchinfer.runner.stream import Stream
 from batchinfer.tasks import task_of
 
@@ -69,6 +70,7 @@ def try_job(source: JobSource, options: TryOptions) -> None:
         with explained_places(job, source.path):
             row = find_row(job, options.row, prompter.columns)
     prepared = row.prepared(prompter)
+    ShownPrompts(prompter).show(row.shard or "--prompt", [row.number], prepared)
     work = task_of(job).work(row.work_item(prepared), model.max_model_len)
     with held_warnings(), quiet_engine() as quiet:
         screen = Screen(quiet.stdio.out)

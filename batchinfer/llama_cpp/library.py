@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 GGML_F32, GGML_F16 = 0, 1
 FLASH_OFF, FLASH_AUTO = 0, -1
-_WARNING, _ERROR, _CONTINUED = 3, 4, 5
+_DETAIL, _WARNING, _ERROR, _CONTINUED = 1, 3, 4, 5
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_char_p, pointer)
 
 
@@ -173,11 +173,15 @@ def _logging() -> Callable[..., None]:
     """llama.cpp's lines -> ours: warnings and errors as such, the rest for --debug alone."""
     pending: list[str] = []
     level = [logging.DEBUG]
+    is_detail = [False]
 
     def write(number: int, text: bytes | None, _: Any) -> None:
         if number != _CONTINUED:
+            is_detail[0] = number == _DETAIL  # of each step's graph: hundreds of lines
             is_loud = number in (_WARNING, _ERROR)
             level[0] = logging.INFO if is_loud else logging.DEBUG
+        if is_detail[0]:
+            return
         pending.append((text or b"").decode("utf-8", "replace"))
         if pending[-1].endswith("\n"):
             line = "".join(pending).strip()

@@ -34,6 +34,7 @@ from batchinfer.tasks.base import (
     row_values,
 )
 from batchinfer.tasks.documents import Documents
+from batchinfer.tasks.remarks import of_answers, of_documents
 from batchinfer.tasks.top_lists import top_lists
 from batchinfer.tasks.words import logprob_words
 
@@ -252,23 +253,23 @@ class Generate:
                 f"{num_empty} of {num_done} completions of this run are empty: the model ends them "
                 "immediately. Look at the prompt (a chat model wants prompt.messages)"
             )
-        if num_without := counts.get("rows_reasoning_cut"):
+        num_without = counts.get("rows_reasoning_cut") or 0
+        if num_without:
             yield (
                 f"{num_without} of {num_done} completions ended within their thought "
-                "(is_reasoning_cut) and are null: raise sampling.max_tokens, or end thoughts "
-                "earlier by sampling.thinking_budget_tokens"
+                "(is_reasoning_cut) and are null: where finish_reason is length, raise "
+                "sampling.max_tokens, or end thoughts earlier by sampling.thinking_budget_tokens; "
+                "the others were ended by the model or by sampling.stop"
             )
         num_cut, num_unparsed = counts.get("rows_cut"), counts.get("rows_unparsed")
         if self.settings.structured is None or num_cut is None or num_unparsed is None:
             return
-        if num_without:  # said already
-            num_cut, num_unparsed = (
-                max(0, num_cut - num_without),
-                max(0, num_unparsed - num_without),
-            )
         if _json_schema(self.settings) is not None:
-            yield from _of_documents(num_done, num_cut, num_unparsed)
-        elif num_cut:
+            if num_without:  # of which some count as cut, some do not; all are unparsed
+                yield from of_answers(num_done, num_unparsed - num_without)
+            else:
+                yield from of_documents(num_done, num_cut, num_unparsed)
+        elif num_cut := max(0, num_cut - num_without):
             kind, _ = self.settings.structured.constraint
             yield (
                 f"{num_cut} of {num_done} completions ended at sampling.max_tokens (finish_reason "
@@ -291,20 +292,6 @@ def _json_schema(sampling: SamplingSettings) -> dict[str, Any] | None:
         return None
     _, schema = structured.constraint
     return dict(schema)
-
-
-def _of_documents(num_done: int, num_cut: int, num_unparsed: int) -> Iterator[str]:
-    if num_unfinished := min(num_cut, num_unparsed):
-        yield (
-            f"{num_unfinished} of {num_done} completions are not complete JSON documents "
-            "(finish_reason length): raise sampling.max_tokens"
-        )
-    if num_others := num_unparsed - num_unfinished:
-        yield (
-            f"{num_others} of {num_done} completions ended by themselves and do not fit "
-            "sampling.structured.json_schema: sampling.stop cut them, or the engine's grammar "
-            "leaves a keyword of the schema out (see the job file's documentation)"
-        )
 
 
 def describe(row: Mapping[str, Any]) -> tuple[str | None, list[str]]:

@@ -100,6 +100,12 @@ def test_without_file_and_options_the_usage_says_both(command: str) -> None:
     assert "Missing argument 'JOB'. Without a job file, give --input, --model," in ended.output
 
 
+def test_try_asks_for_what_it_needs_alone() -> None:
+    for arguments in (["try"], ["try", "--model", str(MODEL)]):
+        ended = invoke(*arguments)
+        assert "give --model and --prompt TEXT, or" in ended.output + str(ended.exception)
+
+
 def test_what_the_options_leave_out_is_named_with_the_options() -> None:
     """A run says it in its last line, too."""
     ended = run("--model", "m", "--output", "out")

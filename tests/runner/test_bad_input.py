@@ -258,7 +258,7 @@ def test_a_stop_token_beyond_the_vocabulary_is_refused_before_the_model_loads(
     filled: Place, tmp_path: Path
 ) -> None:
     path = write_job(tmp_path, job(filled, sampling={"stop_token_ids": [2, 99_999]}))
-    words = ("sampling.stop_token_ids: 99999 is no token", "has 4,096")
+    words = ("sampling.stop_token_ids: 99999 is not a token", "has 4,096")
     must_fail(run(path, fake={"fail_build": "the model was loaded"}), 2, *words)
     validated = run(path, command=("validate",))
     assert validated.code == 2 and words[0] in validated.stderr

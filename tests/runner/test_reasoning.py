@@ -46,6 +46,7 @@ def test_a_completion_that_ends_within_its_thought_is_null_with_a_remark(place: 
     assert found["reasoning"].to_list() == ["let me see"] * 6
     (told,) = ended.result["warnings"]
     assert told.startswith("6 of 6 completions ended within their thought (is_reasoning_cut)")
+    assert "where finish_reason is length" in told
     assert ended.result["rows_reasoning_cut"] == 6
     success = json.loads(Path(place.url("out", "_SUCCESS")).read_text())
     assert success["rows_reasoning_cut"] == 6

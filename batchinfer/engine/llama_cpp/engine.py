@@ -78,6 +78,7 @@ class LlamaCppEngine:
         self._memory = self._lib.llama_get_memory(self._context)
         self._requests = requests_of(spec.demand)
         self._sampling = self._requests.sampling
+        log.debug("parameters of every request: %s", self._sampling.model_dump(exclude_unset=True))
         self._sizes, self._max_model_len = sizes, spec.model.max_model_len
         self._vocabulary = vocabulary
         self._ends = self._vocabulary.ends | frozenset(spec.model.eos_token_ids)
