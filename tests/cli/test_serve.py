@@ -153,7 +153,7 @@ def test_nothing_outlives_a_kill(serve: Start) -> None:
     assert len(own) == 2, "the server and its engine"
     os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: not any(map(is_alive, own)), what="the end of all processes")
-    with pytest.raises(ConnectionRefusedError):
+    with pytest.raises(ConnectionError):  # reset, while the kernel still takes the socket apart
         asked(address)
 
 
