@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.runner.replicas.dispatch import Dispatch, Piece
+from batchinfer.runner.replicas.dispatch import Dispatch, ShardPiece
 
 WINDOW = 100
 
 
-def finish(dispatch: Dispatch, replica: int, piece: Piece, num_samples: int = 1) -> None:
+def finish(dispatch: Dispatch, replica: int, piece: ShardPiece, num_samples: int = 1) -> None:
     dispatch.started(replica, piece.name)
     dispatch.read(replica, piece.name, piece.num_rows * num_samples, 0)
     dispatch.durable(replica, piece.name, piece.num_rows * num_samples)
@@ -35,8 +35,8 @@ def test_every_row_is_in_exactly_one_piece_that_ended_whoever_died(
     dispatch = Dispatch(num_rows, WINDOW, 1)
     for replica in range(num_replicas):
         dispatch.begin(replica)
-    held: dict[int, list[Piece]] = {replica: [] for replica in range(num_replicas)}
-    ended: list[Piece] = []
+    held: dict[int, list[ShardPiece]] = {replica: [] for replica in range(num_replicas)}
+    ended: list[ShardPiece] = []
     num_computed: Counter[int] = Counter()
     for _ in range(5000):
         if dispatch.is_over:
@@ -76,7 +76,7 @@ def test_replicas_of_any_speed_end_within_one_windows_time(
     for replica in range(len(speeds)):
         dispatch.begin(replica)
         dispatch.ready(replica, capacity)
-    queues: list[list[Piece]] = [[] for _ in speeds]
+    queues: list[list[ShardPiece]] = [[] for _ in speeds]
     done_of = [0] * len(speeds)  # rows of the first piece
     computed = [0] * len(speeds)
     idle_since: dict[int, int] = {}

@@ -1,8 +1,8 @@
 """The process of a replica, `python -m batchinfer.runner.replicas.child DESCRIPTOR`.
 
-It gets an `Order` and then pieces through the descriptor, and computes them as a run alone would:
-the same reader, loop and writer. Must not know: what else there is to compute, who else does.
-Invariant: it never outlives its parent, and what it finishes is durable before it says so.
+It gets a `ReplicaOrder` and then pieces through the descriptor, and computes them as a run alone
+would: the same reader, loop and writer. Must not know: what else there is to compute, who else
+does. Invariant: it never outlives its parent, and what it finishes is durable before it says so.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from batchinfer.runner.host import Host
 from batchinfer.runner.loop import backlog_of
 from batchinfer.runner.pipeline import Share
 from batchinfer.runner.replicas.messages import (
-    Ask,
     Beat,
     Durable,
     Ended,
     FromReplica,
     Give,
+    HasRoom,
     NoMore,
-    Order,
     PieceEnded,
     PieceFailed,
     Read,
     Ready,
+    ReplicaOrder,
     Said,
     ShardFinished,
     ShardPlace,
@@ -76,7 +76,7 @@ def main(descriptor: str) -> NoReturn:
     """Compute until there is nothing more, and end the process."""
     line = Line(Connection(int(descriptor)))
     order = line.receive()
-    assert isinstance(order, Order)
+    assert isinstance(order, ReplicaOrder)
     end_with(order.parent_pid)
     for number in STOP_CODES:  # the parent is told, and tells; processes below keep the default
         signal.signal(number, lambda *_: None)
@@ -126,7 +126,7 @@ class Line:
 class Replica:
     """What the run's own machinery asks for, answered over the line."""
 
-    def __init__(self, order: Order, line: Line) -> None:
+    def __init__(self, order: ReplicaOrder, line: Line) -> None:
         self._order = order
         self._line = line
         self._host = Host(Counters(Clock()), tuning=WholeProcess())
@@ -196,7 +196,7 @@ class Replica:
 
     def _claims(self) -> Iterator[Claim]:
         while True:
-            self._line.send(Ask())
+            self._line.send(HasRoom())
             given = self._given.get()
             if isinstance(given, NoMore):
                 return

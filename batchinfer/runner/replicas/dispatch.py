@@ -23,7 +23,7 @@ _MAX_DEATHS = 4
 
 
 @dataclass(slots=True, eq=False)
-class Piece:
+class ShardPiece:
     """Rows [start, stop) of one window, or all of a shard of at most one window."""
 
     name: str
@@ -53,7 +53,7 @@ class Piece:
 class Holding:
     """What a replica has. Counts are of results."""
 
-    pieces: dict[str, Piece] = field(default_factory=dict)
+    pieces: dict[str, ShardPiece] = field(default_factory=dict)
     capacity: int | None = None  # of its engine, in flight; None: it is not up
     num_given: int = 0  # to compute, as far as known
     num_computed: int = 0
@@ -75,11 +75,11 @@ class Dispatch:
         self._fresh = self._windows(order)
         self._next: tuple[int, int, int] | None = next(self._fresh, None)  # shard, start, stop
         self._num_fresh = sum(num_rows)
-        self._again: deque[Piece] = deque()
+        self._again: deque[ShardPiece] = deque()
         self._holdings: dict[int, Holding] = {}
         self._num_named = 0
         self._given_up: set[int] = set()  # shards
-        self.deadly: list[Piece] = []
+        self.deadly: list[ShardPiece] = []
 
     def _windows(self, shards: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         for shard in shards:
@@ -108,7 +108,7 @@ class Dispatch:
     def has_waiting(self) -> bool:
         return bool(self._again) or self._next is not None
 
-    def take(self, replica: int) -> Piece | None:
+    def take(self, replica: int) -> ShardPiece | None:
         """Something for a replica that asks; None: nothing for it now."""
         holding = self._holdings[replica]
         num_rows = self._allowed(holding)
@@ -124,7 +124,7 @@ class Dispatch:
         holding.num_given += self._left_of(piece)
         return piece
 
-    def _lost_before(self, holding: Holding) -> Piece | None:
+    def _lost_before(self, holding: Holding) -> ShardPiece | None:
         """The first that goes back to work. Of suspects a replica has one at a time: if it dies
         again, that one is to blame.
         """
@@ -135,7 +135,7 @@ class Dispatch:
                 return piece
         return None
 
-    def _left_of(self, piece: Piece) -> int:
+    def _left_of(self, piece: ShardPiece) -> int:
         """Results that are still to be computed, as far as known."""
         if piece.num_expected is None:
             return piece.num_rows * self._num_samples
@@ -158,7 +158,7 @@ class Dispatch:
             return 0  # a little later it is more at once
         return max(0 if holding.num_open else 1, math.ceil(allowed / self._num_samples))
 
-    def _cut(self, num_rows: int) -> Piece:
+    def _cut(self, num_rows: int) -> ShardPiece:
         assert self._next is not None
         shard, start, stop = self._next
         end = min(stop, start + num_rows)
@@ -169,7 +169,7 @@ class Dispatch:
             self._num_fresh -= self._next[2] - self._next[1]
             self._next = next(self._fresh, None)
         self._num_named += 1
-        return Piece(
+        return ShardPiece(
             name=f"{self._num_named}",
             shard=shard,
             window=start // self._window_rows,
@@ -197,11 +197,11 @@ class Dispatch:
         piece.num_known += num_results
         piece.num_deaths_without_result = 0
 
-    def done(self, replica: int, name: str) -> Piece:
+    def done(self, replica: int, name: str) -> ShardPiece:
         """Nothing of it is left to do."""
         return self._holdings[replica].pieces.pop(name)
 
-    def piece(self, replica: int, name: str) -> Piece:
+    def piece(self, replica: int, name: str) -> ShardPiece:
         return self._holdings[replica].pieces[name]
 
     def holds(self, replica: int, name: str) -> bool:
@@ -215,13 +215,13 @@ class Dispatch:
             self._num_fresh -= self._next[2] - self._next[1]
             self._next = next(self._fresh, None)
 
-    def lost(self, replica: int) -> list[Piece]:
+    def lost(self, replica: int) -> list[ShardPiece]:
         """A replica died: what it had goes back to the head of the queue. The pieces among them
         that are taken for what killed it do not: they are returned.
         """
         holding = self._holdings.pop(replica, Holding())
-        back: list[Piece] = []
-        deadly: list[Piece] = []
+        back: list[ShardPiece] = []
+        deadly: list[ShardPiece] = []
         for piece in holding.pieces.values():
             piece.was_lost = True
             if piece.is_started:

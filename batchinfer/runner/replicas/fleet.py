@@ -2,7 +2,7 @@
 
 One thread owns all state. A replica that dies is started again, what it had goes to whoever asks
 next, and the others do not notice. Must not know: how rows are computed, leases, what is done
-already, which rows a replica has (`work`).
+already, which rows a replica has (`pending`).
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from batchinfer.runner.ending import Causes, bad_input, end, stopped
 from batchinfer.runner.factory import with_weights
 from batchinfer.runner.host import Host
 from batchinfer.runner.replicas.messages import (
-    Ask,
     Beat,
     Durable,
     Ended,
     FromReplica,
+    HasRoom,
     NoMore,
-    Order,
     Ready,
+    ReplicaOrder,
     Said,
     Stands,
     StopNow,
 )
+from batchinfer.runner.replicas.pending import PendingShards
 from batchinfer.runner.replicas.process import ReplicaProcess
-from batchinfer.runner.replicas.slot import Slot, error_of
+from batchinfer.runner.replicas.seat import Seat, error_of
 from batchinfer.runner.replicas.standings import Standings
-from batchinfer.runner.replicas.work import Work
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
 from batchinfer.telemetry.logs import LOGGER_NAME
@@ -82,9 +82,9 @@ class _Fleet:
         self._status = status
         self._heartbeat = heartbeat
         self._counters = host.counters
-        self._slots = [Slot(number, place) for number, place in enumerate(placements)]
-        self._work = Work(session, host, self._should_stop)
-        self._dispatch = self._work.dispatch
+        self._seats = [Seat(number, place) for number, place in enumerate(placements)]
+        self._pending = PendingShards(session, host, self._should_stop)
+        self._dispatch = self._pending.dispatch
         self._num_processes = 0
         self._error: BaseException | None = None  # ends the run
         self._is_limited = False
@@ -107,20 +107,20 @@ class _Fleet:
         self._wind_up(error)
         self._tell()
         end(self._causes(error))
-        if what_kills := self._work.what_kills():
+        if what_kills := self._pending.what_kills():
             raise RepeatedDeath(what_kills)
-        return Computed(self._work.finished, self._is_limited)
+        return Computed(self._pending.finished, self._is_limited)
 
     def _tell(self) -> None:
         if (verdict := self._status.verdict()) is not None:
             logger.info("%s", verdict)
-        self._status.read_meters([gpu for slot in self._slots for gpu in slot.placement.gpus])
+        self._status.read_meters([gpu for seat in self._seats for gpu in seat.placement.gpus])
         if (spent := self._status.spent()) is not None:
             logger.info("%s", spent["text"])
 
     def in_flight(self) -> list[str]:
         """What the replicas' engines had a moment ago, as "shard:row". From any thread."""
-        return [name for slot in self._slots for name in slot.in_flight]
+        return [name for seat in self._seats for name in seat.in_flight]
 
     # The loop.
 
@@ -130,14 +130,14 @@ class _Fleet:
             self._listen()
             self._look_after()
             self._give()
-            self._work.collect()
+            self._pending.collect()
         if self._should_stop():
             return
-        for slot in self._running():
-            assert slot.process is not None
-            slot.process.send(NoMore())
+        for seat in self._running():
+            assert seat.process is not None
+            seat.process.send(NoMore())
         self._await_ends(_END_S)
-        self._work.await_folds()
+        self._pending.await_folds()
 
     def _is_over(self) -> bool:
         return self._is_limited or self._dispatch.is_over
@@ -146,45 +146,45 @@ class _Fleet:
         return (
             self._host.stop.is_requested
             or self._error is not None
-            or self._work.error is not None
+            or self._pending.error is not None
             or self._heartbeat.error is not None
         )
 
-    def _running(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot.process is not None]
+    def _running(self) -> list[Seat]:
+        return [seat for seat in self._seats if seat.process is not None]
 
     def _listen(self, wait_s: float = _WAIT_S) -> None:
-        running = {slot.process.fileno(): slot for slot in self._slots if slot.process is not None}
+        running = {seat.process.fileno(): seat for seat in self._seats if seat.process is not None}
         for descriptor in wait(list(running), wait_s):
             assert isinstance(descriptor, int)
             self._hear_all(running[descriptor])
 
-    def _hear_all(self, slot: Slot) -> None:
-        assert slot.process is not None
-        for message in slot.process.messages():
-            self._hear(slot, message)
+    def _hear_all(self, seat: Seat) -> None:
+        assert seat.process is not None
+        for message in seat.process.messages():
+            self._hear(seat, message)
 
     def _look_after(self) -> None:
         """Notice the replicas that ended."""
-        for slot in self._running():
-            assert slot.process is not None
-            if slot.process.is_gone:
-                self._hear_all(slot)
-                self._bury(slot)
+        for seat in self._running():
+            assert seat.process is not None
+            if seat.process.is_gone:
+                self._hear_all(seat)
+                self._bury(seat)
 
     # Starts and ends of replicas.
 
     def _start_due(self) -> None:
         now_s = time.monotonic()
-        for slot in self._slots:
-            if slot.process is None and not slot.is_given_up and now_s >= slot.due_s:
-                self._start(slot)
+        for seat in self._seats:
+            if seat.process is None and not seat.is_given_up and now_s >= seat.due_s:
+                self._start(seat)
 
-    def _start(self, slot: Slot) -> None:
+    def _start(self, seat: Seat) -> None:
         session = self._session
         self._num_processes += 1
         carried = session.carried
-        order = Order(
+        order = ReplicaOrder(
             job=session.job,
             options=session.options,
             model=session.model,
@@ -195,52 +195,53 @@ class _Fleet:
             lease=session.lease.proof(),
             first_sequence=self._num_processes * _SEQUENCES,
             parent_pid=os.getpid(),
-            cores=slot.placement.cores,
+            cores=seat.placement.cores,
             log_level=logging.getLogger(LOGGER_NAME).getEffectiveLevel(),
         )
-        self._counters.add_replica(slot.label, slot.num_starts)
-        self._dispatch.begin(slot.number)
-        slot.num_starts += 1
-        slot.is_asking = slot.is_ready = slot.has_durable = False
-        slot.in_flight, slot.last = (), None
-        slot.process = ReplicaProcess(slot.placement, order)
-        logger.info("replica started: %s, process %d", slot.label, slot.process.pid)
+        self._counters.add_replica(seat.label, seat.num_starts)
+        self._dispatch.begin(seat.number)
+        seat.num_starts += 1
+        seat.is_asking = seat.is_ready = seat.has_durable = False
+        seat.in_flight, seat.last = (), None
+        seat.process = ReplicaProcess(seat.placement, order)
+        logger.info("replica started: %s, process %d", seat.label, seat.process.pid)
 
-    def _bury(self, slot: Slot) -> None:
+    def _bury(self, seat: Seat) -> None:
         """A replica has ended before it was told to."""
-        assert slot.process is not None
-        last, how = slot.last, slot.process.how_ended()
-        slot.process.kill()  # what it started
-        slot.process = None
-        deadly = self._dispatch.lost(slot.number)
+        assert seat.process is not None
+        last, how = seat.last, seat.process.how_ended()
+        seat.process.kill()  # what it started
+        seat.process = None
+        deadly = self._dispatch.lost(seat.number)
         if last is not None and not last.error:  # as it was told, or by --limit
             self._is_limited |= last.is_limited
             return
         error = error_of(last) if last is not None else EngineDied(f"its process is gone ({how})")
         # What a device cannot that another can is not the job's fault.
-        is_start = not slot.is_ready and (isinstance(error, TransientError) or self._was_ready)
+        is_start = not seat.is_ready and (isinstance(error, TransientError) or self._was_ready)
         if not (is_start or isinstance(error, EngineDied)):
             self._error = self._error or error
             return
-        slot.num_fruitless = 0 if slot.has_durable else slot.num_fruitless + 1
-        slot.why = str(error)
-        slot.is_given_up = slot.num_fruitless >= _MAX_FRUITLESS
-        slot.due_s = time.monotonic() + _PAUSES_S[min(slot.num_fruitless, len(_PAUSES_S) - 1)]
-        what = "is not started again" if slot.is_given_up else "is started again"
+        seat.num_fruitless = 0 if seat.has_durable else seat.num_fruitless + 1
+        seat.why = str(error)
+        seat.is_given_up = seat.num_fruitless >= _MAX_FRUITLESS
+        seat.due_s = time.monotonic() + _PAUSES_S[min(seat.num_fruitless, len(_PAUSES_S) - 1)]
+        what = "is not started again" if seat.is_given_up else "is started again"
         logger.warning(
             "replica %s %s: %s. It %s; what it had in hand goes to the next that asks",
-            slot.label,
-            "died" if slot.is_ready else "did not start",
+            seat.label,
+            "died" if seat.is_ready else "did not start",
             error,
             what,
         )
         for piece in deadly:
             logger.error(
-                "left out: %s was in the engine at the deaths of replicas", self._work.where(piece)
+                "left out: %s was in the engine at the deaths of replicas",
+                self._pending.where(piece),
             )
-        if all(other.is_given_up for other in self._slots):
+        if all(other.is_given_up for other in self._seats):
             self._status.bury_engine()
-            whys = dict.fromkeys(f"{other.label}: {other.why}" for other in self._slots)
+            whys = dict.fromkeys(f"{other.label}: {other.why}" for other in self._seats)
             raise EngineDied(f"no replica can be kept running ({'; '.join(whys)})")
 
     def _await_ends(self, wait_s: float) -> None:
@@ -253,20 +254,20 @@ class _Fleet:
             if time.monotonic() >= deadline_s:
                 break
             self._listen()
-            for slot in running:
-                assert slot.process is not None
-                if slot.last is not None or slot.process.is_gone:
-                    self._hear_all(slot)
-                    if slot.last is not None and slot.last.error:
-                        logger.info("replica %s: %s", slot.label, slot.last.message)
-                    slot.process.kill()
-                    slot.process = None
-                    slot.in_flight = ()
-        for slot in self._running():
-            assert slot.process is not None
-            logger.warning("replica %s did not end within %g s", slot.label, wait_s)
-            slot.process.kill()
-            slot.process = None
+            for seat in running:
+                assert seat.process is not None
+                if seat.last is not None or seat.process.is_gone:
+                    self._hear_all(seat)
+                    if seat.last is not None and seat.last.error:
+                        logger.info("replica %s: %s", seat.label, seat.last.message)
+                    seat.process.kill()
+                    seat.process = None
+                    seat.in_flight = ()
+        for seat in self._running():
+            assert seat.process is not None
+            logger.warning("replica %s did not end within %g s", seat.label, wait_s)
+            seat.process.kill()
+            seat.process = None
 
     def _wind_up(self, error: BaseException | None) -> None:
         """Whatever ended it: what replicas have finished becomes durable."""
@@ -274,66 +275,66 @@ class _Fleet:
         cause = self._causes(error).first
         if cause is not None:
             self._counters.set_phase("writing finished rows")
-            for slot in self._running():
-                assert slot.process is not None
-                slot.process.send(StopNow(stop.code or 1, stop.reason or str(cause)))
+            for seat in self._running():
+                assert seat.process is not None
+                seat.process.send(StopNow(stop.code or 1, stop.reason or str(cause)))
             self._await_ends(_STOP_S)
-        self._work.close()
+        self._pending.close()
 
     def _causes(self, error: BaseException | None) -> Causes:
         return Causes(
             stop=stopped(self._host.stop, None),
-            writer=self._error or self._work.error,
+            writer=self._error or self._pending.error,
             lease=self._heartbeat.error,
             engine=error,
-            input=bad_input(self._work.input_errors.values()),
+            input=bad_input(self._pending.input_errors.values()),
         )
 
-    # Work.
+    # What is pending.
 
     def _give(self) -> None:
-        for slot in self._running():
-            if slot.is_asking and (given := self._work.give(slot.number)) is not None:
-                assert slot.process is not None
-                slot.is_asking = False
-                slot.process.send(given)
+        for seat in self._running():
+            if seat.is_asking and (given := self._pending.give(seat.number)) is not None:
+                assert seat.process is not None
+                seat.is_asking = False
+                seat.process.send(given)
 
-    def _hear(self, slot: Slot, message: FromReplica) -> None:
+    def _hear(self, seat: Seat, message: FromReplica) -> None:
         match message:
-            case Ask():
-                slot.is_asking = True
+            case HasRoom():
+                seat.is_asking = True
             case Said():
-                self._log(slot, message)
+                self._log(seat, message)
             case Beat():
-                self._counters.set_sums(slot.label, message.sums)
-                self._dispatch.computed(slot.number, message.sums.rows_computed)
+                self._counters.set_sums(seat.label, message.sums)
+                self._dispatch.computed(seat.number, message.sums.rows_computed)
                 if message.in_flight is not None:
-                    slot.in_flight = message.in_flight
+                    seat.in_flight = message.in_flight
                 if message.sums.num_steps and self._host.startup.total_s is None:
                     self._host.startup.end()
             case Stands():
-                together = self._standings.hear(slot.label, slot.num_starts, message)
+                together = self._standings.hear(seat.label, seat.num_starts, message)
                 self._status.replicas_stand(*together)
             case Ready():
-                slot.is_ready = self._was_ready = True
-                self._dispatch.ready(slot.number, message.max_in_flight)
+                seat.is_ready = self._was_ready = True
+                self._dispatch.ready(seat.number, message.max_in_flight)
                 self._host.stop.begin_admission()
                 self._counters.set_phase("computing")
             case Ended():
-                slot.last = message
+                seat.last = message
             case _:
                 if isinstance(message, Durable):
-                    self._note_durable(slot)
-                self._work.hear(slot.number, message)
+                    self._note_durable(seat)
+                self._pending.hear(seat.number, message)
 
-    def _note_durable(self, slot: Slot) -> None:
-        slot.has_durable = True
+    def _note_durable(self, seat: Seat) -> None:
+        seat.has_durable = True
         if not self._has_durable:
             self._has_durable = True
             self._heartbeat.now()
 
-    def _log(self, slot: Slot, said: Said) -> None:
+    def _log(self, seat: Seat, said: Said) -> None:
         fields = said.fields
         if said.level < logging.WARNING:  # the same warning of two is one
-            fields = {**fields, "replica": slot.label}
+            fields = {**fields, "replica": seat.label}
         logging.getLogger(said.logger).log(said.level, "%s", said.text, extra={"fields": fields})

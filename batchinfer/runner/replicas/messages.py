@@ -22,7 +22,7 @@ from batchinfer.verdict import Setup
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ReplicaOrder:
     """The first message to a replica: the run that it has a share in, and its place in that.
 
     `first_sequence`: after which it numbers its parts; no two processes of a run have the same.
@@ -86,7 +86,7 @@ ToReplica = Give | NoMore | StopNow
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class HasRoom:
     """Its reader has room for more."""
 
 
@@ -180,4 +180,4 @@ class Ended:
 
 
 OfPiece = Started | Read | Durable | PieceEnded | ShardFinished | PieceFailed
-FromReplica = Ask | Ready | Beat | Stands | Said | Ended | OfPiece
+FromReplica = HasRoom | Ready | Beat | Stands | Said | Ended | OfPiece

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchinfer.engine.base import Placement
-from batchinfer.runner.replicas.messages import FromReplica, Order, ToReplica
+from batchinfer.runner.replicas.messages import FromReplica, ReplicaOrder, ToReplica
 
 _END_S = 5.0
 
@@ -28,7 +28,7 @@ class ReplicaProcess:
     #: What Python runs as the process.
     module = "batchinfer.runner.replicas.child"
 
-    def __init__(self, placement: Placement, order: Order) -> None:
+    def __init__(self, placement: Placement, order: ReplicaOrder) -> None:
         """Start it. Its streams are our stderr."""
         ours, theirs = socket.socketpair()
         try:
@@ -55,7 +55,7 @@ class ReplicaProcess:
         """Readable when it has said something, or has ended."""
         return self._line.fileno()
 
-    def send(self, message: Order | ToReplica) -> None:
+    def send(self, message: ReplicaOrder | ToReplica) -> None:
         with suppress(OSError):  # it is gone, as `is_gone` will show
             self._line.send(message)
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from batchinfer.errors import InputError
 from batchinfer.ledger import Totals, layout
 from batchinfer.runner.host import Host
-from batchinfer.runner.replicas.dispatch import Dispatch, Piece
+from batchinfer.runner.replicas.dispatch import Dispatch, ShardPiece
 from batchinfer.runner.replicas.messages import (
     Durable,
     Give,
@@ -54,7 +54,7 @@ class _FoldAbandonedError(Exception):
     """A fold that gave way to a stop. Nothing appeared; its parts stand."""
 
 
-class Work:
+class PendingShards:
     """All that is pending in a session."""
 
     def __init__(self, session: Session, host: Host, should_stop: Callable[[], bool]) -> None:
@@ -159,7 +159,7 @@ class Work:
         self._folds.shutdown(wait=True, cancel_futures=True)
         self.collect()
 
-    def where(self, piece: Piece) -> str:
+    def where(self, piece: ShardPiece) -> str:
         """For people."""
         name = self._session.pending[piece.shard].name
         return f"rows {piece.start} to {piece.stop - 1} of {name} (window {piece.window})"
@@ -188,7 +188,7 @@ class Work:
             self._counters.add_computed(num_new, 0, 0)
             self._counters.add_durable(num_new, 0)
 
-    def _assemble(self, piece: Piece, ended: PieceEnded) -> None:
+    def _assemble(self, piece: ShardPiece, ended: PieceEnded) -> None:
         """A piece of a shard has ended; with the last one its finished file can be written."""
         assembly = self._assemblies[piece.shard]
         assembly.num_rows_ended += piece.num_rows

@@ -13,7 +13,7 @@ from batchinfer.runner.replicas.process import ReplicaProcess
 
 
 @dataclass(slots=True)
-class Slot:
+class Seat:
     """A place for a replica, and the one that is there."""
 
     number: int
