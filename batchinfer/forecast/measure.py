@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.config import Job, OwnSampling
+from batchinfer.config import Job
 from batchinfer.engine.base import Answer, Engine, EngineFacts, Request
 from batchinfer.engine.demands.completion import Completion, CompletionDemand
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, InputError, Stopped
 from batchinfer.forecast.forecast import Lengths, Wave
 from batchinfer.model import ModelFacts
-from batchinfer.plan import Chunk
+from batchinfer.plan import Chunk, OwnWay
 from batchinfer.runner.factory import build_engine, engine_spec
 from batchinfer.runner.loop import Loop
 from batchinfer.runner.ready import ReadyWork
@@ -73,7 +73,7 @@ def measure(
     prompts: Sequence[npt.NDArray[np.int32]],
     stop: Stop,
     tuning: Tuning,
-    own: Sequence[OwnSampling] | None = None,
+    own: Sequence[OwnWay] | None = None,
 ) -> Measurement:
     """Run `prompts` as the job would, each as its row's `own` says. The kind's `prepare` was called
     before.
@@ -115,7 +115,7 @@ def _run_wave(
     engine: Engine,
     prompts: Sequence[npt.NDArray[np.int32]],
     stop: Stop,
-    own: Sequence[OwnSampling] | None,
+    own: Sequence[OwnWay] | None,
 ) -> Wave:
     ready = ReadyWork(order=job.packing.order, max_tokens=job.packing.buffer_tokens)
     ready.put(Chunk.of_prompts(prompts, num_samples=task_of(job).num_samples, own=own))

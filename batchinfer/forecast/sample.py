@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from batchinfer.config import OwnSampling
+from batchinfer.plan import OwnWay
 from batchinfer.prompt import Prepared, RowPrompter
 from batchinfer.source import RowFilter, Shard, ShardReader
 
@@ -43,7 +43,7 @@ class Sample:
     num_duplicates: int  # of the prompts, those that another row read has too; 0 if none are kept
     prepare_s: float  # to render and tokenize them
     prompts: list[npt.NDArray[np.int32]]  # of as many as were asked for
-    own: list[OwnSampling] | None = None  # of each of them, where rows are sampled in their own way
+    own: list[OwnWay] | None = None  # of each of them, where rows are computed in ways of their own
 
     def expected(self, num_rows: int, batch_rows: int, max_row_tokens: int | None) -> Expected:
         """What `num_rows` rows come to. `max_row_tokens`: most of the results of a row, if known.
@@ -88,7 +88,7 @@ def read_sample(
     """
     lengths: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     prompts: list[npt.NDArray[np.int32]] = []
-    own: list[OwnSampling] = []
+    own: list[OwnWay] = []
     num_read = num_errors = num_duplicates = 0
     seen: set[bytes] = set()
     prepare_s = 0.0

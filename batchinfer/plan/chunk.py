@@ -9,18 +9,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.config import OwnSampling
 from batchinfer.errors import RowError
 from batchinfer.plan.order import find_duplicates
 
 _SEED_MASK = (1 << 63) - 1
-#: About what a way of sampling takes in memory, that rows may share.
-_SAMPLING_BYTES = 2048
+#: About what takes in memory what rows may share of `OwnWay`.
+_SHARED_BYTES = 2048
+
+
+class OwnWay(Protocol):
+    """How one row is computed, where rows differ in that: what a plan needs of it."""
+
+    @property
+    def shared(self) -> object:
+        """The same object for rows that are computed alike but for adapter and seed."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal prompts that are computed alike have equal results."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of the longest completion."""
+
+    @property
+    def lora(self) -> str | None:
+        """The name of the row's adapter; None: the job's, if there is one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +93,7 @@ class Chunk:
         num_samples: int = 1,
         window: int = 0,
         first_row: int = 0,
-        own: Sequence[OwnSampling] | None = None,
+        own: Sequence[OwnWay] | None = None,
     ) -> Chunk:
         """Prompts that no shard's rows stand behind: to be run, and not written."""
         num_rows = len(prompts)
@@ -120,8 +140,8 @@ class Chunk:
     def num_prompt_tokens(self, index: int) -> int:
         return int(self.offsets[index + 1] - self.offsets[index])
 
-    def own_of(self, index: int) -> OwnSampling | None:
-        """How row `index` is sampled, where rows have their own way."""
+    def own_of(self, index: int) -> OwnWay | None:
+        """How row `index` is computed, where rows have their own way."""
         return None if self.own is None else self.own[index]
 
     def expected_tokens(self) -> npt.NDArray[np.int64]:
@@ -131,7 +151,7 @@ class Chunk:
         num_tokens: npt.NDArray[np.int64] = np.diff(self.offsets)
         if self.own is None:
             return num_tokens
-        own = [0 if own is None else own.sampling.max_tokens for own in self.own]
+        own = [0 if own is None else own.max_tokens for own in self.own]
         return num_tokens + np.array(own, np.int64)
 
     def adapters(self) -> list[str]:
@@ -173,17 +193,16 @@ def own_bytes(own: npt.NDArray[np.object_] | None) -> int:
     """About what `Prepared.own` takes in memory."""
     if own is None:
         return 0
-    ways = {id(one.sampling) for one in own if one is not None}
-    return int(own.nbytes) + _SAMPLING_BYTES * len(ways)
+    ways = {id(one.shared) for one in own if one is not None}
+    return int(own.nbytes) + _SHARED_BYTES * len(ways)
 
 
 def _repeatable_ways(own: npt.NDArray[np.object_] | None) -> list[Hashable] | None:
-    """For each row how it is computed, if that always takes the likeliest token, else None: equal
-    prompts have equal results only if they are computed alike.
+    """For each row how it is computed, if that is repeatable, else None: equal prompts have equal
+    results only if they are computed alike.
     """
     if own is None:
         return None
     return [
-        (id(one.sampling), one.lora) if one is not None and one.sampling.is_greedy else None
-        for one in own
+        (id(one.shared), one.lora) if one is not None and one.is_repeatable else None for one in own
     ]

@@ -20,7 +20,7 @@ from batchinfer.engine.base import Answer
 from batchinfer.engine.demands.completion import Completion, CompletionDemand, CompletionRequest
 from batchinfer.errors import ConfigError
 from batchinfer.model import ModelFacts
-from batchinfer.plan import WorkItem, own_seed, request_seed
+from batchinfer.plan import Chunk, WorkItem, own_seed, request_seed
 from batchinfer.prompt import OwnSamplingPrompter, Prompter, PromptLimit, check_own_columns
 from batchinfer.tasks.arrays import ints, list_sums, lists
 from batchinfer.tasks.base import (
@@ -166,7 +166,7 @@ class Generate:
         )
 
     def work(self, item: WorkItem, max_model_len: int) -> OneRequest:
-        own = item.chunk.own_of(item.index)
+        own = _own_sampling(item.chunk, item.index)
         seed = self._seed(item, own)
         return OneRequest(CompletionAsk(item.chunk.prompt(item.index), seed, own))
 
@@ -222,7 +222,7 @@ class Generate:
         documents: dict[int, Documents | None] = {}  # by what holds the schema
         parsed = []
         for result, text, completion in zip(results, texts, done, strict=True):
-            own = result.chunk.own_of(result.index)
+            own = _own_sampling(result.chunk, result.index)
             sampling = self.settings if own is None else own.sampling
             if id(sampling) not in documents:
                 schema = _json_schema(sampling)
@@ -329,3 +329,10 @@ KIND = TaskKind(
     some_counts=_REASONING_COUNTS,
     repeating=("finish_reason", "stop_reason"),
 )
+
+
+def _own_sampling(chunk: Chunk, index: int) -> OwnSampling | None:
+    """How row `index` is sampled, where rows have settings of their own."""
+    own = chunk.own_of(index)
+    assert own is None or isinstance(own, OwnSampling)
+    return own
