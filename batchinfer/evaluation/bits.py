@@ -20,7 +20,7 @@ from batchinfer.evaluation.outputs import Output
 from batchinfer.model import ModelFacts
 from batchinfer.model.contents import ModelFolder, read_folder
 from batchinfer.model.shape import DTYPE_BYTES
-from batchinfer.quantization import METHODS, Tensor, method_of
+from batchinfer.quantization import METHODS, Machine, Tensor, method_of, support_of
 from batchinfer.quantization.methods.base import Settings, count_weights
 
 LAYER, HEAD, OTHER = "layer", "head", "other"
@@ -185,23 +185,22 @@ def stored_bits(model: ModelFacts, output: Output) -> StoredBits:
         return _stored(bits)
     if output.num_parts > 1:
         return StoredBits(None, None, None)
-    return _online(bits, output.loaded, DTYPE_BYTES[model.dtype], model.vocab_size)
+    return _online(bits, output, DTYPE_BYTES[model.dtype], model.vocab_size)
 
 
 def _stored(bits: Bits) -> StoredBits:
     return StoredBits(bits.per_weight(LAYER), bits.per_weight(HEAD), bits.num_bytes or None)
 
 
-def _online(
-    bits: Bits, loaded: Mapping[str, object], dtype_bytes: int, vocab_size: int
-) -> StoredBits:
+def _online(bits: Bits, output: Output, dtype_bytes: int, vocab_size: int) -> StoredBits:
     """What the engine holds less what is not of the layers, which stays in the model's dtype
-    (embeddings filled up to a multiple of 64 tokens).
+    (embeddings filled up as the engine's table says).
     """
-    num_bytes, num_weights = loaded.get("weights_bytes"), bits.num_weights(LAYER)
+    num_bytes, num_weights = output.loaded.get("weights_bytes"), bits.num_weights(LAYER)
     if not isinstance(num_bytes, int) or not num_weights:
         return StoredBits(None, None, None)
-    filled = -vocab_size % 64 / vocab_size
+    multiple = support_of(Machine(None, engine=output.engine_name)).vocabulary_multiple
+    filled = -vocab_size % multiple / vocab_size
     others = sum(
         module.num_weights * (1 + (filled if _is_vocabulary(module.name) else 0))
         for module in bits.modules

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.config import DEFAULT_ENGINE
 from batchinfer.errors import ConfigError, InputError
 from batchinfer.evaluation.intervals import Float64Array
 from batchinfer.ledger import layout, named_if_damaged, read_facts, records, survey
@@ -43,6 +44,10 @@ class Output:
     @property
     def task(self) -> str:
         return str(self.job.get("task", "generate"))
+
+    @property
+    def engine_name(self) -> str:
+        return str((self.job.get("engine") or {}).get("name", DEFAULT_ENGINE))
 
     @property
     def engine(self) -> Mapping[str, Any]:
