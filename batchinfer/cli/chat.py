@@ -23,7 +23,8 @@ from batchinfer.cli.source import JOB_OPTIONS, JobSource
 from batchinfer.cli.tokens import Screen
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job, SamplingSettings
-from batchinfer.engine.hardware import gib, gpus, own_memory_bytes
+from batchinfer.engine.hardware import gib, gpus
+from batchinfer.engine.host import own_memory_bytes
 from batchinfer.errors import BatchInferError, EngineDied, printable
 from batchinfer.runner.talk import Talk
 

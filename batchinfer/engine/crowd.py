@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, gib, process_name
+from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, gib
+from batchinfer.engine.host import process_name
 
 #: Of a device: what drivers and displays take. Nobody is blamed for less.
 _UNBLAMED_BYTES = GIB // 2

@@ -19,7 +19,8 @@ from batchinfer.engine.base import (
     Placement,
     Serving,
 )
-from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
+from batchinfer.engine.hardware import gib
+from batchinfer.engine.host import available_memory_bytes, total_memory_bytes
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.llama_cpp import demands
 from batchinfer.engine.llama_cpp.options import check_options, check_settings

@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 
 from batchinfer.engine.base import EngineSpec
-from batchinfer.engine.hardware import available_memory_bytes, gib, total_memory_bytes
+from batchinfer.engine.hardware import gib
+from batchinfer.engine.host import available_memory_bytes, total_memory_bytes
 from batchinfer.engine.llama_cpp.requests import requests_of
 
 #: More sequences gain little on a CPU, and each has a KV cache of its own.

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from batchinfer.engine.crowd import Crowd, crowd_of
-from batchinfer.engine.hardware import GIB, Gpu, Memory, gib, gpus, own_pids
+from batchinfer.engine.hardware import GIB, Gpu, Memory, gib, gpus
+from batchinfer.engine.host import own_pids
 from batchinfer.engine.vllm.fit import (
     MOST_UTILIZATION,
     RESERVED_BYTES,

@@ -14,7 +14,7 @@ from typing import Any
 
 from batchinfer.engine.base import Answer, Demand, Request
 from batchinfer.engine.demands.completion import CompletionRequest
-from batchinfer.engine.hardware import oom_kills
+from batchinfer.engine.host import oom_kills
 from batchinfer.engine.vllm.blame import look_at_devices
 from batchinfer.engine.vllm.counting import ComputedTokens
 from batchinfer.engine.vllm.errors import (

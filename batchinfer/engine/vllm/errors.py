@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from batchinfer.engine.crowd import Crowd, crowd_of
-from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes, gib, own_pids
+from batchinfer.engine.hardware import GIB, Memory, gib
+from batchinfer.engine.host import available_memory_bytes, own_pids
 from batchinfer.engine.vllm.blame import devices_of, is_too_large, lack_of_memory
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.settings import VllmSettings

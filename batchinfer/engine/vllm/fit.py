@@ -9,15 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from batchinfer.engine.hardware import (
-    GIB,
-    Gpu,
-    Memory,
-    available_memory_bytes,
-    gib,
-    gpus,
-    total_memory_bytes,
-)
+from batchinfer.engine.hardware import GIB, Gpu, Memory, gib, gpus
+from batchinfer.engine.host import available_memory_bytes, total_memory_bytes
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.errors import ConfigError, MemoryHeld, short_of
 from batchinfer.limits import shortage

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from batchinfer.engine.hardware import GIB, available_memory_bytes
+from batchinfer.engine.hardware import GIB
+from batchinfer.engine.host import available_memory_bytes
 
 _NUM_REPEATS = 5
 _MOST_S = 0.3  # for each of the two

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from batchinfer.engine.base import Finding
 from batchinfer.engine.crowd import crowd_of
-from batchinfer.engine.hardware import gib, gpus, own_pids
+from batchinfer.engine.hardware import gib, gpus
+from batchinfer.engine.host import own_pids
 from batchinfer.engine.vllm.compiler import find_compiler
 from batchinfer.engine.vllm.fit import advice, budget_of, device_memory, estimate_of, room_of
 from batchinfer.engine.vllm.installation import check_variables, installation_fault, version_of

@@ -16,7 +16,7 @@ from typing import Any
 
 from batchinfer.config import Job, thaw
 from batchinfer.engine.base import Serving
-from batchinfer.engine.hardware import oom_kills
+from batchinfer.engine.host import oom_kills
 from batchinfer.engine.vllm.engine import begun, ready_arguments
 from batchinfer.engine.vllm.errors import construction_error, first_line
 from batchinfer.engine.vllm.failure import Circumstances

@@ -13,7 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchinfer.engine.hardware import GIB, available_memory_bytes
+from batchinfer.engine.hardware import GIB
+from batchinfer.engine.host import available_memory_bytes
 from batchinfer.engine.vllm.adapters import MAX_LORAS, RANKS
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from batchinfer.engine.hardware import GIB, available_memory_bytes, gib, gpus
+from batchinfer.engine.hardware import GIB, gib, gpus
+from batchinfer.engine.host import available_memory_bytes
 from batchinfer.engine.vllm.fit import (
     BLOCK_TOKENS,
     MOST_UTILIZATION,

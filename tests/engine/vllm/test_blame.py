@@ -16,7 +16,8 @@ from batchinfer.config import SamplingSettings
 from batchinfer.engine import crowd, hardware
 from batchinfer.engine.crowd import Crowd, crowd_of
 from batchinfer.engine.demands.completion import CompletionDemand
-from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory, own_pids
+from batchinfer.engine.hardware import GIB, Gpu, GpuProcess, Memory
+from batchinfer.engine.host import own_pids, process_name
 from batchinfer.engine.vllm import blame as vllm_blame
 from batchinfer.engine.vllm import errors as vllm_errors
 from batchinfer.engine.vllm.blame import lack_of_memory, refuse_held, refuse_too_large
@@ -389,5 +390,5 @@ def test_our_processes_are_we_and_all_that_descend_from_us() -> None:
 
 
 def test_a_process_is_named_as_the_kernel_has_it() -> None:
-    assert hardware.process_name(os.getpid())
-    assert hardware.process_name(2**22 + 1) is None
+    assert process_name(os.getpid())
+    assert process_name(2**22 + 1) is None

@@ -25,7 +25,8 @@ from batchinfer.engine.demands.completion import (
     CompletionDemand,
     CompletionRequest,
 )
-from batchinfer.engine.hardware import GIB, Memory, available_memory_bytes
+from batchinfer.engine.hardware import GIB, Memory
+from batchinfer.engine.host import available_memory_bytes
 from batchinfer.engine.vllm import plugin as vllm_plugin
 from batchinfer.engine.vllm.errors import construction_error
 from batchinfer.engine.vllm.fit import auto_sizes
