@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import click
 
-from batchinfer.cli.common import ExaminedJob, accept, look_at
+from batchinfer.cli.common import look_at
 from batchinfer.cli.source import JobSource
 from batchinfer.config import Job, explain, written
 from batchinfer.engine.kinds import engine_kind
@@ -19,6 +19,7 @@ from batchinfer.quantization import (
     record_of,
 )
 from batchinfer.runner.all_ids import look_at_ids
+from batchinfer.runner.examine import ExaminedJob, accept
 from batchinfer.runner.first_rows import check_first_rows
 
 _VALUE_WIDTH = 32  # a longer value pushes only its own origin aside

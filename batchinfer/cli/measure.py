@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import click
 
-from batchinfer.cli.common import ExaminedJob
 from batchinfer.cli.quiet_engine import quiet_engine
 from batchinfer.cli.warned import held_warnings
 from batchinfer.errors import InputError
@@ -20,6 +19,7 @@ from batchinfer.forecast.predict import Prediction, RemainingWork, predict
 from batchinfer.forecast.roof import verdict_of
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import WholeProcess
+from batchinfer.runner.examine import ExaminedJob
 from batchinfer.runner.judged import judged_by
 from batchinfer.tasks import task_of
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import click
 import numpy as np
 
-from batchinfer.cli.common import ExaminedJob, accept, look_at
+from batchinfer.cli.common import look_at
 from batchinfer.cli.measure import show_forecast
 from batchinfer.cli.source import JobSource
 from batchinfer.engine.base import ForeseeingKind
@@ -18,6 +18,7 @@ from batchinfer.forecast.measure import check_measurable
 from batchinfer.forecast.roof import roof_of
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.forecast.work import Work, read_work
+from batchinfer.runner.examine import ExaminedJob, accept
 from batchinfer.runner.judged import judged_by
 from batchinfer.telemetry import StartUp
 
