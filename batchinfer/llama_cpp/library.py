@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 GGML_F32, GGML_F16 = 0, 1
 FLASH_OFF, FLASH_AUTO = 0, -1
 _DETAIL, _WARNING, _ERROR, _CONTINUED = 1, 3, 4, 5
+#: How its lines are logged. A detail is of each step's graph: hundreds of lines, and none is.
+_LEVELS = {_DETAIL: None, _WARNING: logging.INFO, _ERROR: logging.INFO}
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_char_p, pointer)
 
 
@@ -172,15 +174,12 @@ def _check_defaults(params: ctypes.Structure, expected: Mapping[str, object]) ->
 def _logging() -> Callable[..., None]:
     """llama.cpp's lines -> ours: warnings and errors as such, the rest for --debug alone."""
     pending: list[str] = []
-    level = [logging.DEBUG]
-    is_detail = [False]
+    level: list[int | None] = [None]
 
     def write(number: int, text: bytes | None, _: Any) -> None:
         if number != _CONTINUED:
-            is_detail[0] = number == _DETAIL  # of each step's graph: hundreds of lines
-            is_loud = number in (_WARNING, _ERROR)
-            level[0] = logging.INFO if is_loud else logging.DEBUG
-        if is_detail[0]:
+            level[0] = _LEVELS.get(number, logging.DEBUG)
+        if level[0] is None:
             return
         pending.append((text or b"").decode("utf-8", "replace"))
         if pending[-1].endswith("\n"):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from batchinfer.config import SamplingSettings
+from batchinfer.tasks.generate import Generate
 from tests.support.jobs import Place, job, results, rows, run, write_job
 
 SPLIT = {"reasoning_parser": "deepseek_r1"}
@@ -52,6 +54,15 @@ def test_a_completion_that_ends_within_its_thought_is_null_with_a_remark(place: 
     assert success["rows_reasoning_cut"] == 6
     shown = run(place.url("out"), "-n", "1", command=("show",))
     assert "ended within its thought" in shown.stdout
+
+
+def test_answers_that_do_not_fit_are_not_counted_among_cut_thoughts() -> None:
+    task = Generate(SamplingSettings.model_validate(SPLIT | SCHEMA))
+    counts = {"rows_reasoning_cut": 2, "rows_cut": 4, "rows_unparsed": 3}
+    thoughts, answers = task.remarks(10, counts)
+    assert thoughts.startswith("2 of 10 completions ended within their thought")
+    assert answers.startswith("1 of 10 answers are no JSON documents that fit")
+    assert len(list(task.remarks(10, counts | {"rows_unparsed": 2}))) == 1
 
 
 def test_cut_thoughts_of_several_runs_are_counted_together(place: Place) -> None:

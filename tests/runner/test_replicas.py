@@ -74,6 +74,8 @@ def test_two_replicas_give_the_rows_of_one_device(
     computed = [line for line in ended.stderr.splitlines() if " computed rows=" in line]
     assert len(computed) == 2
     assert not [line for line in computed if "rows=0" in line], "each had its share"
+    labels = {line.partition(" replica=")[2] for line in computed}
+    assert len(labels) == 2 and all(labels), "and says who it is"
     verdict = ended.result["verdict"]
     assert verdict["device"] == "2 x none"
     assert verdict["tokens_per_s"] == ended.result["completion_tokens_per_s"]
@@ -136,6 +138,7 @@ def test_after_the_parent_is_killed_any_number_of_devices_goes_on(
     replicas = await_children(process.pid, 2)
     while not place.parts():
         time.sleep(0.1)
+    os.kill(replicas[0], signal.SIGSTOP)  # as in a long call: it reads nothing, and ends as well
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     await_end(*replicas, timeout_s=15)
