@@ -82,7 +82,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     running.end()
 
 
-def test_a_chat_is_answered_as_the_job_samples(server: Served) -> None:
+def must_sample_as_the_job(server: Served) -> None:
     """The job's seed makes it repeatable; another seed, given by the request, another answer."""
     assert [model.id for model in server.client.models.list()] == ["test"]
 
@@ -96,7 +96,7 @@ def test_a_chat_is_answered_as_the_job_samples(server: Served) -> None:
     assert others != {first.choices[0].message.content}
 
 
-def test_a_request_overrides_what_the_job_says(server: Served) -> None:
+def must_let_a_request_override(server: Served) -> None:
     """Upwards, too: the job's max_tokens is a default and no cap."""
 
     def tokens(**more: Any) -> int:
@@ -114,6 +114,14 @@ def test_a_request_overrides_what_the_job_says(server: Served) -> None:
         for seed in (1, 2)
     }
     assert len(answers) == 1, "greedy"
+
+
+def test_a_chat_is_answered_as_the_job_samples(server: Served) -> None:
+    must_sample_as_the_job(server)
+
+
+def test_a_request_overrides_what_the_job_says(server: Served) -> None:
+    must_let_a_request_override(server)
 
 
 def test_a_chat_becomes_the_prompt_of_a_row(server: Served) -> None:

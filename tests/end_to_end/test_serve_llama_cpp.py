@@ -17,7 +17,15 @@ import httpx
 import openai
 import pytest
 
-from tests.end_to_end.test_serve import CHAT, DESCRIPTION, KEY, Served, is_refused
+from tests.end_to_end.test_serve import (
+    CHAT,
+    DESCRIPTION,
+    KEY,
+    Served,
+    is_refused,
+    must_let_a_request_override,
+    must_sample_as_the_job,
+)
 from tests.support.gguf import complete, running
 from tests.support.jobs import Place, job, kill, start, wait, wait_until, write_job
 
@@ -64,27 +72,11 @@ def text(server: Served, **more: Any) -> str:
 
 
 def test_a_chat_is_answered_as_the_job_samples(server: Served) -> None:
-    """The job's seed makes it repeatable; another seed, given by the request, another answer."""
-    assert [model.id for model in server.client.models.list()] == ["test"]
-    first = chat(server)
-    assert 0 < first.usage.completion_tokens <= 24 and first.choices[0].message.content
-    assert chat(server).choices[0].message == first.choices[0].message
-    others = {chat(server, seed=seed).choices[0].message.content for seed in (1, 2, 3)}
-    assert others != {first.choices[0].message.content}
+    must_sample_as_the_job(server)
 
 
 def test_a_request_overrides_what_the_job_says(server: Served) -> None:
-    """Upwards, too: the job's max_tokens is a default and no cap."""
-
-    def tokens(**more: Any) -> int:
-        usage = server.client.completions.create(
-            model="test", prompt=DESCRIPTION, extra_body={"ignore_eos": True}, **more
-        ).usage
-        assert usage is not None
-        return usage.completion_tokens
-
-    assert (tokens(), tokens(max_tokens=100), tokens(max_tokens=5)) == (24, 100, 5)
-    assert len({text(server, temperature=0, seed=seed) for seed in (1, 2)}) == 1, "greedy"
+    must_let_a_request_override(server)
 
 
 def test_a_greedy_chat_gets_what_a_row_gets(server: Served, demo_gguf: Path) -> None:
