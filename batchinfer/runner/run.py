@@ -106,7 +106,7 @@ class Run:
             count_input(session, host.counters)
             host.log(session.store, session.run)
             is_cautious = refuse_repeated_death(session)
-            placements = session.placements
+            placements = session.placements()
             if len(placements) == 1 and placements[0].is_anywhere:
                 claims = whole_shards(session)
                 computed = compute(

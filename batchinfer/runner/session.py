@@ -82,7 +82,6 @@ class Session:
     def row_filter(self) -> RowFilter | None:
         return self.start.row_filter
 
-    @property
     def placements(self) -> Sequence[Placement]:
         """Where its engines run. No more than there are rows for; with `limit` one."""
         places = self.start.kind.placements(self.job)
