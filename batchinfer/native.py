@@ -136,20 +136,32 @@ def _is_whole(library: Path) -> bool:
 
 
 def _compiler(tools: Tools) -> list[str] | None:
-    """A command's first words ("ccache g++"), of the first that is there; None without one."""
-    named = os.environ.get(tools.variable, "")
+    """A command's first words ("ccache g++"); None if none is there.
+
+    One that the variable names is never replaced: another one was not asked for.
+    """
+    named = _named(tools)
+    commands = [named] if named else [[program] for program in tools.programs]
+    return next((words for words in commands if shutil.which(words[0])), None)
+
+
+def _named(tools: Tools) -> list[str]:
+    value = os.environ.get(tools.variable, "")
     try:
-        words = shlex.split(named)
+        return shlex.split(value)
     except ValueError:  # a quote without its end
-        words = [named]
-    commands = [words, *([program] for program in tools.programs)]
-    return next((words for words in commands if words and shutil.which(words[0])), None)
+        return [value]
 
 
 def _no_compiler(tools: Tools) -> str:
+    named = _named(tools)
+    which = (
+        f" {named[0]!r}, which {tools.variable} names,"
+        if named
+        else f" ({', '.join(tools.programs)}, or {tools.variable}),"
+    )
     return (
-        f"there is no {tools.language} compiler ({', '.join(tools.programs)}, or "
-        f"{tools.variable}), and no library of this version in {PREBUILT}"
+        f"there is no {tools.language} compiler{which} and no library of this version in {PREBUILT}"
     )
 
 

@@ -268,6 +268,8 @@ def test_a_compiler_is_named_with_arguments_as_make_takes_it(
     monkeypatch.setenv("CXX", "g++-99 -m64")
     assert "there is no C++ compiler" in (why_none(source, (), tmp_path / "other") or "")
     (tmp_path / "c+").rename(tmp_path / "g++")
+    assert "'g++-99', which CXX names" in (why_none(source, (), tmp_path / "other") or "")
+    monkeypatch.delenv("CXX")
     assert why_none(source, (), tmp_path / "other") is None
 
 
