@@ -40,12 +40,15 @@ class OwnSamplingPrompter:
         sampling: SamplingSettings,
         max_model_len: int,
         adapters: Collection[str] = (),
+        *,
+        vocab_size: int,
     ) -> None:
         """`adapters`: names of those that rows may be computed with."""
         self._prompts = prompts
         self._adapters = adapters
         self._sampling = sampling
         self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
         self._own_columns = sampling.per_row.columns
         names = (*prompts.columns, *self._own_columns.values())
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(names))
@@ -115,6 +118,12 @@ class OwnSamplingPrompter:
                 "max_tokens",
                 f"{own.max_tokens} leaves no room for a prompt in max_model_len "
                 f"{self._max_model_len}",
+            )
+        if beyond := [i for i in own.stop_token_ids if i >= self._vocab_size]:
+            return self._error(
+                "stop_token_ids",
+                f"{beyond[0]} is not a token of the model, whose vocabulary has "
+                f"{self._vocab_size:,}",
             )
         return own
 

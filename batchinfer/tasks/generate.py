@@ -162,7 +162,11 @@ class Generate:
         if not self.settings.per_row.columns:
             return prompts
         return OwnSamplingPrompter(
-            prompts, self.settings, model.max_model_len, job.model.adapters.keys()
+            prompts,
+            self.settings,
+            model.max_model_len,
+            job.model.adapters.keys(),
+            vocab_size=model.vocab_size,
         )
 
     def work(self, item: WorkItem, max_model_len: int) -> OneRequest:

@@ -90,12 +90,14 @@ def test_a_value_that_a_setting_cannot_have_is_an_error_of_its_row(
         "heat": [None, None, float("nan"), 0.001, None, 0.7, None, None],
         "form": [None, None, None, None, '{"type": "strng"}', "{", SCHEMA, deep],
         "words": [None, None, None, None, None, None, ["a", "b"], None],
+        "ends": [*[None] * 8, [5, 999_999]],
     }
-    with_columns(folder, rows(9), **{name: [*values, None] for name, values in own.items()})
+    columns = {name: values + [None] * (10 - len(values)) for name, values in own.items()}
+    with_columns(folder, rows(10), **columns)
     columns = {"max_tokens": "limit", "temperature": "heat", "json_schema": "form"}
     settings = job(
         folder,
-        sampling={"per_row": columns | {"choice": "words"}},
+        sampling={"per_row": columns | {"choice": "words", "stop_token_ids": "ends"}},
         model={"max_model_len": 512},
         limits={"max_failed_fraction": 1.0},
     )
@@ -113,6 +115,8 @@ def test_a_value_that_a_setting_cannot_have_is_an_error_of_its_row(
         "enclosed in double quotes: line 1 column 2 (char 1)",
         6: "column 'form' (sampling.per_row.json_schema): the row also has a choice",
         7: "column 'form' (sampling.per_row.json_schema): has values in values more than 100 deep",
+        8: "column 'ends' (sampling.per_row.stop_token_ids): 999999 is not a token of the model, "
+        "whose vocabulary has 4,096",
     }
 
 
