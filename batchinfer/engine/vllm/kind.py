@@ -24,6 +24,7 @@ from batchinfer.engine.hardware import visible_gpus
 from batchinfer.engine.kinds import demands_in
 from batchinfer.engine.placing import on_cores, on_gpus
 from batchinfer.engine.vllm import demands
+from batchinfer.engine.vllm.beside import check_beside
 from batchinfer.engine.vllm.blame import devices_of, look_at_devices, refuse_too_large
 from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.engine.vllm.expected import expected_facts
@@ -72,6 +73,7 @@ class VllmKind:
 
     def check_fit(self, spec: EngineSpec) -> None:
         settings = _settings(spec)
+        check_beside(settings)
         refuse_too_large(settings, expected_sizes(settings), devices_of(settings))
 
     def describe_memory(self, spec: EngineSpec) -> list[str]:

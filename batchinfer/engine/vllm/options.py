@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from batchinfer.config import TaskName
+from batchinfer.config.values import shown
 from batchinfer.engine.base import Demand
 from batchinfer.engine.vllm.requests import requests_of
 from batchinfer.errors import ConfigError
@@ -203,8 +204,11 @@ def check_options(options: Mapping[str, Any], demand: Demand) -> None:
     """Raise ConfigError for names that are not engine arguments, those that the job sets elsewhere,
     and values with which vLLM would not give what the task asks of it.
     """
-    for name in options:
+    for name, value in options.items():
         _check_name(name)
+        is_level = name == "compilation_config" and isinstance(value, int)
+        if _is_section(name) and not is_level and not isinstance(value, Mapping | None):
+            raise ConfigError(f"engine.options.{name} must be a mapping, got {shown(value)}")
     for problem in requests_of(demand).problems(options):
         raise ConfigError(problem)
 
@@ -229,6 +233,11 @@ def argument_names() -> frozenset[str]:
         and isinstance(line.target, ast.Name)
         and not line.target.id.startswith("_")
     )
+
+
+def _is_section(name: str) -> bool:
+    """Whether it has keys of its own."""
+    return name == "hf_overrides" or (name.endswith("_config") and name != "generation_config")
 
 
 def _check_name(name: str) -> None:

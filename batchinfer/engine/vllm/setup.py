@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from batchinfer.engine.hardware import GIB
 from batchinfer.engine.host import available_memory_bytes
 from batchinfer.engine.vllm.adapters import MAX_LORAS, RANKS
+from batchinfer.engine.vllm.beside import check_beside, merged, with_configs
 from batchinfer.engine.vllm.cpu_library import loaded_cpu_library
 from batchinfer.engine.vllm.layers import EXTENSION
 from batchinfer.engine.vllm.machine import this_machine
@@ -104,6 +105,11 @@ def prepare_platform(settings: VllmSettings) -> None:
         if settings.options.get("enforce_eager", True):
             # Eager logprobs would otherwise compile one function with the host's C++ compiler.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            if settings.options.get("compilation_config"):
+                log.warning(
+                    "engine.options.compilation_config has no effect on a CPU without "
+                    "engine.options.enforce_eager: false, as models are not compiled there"
+                )
         torch.cpu._init_amx()  # without it the first small bf16 batch dies of SIGILL
         num_threads = os.environ.get("OMP_NUM_THREADS", "")
         if num_threads.isdecimal():  # torch may have been imported before it was set
@@ -141,6 +147,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs. ConfigError for options that contradict the job."""
     platform = usable_platform()
     check_options(settings.options, settings.demand)
+    check_beside(settings)
     requests = settings.requests
     is_cpu = bool(platform.is_cpu())
     arguments: dict[str, Any] = {
@@ -170,7 +177,7 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
         arguments["enforce_eager"] = True  # compiling pays after about 25 s of running
     if needs_whole_prompts(settings, is_cpu=is_cpu):
         arguments["enable_chunked_prefill"] = False
-    arguments = _with_options(arguments, settings.options)
+    arguments = with_configs(merged(arguments, settings.options))
     if is_cpu and requests.uses_seeds and arguments["enable_chunked_prefill"]:
         raise ConfigError(
             "engine.options.enable_chunked_prefill: true and sampling.seed do not go together on a "
@@ -193,16 +200,6 @@ def engine_arguments(settings: VllmSettings) -> dict[str, Any]:
     ):
         arguments["kv_cache_memory_bytes"] = cpu_kv_cache_bytes(settings, max_num_seqs)
     return arguments
-
-
-def _with_options(arguments: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's own stand above; a grammar compiler that it leaves to vLLM is not its own."""
-    merged = {**arguments, **options}
-    if compiler := arguments.get("structured_outputs_config"):
-        given = dict(options.get("structured_outputs_config") or {})
-        is_left = given.get("backend", "auto") == "auto"
-        merged["structured_outputs_config"] = {**given, **compiler} if is_left else given
-    return merged
 
 
 def _lora_arguments(loras: Sequence[Lora]) -> dict[str, Any]:

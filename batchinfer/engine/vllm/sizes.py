@@ -6,6 +6,7 @@ Must not know: options that are not sizes, requests.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from batchinfer.engine.hardware import GIB, gib, gpus
 from batchinfer.engine.host import available_memory_bytes
@@ -35,7 +36,6 @@ _MOST_CAPTURED = 1024
 #: vLLM arguments of a job that has its own mind about graphs.
 _GRAPH_OPTIONS = frozenset(
     {
-        "compilation_config",
         "cuda_graph_sizes",
         "cudagraph_capture_sizes",
         "enforce_eager",
@@ -43,6 +43,19 @@ _GRAPH_OPTIONS = frozenset(
         "max_cudagraph_capture_size",
         "optimization_level",
         "speculative_config",
+    }
+)
+#: The same, of its mapping `compilation_config`. Its other keys name passes and folders.
+_GRAPH_KEYS = frozenset(
+    {
+        "cudagraph_capture_sizes",
+        "cudagraph_mode",
+        "full_cuda_graph",
+        "level",
+        "max_capture_size",
+        "max_cudagraph_capture_size",
+        "mode",
+        "use_cudagraph",
     }
 )
 
@@ -100,7 +113,11 @@ def graph_sizes(settings: VllmSettings, max_num_seqs: int) -> int | None:
     Graphs have to cover what runs: a step of more sequences than the largest graph runs without
     one, and so does every step of a job whose KV cache has room for all of max_num_seqs.
     """
-    if max_num_seqs <= _CAPTURED or _GRAPH_OPTIONS & settings.options.keys():
+    options = settings.options
+    compilation = options.get("compilation_config", {})
+    if not isinstance(compilation, Mapping) or _GRAPH_KEYS & compilation.keys():
+        return None
+    if max_num_seqs <= _CAPTURED or _GRAPH_OPTIONS & options.keys():
         return None
     return min(max_num_seqs, _MOST_CAPTURED)
 

@@ -472,8 +472,12 @@ def test_graphs_are_captured_of_as_many_sequences_as_may_run() -> None:
 
 def test_what_vllm_captures_by_itself_and_what_the_job_says_of_graphs_stays() -> None:
     assert graph_sizes(SETTINGS, 512) is None
-    for name in ("enforce_eager", "cudagraph_capture_sizes", "compilation_config"):
-        assert graph_sizes(dataclasses.replace(SETTINGS, options={name: None}), 1024) is None
+    """A key of compilation_config that says nothing of them leaves ours."""
+    sizes = {"compilation_config": {"cudagraph_capture_sizes": [8]}}
+    for options in ({"enforce_eager": None}, {"cudagraph_capture_sizes": None}, sizes):
+        assert graph_sizes(dataclasses.replace(SETTINGS, options=options), 1024) is None
+    other = {"compilation_config": {"cache_dir": "/tmp/compiled"}}
+    assert graph_sizes(dataclasses.replace(SETTINGS, options=other), 1024) == 1024
 
 
 @pytest.mark.parametrize(
@@ -494,10 +498,30 @@ def test_rows_with_forms_of_their_own_have_one_compiler(
     options = {} if given is None else {"structured_outputs_config": given}
     rows = with_sampling(per_row=PerRowSettings(regex="form"))
     arguments = engine_arguments(dataclasses.replace(rows, options=options))
-    assert arguments["structured_outputs_config"] == {**(given or {}), "backend": backend}
+    config = arguments["structured_outputs_config"]
+    is_compact = bool(given and given.get("disable_any_whitespace"))
+    assert (config.backend, config.disable_any_whitespace) == (backend, is_compact)
+    if is_compact:  # vLLM refuses it without a backend
+        return
     of_job = dataclasses.replace(with_sampling(**structured(regex="a")), options=options)
-    alone = engine_arguments(of_job)
-    assert alone.get("structured_outputs_config") == given
+    alone = engine_arguments(of_job).get("structured_outputs_config")
+    assert (alone and alone.backend) == (given and given.get("backend", "auto"))
+
+
+def test_mappings_that_vllm_writes_into_go_with_a_reasoning_parser() -> None:
+    """It takes them for its own objects there, and has to get them as such."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    ends = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+    thinking = with_sampling(per_row=PerRowSettings(regex="form"), reasoning_parser="qwen3")
+    settings = dataclasses.replace(thinking, options={"reasoning_config": ends})
+    config = EngineArgs(**engine_arguments(settings)).create_engine_config()
+    assert config.structured_outputs_config.reasoning_parser == "qwen3"
+    assert config.structured_outputs_config.backend == "xgrammar"
+    assert config.reasoning_config.reasoning_end_str == "</think>"
+    options = {"structured_outputs_config": {"backend": "none"}}
+    with pytest.raises(ConfigError, match=r"engine\.options\.structured_outputs_config: .*none"):
+        engine_arguments(dataclasses.replace(thinking, options=options))
 
 
 def test_a_cpu_captures_no_graphs() -> None:
