@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from batchinfer.openai_batch.bodies import CHAT
+from batchinfer.openai_batch.keys import CHAT
 from batchinfer.openai_batch.lines import Refusal
 from batchinfer.prompt.encode import TokenEncoder
 

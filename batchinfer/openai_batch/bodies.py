@@ -16,67 +16,32 @@ from pydantic import ValidationError
 from batchinfer.config import CONSTRAINTS, SamplingSettings
 from batchinfer.config.problems import translate
 from batchinfer.config.values import shown
+from batchinfer.openai_batch.keys import (
+    CHAT,
+    COMPLETIONS,
+    PLAIN,
+    WITHOUT_BEARING,
+    refuse_key,
+    unsupported,
+    with_whole_numbers,
+)
 from batchinfer.openai_batch.lines import Line, LineError, no_data_of_a_line
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 #: OpenAI's, where a request for a completion does not say it.
 COMPLETION_TOKENS = 16
 MAX_CHOICES = 128
 
-#: Keys that are a setting of `sampling` by the same name.
-_PLAIN = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-)
-#: Keys that change no answer here.
-_WITHOUT_BEARING = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "parallel_tool_calls",
-        "priority",
-        "request_id",
-        "cache_salt",
-    }
-)
-#: Keys of what is not done here: with these values they ask for nothing.
-_NOTHING: Mapping[str, tuple[Any, ...]] = {
-    "stream": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "logit_bias": ({},),
-    "echo": (False,),
-    "suffix": ("",),
-    "modalities": (["text"],),
-    "min_tokens": (0,),
-    "bad_words": ([],),
-    "add_generation_prompt": (True,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
-    "use_beam_search": (False,),
-}
+#: OpenAI's and vLLM's words for how much is thought.
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _STRUCTURED = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "grammar"}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """`prompts`: texts or token ids, each of which gets `num_choices` answers; a conversation is
-    one, as JSON. `own`: setting of `sampling` -> the line's value.
+    one, as JSON. `own`: setting of `sampling` -> the line's value. `key_kwargs`: arguments of
+    the chat template that have keys of their own; `needs_read`: such a key -> arguments of which
+    the template has to read one, or the key were passed over.
     """
 
     prompts: list[str | list[int]]
@@ -85,6 +50,8 @@ class Asked:
     own: dict[str, Any]
     num_choices: int = 1
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    key_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs_read: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     continues: bool = False
     returns_token_ids: bool = False
 
@@ -102,9 +69,10 @@ def asked_of(
         raise LineError(
             f"{line.url} is not answered here: {CHAT} and {COMPLETIONS} are", "invalid_url", "url"
         )
-    body = {key: value for key, value in line.body.items() if value is not None}
+    given = {key: value for key, value in line.body.items() if value is not None}
+    body = with_whole_numbers(given)
     for key, value in body.items():
-        if key not in _WITHOUT_BEARING and (wrong := no_data_of_a_line(value)) is not None:
+        if key not in WITHOUT_BEARING and (wrong := no_data_of_a_line(value)) is not None:
             code = "invalid_prompt" if key in ("messages", "prompt") else "invalid_value"
             raise LineError(f"{key} {wrong}", code, key)
     model = _typed(body, "model", str, "text")
@@ -121,7 +89,7 @@ def asked_of(
     if asked.num_choices * len(asked.prompts) > MAX_CHOICES:
         raise LineError(f"n: at most {MAX_CHOICES} choices of a line", "invalid_value", "n")
     for key, value in body.items():
-        _refuse(key, value)
+        refuse_key(line.url, key, value)
     check_sampling(sampling, asked.own)
     if model in adapters:
         asked.own["lora"] = model
@@ -155,11 +123,50 @@ def _chat(body: dict[str, Any], model: str | None) -> Asked:
     body.pop("logprobs", None)
     kwargs = _typed(body, "chat_template_kwargs", dict, "an object") or {}
     body.pop("chat_template_kwargs", None)
+    of_keys, needs_read = _of_keys(body, kwargs)
     continues = bool(_typed(body, "continue_final_message", bool, "true or false"))
     body.pop("continue_final_message", None)
     if continues and body.get("add_generation_prompt") is False:
         del body["add_generation_prompt"]
-    return Asked([messages], True, model, own, _choices(body), kwargs, continues, _ids(body))
+    return Asked(
+        [messages],
+        True,
+        model,
+        own,
+        _choices(body),
+        kwargs,
+        of_keys,
+        needs_read,
+        continues=continues,
+        returns_token_ids=_ids(body),
+    )
+
+
+def _of_keys(
+    body: dict[str, Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """`Asked.key_kwargs` and `needs_read`. `kwargs`: what the body says for the template itself."""
+    found: dict[str, Any] = {}
+    needs_read: dict[str, tuple[str, ...]] = {}
+    if documents := _typed(body, "documents", list, "a list of objects"):
+        found["documents"] = documents
+        needs_read["documents"] = ("documents",)
+    if (effort := _typed(body, "reasoning_effort", str, "text")) is not None:
+        if effort not in _EFFORTS:
+            known = ", ".join(_EFFORTS)
+            raise LineError(
+                f"reasoning_effort must be one of {known}, got {shown(effort)}",
+                "invalid_value",
+                "reasoning_effort",
+            )
+        found["reasoning_effort"] = effort
+        if "enable_thinking" not in kwargs:  # what some templates read in its place
+            found["enable_thinking"] = effort != "none"
+        if effort != "none":
+            needs_read["reasoning_effort"] = ("reasoning_effort", "enable_thinking")
+    for key in ("documents", "reasoning_effort"):
+        body.pop(key, None)
+    return found, needs_read
 
 
 def _completion(body: dict[str, Any], model: str | None) -> Asked:
@@ -177,7 +184,7 @@ def _completion(body: dict[str, Any], model: str | None) -> Asked:
 
 
 def _own(body: dict[str, Any], max_tokens: Any) -> dict[str, Any]:
-    own = {name: body.pop(name) for name in _PLAIN if name in body}
+    own = {name: body.pop(name) for name in PLAIN if name in body}
     if max_tokens is not None:
         own["max_tokens"] = max_tokens
     if "seed" in body:
@@ -220,8 +227,10 @@ def _constraint(body: dict[str, Any]) -> tuple[str, Any] | None:
     structured = _typed(body, "structured_outputs", dict, "an object") or {}
     body.pop("structured_outputs", None)
     for key, value in structured.items():
+        if value is None:
+            continue
         if key not in _STRUCTURED:
-            raise _unsupported(f"structured_outputs.{key}")
+            raise unsupported(f"structured_outputs.{key}")
         if key == "json" and not isinstance(value, str):
             value = json.dumps(value)
         elif key == "json":
@@ -286,19 +295,3 @@ def _typed(body: Mapping[str, Any], key: str, kind: type, what: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise LineError(f"{key} must be {what}, got {shown(value)}", "invalid_value", key)
     return value
-
-
-def _refuse(key: str, value: Any) -> None:
-    """What is left of a body."""
-    if key in _WITHOUT_BEARING or value in _NOTHING.get(key, ()):
-        return
-    if key in _NOTHING:
-        allowed = " or ".join(map(shown, _NOTHING[key]))
-        raise LineError(
-            f"{key}: {shown(value)} is not supported, {allowed} is", "unsupported_parameter", key
-        )
-    raise _unsupported(key)
-
-
-def _unsupported(key: str) -> LineError:
-    return LineError(f"{key} is not supported", "unsupported_parameter", key)

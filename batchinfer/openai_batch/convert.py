@@ -255,6 +255,9 @@ class _Prompts:
         groups: dict[str, list[tuple[int, int, str | list[int]]]] = {}
         found: list[list[Any]] = [[None] * len(one.prompts) for one in asked]
         for index, one in enumerate(asked):
+            if (unread := self._unread(one)) is not None:
+                found[index] = [unread] * len(one.prompts)
+                continue
             kind = self._kind(one)
             for number, prompt in enumerate(one.prompts):
                 key = kind if isinstance(prompt, str) else "ids"
@@ -265,6 +268,22 @@ class _Prompts:
                 found[index][number] = ids
         return iter(found)
 
+    def _unread(self, asked: Asked) -> Refusal | None:
+        """Why a key of the body, which the chat template is to honour, would be passed over."""
+        for key, names in asked.needs_read.items():
+            if self._words().isdisjoint(names):
+                return Refusal(
+                    f"{key} has no effect: the chat template does not read it",
+                    "unsupported_parameter",
+                    key,
+                )
+        return None
+
+    def _words(self) -> frozenset[str]:
+        """Of the chat template. Raises ConfigError if there is none."""
+        self._check_template()
+        return self._prompter(self._plain).template_words
+
     def _kind(self, asked: Asked) -> str:
         """The settings of its prompter, as text."""
         if not asked.is_chat:
@@ -272,8 +291,9 @@ class _Prompts:
         settings: dict[str, Any] = {"messages_column": "prompt"}
         if self._chat_template is not None:
             settings["chat_template"] = self._chat_template
-        if asked.template_kwargs:
-            settings["chat_template_kwargs"] = asked.template_kwargs
+        read = {n: v for n, v in asked.key_kwargs.items() if n in self._words()}
+        if kwargs := {**asked.template_kwargs, **read}:
+            settings["chat_template_kwargs"] = kwargs
         if asked.continues:
             settings["continue_final_message"] = True
         return json.dumps(settings, sort_keys=True)

@@ -10,7 +10,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ class ChatTemplate:
         Raises ConfigError if there is no valid template.
         """
         self.source = _source(tokenizer, template, arguments.get("tools"))
-        _warn_of_unread(arguments, self.source)
+        self.words = frozenset(re.findall(r"\w+", self.source))  # those of its variables, too
+        _warn_of_unread(arguments, self.words)
         key = _KEY if template else "the tokenizer's chat template"
         given = {
             **tokenizer.special_tokens_map,
@@ -156,8 +157,7 @@ def _of_processor(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _warn_of_unread(arguments: Mapping[str, Any], source: str) -> None:
-    words = set(re.findall(r"\w+", source))
+def _warn_of_unread(arguments: Mapping[str, Any], words: Collection[str]) -> None:
     for name in arguments:
         if name not in words:
             close = difflib.get_close_matches(name, words, n=1)

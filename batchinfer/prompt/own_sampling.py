@@ -8,8 +8,10 @@ of that row, and rows that are sampled alike share one object.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -154,9 +156,20 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+def _number(value: Any) -> Any:
+    """That of a column of decimals, which comes as text."""
+    return float(value) if isinstance(value, str) else value
+
+
 def _whole(value: Any) -> Any:
-    """A whole number of a column of floats, which a column of integers with nulls often becomes."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A whole number of a column of floats, which a column of integers with nulls often becomes,
+    or of decimals; a list of them.
+    """
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    exact = Decimal(value) if isinstance(value, str) else value
+    is_whole = isinstance(exact, float | Decimal) and math.isfinite(exact) and exact == int(exact)
+    return int(exact) if is_whole else _number(value)
 
 
 def _document(text: str) -> Any:
@@ -183,7 +196,9 @@ def _is_deep(document: Any) -> bool:
 
 
 def _is_number(data_type: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(data_type) or pa.types.is_floating(data_type))
+    types = pa.types
+    kinds = (types.is_integer, types.is_floating, types.is_decimal)
+    return any(is_kind(data_type) for is_kind in kinds)
 
 
 def _is_text(data_type: pa.DataType) -> bool:
@@ -196,8 +211,8 @@ def _is_texts(data_type: pa.DataType) -> bool:
     return is_list(data_type) and _is_text(stored_type(data_type.value_type))
 
 
-def _is_integers(data_type: pa.DataType) -> bool:
-    return is_list(data_type) and bool(pa.types.is_integer(stored_type(data_type.value_type)))
+def _is_numbers(data_type: pa.DataType) -> bool:
+    return is_list(data_type) and _is_number(stored_type(data_type.value_type))
 
 
 _Check = tuple[Callable[[pa.DataType], bool], str]
@@ -206,7 +221,7 @@ _TEXTS: _Check = (_is_text, "text")
 #: Of those settings that are not numbers: what types their columns may have.
 _TYPES: Mapping[str, _Check] = {
     "stop": (lambda found: _is_text(found) or _is_texts(found), "text or lists of texts"),
-    "stop_token_ids": (_is_integers, "lists of integers"),
+    "stop_token_ids": (_is_numbers, "lists of integers"),
     "ignore_eos": (pa.types.is_boolean, "true or false"),
     "json_schema": (_is_text, "text (JSON)"),
     "regex": _TEXTS,
@@ -214,11 +229,21 @@ _TYPES: Mapping[str, _Check] = {
     "grammar": _TEXTS,
     "lora": _TEXTS,
 }
+_FRACTIONS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 #: How a column's value becomes that of the setting.
 _READ: Mapping[str, Callable[[Any], Any]] = {
     "max_tokens": _whole,
     "top_k": _whole,
     "seed": _whole,
     "logprobs": _whole,
+    "stop_token_ids": _whole,
     "json_schema": _document,
+    **dict.fromkeys(_FRACTIONS, _number),
 }

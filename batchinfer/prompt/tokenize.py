@@ -94,6 +94,8 @@ class Prompter:
                 "not trained that way answers as if the text were finished",
                 ending,
             )
+        #: That the chat template may read; none where there is none.
+        self.template_words = frozenset[str]() if chat is None else chat.words
         self._draft = None if prompt.token_ids_column else make_drafter(prompt, chat)
         self.columns: tuple[str, ...] = tuple(needed_columns(prompt))
 

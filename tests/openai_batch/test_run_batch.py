@@ -469,6 +469,53 @@ def test_values_of_parquet_that_json_does_not_have_are_errors_of_their_lines(
     assert errors(tmp_path) == {2: ("messages", "messages holds a date, which JSON does not have")}
 
 
+def test_whole_numbers_of_parquet_are_whole_beside_a_null_too(tmp_path: Path) -> None:
+    """Which makes a column of floats of them, also in a field of a struct."""
+    lines = [chat("a", max_tokens=8.0, seed=3.0), chat("b", max_tokens=2.5), chat("c")]
+    del lines[2]["body"]["max_tokens"]
+    pl.DataFrame(lines).write_parquet(tmp_path / "in.parquet")
+    assert pl.read_parquet_schema(tmp_path / "in.parquet")["body"].to_schema()["seed"].is_float()
+    ended = answer(tmp_path / "in.parquet")
+    assert ended.code == 0, ended.stderr
+    assert list(choices(tmp_path)) == ["a", "c"]
+    assert errors(tmp_path) == {2: ("max_tokens", "max_tokens: must be a whole number, got 2.5")}
+    requests = pl.read_parquet(tmp_path / FOLDER / "requests.parquet")
+    assert requests["own_max_tokens"][0] == 8 and requests["own_seed"][0] == 3
+
+
+def test_keys_that_a_chat_template_reads_reach_it_and_others_refuse_their_line(
+    tmp_path: Path,
+) -> None:
+    """A template that does not read them would pass them over."""
+    texts = [{"title": "t", "text": "one two three"}]
+    path = write(
+        tmp_path / "in.jsonl",
+        chat("plain"),
+        chat("effort", reasoning_effort="low"),
+        chat("none", reasoning_effort="none"),
+        chat("documents", documents=texts),
+        chat("odd", reasoning_effort="lots"),
+        chat("bad", documents=["a"]),
+    )
+    assert answer(path).code == 0
+    assert list(choices(tmp_path)) == ["plain", "none"]
+    unread = "has no effect: the chat template does not read it"
+    found = errors(tmp_path)
+    assert found[2] == ("reasoning_effort", f"reasoning_effort {unread}")
+    assert found[4] == ("documents", f"documents {unread}")
+    assert found[5][1].startswith("reasoning_effort must be one of none, minimal, ")
+    template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %} think hard"
+        "{% endif %}{% for d in documents or [] %} {{ d.text }}{% endfor %}"
+    )
+    assert answer(path, "--chat-template", template, "--restart").code == 0
+    assert list(choices(tmp_path)) == ["plain", "effort", "none", "documents"]
+    requests = pl.read_parquet(tmp_path / FOLDER / "requests.parquet")
+    lengths = dict(zip(requests["custom_id"], requests["token_ids"].list.len(), strict=True))
+    assert lengths["plain"] == lengths["none"] < min(lengths["effort"], lengths["documents"])
+    assert list(errors(tmp_path)) == [5, 6]
+
+
 def test_one_value_that_cannot_be_read_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
     """Bytes that are no UTF-8; a date that Python does not have."""
     good, bad = json.dumps(chat("a")["body"]).encode(), b'{"messages": "\xff"}'

@@ -60,6 +60,30 @@ def test_a_row_is_computed_as_by_a_job_with_its_values_and_null_is_the_jobs(
     assert found["num_completion_tokens"].max() <= 11
 
 
+def test_decimals_and_lists_of_floats_are_the_numbers_that_they_are(
+    folder: Place, tmp_path: Path
+) -> None:
+    """As databases and nulls leave them."""
+    decimal = pl.Decimal(9, 2)
+    own = {
+        "max_tokens": pl.Series(["3", "4.5", None], dtype=pl.String).cast(decimal),
+        "temperature": pl.Series(["0.00", "0.5", "3"]).cast(decimal),
+        "stop_token_ids": pl.Series([[7.0], [7.5], None], dtype=pl.List(pl.Float64)),
+    }
+    with_columns(folder, rows(6), **{name: pl.concat([s, s]) for name, s in own.items()})
+    path = write_job(tmp_path, job(folder, sampling={"per_row": {name: name for name in own}}))
+    assert run_here(path).code in (0, 3)
+    found = results(folder)
+    assert found["error_message"][0] is None, found["error_message"][0]
+    assert found["num_completion_tokens"][0] <= 3
+    assert {row: told.split(": ", 1)[1] for row, told in errors(found).items()} == {
+        1: "must be a whole number, got 4.5",
+        2: "must be at most 2, got 3.0",
+        4: "must be a whole number, got 4.5",
+        5: "must be at most 2, got 3.0",
+    }
+
+
 def test_a_seed_of_its_own_gives_a_row_the_same_result_wherever_it_is(
     folder: Place, tmp_path: Path
 ) -> None:
