@@ -13,9 +13,10 @@ from batchinfer.cli.run import RunProcess
 from batchinfer.cli.run_batch import OPTIONS
 from batchinfer.cli.source import JobSource, take
 from batchinfer.config import Fixed, Job
+from batchinfer.errors import ConfigError
 from batchinfer.ledger import Holder
 from batchinfer.openai_batch import Batch, BatchFiles
-from batchinfer.runner import RunOptions
+from batchinfer.runner import InputChanged, Run, RunOptions
 from batchinfer.telemetry import Outcome
 
 logger = logging.getLogger("batchinfer.cli")
@@ -63,6 +64,17 @@ class BatchProcess(RunProcess):
             found.num_refused,
         )
         return source.load(batch.otherwise(), _FIXED).job
+
+    def _computed(self, run: Run) -> Outcome:
+        assert self._batch is not None
+        try:
+            return super()._computed(run)
+        except InputChanged as error:  # only a restart replaces the lines
+            raise ConfigError(
+                f"{self._batch.files.folder} has the lines of this input and the results of "
+                "another one: a --restart was not finished. Start with --restart, which deletes "
+                "those results, or choose another -o"
+            ) from error
 
     def _finish(self, outcome: Outcome) -> Outcome:
         assert self._batch is not None

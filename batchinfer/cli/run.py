@@ -102,7 +102,7 @@ class RunProcess:
             self._watchdog.set_max_seconds(job.limits.max_seconds)
             self._run = Run(job, self._options, self._host)
             with progress, explained_places(job, self._source.path):
-                outcome = self._finish(self._run.run())
+                outcome = self._finish(self._computed(self._run))
         except Stopped as error:
             logger.debug("stopped", exc_info=True)
             outcome = self._outcome("stopped", error.code, str(error))
@@ -126,6 +126,9 @@ class RunProcess:
         job = self._source.load().job
         self._output = _absolute(job.output.path)
         return job
+
+    def _computed(self, run: Run) -> Outcome:
+        return run.run()
 
     def _finish(self, outcome: Outcome) -> Outcome:
         """What is done beside the run once it has ended well."""

@@ -20,6 +20,10 @@ from batchinfer.runner.start import Start
 from batchinfer.source import Fingerprint, Shard, read_footer, same_content
 
 
+class InputChanged(InputError):
+    """Results are there of other content than shards have now."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputView:
     """The shards, compared with their records."""
@@ -105,8 +109,8 @@ def _fingerprint(shard: Shard, num_rows: int, footer_sha256: str) -> Fingerprint
     return Fingerprint(shard.name, shard.size_bytes, shard.version, num_rows, footer_sha256)
 
 
-def _changed(start: Start, shards: Sequence[str]) -> InputError:
-    return InputError(
+def _changed(start: Start, shards: Sequence[str]) -> InputChanged:
+    return InputChanged(
         "these shards changed since their rows were computed:\n  "
         + "\n  ".join(shards[:20])
         + ("\n  …" if len(shards) > 20 else "")

@@ -334,6 +334,37 @@ def test_another_input_under_the_same_output_is_refused_until_a_restart(tmp_path
     assert not (tmp_path / "out.errors.jsonl").exists()  # those of the batch before are gone
 
 
+@pytest.mark.parametrize(
+    ("crash", "is_asked_again"),
+    [
+        ({"op": "publish", "key": r"^requests\.parquet$", "when": "after"}, True),
+        ({"op": "put", "key": r"restart\.json$", "when": "after"}, False),
+        ({"op": "delete", "key": r"requests\.parquet$", "when": "after"}, False),
+        ({"op": "delete", "key": r"restart\.json$", "when": "after"}, False),
+    ],
+)
+def test_a_restart_with_another_input_that_is_killed_mixes_no_two_inputs(
+    crash: dict[str, Any], is_asked_again: bool, tmp_path: Path
+) -> None:
+    """Both have the same ids and as many bytes. The old input is refused from then on, the new one
+    goes on or says what to do.
+    """
+    old = write(tmp_path / "old.jsonl", chat("a", "of the old"), chat("b", "one"))
+    new = write(tmp_path / "new.jsonl", chat("a", "of the new"), chat("b", "two"))
+    assert answer(old).code == 0
+    before = choices(tmp_path)
+    assert answer(new, "--restart", crash=crash).code == -9
+    refused = answer(old)
+    assert refused.code == 2 and "with another input" in refused.stderr, refused.stderr
+    ended = answer(new)
+    if is_asked_again:
+        assert ended.code == 2 and "a --restart was not finished" in ended.stderr, ended.stderr
+        assert choices(tmp_path) == before
+        ended = answer(new, "--restart")
+    assert ended.code == 0 and ended.result["rows_computed"] == 2, ended.stderr
+    assert choices(tmp_path)["a"] != before["a"] and choices(tmp_path)["b"] != before["b"]
+
+
 @pytest.mark.parametrize("option", [(), ("--restart",)])
 def test_a_second_start_leaves_the_first_and_its_lines_alone(
     option: tuple[str, ...], tmp_path: Path
