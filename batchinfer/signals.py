@@ -8,6 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 #: Signals by which terminals, people and schedulers end a process or warn of its end, with the exit
@@ -45,3 +48,23 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Deliver what was held to the handlers that are there now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
+
+
+def ignore_stops() -> None:
+    """For a process whose parent is told, and tells; processes below it keep the default."""
+    for number in STOP_CODES:
+        signal.signal(number, lambda *_: None)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Undo what a library does meanwhile to the handlers of these signals; in the main thread, as
+    no other can change them.
+    """
+    before = {number: signal.getsignal(number) for number in STOP_CODES}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -42,6 +42,11 @@ class Job(Section):
         "log-probability of each token of a text.",
         json_schema_extra=decides_results(),
     )
+    executor: Literal["local", "ray"] = Field(
+        default="local",
+        description="Where replicas of the engine run. local: on this machine; ray: in the Ray "
+        "cluster that RAY_ADDRESS names, else in an instance of Ray on this machine.",
+    )
     input: InputSettings = Field(description="Which rows are read.")
     prompt: PromptSettings = Field(
         description="How a row becomes a prompt.", json_schema_extra=decides_results()
@@ -86,6 +91,16 @@ class Job(Section):
                 )
                 if own.samples_key is not None:
                     self._check_window(getattr(own, own.samples_key), f"{name}.{own.samples_key}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_executor(self) -> Job:
+        if self.executor == "ray" and isinstance(self.engine.devices, tuple):
+            raise key_error(
+                "engine.devices",
+                "lists indices of GPUs of one machine, and executor: ray places replicas in a "
+                "cluster: give a number of GPUs, or auto",
+            )
         return self
 
     @model_validator(mode="after")

@@ -270,6 +270,11 @@ class EngineKind(Protocol):
         Raises ConfigError for devices that are not there.
         """
 
+    def num_gpus(self, job: Job) -> int:
+        """How many GPUs of a node a replica takes, whatever this machine has; 0: none, it computes
+        on a CPU.
+        """
+
     def check_fit(self, spec: EngineSpec) -> None:
         """Raise ConfigError if the model certainly does not fit this machine's devices."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from batchinfer.errors import ConfigError, TransientError
@@ -43,7 +44,7 @@ class LocalLease:
     def proof(self) -> LocalProof:
         files = ((lock.path, inode_of(lock.path)) for lock in self._locks)
         found = tuple((path, known) for path, known in files if known is not None)
-        return LocalProof(str(self._output), found)
+        return LocalProof(str(self._output), found, _content(self._locks[-1].path))
 
     def release(self) -> None:
         self._is_released = True
@@ -67,13 +68,34 @@ class LocalLease:
 
 @dataclass(frozen=True, slots=True)
 class LocalProof:
-    """The lock files of a lease, as another process on this machine finds them. Can be pickled."""
+    """The lock files of a lease, as another process finds them, perhaps on another machine. Can be
+    pickled.
+    """
 
     output: str
     files: tuple[tuple[Path, tuple[int, int]], ...]  # with device and inode
+    holder: bytes  # that the last of them names
 
     def open(self, store: Store) -> SeenLease:
-        return SeenLease(self)
+        """Raises ConfigError where the output is not seen."""
+        if self._is_of_here() or all(inode_of(path) == known for path, known in self.files):
+            return SeenLease(self)
+        # Another machine's number for the file system of a shared folder is another one.
+        here = [(path, inode_of(path)) for path, _ in self.files]
+        if self.files and _content(self.files[-1][0]) == self.holder:
+            files = tuple((path, found) for path, found in here if found is not None)
+            if len(files) == len(self.files):
+                return SeenLease(replace(self, files=files))
+        raise ConfigError(
+            f"the output {self.output} of the machine that gives out the work is not what is there "
+            f"on {socket.gethostname()}: all machines of a run have to see it under the same name. "
+            "Use a folder that they share, or s3://"
+        )
+
+    def _is_of_here(self) -> bool:
+        """Whether its holder runs on this machine, so what is not there was deleted."""
+        holder = _parsed(self.holder)
+        return holder is not None and holder.is_dead_here() is not None
 
 
 class SeenLease:
@@ -181,6 +203,13 @@ def count_of(name: str) -> str:
     return name.rpartition("-of-")[2]
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 def _holder(paths: list[Path]) -> Holder | None:
     """Whoever of the lock files' writers still lives."""
     holders = [found for path in paths if (found := _read_holder(path)) is not None]
@@ -189,7 +218,11 @@ def _holder(paths: list[Path]) -> Holder | None:
 
 
 def _read_holder(path: Path) -> Holder | None:
+    return _parsed(_content(path))
+
+
+def _parsed(content: bytes) -> Holder | None:
     try:
-        return Holder.from_record(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
+        return Holder.from_record(json.loads(content))
+    except ValueError:
         return None

@@ -22,6 +22,7 @@ from batchinfer.runner.host import Host
 from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.options import RunOptions
 from batchinfer.runner.replicas.fleet import compute_on_replicas
+from batchinfer.runner.replicas.places import open_places
 from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
 from batchinfer.runner.start import Start, open_start
@@ -106,14 +107,13 @@ class Run:
             count_input(session, host.counters)
             host.log(session.store, session.run)
             is_cautious = refuse_repeated_death(session)
-            placements = session.placements()
-            if len(placements) == 1 and placements[0].is_anywhere:
+            if (places := open_places(session, host.counters)) is None:
                 claims = whole_shards(session)
                 computed = compute(
                     session, claims, host, self._status, heartbeat, is_cautious=is_cautious
                 )
             else:
-                computed = compute_on_replicas(session, host, self._status, heartbeat, placements)
+                computed = compute_on_replicas(session, host, self._status, heartbeat, places)
             finished = {**finished, **computed.finished}
             is_limited = computed.is_limited
         host.counters.set_phase("finishing")

@@ -82,12 +82,16 @@ class Session:
     def row_filter(self) -> RowFilter | None:
         return self.start.row_filter
 
+    @property
+    def num_useful_replicas(self) -> int:
+        """No more than there are rows for; with `limit` one."""
+        if self.options.limit is not None:
+            return 1
+        return max(1, self.num_rows_of(self.pending) // MIN_ROWS_EACH)
+
     def placements(self) -> Sequence[Placement]:
-        """Where its engines run. No more than there are rows for; with `limit` one."""
-        places = self.start.kind.placements(self.job)
-        num_useful = 1
-        if self.options.limit is None:
-            num_useful = max(1, self.num_rows_of(self.pending) // MIN_ROWS_EACH)
+        """Where its engines run on this machine, as many as are of use."""
+        places, num_useful = self.start.kind.placements(self.job), self.num_useful_replicas
         if num_useful >= len(places):
             return places
         why = "with --limit" if self.options.limit is not None else "for so few rows"

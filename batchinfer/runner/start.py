@@ -17,6 +17,7 @@ from batchinfer.model import ModelFacts
 from batchinfer.runner.begun import model_for
 from batchinfer.runner.checks import check_layout
 from batchinfer.runner.digest import Identity, identity_of
+from batchinfer.runner.executor import check_executor
 from batchinfer.runner.factory import ModelReader
 from batchinfer.runner.obstacles import check_records, check_results
 from batchinfer.runner.options import RunOptions
@@ -65,6 +66,7 @@ def open_start(
     or an output that cannot be, InputError for an input without files.
     """
     options = options or RunOptions()
+    check_executor(job)
     store = open_output(job, should_stop)
     check_records(store)
     task, kind = task_of(job), engine_kind(job.engine.name)

@@ -75,6 +75,9 @@ class FakeKind:
             return [Placement("fake")]
         return [Placement(f"fake {n}", {"FAKE_DEVICE": str(n)}) for n in range(num_replicas)]
 
+    def num_gpus(self, job: Job) -> int:
+        return 0
+
     def check_fit(self, spec: EngineSpec) -> None:
         pass
 

@@ -66,7 +66,7 @@ OWNERS = {
     "xllamacpp": ("llama_cpp/*.py",),
     "gguf": ("making/gguf/*.py",),
     "matplotlib": ("evaluation/comparison/plot.py",),
-    "ray": (),
+    "ray": ("runner/replicas/on_ray.py",),
 }
 
 #: Modules of a method that every command reads, so that even owners' libraries stay out of them.
@@ -149,6 +149,7 @@ def test_every_file_is_in_a_known_room() -> None:
         ("ledger/lease.py", "import s3fs.core"),
         ("runner/loop.py", "if True:\n    import click"),
         ("cli/plot.py", "import matplotlib.pyplot"),
+        ("runner/replicas/relay.py", "import ray"),
     ],
 )
 def test_an_arrow_backwards_is_found(path: str, source: str) -> None:

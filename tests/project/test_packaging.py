@@ -62,7 +62,7 @@ def pins_of(lock: Path) -> dict[str, str]:
 
 def test_every_imported_library_is_declared() -> None:
     declared = requirement_names(project()["dependencies"])
-    for extra in ("grade", "llama", "plot", "s3", "cuda"):
+    for extra in ("grade", "llama", "plot", "ray", "s3", "cuda"):
         declared |= requirement_names(project()["optional-dependencies"][extra])
     names = set()
     for file in (ROOT / "batchinfer").rglob("*.py"):

@@ -13,7 +13,9 @@ from batchinfer.runner.replicas.child import main
 from tests.support.fake_run import prepare_fakes
 
 if __name__ == "__main__":
-    own = json.loads(os.environ.get("FAKE_REPLICAS", "{}")).get(os.environ["FAKE_DEVICE"], {})
+    own = json.loads(os.environ.get("FAKE_REPLICAS", "{}")).get(
+        os.environ.get("FAKE_DEVICE", "0"), {}
+    )
     plan = json.loads(os.environ.get("FAKE_ENGINE", "{}"))
     os.environ["FAKE_ENGINE"] = json.dumps(plan | own)
     prepare_fakes()

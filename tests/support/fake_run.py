@@ -29,6 +29,7 @@ from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
 from batchinfer.prompt import encode
 from batchinfer.runner import heartbeat, start, take_over
+from batchinfer.runner.replicas import fleet, on_ray, relay
 from batchinfer.runner.replicas.process import ReplicaProcess
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
@@ -45,6 +46,9 @@ class FakeVllm(VllmKind):
 
     def placements(self, job: Job) -> Sequence[Placement]:
         return self._fake.placements(job)
+
+    def num_gpus(self, job: Job) -> int:
+        return self._fake.num_gpus(job)
 
     def prepare(self, spec: EngineSpec) -> None:
         pass
@@ -142,6 +146,11 @@ def prepare_fakes() -> None:
         encode._load = lambda path, **_: LightTokenizer(path)
     if retry_s := os.environ.get("FAKE_RETRY_S"):
         start.open_store = partial(start.open_store, retry_s=float(retry_s))
+    if silent_s := os.environ.get("FAKE_SILENT_S"):
+        fleet.SILENT_S = float(silent_s)
+    if wait_s := os.environ.get("FAKE_WAIT_S"):
+        on_ray.WAIT_S = float(wait_s)
+    relay.CARRIED += ["FAKE_", "PYTHONPATH"]  # fakes are the same on every node
     plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
     KINDS.update(fake_kinds(plan))
     register("fake", fake_kind(plan))

@@ -53,7 +53,8 @@ class LlamaCppKind:
         check_options(job.engine.options)
         check_settings(job)
         requests_of(demand).check()
-        self.placements(job)
+        if job.executor == "local":
+            self.placements(job)
         if fault := installation_fault():
             raise ConfigError(fault)
 
@@ -65,6 +66,9 @@ class LlamaCppKind:
 
     def placements(self, job: Job) -> Sequence[Placement]:
         return on_cores(job.engine.devices)
+
+    def num_gpus(self, job: Job) -> int:
+        return 0
 
     def check_fit(self, spec: EngineSpec) -> None:
         if lacks := shortage(spec, total_memory_bytes()):

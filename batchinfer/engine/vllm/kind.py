@@ -55,7 +55,8 @@ class VllmKind:
     def check(self, job: Job, demand: Demand) -> None:
         check_options(job.engine.options, demand)
         check_compiler(job.engine.options, this_machine())
-        self.placements(job)
+        if job.executor == "local":
+            self.placements(job)
         check_offload(job.model.save_mode, job.model.cpu_offload_gib, this_machine())
 
     def deciding_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +71,9 @@ class VllmKind:
         if job.engine.options.get("distributed_executor_backend") not in _OF_ONE_MACHINE:
             return [Placement("devices that vLLM finds by itself")]
         return on_gpus(job.engine.devices, visible_gpus(), num_devices_of(job))
+
+    def num_gpus(self, job: Job) -> int:
+        return 0 if this_machine().device == "cpu" else num_devices_of(job)
 
     def check_fit(self, spec: EngineSpec) -> None:
         settings = _settings(spec)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
@@ -60,7 +59,7 @@ from batchinfer.runner.start import Start, open_input_folder, open_output
 from batchinfer.runner.status import InFlight, verdict_of
 from batchinfer.runner.take_over import open_ledger
 from batchinfer.runner.tuning import WholeProcess
-from batchinfer.signals import STOP_CODES, end_with
+from batchinfer.signals import end_with, ignore_stops
 from batchinfer.source import Fingerprint, RowFilter, Shard
 from batchinfer.tasks import task_of
 from batchinfer.telemetry import Clock, Counters
@@ -78,8 +77,7 @@ def main(descriptor: str) -> NoReturn:
     order = line.receive()
     assert isinstance(order, ReplicaOrder)
     end_with(order.parent_pid)
-    for number in STOP_CODES:  # the parent is told, and tells; processes below keep the default
-        signal.signal(number, lambda *_: None)
+    ignore_stops()
     if order.cores:
         os.sched_setaffinity(0, order.cores)
     _log_to(line, order.log_level)

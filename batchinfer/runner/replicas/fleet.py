@@ -8,12 +8,9 @@ already, which rows a replica has (`pending`).
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Sequence
 from multiprocessing.connection import wait
 
-from batchinfer.engine.base import Placement
 from batchinfer.errors import EngineDied, RepeatedDeath, TransientError
 from batchinfer.runner.compute import Computed, Pulse
 from batchinfer.runner.ending import Causes, bad_input, end, stopped
@@ -27,65 +24,56 @@ from batchinfer.runner.replicas.messages import (
     HasRoom,
     NoMore,
     Ready,
-    ReplicaOrder,
     Said,
     Stands,
     StopNow,
 )
+from batchinfer.runner.replicas.order import order_of
 from batchinfer.runner.replicas.pending import PendingShards
-from batchinfer.runner.replicas.process import ReplicaProcess
-from batchinfer.runner.replicas.seat import Seat, error_of
+from batchinfer.runner.replicas.places import Places, WaitForPlace
+from batchinfer.runner.replicas.seat import Seat, error_of, say_again
 from batchinfer.runner.replicas.standings import Standings
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
-from batchinfer.telemetry.logs import LOGGER_NAME
 
 logger = logging.getLogger("batchinfer.runner")
 
 _WAIT_S = 0.2
+#: Replicas speak four times a second. While one starts, an import or a compiler may hold all of its
+#: threads for minutes.
+SILENT_S, _SILENT_START_S = 60.0, 600.0
 #: From a stop on, before replicas that have not ended are killed: the process has 18 s.
 _STOP_S = 15.0
 #: After NoMore: the engine's end, and what it prints.
 _END_S = 30.0
-#: Deaths in a row without a durable row, after which a replica is not started again.
-_MAX_FRUITLESS = 3
-_PAUSES_S = (0.0, 1.0, 5.0)
-#: Numbers for the parts of one process; those of merged parts are among them (`Ledger`).
-_SEQUENCES = 1_000_000_000
 
 
 def compute_on_replicas(
-    session: Session,
-    host: Host,
-    status: Status,
-    heartbeat: Pulse,
-    placements: Sequence[Placement],
+    session: Session, host: Host, status: Status, heartbeat: Pulse, places: Places
 ) -> Computed:
-    """Work off the pending shards with a replica at each place.
+    """Work off the pending shards with a replica at each place, and end those.
 
     Raises Stopped, EngineDied, RepeatedDeath, InputError and what else ended it, see `Causes`.
     """
-    return _Fleet(session, host, status, heartbeat, placements).run()
+    return _Fleet(session, host, status, heartbeat, places).run()
 
 
 class _Fleet:
     def __init__(
-        self,
-        session: Session,
-        host: Host,
-        status: Status,
-        heartbeat: Pulse,
-        placements: Sequence[Placement],
+        self, session: Session, host: Host, status: Status, heartbeat: Pulse, places: Places
     ) -> None:
         self._session = session
         self._host = host
         self._status = status
         self._heartbeat = heartbeat
         self._counters = host.counters
-        self._seats = [Seat(number, place) for number, place in enumerate(placements)]
+        self._places = places
+        self._seats: list[Seat] = []
         self._pending = PendingShards(session, host, self._should_stop)
         self._dispatch = self._pending.dispatch
         self._num_processes = 0
+        self._looked_s = time.monotonic()
+        self._wait = WaitForPlace(places)
         self._error: BaseException | None = None  # ends the run
         self._is_limited = False
         self._has_durable = False
@@ -93,6 +81,12 @@ class _Fleet:
         self._standings = Standings()
 
     def run(self) -> Computed:
+        try:
+            return self._run()
+        finally:
+            self._places.close()
+
+    def _run(self) -> Computed:
         host, session = self._host, self._session
         host.tuning.begin()
         self._counters.set_max_tokens(session.task.max_tokens)
@@ -126,6 +120,7 @@ class _Fleet:
 
     def _give_out(self) -> None:
         while not (self._is_over() or self._should_stop()):
+            self._add_seats()
             self._start_due()
             self._listen()
             self._look_after()
@@ -133,9 +128,7 @@ class _Fleet:
             self._pending.collect()
         if self._should_stop():
             return
-        for seat in self._running():
-            assert seat.process is not None
-            seat.process.send(NoMore())
+        self._tell_all(NoMore())
         self._await_ends(_END_S)
         self._pending.await_folds()
 
@@ -151,81 +144,100 @@ class _Fleet:
         )
 
     def _running(self) -> list[Seat]:
-        return [seat for seat in self._seats if seat.process is not None]
+        return [seat for seat in self._seats if seat.replica is not None]
 
     def _listen(self, wait_s: float = _WAIT_S) -> None:
-        running = {seat.process.fileno(): seat for seat in self._seats if seat.process is not None}
+        running = {seat.replica.fileno(): seat for seat in self._seats if seat.replica is not None}
         for descriptor in wait(list(running), wait_s):
             assert isinstance(descriptor, int)
             self._hear_all(running[descriptor])
 
     def _hear_all(self, seat: Seat) -> None:
-        assert seat.process is not None
-        for message in seat.process.messages():
+        assert seat.replica is not None
+        self._note_place(seat)
+        for message in seat.replica.messages():
+            seat.silent_s = 0.0
             self._hear(seat, message)
 
-    def _look_after(self) -> None:
-        """Notice the replicas that ended."""
+    def _tell_all(self, message: NoMore | StopNow) -> None:
+        """Those that wait for a place end at once."""
         for seat in self._running():
-            assert seat.process is not None
-            if seat.process.is_gone:
+            assert seat.replica is not None
+            self._note_place(seat)
+            if seat.is_placed:
+                seat.replica.send(message)
+            else:
+                seat.replica.kill()
+                seat.replica = None
+
+    def _look_after(self) -> None:
+        """Notice the replicas that ended, and those that are silent: their process or machine is
+        frozen or cut off. Time counts only while this process runs: it may be paused itself.
+        """
+        now_s = time.monotonic()
+        passed_s, self._looked_s = min(1.0, now_s - self._looked_s), now_s
+        for seat in self._running():
+            assert seat.replica is not None
+            self._note_place(seat)
+            if seat.replica.is_gone:
                 self._hear_all(seat)
-                self._bury(seat)
+                self._bury(seat, seat.replica.how_ended())
+            elif seat.is_placed:
+                seat.silent_s += passed_s
+                most_s = SILENT_S if seat.is_ready else _SILENT_START_S
+                if seat.silent_s > most_s:
+                    self._bury(seat, f"nothing was heard of it for {most_s:g} s")
+        if self._wait.passed(passed_s, is_over=any(seat.is_placed for seat in self._seats)):
+            self._counters.set_phase("waiting for a place in the cluster")
 
     # Starts and ends of replicas.
+
+    def _add_seats(self) -> None:
+        appeared = enumerate(self._places.appeared(), len(self._seats))
+        self._seats += [Seat(number, place) for number, place in appeared]
 
     def _start_due(self) -> None:
         now_s = time.monotonic()
         for seat in self._seats:
-            if seat.process is None and not seat.is_given_up and now_s >= seat.due_s:
+            if seat.replica is None and not seat.is_given_up and now_s >= seat.due_s:
                 self._start(seat)
 
     def _start(self, seat: Seat) -> None:
-        session = self._session
         self._num_processes += 1
-        carried = session.carried
-        order = ReplicaOrder(
-            job=session.job,
-            options=session.options,
-            model=session.model,
-            digest=session.digest,
-            window_rows=session.window_rows,
-            run=session.run,
-            carried=None if carried is None else carried.serialize().to_pybytes(),
-            lease=session.lease.proof(),
-            first_sequence=self._num_processes * _SEQUENCES,
-            parent_pid=os.getpid(),
-            cores=seat.placement.cores,
-            log_level=logging.getLogger(LOGGER_NAME).getEffectiveLevel(),
-        )
+        order = order_of(self._session, seat.placement.cores, self._num_processes)
+        seat.is_placed = seat.is_asking = seat.is_ready = seat.has_durable = False
+        seat.in_flight, seat.last = (), None
+        seat.replica = self._places.start(seat.placement, order)
+        self._note_place(seat)
+
+    def _note_place(self, seat: Seat) -> None:
+        """Whether it has one by now: only then it has a share of the work."""
+        assert seat.replica is not None
+        if seat.is_placed or (where := seat.replica.where) is None:
+            return
+        seat.is_placed, seat.silent_s = True, 0.0
         self._counters.add_replica(seat.label, seat.num_starts)
         self._dispatch.begin(seat.number)
         seat.num_starts += 1
-        seat.is_asking = seat.is_ready = seat.has_durable = False
-        seat.in_flight, seat.last = (), None
-        seat.process = ReplicaProcess(seat.placement, order)
-        logger.info("replica started: %s, process %d", seat.label, seat.process.pid)
+        logger.info("replica started: %s, %s", seat.label, where)
 
-    def _bury(self, seat: Seat) -> None:
-        """A replica has ended before it was told to."""
-        assert seat.process is not None
-        last, how = seat.last, seat.process.how_ended()
-        seat.process.kill()  # what it started
-        seat.process = None
+    def _bury(self, seat: Seat, how: str) -> None:
+        """A replica has ended before it was told to, or is taken for dead."""
+        assert seat.replica is not None
+        last = seat.last
+        seat.replica.kill()  # what it started
+        seat.replica, seat.is_placed = None, False
         deadly = self._dispatch.lost(seat.number)
         if last is not None and not last.error:  # as it was told, or by --limit
             self._is_limited |= last.is_limited
             return
-        error = error_of(last) if last is not None else EngineDied(f"its process is gone ({how})")
+        error = error_of(last) if last is not None else EngineDied(how)
         # What a device cannot that another can is not the job's fault.
         is_start = not seat.is_ready and (isinstance(error, TransientError) or self._was_ready)
         if not (is_start or isinstance(error, EngineDied)):
             self._error = self._error or error
             return
-        seat.num_fruitless = 0 if seat.has_durable else seat.num_fruitless + 1
-        seat.why = str(error)
-        seat.is_given_up = seat.num_fruitless >= _MAX_FRUITLESS
-        seat.due_s = time.monotonic() + _PAUSES_S[min(seat.num_fruitless, len(_PAUSES_S) - 1)]
+        seat.died(str(error))
         what = "is not started again" if seat.is_given_up else "is started again"
         logger.warning(
             "replica %s %s: %s. It %s; what it had in hand goes to the next that asks",
@@ -255,19 +267,19 @@ class _Fleet:
                 break
             self._listen()
             for seat in running:
-                assert seat.process is not None
-                if seat.last is not None or seat.process.is_gone:
+                assert seat.replica is not None
+                if seat.last is not None or seat.replica.is_gone:
                     self._hear_all(seat)
                     if seat.last is not None and seat.last.error:
                         logger.info("replica %s: %s", seat.label, seat.last.message)
-                    seat.process.kill()
-                    seat.process = None
+                    seat.replica.kill()
+                    seat.replica = None
                     seat.in_flight = ()
         for seat in self._running():
-            assert seat.process is not None
+            assert seat.replica is not None
             logger.warning("replica %s did not end within %g s", seat.label, wait_s)
-            seat.process.kill()
-            seat.process = None
+            seat.replica.kill()
+            seat.replica = None
 
     def _wind_up(self, error: BaseException | None) -> None:
         """Whatever ended it: what replicas have finished becomes durable."""
@@ -275,9 +287,7 @@ class _Fleet:
         cause = self._causes(error).first
         if cause is not None:
             self._counters.set_phase("writing finished rows")
-            for seat in self._running():
-                assert seat.process is not None
-                seat.process.send(StopNow(stop.code or 1, stop.reason or str(cause)))
+            self._tell_all(StopNow(stop.code or 1, stop.reason or str(cause)))
             self._await_ends(_STOP_S)
         self._pending.close()
 
@@ -295,16 +305,16 @@ class _Fleet:
     def _give(self) -> None:
         for seat in self._running():
             if seat.is_asking and (given := self._pending.give(seat.number)) is not None:
-                assert seat.process is not None
+                assert seat.replica is not None
                 seat.is_asking = False
-                seat.process.send(given)
+                seat.replica.send(given)
 
     def _hear(self, seat: Seat, message: FromReplica) -> None:
         match message:
             case HasRoom():
                 seat.is_asking = True
             case Said():
-                self._log(seat, message)
+                say_again(message, seat.label)
             case Beat():
                 self._counters.set_sums(seat.label, message.sums)
                 self._dispatch.computed(seat.number, message.sums.rows_computed)
@@ -332,9 +342,3 @@ class _Fleet:
         if not self._has_durable:
             self._has_durable = True
             self._heartbeat.now()
-
-    def _log(self, seat: Seat, said: Said) -> None:
-        fields = said.fields
-        if said.level < logging.WARNING:  # the same warning of two is one
-            fields = {**fields, "replica": seat.label}
-        logging.getLogger(said.logger).log(said.level, "%s", said.text, extra={"fields": fields})

@@ -28,13 +28,15 @@ class ReplicaProcess:
     #: What Python runs as the process.
     module = "batchinfer.runner.replicas.child"
 
-    def __init__(self, placement: Placement, order: ReplicaOrder) -> None:
+    def __init__(
+        self, placement: Placement, order: ReplicaOrder, module: str | None = None
+    ) -> None:
         """Start it. Its streams are our stderr."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", self.module, str(theirs.fileno())],
+                    [sys.executable, "-m", module or self.module, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=2,
                     pass_fds=[theirs.fileno()],
@@ -50,6 +52,10 @@ class ReplicaProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def where(self) -> str:
+        return f"process {self.pid}"
 
     def fileno(self) -> int:
         """Readable when it has said something, or has ended."""
@@ -72,9 +78,8 @@ class ReplicaProcess:
     def how_ended(self) -> str:
         """For people; after its end."""
         code = self._process.wait()
-        if code >= 0:
-            return f"exit code {code}"
-        return f"ended by {signal.Signals(-code).name}"
+        how = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+        return f"its process is gone ({how})"
 
     def kill(self) -> None:
         """End it, and what it started, immediately. Idempotent."""
