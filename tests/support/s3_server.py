@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tests.support.forks import python_path
+
 REGION = "us-east-1"
 
 
@@ -50,10 +52,10 @@ def s3_server(**environ: str) -> Iterator[S3Server]:
     `environ`: variables by which moto is set up.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "tests.support.moto_server", str(port)]
     process = subprocess.Popen(
         command,
-        env=os.environ | environ,
+        env=os.environ | environ | {"MOTO_PORT": str(port), "PYTHONPATH": python_path()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
