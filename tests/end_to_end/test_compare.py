@@ -31,7 +31,11 @@ def test_two_runs_give_identical_numbers(tmp_path: Path) -> None:
     path.write_text(json.dumps(spec))
     for name in ("one", "other"):
         ended = run(
-            path, "--out", str(tmp_path / name), command=("compare",), engine="real", timeout_s=440
+            *(path, "--out", str(tmp_path / name)),
+            command=("compare",),
+            engine="real",
+            spares=(2,),
+            timeout_s=440,
         )
         assert ended.code == 0, ended.stderr
     one, other = numbers(tmp_path / "one"), numbers(tmp_path / "other")

@@ -39,7 +39,7 @@ def test_two_engines_on_one_cpu_share_a_job(folder: Place) -> None:
     prompts = pl.read_parquet(ROOT / "jobs/demo/prompts/prompts-00000-of-00004.parquet")
     folder.write_parquet("in/one.parquet", prompts.head(60))
     more = {"engine.devices": 2, "input.path": folder.url("in")}
-    ended = run(SUMMARIZE, *sets(folder, **more), engine="real", timeout_s=290)
+    ended = run(SUMMARIZE, *sets(folder, **more), engine="real", spares=(2,), timeout_s=290)
     must_be_whole(folder, ended, 60)
     assert results(folder).select(pl.col("completion").str.len_chars().median()).item() > 20
 

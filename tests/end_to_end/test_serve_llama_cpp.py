@@ -52,7 +52,9 @@ def write(folder: Path, file: Path, **sections: Any) -> Path:
 def served(folder: Path, file: Path, **sections: Any) -> Served:
     environ = {"THE_KEY": KEY, "TMPDIR": str(folder)}
     arguments = (write(folder, file, **sections), "--port", "0", "--api-key-env", "THE_KEY")
-    return Served(start(*arguments, command=("serve",), engine="real", environ=environ))
+    return Served(
+        start(*arguments, command=("serve",), engine="real", spares=(1,), environ=environ)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +244,6 @@ def test_what_its_server_cannot_do_is_refused_before_it_answers(
     tmp_path: Path, demo_gguf: Path, sections: dict[str, Any], words: str
 ) -> None:
     path = write(tmp_path, demo_gguf, **sections)
-    ended = wait(start(path, "--port", "0", command=("serve",), engine="real"), 60)
+    ended = wait(start(path, "--port", "0", command=("serve",), engine="real", spares=(1,)), 60)
     assert ended.code == 2, ended.stderr
     assert words in ended.result["message"]

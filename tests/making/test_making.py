@@ -25,7 +25,7 @@ from batchinfer.quantization import RECIPES, Machine
 from batchinfer.storage.flock import FileLock
 from tests.support.adapters import write_adapter
 from tests.support.cpus import runs_here
-from tests.support.jobs import MODEL, ROOT, Ended, run
+from tests.support.jobs import MODEL, ROOT, Ended, run, run_python
 from tests.support.models import read_model
 
 CPU = Machine("cpu", packages=frozenset({"compressed-tensors"}), engine="vllm")
@@ -182,14 +182,8 @@ def test_vllm_alone_loads_a_made_checkpoint(tmp_path: Path) -> None:
     for method in methods:
         assert quantize(MODEL, tmp_path / method, "--method", method).code == 0
     models = [str(MODEL), *(str(tmp_path / method) for method in methods)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.plain_vllm", *models],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=200,
-        check=True,
-    )
+    done = run_python("-m", "tests.support.plain_vllm", *models, timeout_s=200)
+    assert done.code == 0, done.stderr
     plain, *made = map(json.loads, done.stdout.splitlines())
     assert len(made) == len(methods) > 0
     for tokens in made:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,13 @@ import polars as pl
 import pytest
 
 from tests.openai_batch.test_run_batch import chat, read, write
-from tests.support.jobs import MODEL, ROOT, run
+from tests.support.jobs import MODEL, ROOT, run, run_python
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.slow]
 
 RUN_BATCH = """
-import asyncio
+import asyncio, os
+os.environ |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}  # not ours
 from vllm.entrypoints.launchers.run_batch import main, parse_args
 
 if __name__ == "__main__":
@@ -72,21 +70,14 @@ def test_answers_are_those_of_vllms_own_run_batch(tmp_path: Path) -> None:
         lines.append(chat(f"id {number}", prompt, **way | WAYS[number % len(WAYS)]))
     path = write(tmp_path / "in.jsonl", *lines)
     theirs = tmp_path / "theirs.jsonl"
-    variables = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-c", RUN_BATCH, "-i", str(path), "-o", str(theirs)),
-            *("--model", str(MODEL), "--dtype", "float32", "--enforce-eager"),
-            *("--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28)),
-        ],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=400,
-        check=False,
+    ended = run_python(
+        *("-c", RUN_BATCH, "-i", str(path), "-o", str(theirs)),
+        *("--model", str(MODEL), "--dtype", "float32", "--enforce-eager"),
+        *("--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28)),
+        spares=(1,),  # its core
+        timeout_s=400,
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.code == 0, ended.stderr[-3000:]
     ours = run(
         path,
         *("-o", str(tmp_path / "out.jsonl"), "--model", str(MODEL)),

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -690,7 +688,7 @@ def cases() -> dict[str, Case]:
     }
 
 
-def write_case(name: str, case: Case, folder: Place, tmp_path: Path) -> tuple[str, Path]:
+def write_case(name: str, case: Case, folder: Place, tmp_path: Path) -> tuple[Path, Path]:
     """Its job file and its model."""
     from tests.support.checkpoints import write_checkpoint  # imports torch
 
@@ -709,21 +707,7 @@ def write_case(name: str, case: Case, folder: Place, tmp_path: Path) -> tuple[st
     )
     if name == "fp8":
         settings["model"]["quantization_fallback"] = ["bf16"]
-    return str(write_job(tmp_path, settings, f"{name}.yaml")), model
-
-
-def run_cases(paths: Sequence[str], cache: Path) -> tuple[list[str], str]:
-    """A line for each job, in one process, and what went to stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.run_many", *paths],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=560,
-        check=True,
-        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
-    )
-    return done.stdout.splitlines(), done.stderr
+    return write_job(tmp_path, settings, f"{name}.yaml"), model
 
 
 def check_layers(name: str, case: Case, file: str, model: Path) -> None:
@@ -770,23 +754,24 @@ def test_every_name_quantizes_every_layer_or_is_refused_on_this_cpu(
     written = {n: write_case(n, case, folder, tmp_path) for n, case in cases().items()}
     aborts = job(folder, "aborts", model={"path": str(tmp_path / "int8"), "dtype": "float16"})
     paths = [path for path, _ in written.values()]
-    paths.append(str(write_job(tmp_path, aborts, "aborts.yaml")))
+    paths.append(write_job(tmp_path, aborts, "aborts.yaml"))
     paths.append(written["int8-made"][0])  # whose checkpoint is found now
-    (*lines, refused, again), stderr = run_cases(paths, tmp_path / "cache")
-    assert again.startswith("0 ") and json.loads(again[2:])["rows"] == 8
+    environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    *done, refused, (code, again) = run_many(*paths, timeout_s=560, environ=environ)
+    assert (code, again["rows"]) == (0, 8)
     made = sorted((tmp_path / "cache" / "batchinfer" / "models").glob("[!.]*"))
     assert [folder.name.split("-")[0] for folder in made] == [
         name for name in ("int4", "int8") if runs_here(name)
     ]
-    assert refused.startswith("2 ")
-    assert "dtype float16 aborts the process in vLLM on a CPU" in refused
+    assert refused[0] == 2
+    assert "dtype float16 aborts the process in vLLM on a CPU" in refused[1]["message"]
     means: dict[str, float] = {}
-    for (name, case), line in zip(cases().items(), lines, strict=True):
+    for (name, case), (code, told) in zip(cases().items(), done, strict=True):
         if name != "fp8" and not runs_here(name.partition("-")[0]):  # fp8 has a fallback
-            assert line.startswith("2 "), f"{name}: {line}\n{stderr}"
-            assert "cannot run here: it needs the kernel cpu_gemm_wna16" in line
+            assert code == 2, (name, told)
+            assert "cannot run here: it needs the kernel cpu_gemm_wna16" in told["message"]
             continue
-        assert line.startswith("0 "), f"{name}: {line}\n{stderr}"
+        assert code == 0, (name, told)
         file = folder.url(name, "a.parquet")
         check_layers(name, case, file, written[name][1])
         column = pl.read_parquet(file)["prompt_token_logprobs"].explode().drop_nans()

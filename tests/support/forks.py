@@ -8,6 +8,7 @@ entry, and is killed or ends by itself. What is read when a process begins canno
 fork: `fork` refuses such environments, and the caller starts a fresh interpreter.
 
 The forking process runs nothing itself, so that each fork finds what an import leaves behind.
+Processes that a fork starts in its turn may be forks too: see `tests.support.spares`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
+
+from tests.support.spares import forked, give_spares, run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,10 +56,14 @@ _EARLY = (
         "TOKENIZERS_",
     ),
 )
-#: The exceptions: read when an engine is built, and where a command keeps what it has compiled.
-_LATE = ("VLLM_CPU_", "XDG_CACHE_HOME")
-#: The environment before a test changed it.
-_ENVIRON = {**os.environ, "PYTHONPATH": python_path()}
+#: The exceptions: read when an engine or a server is built, and where commands keep what they make.
+_LATE = ("VLLM_CPU_", "VLLM_API_KEY", "XDG_CACHE_HOME")
+#: The environment before a test changed it, without what this machine says of S3.
+_ENVIRON = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+    **{"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"},
+    "PYTHONPATH": python_path(),
+}
 _MAX_ORDER_BYTES = 1 << 17
 _NUMBER_BYTES = 4
 
@@ -146,12 +153,18 @@ class Forks:
     def fork(
         self,
         arguments: Sequence[str],
-        environ: Mapping[str, str],
+        environ: Mapping[str, str] = _ENVIRON,
         *,
         stdout: int | IO[Any] = subprocess.PIPE,
         ignored: Collection[int] = (),
+        spares: Sequence[int] = (),
+        is_python: bool = False,
     ) -> Forked:
-        """Start the command line. `ignored`: signals that the process ignores from its start."""
+        """Start the command line, or Python with these arguments.
+
+        `ignored`: signals that the process ignores from its start. `spares`: of how many processes
+        of Python that it starts itself the imports are saved; how many of one of those; and so on.
+        """
         streams: list[IO[str] | None] = [None, None]
         told, theirs_told = os.pipe()
         theirs = [theirs_told]
@@ -162,7 +175,13 @@ class Forks:
             else:
                 end = os.dup(asked if isinstance(asked, int) else asked.fileno())
             theirs.append(end)
-        order = {"arguments": list(arguments), "environ": dict(environ), "ignored": [*ignored]}
+        order = {
+            "arguments": list(arguments),
+            "environ": dict(environ),
+            "ignored": [*ignored],
+            "spares": [*spares],
+            "is_python": is_python,
+        }
         socket.send_fds(self._channel, [json.dumps(order).encode()], theirs)
         for end in theirs:
             os.close(end)
@@ -187,8 +206,8 @@ def _early(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _serve(channel: socket.socket) -> bool:
-    """Fork for each order that arrives. Returns in forks (True), and when the tests are over."""
+def _serve(channel: socket.socket, command: Callable[[], None]) -> Callable[[], None] | None:
+    """Fork for each order that arrives. Returns in forks, with what to run, and in the end."""
     running: dict[int, tuple[int, int]] = {}  # its pidfd -> its id, and where its end is told
     ready = select.poll()
     ready.register(channel, select.POLLIN)
@@ -204,17 +223,16 @@ def _serve(channel: socket.socket) -> bool:
                 continue
             message, given, _, _ = socket.recv_fds(channel, _MAX_ORDER_BYTES, 3)
             if not message:
-                return False
+                return None
             told, stdout, stderr = given
-            with warnings.catch_warnings():  # of threads: Arrow's, OpenBLAS's, which know of forks
-                warnings.simplefilter("ignore")
-                pid = os.fork()
+            pid = forked()
             if pid == 0:
                 for inherited in (*running, *(told for _, told in running.values())):
                     os.close(inherited)
                 channel.close()
-                _begin(json.loads(message), told, stdout, stderr)
-                return True
+                order = json.loads(message)
+                _begin(order, told, stdout, stderr)
+                return partial(run_python, order["arguments"]) if order["is_python"] else command
             os.close(stdout)
             os.close(stderr)
             descriptor = os.pidfd_open(pid)
@@ -241,6 +259,7 @@ def _begin(order: Mapping[str, Any], told: int, stdout: int, stderr: int) -> Non
     os.environ.update(order["environ"])
     sys.argv[1:] = order["arguments"]
     tempfile.tempdir = None
+    give_spares(order["spares"])
     _tell(told, os.getpid())
     os.close(told)
 
@@ -255,10 +274,30 @@ def _commands() -> None:
         importlib.import_module(name)
 
 
+def _read_for_s3() -> None:
+    """The files of packages that each S3 client reads anew, a third of what a small run costs:
+    descriptions of the services, and certificates.
+    """
+    import botocore.loaders
+    import botocore.session
+    from aiobotocore.httpsession import AIOHTTPSession
+
+    create, loader = botocore.loaders.create_loader, botocore.loaders.create_loader()
+    botocore.session.create_loader = lambda path=None: create(path) if path else loader
+    given = {"region_name": "us-east-1", "aws_access_key_id": "-", "aws_secret_access_key": "-"}
+    botocore.session.Session().create_client("s3", **given)
+    build = AIOHTTPSession._build_verify_context
+    context = build(AIOHTTPSession())
+    AIOHTTPSession._build_verify_context = lambda self: (
+        context if self._verify is True else build(self)
+    )
+
+
 def _fake() -> Callable[[], None]:
     from tests.support import fake_run
 
     _commands()
+    _read_for_s3()
     return fake_run.run
 
 
@@ -283,9 +322,9 @@ def _main(kind: str, descriptor: str) -> None:
     command = KINDS[kind]()
     gc.collect()
     gc.freeze()
-    if _serve(channel):
+    if run := _serve(channel, command):
         gc.unfreeze()
-        command()
+        run()
 
 
 if __name__ == "__main__":

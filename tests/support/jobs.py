@@ -165,6 +165,7 @@ class Launch(TypedDict, total=False):
     stdout: Any
     ignored: Collection[int]  # signals that the process ignores from its start, as under nohup
     is_fresh: bool  # with imports of its own, where those are what a test is about
+    spares: Sequence[int]  # of how many processes that it starts the imports are saved, too
 
 
 def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> Process:
@@ -183,7 +184,9 @@ def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> Proce
     command = [*options.get("command", ("run",)), str(path), *arguments]
     stdout = options.get("stdout", subprocess.PIPE)
     if not options.get("is_fresh") and forks(engine).can_give(environment):
-        return forks(engine).fork(command, environment, stdout=stdout, ignored=ignored)
+        return forks(engine).fork(
+            command, environment, stdout=stdout, ignored=ignored, spares=options.get("spares", ())
+        )
 
     def ignore() -> None:
         for number in ignored:
@@ -201,6 +204,12 @@ def start(path: Path | str, *arguments: str, **options: Unpack[Launch]) -> Proce
         cwd=ROOT,
         preexec_fn=ignore if ignored else None,
     )
+
+
+def run_python(*arguments: str, spares: Sequence[int] = (), timeout_s: float = 150) -> Ended:
+    """Run Python with a file, -m or -c where vLLM has been imported before it begins."""
+    process = forks("real").fork(arguments, spares=spares, is_python=True)
+    return wait(process, timeout_s)
 
 
 def run(

@@ -1,10 +1,11 @@
-"""Several `batchinfer run`s of the real engine, for the price of one import.
+"""Several `batchinfer run`s of the real engine, for the price of one import, or of none.
 
     python -m tests.support.run_many JOB...
 
-vLLM's imports are most of a small run's time: this process imports once, and each job runs in a
-fork of it, from the command line's own entry to its `os._exit`. Writes a line for each job: its
-exit code, and the last line of its stdout. What one of them prints on stderr goes to ours.
+vLLM's imports are most of a small run's time. In an environment that a fork cannot be given (see
+`tests.support.forks`), this process imports once, and each job runs in a fork of it, from the
+command line's own entry to its `os._exit`. Writes a line for each job: its exit code, and the last
+line of its stdout. What one of them prints on stderr goes to ours.
 """
 
 from __future__ import annotations
@@ -22,12 +23,17 @@ import pyarrow.parquet as pq
 
 from batchinfer.cli import main
 from batchinfer.engine.vllm.setup import prepare_environment
+from tests.support.forks import forks, python_path
+from tests.support.jobs import run
 
 
 def run_many(
     *paths: Path, timeout_s: float = 280, environ: Mapping[str, str] | None = None
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Run jobs in one such process: (exit code, JSON line) of each."""
+    """Run jobs one after the other: (exit code, JSON line) of each."""
+    if forks("real").can_give(os.environ | {"PYTHONPATH": python_path()} | dict(environ or {})):
+        ended = [run(path, engine="real", timeout_s=timeout_s, environ=environ) for path in paths]
+        return [(one.code, one.result) for one in ended]
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.run_many", *map(str, paths)],
         capture_output=True,

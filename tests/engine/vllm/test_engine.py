@@ -41,6 +41,7 @@ from batchinfer.engine.vllm.setup import (
 )
 from batchinfer.engine.vllm.sizes import default_sizes, graph_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
+from tests.support.jobs import run_python
 from tests.support.models import read_model
 
 pytestmark = [
@@ -255,15 +256,8 @@ def test_what_a_bitsandbytes_checkpoint_skips_is_found_by_vllms_names(
 
 
 def test_a_bitsandbytes_layer_that_two_devices_share_is_what_one_would_hold() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.shards"],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python("-m", "tests.support.shards")
+    assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
     rounded = {name: found.pop(name) for name in list(found) if name.startswith("None")}
     assert len(rounded) == 4 and all(0.1 < largest < 0.6 for largest in rounded.values())
@@ -912,10 +906,14 @@ def test_a_worker_whose_call_failed_ends_instead_of_keeping_the_others_waiting()
 
 WORKER_SCRIPT = """
 import multiprocessing, os, signal, sys, time
+from batchinfer.engine.vllm.setup import prepare_environment
 from tests.engine.vllm.test_engine import PROMPTS, with_sampling
 
 def main():
     import dataclasses
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = sys.argv[2]
+    prepare_environment(weights_bytes=0, is_local_model=True)
+    sys.path.append(sys.argv[3])  # where workers find the plugin
     from batchinfer.engine.demands.completion import CompletionRequest
     from batchinfer.engine.vllm.engine import build_vllm_engine
     from batchinfer.errors import EngineDied
@@ -948,7 +946,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.timeout(600)  # two engines with processes of their own, each of which imports vLLM
+@pytest.mark.timeout(600)  # two engines with processes of their own
 def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_path: Path) -> None:
     entry_point = tmp_path / "worker_plugin-0.dist-info"  # as the installed package has it
     entry_point.mkdir()
@@ -960,20 +958,11 @@ def test_engine_processes_ignore_signals_and_their_death_ends_the_engine(tmp_pat
     )
     script = tmp_path / "script.py"
     script.write_text(WORKER_SCRIPT)
-    path = {"PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, str(script), backend],
-            cwd=REPOSITORY,
-            env=os.environ | path | {"VLLM_ENABLE_V1_MULTIPROCESSING": has_core_process},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for backend, has_core_process in (("mp", "0"), ("uni", "1"))
-    ]
-    for run_ in runs:
-        stdout, stderr = run_.communicate(timeout=280)
-        [line] = [x for x in stdout.splitlines() if x.startswith("DIED")] or [stderr[-3000:]]
+    for backend, has_core_process in (("mp", "0"), ("uni", "1")):
+        arguments = (str(script), backend, has_core_process, str(tmp_path))
+        ended = run_python(*arguments, spares=(1,), timeout_s=280)
+        [line] = [x for x in ended.stdout.splitlines() if x.startswith("DIED")] or [
+            ended.stderr[-3000:]
+        ]
         assert "the vLLM engine died" in line
         assert float(line.split()[1]) < 15
