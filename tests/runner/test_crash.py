@@ -109,7 +109,17 @@ def task(request: pytest.FixtureRequest) -> str:
     return getattr(request, "param", "generate")
 
 
-EACH_TASK = pytest.mark.parametrize("task", ["generate", "score"], indirect=True)
+#: Of generation in both places. What a task writes goes to a bucket as all else does, so the other
+#: one is killed on a local disk alone: a run in a bucket costs five times as much.
+EACH_TASK = pytest.mark.parametrize(
+    ("place", "task"),
+    [
+        ("local", "generate"),
+        ("local", "score"),
+        pytest.param("s3", "generate", marks=pytest.mark.s3),
+    ],
+    indirect=True,
+)
 
 
 @pytest.fixture
