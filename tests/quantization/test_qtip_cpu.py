@@ -23,6 +23,7 @@ from batchinfer.quantization.methods.qtip.cpu import KINDS, ORDERS, Layer, Libra
 from batchinfer.quantization.methods.qtip.dense import Coded, dense
 from batchinfer.quantization.methods.qtip.loading import LayerPieces, Span
 from batchinfer.quantization.methods.qtip.trellis import decode_tiles
+from tests.support.libraries import kept_library
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,21 +45,16 @@ SIZE_IN, SIZE_OUT = 384, 640
 LIMITS = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("libraries")
-
-
 @pytest.fixture(scope="module", params=BUILDS)
-def library(request: pytest.FixtureRequest, folder: Path) -> Library:
-    return Library(library_file(request.param, folder))
+def library(request: pytest.FixtureRequest) -> Library:
+    return Library(library_file(request.param))
 
 
-def library_file(build: str, folder: Path) -> Path:
+def library_file(build: str) -> Path:
     if not BUILDS[build] <= cpu_flags():
         pytest.skip(f"this CPU has no {build}")
     try:
-        return compiled(packed.SOURCE, packed.flags_for(BUILDS[build]), folder)
+        return kept_library(packed.SOURCE, packed.flags_for(BUILDS[build]))
     except NotCompiled as error:
         pytest.skip(str(error))
 
@@ -184,9 +180,9 @@ def test_results_do_not_depend_on_threads_or_on_what_shares_a_step(library: Libr
         assert torch.equal(alone[0], found[0][row])
 
 
-def test_without_torchs_threads_it_starts_its_own(folder: Path) -> None:
+def test_without_torchs_threads_it_starts_its_own() -> None:
     """In a process that has no OpenMP."""
-    file = library_file("avx2", folder)
+    file = library_file("avx2")
     script = f"""
 import ctypes
 lib = ctypes.CDLL({str(file)!r})
