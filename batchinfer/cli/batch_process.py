@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 from batchinfer.cli.run import RunProcess
-from batchinfer.cli.run_batch import OPTIONS
-from batchinfer.cli.source import JobSource, take
+from batchinfer.cli.source import JobSource
 from batchinfer.config import Fixed, Job
 from batchinfer.errors import ConfigError
 from batchinfer.ledger import Holder
@@ -29,16 +28,11 @@ _FIXED = Fixed(
 )
 
 
-def run_batch(given: dict[str, Any]) -> NoReturn:
-    """`given`: the options, by name."""
-    source = JobSource(None, given.pop("sets"), take(given, OPTIONS))
-    BatchProcess(source, given).run()
-
-
 class BatchProcess(RunProcess):
     """The process of one `batchinfer run-batch`."""
 
     def __init__(self, source: JobSource, given: dict[str, Any]) -> None:
+        """`given`: the options besides the job's, by name."""
         self._given = given
         options = RunOptions(restart=given["restart"], retry_failed=given["retry_failed"])
         super().__init__(source, options, quiet=False, json_lines=False)

@@ -17,7 +17,8 @@ from batchinfer.config.load import (
 from batchinfer.config.model import ModelSettings
 from batchinfer.config.output import OutputSettings
 from batchinfer.config.overrides import Override
-from batchinfer.config.per_row import CONSTRAINTS, OwnSampling, PerRowSettings
+from batchinfer.config.own_sampling import OwnSampling
+from batchinfer.config.per_row import CONSTRAINTS, PerRowSettings
 from batchinfer.config.prompt import Message, PromptSettings
 from batchinfer.config.run import CheckpointSettings, LimitSettings, PackingSettings
 from batchinfer.config.sampling import SamplingSettings, StructuredSettings

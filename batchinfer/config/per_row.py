@@ -1,20 +1,14 @@
-"""Which of a row's columns say how it is sampled, and what one row is sampled by.
+"""Which of a row's columns say how it is sampled.
 
 Must not know: types of columns, rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from batchinfer.config.section import Section, reads_column
 from batchinfer.config.values import Text
-
-if TYPE_CHECKING:
-    from batchinfer.config.sampling import SamplingSettings
 
 #: The keys of `sampling.structured`, which are one setting: a row has at most one of them.
 CONSTRAINTS = ("json_schema", "regex", "choice", "grammar")
@@ -124,27 +118,3 @@ class PerRowSettings(Section):
         """Whether rows may have a setting of `sampling` of their own."""
         names = CONSTRAINTS if name == "structured" else (name,)
         return any(getattr(self, own, None) is not None for own in names)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnSampling:
-    """How one row is sampled, with what its columns say. `sampling` is the same object for rows
-    that are sampled alike.
-    """
-
-    sampling: SamplingSettings  # without `per_row`
-    seed: int | None = None  # the row's; None: what follows from `sampling.seed`
-    lora: str | None = None  # one of `model.adapters`; None: `model.lora`, if there is one
-
-    @property
-    def shared(self) -> SamplingSettings:
-        """See `OwnWay`, as of all here."""
-        return self.sampling
-
-    @property
-    def is_repeatable(self) -> bool:
-        return self.sampling.is_greedy
-
-    @property
-    def max_tokens(self) -> int:
-        return self.sampling.max_tokens

@@ -41,7 +41,8 @@ from batchinfer.evaluation.windows import (
 )
 from batchinfer.ledger import layout
 from batchinfer.model import ModelFacts
-from batchinfer.prompt.encode import TokenEncoder, load_encoder
+from batchinfer.prompt.encode import TokenEncoder
+from batchinfer.prompt.load_encoder import load_encoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage.local_errors import os_errors
 

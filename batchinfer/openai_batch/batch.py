@@ -39,7 +39,7 @@ from batchinfer.openai_batch.convert import (
 )
 from batchinfer.openai_batch.finish import Written, write_answers
 from batchinfer.openai_batch.lines import BatchFile, opened, read_lines
-from batchinfer.prompt.encode import load_encoder
+from batchinfer.prompt.load_encoder import load_encoder
 from batchinfer.runner.factory import model_of
 from batchinfer.storage import Store, is_s3, open_store
 from batchinfer.storage.local_errors import os_errors

@@ -26,7 +26,7 @@ from batchinfer.model import ModelFacts
 from batchinfer.openai_batch.bodies import COMPLETION_TOKENS, Asked, asked_of
 from batchinfer.openai_batch.lines import Line, LineError, Refusal
 from batchinfer.prompt import Prompter, PromptLimit
-from batchinfer.prompt.encode import load_encoder
+from batchinfer.prompt.load_encoder import load_encoder
 from batchinfer.storage import Store
 
 FACTS_KEY = b"batchinfer.requests"

@@ -177,15 +177,6 @@ class TokenEncoder:
         return texts
 
 
-def load_encoder(path: str, *, trust_remote_code: bool = False) -> TokenEncoder:
-    """The tokenizer in a folder, or in a GGUF file. Raises ConfigError if it cannot be loaded."""
-    if Path(path).is_file():
-        from batchinfer.prompt.gguf_encoder import GgufEncoder
-
-        return GgufEncoder(path)
-    return TokenEncoder(path, trust_remote_code=trust_remote_code)
-
-
 def check_tokenizer(folder: Path) -> None:
     """Raise ConfigError for a tokenizer.json that `TokenEncoder` could not load, in milliseconds.
 

@@ -23,10 +23,10 @@ from batchinfer.prompt.encode import (
     Int32Array,
     Int64Array,
     TokenEncoder,
-    load_encoder,
     slice_chars_of,
 )
 from batchinfer.prompt.limit import PromptLimit, RowLimits
+from batchinfer.prompt.load_encoder import load_encoder
 from batchinfer.prompt.messages import message_values
 from batchinfer.prompt.prepared import Prepared, joined
 from batchinfer.prompt.remarks import Remark

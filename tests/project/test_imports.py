@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -90,6 +91,27 @@ def imported_modules(path: PurePath, source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, ".".join([*parts, alias.name])) for alias in node.names)
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def needed_modules(path: PurePath, source: str) -> Iterator[str]:
+    """The files of the package that `source`, standing at `path` below it, imports anywhere."""
+    for _, module in imported_modules(path, source):
+        name = module if is_module(module) else module.rpartition(".")[0]
+        if is_module(name) and name != PACKAGE.name:  # whose face has the version
+            yield name
+
+
+def is_module(name: str) -> bool:
+    if name.partition(".")[0] != PACKAGE.name:
+        return False
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
 def violations(path: PurePath, source: str) -> list[str]:
     """What `source`, standing at `path` below the package, imports and must not."""
     room = path.parts[0].removesuffix(".py")
@@ -121,6 +143,15 @@ def test_every_import_is_allowed() -> None:
         for violation in violations(file.relative_to(PACKAGE), file.read_text())
     ]
     assert not found, "\n".join(found)
+
+
+def test_no_files_need_each_other() -> None:
+    """Not even by imports inside functions, or for types alone: one of them can be read first."""
+    needs = {
+        module_of(file): set(needed_modules(file.relative_to(PACKAGE), file.read_text()))
+        for file in PACKAGE.rglob("*.py")
+    }
+    graphlib.TopologicalSorter(needs).prepare()
 
 
 def test_every_file_is_in_a_known_room() -> None:

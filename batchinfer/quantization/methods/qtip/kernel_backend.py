@@ -18,7 +18,7 @@ from torch import Tensor
 
 from batchinfer.quantization.methods.qtip.codes import TLUT_BITS
 from batchinfer.quantization.methods.qtip.dense import Coded, sizes
-from batchinfer.quantization.methods.qtip.linear import Packed, TorchBackend, say_slow
+from batchinfer.quantization.methods.qtip.torch_backend import Packed, TorchBackend, say_slow
 from batchinfer.quantization.methods.qtip.trellis import bits_of
 
 

@@ -1,52 +1,30 @@
 """y = x W' of coded layers, as a device computes it: kernels where there are any, else torch.
 
-The seam between an engine and the kernels. A `Backend` lays the tensors of a layer out for itself
-(`pack`, once, while the model loads) and multiplies (`run`). Which one a device has is decided
-once. Engines call `run_linear`, one opaque operator of torch: compilers see its shapes alone, and
+The seam between an engine and the kernels: which `Backend` a device has is decided once. Engines
+call `run_linear`, one opaque operator of torch: compilers see its shapes alone, and
 what depends on the number of tokens is chosen inside of it, in each call. Must not know: vLLM.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from batchinfer.quantization.methods.qtip.codes import table
-from batchinfer.quantization.methods.qtip.dense import Coded, dense_rows, sizes
-
-log = logging.getLogger(__name__)
-
-
-class Packed(NamedTuple):
-    """A layer, or several with the same inputs whose outputs are put side by side."""
-
-    tensors: list[Tensor]  # as the backend has laid them out
-    plan: str  # what else it has to know; equal for equal layers, so that compilers share code
-    num_out: int
+from batchinfer.quantization.methods.qtip.torch_backend import (
+    Backend,
+    Packed,
+    TorchBackend,
+    say_slow,
+)
 
 
 def packed_of(layer: Any) -> Packed:
     """As an engine's layer keeps it: `qweight`, `qweight_1` and so on, `num_tensors` of them."""
     names = ("qweight", *(f"qweight_{number}" for number in range(1, layer.num_tensors)))
     return Packed([getattr(layer, name) for name in names], layer.plan, layer.num_out)
-
-
-class Backend(Protocol):
-    """What multiplies on one kind of device."""
-
-    name: str
-
-    def pack(self, shards: Sequence[Coded]) -> Packed: ...
-
-    def run(self, x: Tensor, packed: Packed) -> Tensor:
-        """[tokens, in], contiguous, any number of tokens -> [tokens, num_out] of the same dtype."""
 
 
 def run_linear(x: Tensor, packed: Packed) -> Tensor:
@@ -66,13 +44,6 @@ def backend_for(device_type: str) -> Backend:
     return TorchBackend()
 
 
-@cache
-def say_slow(reason: str) -> None:
-    """Once for each reason."""
-    message = "trellis-coded layers are decoded in every step by torch, which is slow: %s"
-    log.warning(message, reason)
-
-
 def _kernels(device_type: str) -> Backend | str:
     """The kernels of a device, or why it has none."""
     if device_type == "cuda":
@@ -84,40 +55,6 @@ def _kernels(device_type: str) -> Backend | str:
 
         return cpu_backend.why_none() or cpu_backend.CpuBackend()
     return f"there are no kernels for {device_type}"
-
-
-class TorchBackend:
-    """The reference: decodes some outputs at a time in every call, and multiplies by them."""
-
-    name = "torch"
-
-    def pack(self, shards: Sequence[Coded]) -> Packed:
-        tensors: list[Tensor] = []
-        plan = []
-        for shard in shards:
-            fields = shard._asdict()
-            named = {name: t for name, t in fields.items() if isinstance(t, Tensor)}
-            # A CUDA graph cannot take it from the CPU in each call.
-            values = table(shard.code, shard.tlut).to(shard.trellis.device)
-            tensors += [*named.values(), values]
-            others = {name: fields[name] for name in ("code", "lane_order")}
-            plan.append({"tensors": list(named), **others})
-        return Packed(tensors, json.dumps(plan), sum(sizes(shard)[1] for shard in shards))
-
-    def run(self, x: Tensor, packed: Packed) -> Tensor:
-        remaining = iter(packed.tensors)
-        outputs = []
-        for fields in _parsed(packed.plan):
-            others = {name: value for name, value in fields.items() if name != "tensors"}
-            named = {name: next(remaining) for name in fields["tensors"]}
-            shard, values = Coded(**named, **others), next(remaining)
-            outputs += [functional.linear(x, rows) for rows in dense_rows(shard, x.dtype, values)]
-        return torch.cat(outputs, -1)
-
-
-@cache
-def _parsed(plan: str) -> Any:
-    return json.loads(plan)
 
 
 def _run(x: Tensor, tensors: list[Tensor], plan: str, num_out: int) -> Tensor:
