@@ -1,13 +1,14 @@
 """All devices of a machine by one command, beside one of them and beside slices started by hand.
 
-    python -m benchmarks.devices --log FILE [--set gpu] [--parts one all slices kill] [--rows 16384]
+    python -m benchmarks.devices --log FILE [--set gpu] [--parts one all ray] [--rows 16384]
 
 `--set gpu`: a model of Llama-3.1-8B's shape with dummy weights; prompts and lengths as in
 benchmarks/gpu.py. `--set cpu`: the demo model on two cores, greedy. Each part is measured on a
 skewed set of files (one has half of the rows, sixteen share the others) and on one single file
-(`--inputs`). `one` is `engine.devices: 1`, `all` is `auto` (on a CPU 2), `slices` is one process
-for each device with `--slice i/n`, `kill` is `all` with SIGKILL to one replica halfway. Prints a
-JSON line for each and appends it to --log: `wall_s` is from the command to its end,
+(`--inputs`). `one` is `engine.devices: 1`, `all` is `auto` (on a CPU 2), `ray` is that with
+`executor: ray` (in Ray on this machine, unless RAY_ADDRESS names a cluster), `slices` is one
+process for each device with `--slice i/n`, `kill` is `all` with SIGKILL to one replica halfway.
+Prints a JSON line for each and appends it to --log: `wall_s` is from the command to its end,
 `generation_s` from the first admission to the last finish. Compare rows a second of generation
 (`rows_per_s`), which lengths that are sampled do not change much, and completion tokens a second.
 """
@@ -35,7 +36,7 @@ import pyarrow.parquet as pq
 from benchmarks.common import DEMO, ROOT, machine, versions
 from benchmarks.gpu import MAX_TOKENS, STOP_TOKEN_IDS, write_model
 
-PARTS = ("one", "all", "slices", "kill")
+PARTS = ("one", "all", "ray", "slices", "kill")
 INPUTS = ("skewed", "single")
 
 
@@ -75,9 +76,10 @@ class Bench:
     def measure(self, part: str, given: str) -> dict[str, Any]:
         output = self._folder / f"out-{part}-{given}"
         devices: int | str = 1
-        if part in ("all", "kill"):
+        if part in ("all", "ray", "kill"):
             devices = "auto" if self._kind == "gpu" else self._num_devices
         job = self._job(given, output, devices)
+        job["executor"] = "ray" if part == "ray" else "local"
         path = self._folder / f"{part}-{given}.yaml"
         path.write_text(json.dumps(job))  # JSON is YAML
         begun_s = time.monotonic()

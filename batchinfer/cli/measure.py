@@ -20,6 +20,7 @@ from batchinfer.forecast.roof import verdict_of
 from batchinfer.forecast.sample import Sample
 from batchinfer.runner import WholeProcess
 from batchinfer.runner.examine import ExaminedJob
+from batchinfer.runner.executor import num_gpu_replicas
 from batchinfer.runner.judged import judged_by
 from batchinfer.tasks import task_of
 
@@ -48,7 +49,7 @@ def show_forecast(
             job, looked.model, sample.prompts, quiet.stop, WholeProcess(), sample.own
         )
     # On a CPU several share the cores that the one measured had.
-    num_replicas = max(1, sum(bool(place.gpus) for place in looked.start.kind.placements(job)))
+    num_replicas = num_gpu_replicas(job, looked.start.kind)
     found = predict(job, sample, rest, measurement, num_replicas)
     _show_measurement(measurement, len(sample.prompts), found)
     if sample.num_duplicates and job.packing.deduplicate and task_of(job).is_repeatable:

@@ -19,6 +19,7 @@ from batchinfer.forecast.roof import roof_of
 from batchinfer.forecast.sample import Sample, read_sample
 from batchinfer.forecast.work import Work, read_work
 from batchinfer.runner.examine import ExaminedJob, accept
+from batchinfer.runner.executor import num_gpu_replicas
 from batchinfer.runner.judged import judged_by
 from batchinfer.telemetry import StartUp
 
@@ -127,7 +128,7 @@ def _show_roof(looked: ExaminedJob, sample: Sample, num_rows: int) -> None:
     if (facts := kind.expected_facts(spec)) is None:
         return
     setup = judged_by(looked.start, facts)
-    num_replicas = max(1, sum(bool(place.gpus) for place in kind.placements(looked.job)))
+    num_replicas = num_gpu_replicas(looked.job, kind)
     num_each = round(num_rows * sample.passing_share / num_replicas) * task.num_samples
     found = roof_of(sample.lengths, num_each, task.max_tokens, facts, setup)
     device = setup.device if num_replicas == 1 else f"{num_replicas} x {setup.device}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.util import find_spec
 from typing import Any
 
 import polars as pl
@@ -35,11 +36,29 @@ def must_be_whole(folder: Place, ended: Ended, num_rows: int) -> None:
 
 
 @pytest.mark.real_engine
-def test_two_engines_on_one_cpu_share_a_job(folder: Place) -> None:
+@pytest.mark.parametrize(
+    "executor",
+    [
+        "local",
+        pytest.param(
+            "ray",
+            marks=pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
+        ),
+    ],
+)
+def test_two_engines_on_one_cpu_share_a_job(folder: Place, executor: str) -> None:
+    """With Ray in an instance of its own, on this machine."""
     prompts = pl.read_parquet(ROOT / "jobs/demo/prompts/prompts-00000-of-00004.parquet")
     folder.write_parquet("in/one.parquet", prompts.head(60))
-    more = {"engine.devices": 2, "input.path": folder.url("in")}
-    ended = run(SUMMARIZE, *sets(folder, **more), engine="real", spares=(2,), timeout_s=290)
+    more = {"executor": executor, "engine.devices": 2, "input.path": folder.url("in")}
+    ended = run(
+        SUMMARIZE,
+        *sets(folder, **more),
+        engine="real",
+        environ={"RAY_ADDRESS": ""},
+        spares=(2,) if executor == "local" else (),
+        timeout_s=290,
+    )
     must_be_whole(folder, ended, 60)
     assert results(folder).select(pl.col("completion").str.len_chars().median()).item() > 20
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from batchinfer.ledger import Holder, Lease, acquire_lease
 from batchinfer.ledger import lease as lease_module
 from batchinfer.ledger.holder import process_start
 from batchinfer.ledger.layout import LEASES_PREFIX
+from batchinfer.ledger.lease_local import LocalProof
 from batchinfer.storage import Store, open_store
 from batchinfer.storage.flock import FileLock
 from tests.support.jobs import Place, job, results, rows, run, start, wait, write_job
@@ -374,6 +376,30 @@ def test_a_local_lease_whose_file_is_gone_is_lost(root: Store) -> None:
         lease.check()
     lease.release()
     lease.check()
+
+
+@pytest.mark.parametrize("name", ["all", "1-of-2"])
+def test_another_machine_knows_a_shared_folder_by_what_its_lock_says(
+    root: Store, name: str
+) -> None:
+    """Its number for the file system is another; and a folder of that name may be its own."""
+    lease = acquire(root, name, elsewhere())
+    proof = lease.proof()
+    assert isinstance(proof, LocalProof)
+    there = replace(proof, files=tuple((path, (0, 0)) for path, _ in proof.files))
+    seen = there.open(root)
+    seen.check()
+    shutil.rmtree(root.url)
+    with pytest.raises(LeaseLost):
+        seen.check()
+    with pytest.raises(ConfigError, match="is not what is there on"):
+        there.open(root)
+    acquire(root, name, elsewhere("of-its-own"))
+    with pytest.raises(ConfigError, match=f"the output {re.escape(root.url)} of the machine that"):
+        there.open(root)
+    lost = replace(there, holder=json.dumps(asdict(here())).encode()).open(root)
+    with pytest.raises(LeaseLost):  # on the machine of its holder it was deleted
+        lost.check()
 
 
 def test_simultaneous_starts_end_well_or_name_the_one_at_work(

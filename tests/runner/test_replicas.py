@@ -15,12 +15,24 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.support.jobs import Place, job, results, rows, run, stable, start, wait, write_job
+from tests.support.jobs import (
+    Place,
+    job,
+    results,
+    rows,
+    run,
+    stable,
+    start,
+    wait,
+    wait_until,
+    write_job,
+)
 from tests.support.processes import await_children, await_end, kill_one
 
 #: One large shard, many windows; small ones of one window; one without rows.
 NUM_ROWS = (500, 50, 0, 1, 30)
 SLOW = {"step_s": 0.012, "max_num_seqs": 8}
+STEPPING = {"step_s": 0.05, "max_num_seqs": 32}  # most of the time asleep, however busy the machine
 
 
 def write_input(place: Place, num_rows: Sequence[int] = NUM_ROWS) -> None:
@@ -32,6 +44,15 @@ def write_input(place: Place, num_rows: Sequence[int] = NUM_ROWS) -> None:
 
 def job_on(place: Place, devices: Any, **sections: Any) -> dict[str, Any]:
     return job(place, engine={"name": "fake", "devices": devices}, **sections)
+
+
+def await_engines(place: Place, number: int) -> None:
+    """Until so many replicas have theirs: each has rows then."""
+    log = Path(place.url("out", "_batchinfer", "logs", "0001.log"))
+    wait_until(
+        lambda: log.exists() and log.read_text().count(" engine_ready ") == number,
+        what=f"{number} engines",
+    )
 
 
 def must_be_whole(place: Place, reference: pl.DataFrame) -> None:
@@ -97,6 +118,22 @@ def test_a_replica_that_is_killed_is_replaced_and_the_other_goes_on(
     assert ended.code == 0, ended.stderr
     assert ended.stderr.count("replica started") == 3
     must_be_whole(place, reference)
+
+
+def test_a_frozen_replica_is_noticed_and_its_work_goes_to_others(
+    folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    write_input(folder)
+    path = write_job(tmp_path, job_on(folder, 2))
+    process = start(path, fake=STEPPING, environ={"FAKE_SILENT_S": "3"})
+    first, _ = await_children(process.pid, 2)
+    await_engines(folder, 2)
+    kill_one(first, signal.SIGSTOP)
+    await_end(first, timeout_s=60)
+    ended = wait(process)
+    assert ended.code == 0, ended.stderr
+    assert "nothing was heard of it for 3 s" in ended.stderr
+    must_be_whole(folder, reference)
 
 
 def test_a_killed_replicas_durable_rows_are_not_computed_again(

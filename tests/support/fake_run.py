@@ -33,7 +33,7 @@ from batchinfer.runner.replicas import fleet, on_ray, relay
 from batchinfer.runner.replicas.process import ReplicaProcess
 from batchinfer.storage.local import LocalStore
 from batchinfer.storage.s3 import S3Store
-from batchinfer.testing import FakePlan, LightTokenizer, fake_kind, register
+from batchinfer.testing import FakeKind, FakePlan, LightTokenizer, fake_kind, register
 
 
 class FakeVllm(VllmKind):
@@ -150,6 +150,8 @@ def prepare_fakes() -> None:
         fleet.SILENT_S = float(silent_s)
     if wait_s := os.environ.get("FAKE_WAIT_S"):
         on_ray.WAIT_S = float(wait_s)
+    if gpus := os.environ.get("FAKE_GPUS"):
+        FakeKind.num_gpus = lambda self, job: int(gpus)
     relay.CARRIED += ["FAKE_", "PYTHONPATH"]  # fakes are the same on every node
     plan = FakePlan(**json.loads(os.environ.get("FAKE_ENGINE", "{}")))
     KINDS.update(fake_kinds(plan))

@@ -20,6 +20,12 @@ def children_of(pid: int) -> list[int]:
     return [child for _, child in sorted(found)]
 
 
+def descendants_of(pid: int) -> list[int]:
+    """All that live below it."""
+    found = children_of(pid)
+    return found + [below for child in found for below in descendants_of(child)]
+
+
 def await_children(pid: int, num_children: int, timeout_s: float = 60) -> list[int]:
     """Once there are so many."""
     deadline_s = time.monotonic() + timeout_s

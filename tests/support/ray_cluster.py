@@ -38,11 +38,16 @@ class RayCluster:
             start_new_session=True,
             cwd=ROOT,
         )
-        self.environ = auth | {"RAY_ADDRESS": self._answer()["address"]}
+        head = self._answer()
+        self.environ = auth | {"RAY_ADDRESS": head["address"]}
+        self.raylets: list[int] = [head["raylet"]]  # of nodes that stay; processes
 
-    def add(self, num_cpus: int) -> dict[str, Any]:
+    def add(self, num_cpus: int, *, stays: bool = False) -> dict[str, Any]:
         """-> its `number`, and `raylet`, a process id."""
-        return self._ask(f"add {num_cpus}")
+        node = self._ask(f"add {num_cpus}")
+        if stays:
+            self.raylets.append(node["raylet"])
+        return node
 
     def remove(self, number: int) -> None:
         self._ask(f"remove {number}")
@@ -77,6 +82,10 @@ def replicas_of(raylet: int) -> list[int]:
     return [replica for actor in children_of(raylet) for replica in children_of(actor)]
 
 
+def raylet_of(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray prints
@@ -89,14 +98,13 @@ def main() -> None:
     common = {"include_dashboard": False, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **common})
     nodes = []
-    answer(address=cluster.address)
+    answer(address=cluster.address, raylet=raylet_of(cluster.head_node))
     for line in sys.stdin:
         command, number = line.split()
         if command == "add":
             node = cluster.add_node(num_cpus=int(number), object_store_memory=80 << 20)
             nodes.append(node)
-            raylet = node.all_processes["raylet"][0].process.pid
-            answer(number=len(nodes) - 1, raylet=raylet)
+            answer(number=len(nodes) - 1, raylet=raylet_of(node))
         else:
             cluster.remove_node(nodes[int(number)], allow_graceful=False)
             answer(removed=int(number))

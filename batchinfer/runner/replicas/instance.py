@@ -1,4 +1,5 @@
-"""An instance of Ray on this machine, for one run: how it is started, reached and ended.
+"""An instance of Ray on this machine, for one run: how it is started, reached and ended. Whether
+anybody answers where a cluster should be.
 
 Must not know: Ray itself, which only the process knows that is started here.
 """
@@ -17,7 +18,22 @@ from contextlib import suppress
 from batchinfer.errors import TransientError
 
 _START_S = 120.0
+_REACH_S = 10.0
 _END_S = 2.0
+
+
+def why_unreachable(address: str) -> str | None:
+    """Why nobody answers at `host:port`, of which Ray itself would be sure after minutes. None:
+    somebody does, or it is an address of another form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_S).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return None
 
 
 class OwnInstance:

@@ -27,7 +27,7 @@ from batchinfer.engine.base import Placement
 from batchinfer.errors import ConfigError, TransientError
 from batchinfer.imports import import_failure
 from batchinfer.runner.replicas.demand import Demand, Node, demand_of
-from batchinfer.runner.replicas.instance import OwnInstance
+from batchinfer.runner.replicas.instance import OwnInstance, why_unreachable
 from batchinfer.runner.replicas.messages import FromReplica, ReplicaOrder, ToReplica
 from batchinfer.runner.replicas.process import ReplicaProcess
 from batchinfer.runner.replicas.relay import Launch, Relay, Spot, carried
@@ -281,14 +281,17 @@ def _connect(address: str) -> None:
     # What processes print goes to the run's log, all of it and plainly.
     os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
     ray = _import_ray()
-    try:
-        with kept_handlers():
-            ray.init(address=address, logging_level="ERROR")
-    except Exception as error:
-        raise TransientError(
-            f"there is no Ray cluster to be reached at {address} ({_ADDRESS}) from here: "
-            f"{_first_line(error)}. Start the command on one of its nodes, or one with `ray start`"
-        ) from error
+    if (why := why_unreachable(address)) is None:
+        try:
+            with kept_handlers():
+                ray.init(address=address, logging_level="ERROR")
+            return
+        except Exception as error:
+            why = _first_line(error)
+    raise TransientError(
+        f"there is no Ray cluster to be reached at {address} ({_ADDRESS}) from here: {why}. Start "
+        "the command on one of its nodes, or one with `ray start`"
+    )
 
 
 def _end(instance: OwnInstance | None) -> None:
@@ -305,11 +308,9 @@ def _end(instance: OwnInstance | None) -> None:
 def _actor_class(demand: Demand) -> Any:
     import ray
 
-    share = demand.share
     actor = ray.remote(concurrency_groups={"talk": 1, "listen": 1})(Relay)
-    return actor.options(
-        num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
-    )
+    takes = {"num_cpus": demand.share.cpus, "num_gpus": demand.share.gpus}
+    return actor.options(**takes, max_restarts=0, max_task_retries=0)
 
 
 def _nodes() -> list[Node]:
