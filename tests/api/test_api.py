@@ -226,9 +226,8 @@ def test_finished_rows_are_read_from_any_store(place: Place, tmp_path: Path) -> 
 def test_the_example_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
-    )
+    text = (ROOT / "docs" / "python.md").read_text()
+    code, examining = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("BATCHINFER__OUTPUT__PATH", str(tmp_path / "out"))
     monkeypatch.setenv("BATCHINFER__PROMPT", '{"column": "description", "messages": null}')
@@ -236,6 +235,8 @@ def test_the_example_of_the_documentation_runs(
     printed = capsys.readouterr().out
     assert printed.startswith("complete 1200\n")
     assert "completion" in printed
+    exec(examining, {})
+    assert capsys.readouterr().out == "4 files, 1200 rows\nComplete\n"
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
