@@ -52,7 +52,8 @@ class Bench:
 
     def begin(self, path: Path, *arguments: str, **fake: Any) -> Any:
         plan = {"log_file": str(self.folder / "asked"), "max_num_seqs": 2} | fake
-        return start(path, "--out", str(self.out), *arguments, command=("compare",), fake=plan)
+        asked = (path, "--out", str(self.out), *arguments)
+        return start(*asked, command=("compare",), fake=plan, spares=(4,))
 
     def compare(self, path: Path, *arguments: str, **fake: Any) -> Ended:
         return wait(self.begin(path, *arguments, **fake), 280)
