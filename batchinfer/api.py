@@ -46,6 +46,7 @@ def run(
     slice: tuple[int, int] | None = None,
     restart: bool = False,
     retry_failed: bool = False,
+    join: bool = False,
     overrides: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Compute every row of a job that has no result yet, as `batchinfer run` does.
@@ -53,6 +54,7 @@ def run(
     `job`: a job file's path, its content as a dict, or a `Job`. A path takes the environment's
     overrides into account as the command does, the others do not. The keywords are the command's
     options: `limit` rows at most; `slice` (i, n): every n-th input file from the i-th, i from 1;
+    `join`: share the output with other runs that join it, and end when it is complete;
     `overrides`: dotted key -> value, such as `{"sampling.max_tokens": 64}`; a dict for a section
     changes the keys that it has.
 
@@ -63,7 +65,7 @@ def run(
     Stopped when `limits.max_seconds` is over, RepeatedDeath for rows that ended two runs. Finished
     rows are durable whatever is raised: call it again.
     """
-    _check_flags(restart=restart, retry_failed=retry_failed)
+    _check_flags(restart=restart, retry_failed=retry_failed, join=join)
     if restart and slice is not None:
         raise ConfigError("restart concerns the whole output: use it without slice")
     if slice is not None and not _is_slice(slice):
@@ -72,7 +74,9 @@ def run(
         raise ConfigError(f"limit {limit!r} is not a whole number of at least 1")
     parsed = _parsed(job, {} if overrides is None else overrides)
     slice = None if slice is None else (slice[0], slice[1])
-    options = RunOptions(limit=limit, slice=slice, restart=restart, retry_failed=retry_failed)
+    options = RunOptions(limit, slice, restart, retry_failed, join)
+    if clash := options.clash_with_join:
+        raise ConfigError(f"{clash[0]} concerns {clash[1]}: use it without join")
     host = Host(Counters(Clock()), startup=StartUp(process_age_s=0.0))
     host.stop.set_max_seconds(parsed.limits.max_seconds)
     started = Run(parsed, options, host)

@@ -77,13 +77,17 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         slice_: tuple[int, int] | None,
         restart: bool,
         retry_failed: bool,
+        join: bool,
         **others: Any,
     ) -> None:
         if restart and slice_ is not None:
             raise click.UsageError("--restart concerns the whole output: use it without --slice")
         from batchinfer.runner.options import RunOptions
 
-        options = RunOptions(limit, slice_, restart, retry_failed)
+        options = RunOptions(limit, slice_, restart, retry_failed, join)
+        if clash := options.clash_with_join:
+            option = clash[0].replace("_", "-")
+            raise click.UsageError(f"--{option} concerns {clash[1]}: use it without --join")
         command(options=options, **others)
 
     for option in reversed(_RUN_OPTIONS):
@@ -102,6 +106,11 @@ _RUN_OPTIONS: tuple[Callable[[_F], _F], ...] = (
         metavar="I/N",
         help="Process only every N-th input file, starting at the I-th: one process per GPU or "
         "task.",
+    ),
+    click.option(
+        "--join",
+        is_flag=True,
+        help="Share the output with any number of runs that join too, on any machine that sees it.",
     ),
     click.option("--restart", is_flag=True, help="Delete the output's earlier results first."),
     click.option("--retry-failed", is_flag=True, help="Compute failed rows of the output again."),

@@ -6,6 +6,8 @@ from batchinfer.ledger.layout import PartId
 from batchinfer.ledger.lease import Lease, acquire_lease
 from batchinfer.ledger.ledger import Ledger
 from batchinfer.ledger.listing import Survey, survey
+from batchinfer.ledger.members import acquire_joint
+from batchinfer.ledger.piece_leases import clear_joined
 from batchinfer.ledger.records import Totals
 from batchinfer.ledger.results import (
     Results,
@@ -26,7 +28,9 @@ __all__ = [
     "Results",
     "Survey",
     "Totals",
+    "acquire_joint",
     "acquire_lease",
+    "clear_joined",
     "list_parts",
     "named_if_damaged",
     "read_facts",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,12 @@ class Holder:
 
     @classmethod
     def from_record(cls, record: Any) -> Holder | None:
+        """From what a lease has of it, beside other fields; None if that is damaged."""
+        if not isinstance(record, dict):
+            return None
         try:
-            return cls(**record)
-        except TypeError:
+            return cls(**{f.name: record[f.name] for f in fields(cls)})
+        except KeyError:
             return None
 
     def is_dead_here(self) -> bool | None:
@@ -62,6 +65,14 @@ def refusal(where: str, holder: Holder | None) -> LeaseHeld:
     return LeaseHeld(
         f"another run is working on {where} ({who}). Wait for it or stop it; this start changed "
         "nothing"
+    )
+
+
+def refusal_of_joined(where: str, holder: Holder | None) -> LeaseHeld:
+    who = holder.describe() if holder else "none of them has said who it is yet"
+    return LeaseHeld(
+        f"joined runs are working on {where} ({who}). Start with --join to work beside them, or "
+        "wait until they have ended; this start changed nothing"
     )
 
 

@@ -16,11 +16,14 @@ RESTART_KEY = f"{META}/restart.json"
 RUNS_PREFIX = f"{META}/runs/"
 STATUS_PREFIX = f"{META}/status/"
 LEASES_PREFIX = f"{META}/leases/"
+JOINED_PREFIX = f"{LEASES_PREFIX}join-"
 PARTS_PREFIX = f"{META}/parts/"
+PIECES_PREFIX = f"{META}/pieces/"
 LOGS_PREFIX = f"{META}/logs/"
 UNREADABLE_PREFIX = f"{META}/unreadable/"
 
 _PARTS_SUFFIX = ".parts"
+_PIECES_SUFFIX = ".pieces"
 _PART_NAME = re.compile(r"w(\d{6,})-r(\d{4,})-(\d{6,})\.part", re.ASCII)
 
 
@@ -58,6 +61,22 @@ def parse_part_key(key: str) -> tuple[str, PartId] | None:
         return None
     window, run, sequence = map(int, match.groups())
     return shard, PartId(window, run, sequence)
+
+
+def pieces_prefix(shard: str) -> str:
+    """Prefix of the keys of the leases on a shard's pieces."""
+    return f"{PIECES_PREFIX}{shard}{_PIECES_SUFFIX}/"
+
+
+def split_pieces_key(key: str) -> tuple[str, str]:
+    """(shard, name) of a key below PIECES_PREFIX."""
+    folder, _, name = key.removeprefix(PIECES_PREFIX).rpartition("/")
+    return folder.removesuffix(_PIECES_SUFFIX), name
+
+
+def member_key(number: int) -> str:
+    """Of a joined run."""
+    return f"{JOINED_PREFIX}{number:06d}.json"
 
 
 def run_key(run: int) -> str:

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Protocol
 
 from batchinfer.errors import LeaseHeld
-from batchinfer.ledger.holder import Holder, lost, refusal
+from batchinfer.ledger.holder import Holder, lost, refusal, refusal_of_joined
 from batchinfer.ledger.layout import LEASES_PREFIX
 from batchinfer.ledger.lease_local import acquire_local, count_of
 from batchinfer.storage import Store
 
 WHOLE = "all"
+#: Of joined runs, any number of which may have it: see `members.acquire_joint`.
+JOINT = "join"
 #: How long another host's holder is watched for a sign of life before its lease is taken over.
 WATCH_S = 30.0
 _POLL_S = 2.0
 _CHECK_S = 1.0
+_MEMBER_NAME = re.compile(r"join-(\d{6,})\.json")
 _OBJECT_NAME = re.compile(r"(all|\d+-of-\d+)-(\d{6,})\.json")
 
 
@@ -75,7 +78,9 @@ def acquire_lease(
     """
     if store.is_local:
         folder = Path(store.url) / LEASES_PREFIX
-        return acquire_local(folder, name, holder, whole=WHOLE, single_writer=single_writer)
+        return acquire_local(
+            folder, name, holder, whole=WHOLE, joint=JOINT, single_writer=single_writer
+        )
     return _acquire_object(store, name, holder, watch_s, sleep)
 
 
@@ -93,7 +98,7 @@ class _ObjectLease:
 
     @property
     def key(self) -> str:
-        return _object_key(self._name, self._number)
+        return _lease_key(self._name, self._number)
 
     def record(self) -> bytes:
         record = asdict(self._holder)
@@ -122,7 +127,7 @@ class _ObjectLease:
             self._look()
 
     def _look(self) -> None:
-        found = _read_object(self._store, self._name, self._number)
+        found = read_lease(self._store, self._name, self._number)
         if found is None or found[0] is None or found[0].token != self._holder.token:
             self._is_lost = True
             self._refuse_newer()  # who took over deletes older objects
@@ -130,10 +135,10 @@ class _ObjectLease:
         self._seen_s = time.monotonic()
 
     def _refuse_newer(self) -> None:
-        newest = _newest(self._store).get(self._name, 0)
+        newest = newest_leases(self._store).get(self._name, 0)
         if newest > self._number:
             self._is_lost = True
-            other = _read_object(self._store, self._name, newest)
+            other = read_lease(self._store, self._name, newest)
             raise refusal(self._store.url, other[0] if other else None)
 
     def release(self) -> None:
@@ -147,7 +152,7 @@ class _ObjectLease:
 
     def forget_older(self) -> None:
         self._store.delete(
-            [_object_key(self._name, n) for n in range(max(1, self._number - 3), self._number)]
+            [_lease_key(self._name, n) for n in range(max(1, self._number - 3), self._number)]
         )
 
 
@@ -178,11 +183,12 @@ class _SeenLease:
     def undo(self) -> None: ...
 
 
-def _object_key(name: str, number: int) -> str:
+def _lease_key(name: str, number: int) -> str:
     return f"{LEASES_PREFIX}{name}-{number:06d}.json"
 
 
-def _newest(store: Store) -> dict[str, int]:
+def newest_leases(store: Store) -> dict[str, int]:
+    """The highest number of each lease but those of joined runs."""
     newest: dict[str, int] = {}
     for info in store.list(LEASES_PREFIX):
         if match := _OBJECT_NAME.fullmatch(info.key.rsplit("/", 1)[-1]):
@@ -190,10 +196,10 @@ def _newest(store: Store) -> dict[str, int]:
     return newest
 
 
-def _read_object(store: Store, name: str, number: int) -> tuple[Holder | None, int, bool] | None:
+def read_lease(store: Store, name: str, number: int) -> tuple[Holder | None, int, bool] | None:
     """(holder, counter, released); None if the object is gone, no holder if it is damaged."""
     try:
-        record = json.loads(store.read(_object_key(name, number)))
+        record = json.loads(store.read(_lease_key(name, number)))
     except FileNotFoundError:
         return None
     except ValueError:
@@ -208,10 +214,10 @@ def _acquire_object(
     store: Store, name: str, holder: Holder, watch_s: float, sleep: Callable[[float], None]
 ) -> Lease:
     while True:
-        newest = _newest(store)
+        newest = newest_leases(store)
         number = newest.get(name, 0)
         if number:
-            _refuse_if_alive(store, name, number, watch_s, sleep)
+            refuse_if_alive(store, name, number, watch_s, sleep)
         lease = _ObjectLease(store, name, number + 1, holder)
         if lease.create():
             break  # else somebody was faster: look at the new holder
@@ -222,11 +228,12 @@ def _acquire_object(
 
     try:
         # After our own is visible: of two runs that exclude each other at least one sees the other.
-        for other, number in _newest(store).items():
+        for other, number in newest_leases(store).items():
             if other == name:
                 continue
             if WHOLE in (other, name) or count_of(other) != count_of(name):
-                _refuse_if_alive(store, other, number, watch_s, sleep_alive)
+                refuse_if_alive(store, other, number, watch_s, sleep_alive)
+        _refuse_joined(store, watch_s, sleep_alive)
     except LeaseHeld:
         lease.release()
         raise
@@ -234,11 +241,11 @@ def _acquire_object(
     return lease
 
 
-def _refuse_if_alive(
+def refuse_if_alive(
     store: Store, name: str, number: int, watch_s: float, sleep: Callable[[float], None]
 ) -> None:
     """Return if the holder is dead or has released; raise LeaseHeld if it lives."""
-    first = _read_object(store, name, number)
+    first = read_lease(store, name, number)
     waited_s = 0.0
     while first is not None and not first[2]:
         holder, counter, _ = first
@@ -251,9 +258,39 @@ def _refuse_if_alive(
             return
         sleep(_POLL_S)
         waited_s += _POLL_S
-        now = _read_object(store, name, number)
+        now = read_lease(store, name, number)
         if now is None:
             return
         if now[1] != counter and not now[2]:
             raise refusal(store.url, now[0])
         first = now
+
+
+def joined_numbers(store: Store) -> list[int]:
+    """Those of joined runs, the dead ones too."""
+    names = (info.key.rsplit("/", 1)[-1] for info in store.list(LEASES_PREFIX + JOINT))
+    return [int(match[1]) for match in map(_MEMBER_NAME.fullmatch, names) if match]
+
+
+def _refuse_joined(store: Store, watch_s: float, sleep: Callable[[float], None]) -> None:
+    """Raise LeaseHeld if a joined run lives. All of them are watched together."""
+    watched: dict[int, int] = {}  # by number: the counter
+    for number in joined_numbers(store):
+        found = read_lease(store, JOINT, number)
+        if found is None or found[2]:
+            continue
+        is_dead = found[0].is_dead_here() if found[0] else None
+        if is_dead is False:
+            raise refusal_of_joined(store.url, found[0])
+        if is_dead is None:
+            watched[number] = found[1]
+    waited_s = 0.0
+    while watched and waited_s < watch_s:
+        sleep(_POLL_S)
+        waited_s += _POLL_S
+        for number, counter in list(watched.items()):
+            now = read_lease(store, JOINT, number)
+            if now is None or now[2]:
+                del watched[number]
+            elif now[1] != counter:
+                raise refusal_of_joined(store.url, now[0])

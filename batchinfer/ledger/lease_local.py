@@ -1,7 +1,8 @@
 """The lease of a local output: `flock`, which the kernel frees when its holder dies.
 
-`all.lock` is held exclusively by a run on the whole input and shared by slices, each of which also
-holds `<i>-of-<n>.lock`. Must not know: what the lease protects.
+`all.lock` is held exclusively by a run on the whole input and shared by all others: slices, each of
+which also holds `<i>-of-<n>.lock`, and joined runs, which share `join.lock`. Must not know: what
+the lease protects.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from batchinfer.errors import ConfigError, TransientError
-from batchinfer.ledger.holder import Holder, lost, refusal
+from batchinfer.ledger.holder import Holder, lost, refusal, refusal_of_joined
 from batchinfer.storage import Store
 from batchinfer.storage.flock import FileLock, NoFileLocks, NoLockService, inode_of
 
@@ -119,27 +120,36 @@ class SeenLease:
 
 
 class _Taken(Exception):
-    """Somebody else has a lock; `paths` are those that its holder may have written into."""
+    """Somebody else has a lock; `paths` are those that its holder may have written into, `members`
+    what joined runs say of themselves, if it may be theirs.
+    """
 
-    def __init__(self, where: str, paths: list[Path]) -> None:
+    def __init__(self, where: str, paths: list[Path], members: list[Path] | None = None) -> None:
         self.where = where
         self.paths = paths
+        self.members = members or []
 
 
 def acquire_local(
-    folder: Path, name: str, holder: Holder, *, whole: str, single_writer: bool
+    folder: Path, name: str, holder: Holder, *, whole: str, joint: str, single_writer: bool
 ) -> LocalLease:
-    """The lease `name`, of which `whole` is the one that excludes all others."""
+    """The lease `name`, of which `whole` is the one that excludes all others, and `joint` one that
+    any number may have.
+    """
     deadline_s = time.monotonic() + _WAIT_S
     places = [folder / f"{whole}.lock", folder / f"{name}.lock", folder, *folder.parents]
     made = [place for place in places if not os.path.lexists(place)]
     while True:
         try:
-            locks = _take(folder, name, whole, single_writer)
+            locks = _take(folder, name, whole, joint, single_writer)
             break
         except _Taken as taken:
             other = _holder(taken.paths)
             is_known = other is not None and other.is_dead_here() is not True
+            if not is_known and taken.members:
+                joined = _holder(taken.members)
+                if joined is not None and joined.is_dead_here() is not True:
+                    raise refusal_of_joined(taken.where, joined) from None
             if is_known or time.monotonic() > deadline_s:
                 raise refusal(taken.where, other) from None
         except NoFileLocks as error:
@@ -154,28 +164,32 @@ def acquire_local(
         time.sleep(_POLL_S)
     lease = LocalLease(folder, locks, made)
     try:
-        locks[-1].write(json.dumps(asdict(holder)).encode())
+        if name != joint:  # else each says so in a file of its own
+            locks[-1].write(json.dumps(asdict(holder)).encode())
     except BaseException:
         lease.release()
         raise
     return lease
 
 
-def _take(folder: Path, name: str, whole: str, single_writer: bool) -> list[FileLock]:
+def _take(folder: Path, name: str, whole: str, joint: str, single_writer: bool) -> list[FileLock]:
     """All locks of the lease `name`, or none. Raises _Taken."""
     output = str(folder.parent.parent)
     first = FileLock(folder / f"{whole}.lock", is_promised=single_writer)
     if not first.acquire(shared=name != whole):
-        paths = [first.path] if name != whole else sorted(folder.glob("*.lock"))
-        raise _Taken(output, paths)
+        if name != whole:
+            raise _Taken(output, [first.path])
+        raise _Taken(output, sorted(folder.glob("*.lock")), sorted(folder.glob(f"{joint}-*.json")))
     if name == whole:
         return [first]
     try:
         own = FileLock(folder / f"{name}.lock", is_promised=single_writer)
-        if not own.acquire():
+        if not own.acquire(shared=name == joint):
             raise _Taken(f"slice {name} of {output}", [own.path])
-        if (other := _other_count(folder, name)) is not None:
+        if (other := _in_the_way(folder, name, joint)) is not None:
             own.release()
+            if other.stem == joint:
+                raise _Taken(output, [], sorted(folder.glob(f"{joint}-*.json")))
             raise _Taken(f"slice {other.stem} of {output}", [other])
     except BaseException:
         first.release()
@@ -183,14 +197,16 @@ def _take(folder: Path, name: str, whole: str, single_writer: bool) -> list[File
     return [first, own]
 
 
-def _other_count(folder: Path, name: str) -> Path | None:
-    """The lock of a live slice of another n: its shards and ours would overlap.
+def _in_the_way(folder: Path, name: str, joint: str) -> Path | None:
+    """The lock of a live slice whose shards overlap with ours, or of joined runs.
 
     Looked for after taking our own, so of two that start together at least one sees the other.
     """
-    for path in sorted(folder.glob("*-of-*.lock")):
-        if count_of(path.stem) == count_of(name):
-            continue
+    paths = sorted(folder.glob("*-of-*.lock"))
+    if name != joint:
+        paths = [path for path in paths if count_of(path.stem) != count_of(name)]
+        paths += folder.glob(f"{joint}.lock")
+    for path in paths:
         lock = FileLock(path, is_promised=True)
         if not lock.acquire():
             return path

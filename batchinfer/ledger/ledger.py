@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -65,6 +65,7 @@ class Ledger(Results):
         self._window_rows = window_rows
         self._num_samples = num_samples
         self._run = run
+        self._is_shared = False
         self._check = check
         self._first_merged = _FIRST_MERGED
         self._num_merged = 0
@@ -77,6 +78,12 @@ class Ledger(Results):
     def number_after(self, first_sequence: int) -> None:
         """Where its writer, one of several in a run, begins to number parts. Before the first."""
         self._first_merged = first_sequence + _FIRST_MERGED
+
+    def share(self) -> None:
+        """Others may be at work on the same shards: a finished file is created once, by whoever is
+        first. Before the first.
+        """
+        self._is_shared = True
 
     def note_inputs(self, inputs: Mapping[str, Fingerprint]) -> None:
         """What each shard is, by name: their parts say so, should all records be lost."""
@@ -93,6 +100,8 @@ class Ledger(Results):
         except LeaseLost:
             self._store.delete([key])
             raise
+        if self._is_shared and self.is_finished(shard):
+            self._store.delete([key])  # too late: whoever finished it had these rows already
 
     def _facts_of(self, shard: str, part: PartId) -> dict[str, Any]:
         known = self._inputs.get(shard)
@@ -115,7 +124,7 @@ class Ledger(Results):
         def tables() -> Iterator[pa.Table]:
             have = 0 if table is None else table.num_rows
             if have != num_expected:
-                raise IncompleteShard(f"{shard}: {have} results for {num_expected} expected")
+                raise IncompleteShard(shard, f"{shard}: {have} results for {num_expected} expected")
             if table is not None:
                 yield table
 
@@ -139,6 +148,9 @@ class Ledger(Results):
         fold = ShardFold(self, shard, self._window_rows, self._num_samples, check)
         for _ in range(_MAX_FOLD_TRIES):
             self._check()
+            if self._is_shared and self.is_finished(shard):
+                self.drop_parts(shard, self.parts_of(shard))
+                return self.totals_of(shard)
             parts = self.parts_of(shard)
             try:
                 parts = self._merge_many(fold, schema, parts)
@@ -150,12 +162,19 @@ class Ledger(Results):
             except UnreadablePart as error:
                 self.set_aside(shard, error.part, str(error))
                 continue
-            self._store.delete([part_key(shard, part) for part in parts])
+            self.drop_parts(shard, [*parts, *(self.parts_of(shard) if self._is_shared else ())])
             return totals
         raise TransientError(
             f"{self._store.url_of(shard)}: its parts kept vanishing while they were folded. "
             "Another run seems to be working on this output; start again when it has ended"
         )
+
+    def drop_parts(self, shard: str, parts: Iterable[PartId]) -> None:
+        """Delete parts of a shard that is finished, and of which they hold nothing more."""
+        self._store.delete([part_key(shard, part) for part in parts])
+
+    def is_finished(self, shard: str) -> bool:
+        return self._store.stat(shard) is not None
 
     def settle(self, shard: str) -> None:
         """A finished file with parts beside it: fold in what they add, then delete them.
@@ -171,7 +190,7 @@ class Ledger(Results):
             keys = self.keys_of_parts(shard, parts)
             is_adding = bool(np.isin(failed, keys.codes(~keys.is_error, self._num_samples)).any())
         if not is_adding:
-            self._store.delete([part_key(shard, part) for part in parts])
+            self.drop_parts(shard, parts)
             return
         schema = read_schema(self._store, shard).remove_metadata()
         counts = np.bincount(finished.row // self._window_rows)
@@ -246,7 +265,10 @@ class Ledger(Results):
             recheck()
             self._check()
 
-        self._store.publish(shard, write)
+        if not self._is_shared:
+            self._store.publish(shard, write)
+        elif not self._store.publish_once(shard, write):
+            return self.totals_of(shard)  # another's, which is as complete
         return totals
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchinfer.ledger.layout import (
+    JOINED_PREFIX,
     LEASES_PREFIX,
     LOGS_PREFIX,
     META,
     PARTS_PREFIX,
+    PIECES_PREFIX,
     RUNS_PREFIX,
     STATUS_PREFIX,
     parse_part_key,
@@ -32,6 +34,7 @@ class Survey:
     with_parts: frozenset[str] = frozenset()  # shards
     nested: frozenset[str] = frozenset()
     last_run: int = 0
+    has_joined: bool = False  # leases of joined runs, living or not
 
     @property
     def has_results(self) -> bool:
@@ -44,6 +47,7 @@ def survey(store: Store) -> Survey:
     with_parts: set[str] = set()
     nested: set[str] = set()
     last_run = 0
+    has_joined = False
     for info in store.list():
         if info.key.startswith(PARTS_PREFIX):
             if (parsed := parse_part_key(info.key)) is not None:
@@ -52,7 +56,7 @@ def survey(store: Store) -> Survey:
         elif info.key.startswith((RUNS_PREFIX, STATUS_PREFIX, LOGS_PREFIX)):
             last_run = max(last_run, run_of_key(info.key) or 0)
         elif info.key.startswith(f"{META}/"):
-            continue
+            has_joined |= info.key.startswith((PIECES_PREFIX, JOINED_PREFIX))
         elif f"/{META}/" in info.key:
             folder, _, rest = info.key.partition(f"/{META}/")
             if not f"{META}/{rest}".startswith(LEASES_PREFIX):  # a refused start leaves those
@@ -65,4 +69,5 @@ def survey(store: Store) -> Survey:
         with_parts=frozenset(with_parts),
         nested=frozenset(nested),
         last_run=last_run,
+        has_joined=has_joined,
     )

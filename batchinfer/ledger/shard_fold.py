@@ -22,6 +22,10 @@ from batchinfer.ledger.results import Results, damaged
 class IncompleteShard(TransientError):
     """A fold found fewer or more results than the shard has rows: nothing was published."""
 
+    def __init__(self, shard: str, message: str) -> None:
+        super().__init__(message)
+        self.shard = shard
+
 
 class UnreadablePart(Exception):
     """A part is no Parquet file, breaks off, or belongs elsewhere: it is to be set aside."""
@@ -60,9 +64,10 @@ class ShardFold:
                     self.check()
                 if have != expected:
                     raise IncompleteShard(
+                        self.shard,
                         f"{self._url}: window {window} has {have} results where {expected} are "
                         "due, so the finished file was not written. Start again: what is missing "
-                        "is computed"
+                        "is computed",
                     )
 
     def window(

@@ -49,6 +49,9 @@ class ClaimWatcher(Protocol):
     def read(self, claim: str, num_expected: int, num_done: int) -> None:
         """A window of it was read: the results it must have, and those durable already."""
 
+    def stands(self, claim: str) -> bool:
+        """Whether it still is ours. Asked before results of it are published."""
+
     def durable(self, claim: str, num_results: int) -> None:
         """So many more of its results are."""
 
@@ -68,6 +71,9 @@ class Unwatched:
     def started(self, claim: str) -> None: ...
 
     def read(self, claim: str, num_expected: int, num_done: int) -> None: ...
+
+    def stands(self, claim: str) -> bool:
+        return True
 
     def durable(self, claim: str, num_results: int) -> None: ...
 

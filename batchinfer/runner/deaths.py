@@ -48,7 +48,8 @@ def refuse_repeated_death(session: Session) -> bool:
 
 def _lease_name(run: dict[str, Any]) -> str:
     of_slice = run["options"].get("slice")
-    return RunOptions(slice=tuple(of_slice) if of_slice else None).lease_name
+    is_joined = bool(run["options"].get("join"))
+    return RunOptions(slice=tuple(of_slice) if of_slice else None, join=is_joined).lease_name
 
 
 def _has_parts(session: Session, number: int) -> bool:

@@ -127,9 +127,10 @@ def _restart(start: Start, view: OutputView) -> Restart:
     if view.pending is not None and not start.options.restart:
         has_results = view.survey.has_results
         refuse_other_restart(view.url, view.pending, start.identity, has_results=has_results)
-        if start.options.slice is not None:
+        if not start.options.is_whole:
+            option = "--join" if start.options.join else "--slice"
             raise ConfigError(
-                f"{describe(view.url, view.pending)}: start once without --slice to finish it"
+                f"{describe(view.url, view.pending)}: start once without {option} to finish it"
             )
     digests = {own, *(run.digest for run in view.runs if run.digest is not None)}
     if view.record is not None and "digest" in view.record:
@@ -149,7 +150,7 @@ def _binding_record(start: Start, view: OutputView) -> Mapping[str, Any] | None:
     if record is None:
         return None
     changes = _changes(start, view, record)
-    if start.options.slice is None and not view.survey.has_results:
+    if start.options.is_whole and not view.survey.has_results:
         is_same = int(record["window_rows"]) == start.job.packing.window_rows
         return record if is_same and not changes else None
     if changes:

@@ -49,6 +49,10 @@ def finalise(
             f"{session.store.url_of(gone[0])} was deleted while the run worked on it, {len(gone)} "
             "finished files in all. Start again: their rows are computed again"
         )
+    if session.options.join and not names - listed.finished and names & listed.with_parts:
+        for name in sorted(names & listed.with_parts):  # of members that were late, or killed
+            session.ledger.drop_parts(name, session.ledger.parts_of(name))
+        listed = survey(session.store)
     if names - listed.finished or names & listed.with_parts:
         _warn(session.task, outcome)
         return outcome  # other slices are not done, or in the middle of a retry
@@ -65,7 +69,10 @@ def finalise(
         **session.beside.as_dict(),
         "finished_at": clock.utc(),
     }
-    session.store.put(layout.SUCCESS_KEY, records.to_json(success))
+    if session.options.join:
+        session.store.create(layout.SUCCESS_KEY, records.to_json(success))
+    else:
+        session.store.put(layout.SUCCESS_KEY, records.to_json(success))
     outcome.status = "complete"
     outcome.totals = totals
     return judge(session.start, outcome, session.num_rows_of(session.shards))

@@ -71,6 +71,9 @@ class Publishing:
 
     def part(self, shard: ShardProgress, part: PartId, results: Sequence[Result]) -> None:
         """Results of one window, as a part."""
+        if not self._watcher.stands(shard.claim_name):  # whoever has it now computes these rows
+            self._host.counters.add_computed(-len(results), 0, 0)
+            return
         started_s = time.monotonic()
         table = self._tables.build(results, shard.schema)
         self._ledger.publish_part(shard.name, part, table)
@@ -85,6 +88,9 @@ class Publishing:
 
     def whole(self, shard: ShardProgress, results: Sequence[Result]) -> None:
         """All results of a shard, as its finished file. Raises InputError, see `recheck`."""
+        if not self._watcher.stands(shard.claim_name):
+            self._host.counters.add_computed(-len(results), 0, 0)
+            return
         table = self._tables.build(results, shard.schema) if results else None
         num_expected = sum(shard.num_expected.values())
         totals = self._ledger.finish_directly(
@@ -98,6 +104,8 @@ class Publishing:
         """What is durable of a shard, as its finished file. Raises InputError, and
         FoldAbandonedError if the run is to stop.
         """
+        if not self._watcher.stands(shard.claim_name):
+            return
         totals = self._ledger.finish_shard(
             shard.name, shard.schema, shard.expected_by_window, shard.recheck, self._keep_folding
         )

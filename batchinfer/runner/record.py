@@ -29,7 +29,7 @@ logger = logging.getLogger("batchinfer.runner")
 
 
 def write_job_record(start: Start, decision: Resume, inputs: InputView, created_at: str) -> bytes:
-    """Create job.json; what it is then. Raises if another slice began with something else."""
+    """Create job.json; what it is then. Raises if another start began with something else."""
     carried = inputs.carried
     has_weights = start.kind.needs_weights(start.job)
     created = {
@@ -48,7 +48,7 @@ def write_job_record(start: Start, decision: Resume, inputs: InputView, created_
     if store.create(layout.JOB_KEY, content):
         return content
     earlier = records.read_job(store)
-    if earlier is not None and start.options.slice is None:
+    if earlier is not None and start.options.is_whole:
         store.delete([layout.JOB_KEY])  # it binds nobody: it has no result, see decide
         store.create(layout.JOB_KEY, content)
         return content

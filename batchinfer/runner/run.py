@@ -19,6 +19,7 @@ from batchinfer.runner.decide import Complete, Restart, accepted, decide
 from batchinfer.runner.finish import count_input, finalise, judge
 from batchinfer.runner.heartbeat import Heartbeat
 from batchinfer.runner.host import Host
+from batchinfer.runner.joined.compute import compute_joined
 from batchinfer.runner.look import OutputView, look
 from batchinfer.runner.options import RunOptions
 from batchinfer.runner.replicas.fleet import compute_on_replicas
@@ -106,8 +107,11 @@ class Run:
         if session.pending:
             count_input(session, host.counters)
             host.log(session.store, session.run)
-            is_cautious = refuse_repeated_death(session)
-            if (places := open_places(session, host.counters)) is None:
+            is_cautious = not session.options.join and refuse_repeated_death(session)
+            places = open_places(session, host.counters)
+            if session.options.join:
+                computed = compute_joined(session, host, self._status, heartbeat, places)
+            elif places is None:
                 claims = whole_shards(session)
                 computed = compute(
                     session, claims, host, self._status, heartbeat, is_cautious=is_cautious

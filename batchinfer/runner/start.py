@@ -74,7 +74,7 @@ def open_start(
         ModelReader.of(job, task, kind),
         store,
         is_restart=options.restart,
-        is_whole_input=options.slice is None,
+        is_whole_input=options.is_whole,
     )
     shards = list_input(job.input, should_stop)
     check_layout(job, task, store, shards)

@@ -16,6 +16,7 @@ from batchinfer.engine.base import EngineFacts
 from batchinfer.errors import LeaseLost
 from batchinfer.ledger import layout, records
 from batchinfer.runner.host import Host
+from batchinfer.runner.loop import backlog_of
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.runner.spent import Spent
@@ -38,6 +39,7 @@ class Status:
         self._setup: Setup | None = None
         self._spent: Spent | None = None
         self._of_replicas: tuple[Setup, Tallied] | None = None
+        self.capacity: int | None = None  # results in flight at once; None: no engine is up
         self._is_engine_dead = False
         self._is_final = False
         self._lock = threading.Lock()
@@ -50,6 +52,7 @@ class Status:
 
     def engine_ready(self, facts: EngineFacts) -> None:
         """The log and every footer have them."""
+        self.capacity = facts.max_num_seqs + backlog_of(facts.max_num_seqs)
 
     def admitting(self, admitted: InFlight, setup: Setup | None) -> None:
         """From now on the engine has rows."""
@@ -111,7 +114,7 @@ class Status:
         record = status_record(
             self._host.counters,
             run=session.run,
-            slice_name=session.options.lease_name,
+            slice_name=_name_of(session),
             holder=asdict(session.holder),
             in_flight=self._admitted.in_flight() if self._admitted and not is_ended else [],
             startup=self._host.startup.as_dict(),
@@ -150,6 +153,12 @@ class Status:
             verdict=verdict.as_dict() if (verdict := self.verdict()) else None,
             spent=self.spent(),
         )
+
+
+def _name_of(session: Session) -> str:
+    """By which `status` knows the newest of its kind: of joined runs each is one."""
+    name = session.options.lease_name
+    return f"{name}-{session.run}" if session.options.join else name
 
 
 def verdict_of(counters: Counters, setup: Setup, tallied: Tallied | None = None) -> Verdict | None:

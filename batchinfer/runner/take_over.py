@@ -34,7 +34,9 @@ from batchinfer.ledger import (
     Results,
     Survey,
     Totals,
+    acquire_joint,
     acquire_lease,
+    clear_joined,
     layout,
     records,
     survey,
@@ -66,8 +68,20 @@ _FOOTER_THREADS = 16
 def take_lease(start: Start, holder: Holder) -> Lease:
     """Raises LeaseHeld, naming the holder; ConfigError for a store that can hold nobody off."""
     single_writer = start.job.output.single_writer
+    if start.options.join:
+        if single_writer:
+            raise ConfigError(
+                "output.single_writer: true promises that one run at a time works on the output: "
+                "remove it, or start without --join"
+            )
+        _require_create(start.store, "Use another store, or start without --join")
+        return acquire_joint(start.store, holder)
     if not single_writer:
-        _require_create(start.store)
+        _require_create(
+            start.store,
+            "Use another store, or set output.single_writer: true and let only one run at a time "
+            "work on it",
+        )
     return acquire_lease(start.store, start.options.lease_name, holder, single_writer=single_writer)
 
 
@@ -101,7 +115,7 @@ def take_over(
     else:
         job_record = write_job_record(start, decision, inputs, holder.since)
     written = {layout.JOB_KEY: job_record}
-    start.store.sweep(_swept_by(start))
+    _clear(start, listed)
     ledger = partial(open_ledger, start, decision.digest, decision.window_rows, lease)
     _settle_leftovers(start, listed, ledger(run=0))
     pending, finished = _pending(start, listed, ledger(run=0))
@@ -132,16 +146,15 @@ def take_over(
     )
 
 
-def _require_create(store: Store) -> None:
+def _require_create(store: Store, advice: str) -> None:
     # A name of its own: slices that start at once would take each other's probes for overwriting.
     if store.is_local:
         return  # link(2) and O_EXCL refuse everywhere
     if not store.supports_create(f"{layout.LEASES_PREFIX}probe-{secrets.token_hex(8)}"):
         raise ConfigError(
             f"{store.url}: this store overwrites objects although asked to create them only if "
-            "absent (If-None-Match), so two runs on one output could not be distinguished. Use "
-            "another store, or set output.single_writer: true and let only one run at a time "
-            "work on it"
+            f"absent (If-None-Match), so two runs on one output could not be distinguished. "
+            f"{advice}"
         )
 
 
@@ -184,7 +197,7 @@ def open_ledger(start: Start, digest: str, window_rows: int, lease: Lease, *, ru
         **task.facts,
         "window_rows": window_rows,
     }
-    return Ledger(
+    ledger = Ledger(
         start.store,
         facts,
         window_rows,
@@ -193,6 +206,18 @@ def open_ledger(start: Start, digest: str, window_rows: int, lease: Lease, *, ru
         run=run,
         check=lease.check,
     )
+    if run and start.options.join:
+        ledger.share()
+    return ledger
+
+
+def _clear(start: Start, listed: Survey) -> None:
+    """Remove what dead runs left that is no result."""
+    if start.options.join:
+        return  # others are publishing
+    if start.options.is_whole and listed.has_joined:
+        clear_joined(start.store)
+    start.store.sweep(_swept_by(start))
 
 
 def _swept_by(start: Start) -> Callable[[str], bool]:

@@ -90,6 +90,12 @@ class Store(Protocol):
         appears and the error passes through. Replaces an existing file.
         """
 
+    def publish_once(self, key: str, write: Callable[[BinaryIO], None]) -> bool:
+        """As `publish`, if the key is absent; False if it is there (perhaps by our own request,
+        whose reply was lost). Of several concurrent writers one gets True, except where a store
+        ignores the condition on a large upload: there the last one replaces the others.
+        """
+
     def delete(self, keys: Iterable[str]) -> None:
         """Delete files; absent ones are fine."""
 

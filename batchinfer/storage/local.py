@@ -117,6 +117,17 @@ class LocalStore:
         raise _vanished(self._path(key))
 
     def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
+        self._publish(key, write, _replace)
+
+    def publish_once(self, key: str, write: Callable[[BinaryIO], None]) -> bool:
+        return self._publish(key, write, _link)
+
+    def _publish(
+        self,
+        key: str,
+        write: Callable[[BinaryIO], None],
+        appear: Callable[[Path, Path], bool],
+    ) -> bool:
         path = self._path(key)
         with _temporary(path) as temporary:
             with _new_file_for(path, temporary) as file:
@@ -124,10 +135,11 @@ class LocalStore:
                 _fsync(file)
             try:
                 with os_errors("write", path):
-                    temporary.replace(path)
+                    is_ours = appear(temporary, path)
                 _fsync_folder(path.parent)
             except FileNotFoundError as error:
                 raise _vanished(path) from error
+        return is_ours
 
     def delete(self, keys: Iterable[str]) -> None:
         folders = set()
@@ -222,6 +234,24 @@ class LocalStore:
             file.write(content)
             _fsync(file)
         return True
+
+
+def _replace(temporary: Path, path: Path) -> bool:
+    temporary.replace(path)
+    return True
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """False if there is something at `path`. Without hard links two at one moment may both win."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return not path.exists() and _replace(temporary, path)
+    return True
 
 
 def _vanished(path: Path) -> TransientError:

@@ -125,6 +125,14 @@ class S3Store:
     def publish(self, key: str, write: Callable[[BinaryIO], None]) -> None:
         upload(self._client, self.url_of(key), self._at(key), write)
 
+    def publish_once(self, key: str, write: Callable[[BinaryIO], None]) -> bool:
+        if self._is_single_writer:  # promised, so looking first is enough
+            if self.stat(key) is not None:
+                return False
+            self.publish(key, write)
+            return True
+        return upload(self._client, self.url_of(key), self._at(key), write, is_once=True)
+
     def delete(self, keys: Iterable[str]) -> None:
         names = [self._at(key)["Key"] for key in keys]
         for start in range(0, len(names), DELETE_BATCH):

@@ -21,31 +21,66 @@ from batchinfer.storage.s3_files import PartWriter
 logger = logging.getLogger(__name__)
 
 
+#: Asks a store to refuse what would replace an object.
+_IF_ABSENT = {"IfNoneMatch": "*"}
+
+
 def upload(
-    client: S3Client, url: str, target: dict[str, str], write: Callable[[BinaryIO], None]
-) -> None:
-    """What `write` writes becomes the object `target` (Bucket and Key)."""
-    multipart = _Multipart(client, url, target)
+    client: S3Client,
+    url: str,
+    target: dict[str, str],
+    write: Callable[[BinaryIO], None],
+    *,
+    is_once: bool = False,
+) -> bool:
+    """What `write` writes becomes the object `target` (Bucket and Key).
+
+    `is_once`: unless there is one. Returns whether it did.
+    """
+    multipart = _Multipart(client, url, target, is_once=is_once)
     try:
         with PartWriter(multipart.upload_part) as writer:
             write(cast(BinaryIO, writer))
             if not writer.num_parts:
-                client.call("put_object", "write", url, Body=bytes(writer.rest), **target)
-                return
+                return _put(client, url, target, bytes(writer.rest), is_once=is_once)
             writer.flush_part()
-        multipart.complete()
+        if multipart.complete():
+            return True
     except BaseException:  # also KeyboardInterrupt: parts cost money until somebody aborts
         multipart.abort()
         raise
+    multipart.abort()
+    return False
+
+
+def _put(
+    client: S3Client, url: str, target: dict[str, str], content: bytes, *, is_once: bool
+) -> bool:
+    condition = _IF_ABSENT if is_once else {}
+
+    def attempt() -> bool:
+        try:
+            client.once("put_object", "write", url, Body=content, **condition, **target)
+        except S3Refusal as refusal:
+            if is_once and refusal.status == 412:
+                return False
+            raise
+        return True
+
+    return client.retried(attempt, "write", url)
 
 
 class _Multipart:
     """An upload that begins with its first part."""
 
-    def __init__(self, client: S3Client, url: str, target: dict[str, str]) -> None:
+    def __init__(
+        self, client: S3Client, url: str, target: dict[str, str], *, is_once: bool
+    ) -> None:
         self._client = client
         self._url = url
         self._target = target
+        self._is_once = is_once
+        self._condition = _IF_ABSENT if is_once else {}
         self._publish_id = secrets.token_hex(16)
         self._parts: list[dict[str, Any]] = []
         self._upload_id: str | None = None
@@ -69,8 +104,10 @@ class _Multipart:
         checksums = {name: sent[name] for name in sent if name.startswith("Checksum")}
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"], **checksums})
 
-    def complete(self) -> None:
-        def attempt() -> None:
+    def complete(self) -> bool:
+        """Whether the object is this upload's; False if there was one, and there may be none."""
+
+        def attempt() -> bool:
             try:
                 self._client.once(
                     "complete_multipart_upload",
@@ -78,15 +115,21 @@ class _Multipart:
                     self._url,
                     UploadId=self._upload_id,
                     MultipartUpload={"Parts": self._parts},
+                    **self._condition,
                     **self._target,
                 )
             except S3Refusal as refusal:
+                if self._is_once and refusal.status == 412:
+                    return False
                 # An earlier try may have completed it, with the reply lost.
                 if refusal.code != "NoSuchUpload" or not self._is_published():
                     raise
+            return True
 
-        self._client.retried(attempt, "write", self._url)
-        self._upload_id = None
+        is_ours = self._client.retried(attempt, "write", self._url)
+        if is_ours:
+            self._upload_id = None
+        return is_ours
 
     def abort(self) -> None:
         """One try: the error that led here counts, and what stays is swept by a later start."""

@@ -233,6 +233,14 @@ class Counters:
         self._tokens_in_flight = sum(sums.tokens_in_flight for sums in replicas)
 
     @property
+    def phase(self) -> str:
+        return self._phase
+
+    @property
+    def rows_computed(self) -> int:
+        return self._rows_computed
+
+    @property
     def rows_durable(self) -> int:
         return self._rows_durable
 

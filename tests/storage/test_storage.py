@@ -197,6 +197,31 @@ def test_a_published_file_replaces_the_old_one_and_is_seekable(store: Store) -> 
         assert (file.seek(0), file.read(4), file.tell()) == (0, b"PAR1", 4)
 
 
+@pytest.mark.parametrize("num_bytes", [100, 20 * MIB], ids=["one request", "an upload of parts"])
+def test_what_is_published_once_is_not_replaced(store: Store, num_bytes: int) -> None:
+    def write(letter: bytes) -> bool:
+        return store.publish_once("deep/file", lambda file: file.write(letter * num_bytes) and None)
+
+    assert write(b"a")
+    assert not write(b"b")
+    assert store.read("deep/file") == b"a" * num_bytes
+    store.publish("deep/file", lambda file: file.write(b"c") and None)
+    assert store.read("deep/file") == b"c"
+    assert keys_of(store) == ["deep/file"]
+    assert store.sweep(lambda _: True) == 0, "nothing is left of what lost"
+
+
+def test_of_eight_that_publish_once_one_wins(store: Store) -> None:
+    def write(number: int) -> bool:
+        return store.publish_once("x", lambda file: file.write(b"%d" % number) and None)
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(write, range(8)))
+    if store.is_local:
+        assert sum(won) == 1
+    assert store.read("x") in {b"%d" % n for n, is_ours in enumerate(won) if is_ours}
+
+
 def test_a_writer_that_fails_publishes_nothing(store: Store) -> None:
     store.put("shard.parquet", b"old")
     with pytest.raises(RuntimeError, match="the fold went wrong"):

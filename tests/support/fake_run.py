@@ -27,6 +27,7 @@ from batchinfer.config import Job
 from batchinfer.engine.base import Engine, EngineKind, EngineSpec, Placement
 from batchinfer.engine.kinds import KINDS
 from batchinfer.engine.vllm.kind import VllmKind
+from batchinfer.ledger import members
 from batchinfer.prompt import encode
 from batchinfer.runner import heartbeat, start, take_over
 from batchinfer.runner.replicas import fleet, on_ray, relay
@@ -97,17 +98,21 @@ class Crash:
 
 
 def install(crash: Crash, store: type) -> None:
-    publish, put, create, delete = store.publish, store.put, store.create, store.delete
+    put, create, delete = store.put, store.create, store.delete
 
-    def publish_(self: Any, key: str, write: Callable[[BinaryIO], None]) -> None:
-        def written(sink: BinaryIO) -> None:
-            write(sink)
-            sink.flush()
-            crash.reached("publish", key, "written")
+    def publishing(publish: Callable[..., Any]) -> Callable[..., Any]:
+        def publish_(self: Any, key: str, write: Callable[[BinaryIO], None]) -> Any:
+            def written(sink: BinaryIO) -> None:
+                write(sink)
+                sink.flush()
+                crash.reached("publish", key, "written")
 
-        crash.reached("publish", key, "before")
-        publish(self, key, written)
-        crash.reached("publish", key, "after")
+            crash.reached("publish", key, "before")
+            is_ours = publish(self, key, written)
+            crash.reached("publish", key, "after")
+            return is_ours
+
+        return publish_
 
     def put_(self: Any, key: str, content: bytes) -> None:
         crash.reached("put", key, "before")
@@ -126,7 +131,8 @@ def install(crash: Crash, store: type) -> None:
             delete(self, [key])
             crash.reached("delete", key, "after")
 
-    store.publish, store.put, store.create, store.delete = publish_, put_, create_, delete_
+    store.publish, store.publish_once = map(publishing, (store.publish, store.publish_once))
+    store.put, store.create, store.delete = put_, create_, delete_
 
 
 def prepare_fakes() -> None:
@@ -140,6 +146,8 @@ def prepare_fakes() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
     if beat_s := os.environ.get("FAKE_BEAT_S"):
         heartbeat.BEAT_S = float(beat_s)
+    if stale_s := os.environ.get("FAKE_STALE_S"):
+        members.STALE_S = float(stale_s)
     if grace_s := os.environ.get("FAKE_GRACE_S"):
         cli_run.Watchdog = partial(Watchdog, grace_s=float(grace_s))
     if "FAKE_REAL_TOKENIZER" not in os.environ:

@@ -242,6 +242,9 @@ class Replica:
     def read(self, claim: str, num_expected: int, num_done: int) -> None:
         self._line.send(Read(claim, num_expected, num_done))
 
+    def stands(self, claim: str) -> bool:
+        return True
+
     def durable(self, claim: str, num_results: int) -> None:
         self._line.send(Beat(self._host.counters.sums()))  # what is durable is counted as such
         self._line.send(Durable(claim, num_results))
