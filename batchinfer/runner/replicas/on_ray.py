@@ -281,6 +281,7 @@ def _connect(address: str) -> None:
     # What processes print goes to the run's log, all of it and plainly.
     os.environ |= {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0"}
     ray = _import_ray()
+    ray._raylet.Config.initialize("")  # RAY_AUTH_MODE as it is now: others may have imported it
     if (why := why_unreachable(address)) is None:
         try:
             with kept_handlers():
