@@ -11,6 +11,7 @@ Must not know: storage, leases, what is done.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ class Identity:
         return [
             *_changes(was["schema_version"], SCHEMA_VERSION, "schema_version"),
             *_changes(settings, self.settings, ""),
-            *_changes({name: was["model"].get(name) for name in _MODEL_FACTS}, self.model, "model"),
+            *map(_of_adapters, _changes(_facts(was["model"]), self.model, "model")),
         ]
 
 
@@ -107,6 +108,23 @@ def _changes(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: was {_cut(was, start)}, is {_cut(now, start)}"
 
 
+def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model.get(name) for name in _MODEL_FACTS}
+
+
+def _of_adapters(change: str) -> str:
+    """The same, where it is the content of an adapter, by the setting that names the adapter."""
+    found = _ADAPTER.match(change)
+    if found is None:
+        return change
+    key = f"model.adapters.{found['name']}" if found["name"] else "model.lora"
+    return f"{key}: {found['file']} is another than the output was begun with"
+
+
+#: A change of two sums, as what is not given has none.
+_ADAPTER = re.compile(
+    r"model\.content\.(?:adapters/(?P<name>.+)/)?lora/(?P<file>[^/:]+): was \"\S+ is \"\S+$"
+)
 _NOT_GIVEN = object()
 
 

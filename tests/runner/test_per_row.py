@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +256,12 @@ def test_adapters_of_rows_stand_together_and_count_in_what_an_output_is(
         2: "column 'lora' (sampling.per_row.lora): there is no adapter 'nope'; model.adapters has "
         "much, nothing"
     }
-    write_adapter(tmp_path / "other", scale=0.1)
-    settings["model"]["adapters"] = {**model["adapters"], "much": str(tmp_path / "other")}
-    refused = run_here(write_job(tmp_path, settings))
-    assert refused.code == 2 and "model.content.adapters/much/" in refused.message
+    shutil.rmtree(tmp_path / "much")
+    write_adapter(tmp_path / "much", scale=0.1)
+    refused = run_here(path)
+    changed = "model.adapters.much: adapter_model.safetensors is another than the output was begun"
+    assert refused.code == 2 and changed in refused.message
+    assert "model.content" not in refused.message
     del settings["model"]["adapters"]
     refused = run_here(write_job(tmp_path, settings))
     assert refused.code == 2 and "rows name adapters of model.adapters" in refused.message
