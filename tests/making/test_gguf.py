@@ -104,6 +104,37 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MODEL, tmp_path / "model"))
 
 
+@pytest.mark.parametrize("way", ["files", "settings", "processor"])
+def test_a_file_has_all_chat_templates_of_the_model_by_their_names(
+    way: str, folder: Path, tmp_path: Path
+) -> None:
+    """And twice the same bytes."""
+    texts = {"default": "D{{ messages[0].content }}", "chatml": "C", "tool_use": "T"}
+    (folder / "chat_template.jinja").unlink()
+    match way:
+        case "files":
+            (folder / "additional_chat_templates").mkdir()
+            for name, text in texts.items():
+                file = "chat_template" if name == "default" else f"additional_chat_templates/{name}"
+                (folder / f"{file}.jinja").write_text(text)
+        case "settings":
+            entries = [{"name": name, "template": text} for name, text in texts.items()]
+            change(folder / "tokenizer_config.json", chat_template=entries)
+        case "processor":
+            texts = {"default": "D"}
+            (folder / "chat_template.json").write_text('{"chat_template": "D"}')
+    for name in ("a.gguf", "b.gguf"):
+        make_gguf(folder, tmp_path / name)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    tokenizer = GgufEncoder(str(tmp_path / "a.gguf")).tokenizer
+    assert tokenizer.get_chat_template(None) == texts["default"]
+    assert {name: tokenizer.get_chat_template(name) for name in texts if len(texts) > 1} == (
+        texts if len(texts) > 1 else {}
+    )
+    tools = [{"type": "function"}]
+    assert tokenizer.get_chat_template(None, tools) == texts.get("tool_use", "D")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -108,8 +108,13 @@ def _add_vocabulary(writer: Any, found: VocabularyEntries) -> None:
     writer.add_add_eos_token(found.adds_eos)
     if found.adds_space_prefix is not None:
         writer.add_add_space_prefix(found.adds_space_prefix)
-    if found.chat_template is not None:
-        writer.add_chat_template(found.chat_template)
+    templates = dict(found.chat_templates)
+    if (own := templates.pop("default", None)) is not None:
+        writer.add_chat_template(own)
+    for name, text in sorted(templates.items()):
+        writer.add_string(f"tokenizer.chat_template.{name}", text)
+    if templates:  # the writer's own way has them in another order each time
+        writer.add_array("tokenizer.chat_templates", sorted(templates))
 
 
 def _places(source: Path) -> _Places:

@@ -44,7 +44,7 @@ class VocabularyEntries:
     adds_bos: bool = False
     adds_eos: bool = False
     adds_space_prefix: bool | None = None
-    chat_template: str | None = None
+    chat_templates: dict[str, str] = field(default_factory=dict)  # by name; `default` is the own
     ids: dict[str, int] = field(default_factory=dict)  # bos, eos, padding, ... -> token id
 
 
@@ -75,7 +75,7 @@ def read_vocabulary(folder: Path, num_tokens: int) -> VocabularyEntries:
             [content.get("normalizer"), content.get("pre_tokenizer")], ensure_ascii=False
         )
     _set_ends(found, content, settings, folder)
-    found.chat_template = _template(folder, settings)
+    found.chat_templates = _chat_templates(folder, settings)
     return found
 
 
@@ -180,11 +180,22 @@ def _affixes(content: Mapping[str, Any]) -> tuple[bool, bool]:
     return place > 0, place < len(is_text) - 1
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """As transformers finds them: in files of their own, else among the tokenizer's settings, else
+    where a model that sees has its.
+    """
+    found = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
     if (file := folder / "chat_template.jinja").exists():
-        return file.read_text(encoding="utf-8")
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+        found["default"] = file.read_text(encoding="utf-8")
+    if found:
+        return found
+    given = settings.get("chat_template")
+    if isinstance(given, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in given]
+        return {n: text for n, text in pairs if isinstance(n, str) and isinstance(text, str)}
+    if given is None:
+        given = read_optional_json(folder / "chat_template.json").get("chat_template")
+    return {"default": given} if isinstance(given, str) else {}
