@@ -6,6 +6,7 @@ heavy is imported here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -122,9 +123,23 @@ class JobSource:
 
     def says(self, section: str) -> bool:
         """Whether an option or --set says something of a section."""
+        return any(key.partition(".")[0] == section for key in self._keys())
+
+    def said_of(self, section: str) -> frozenset[str]:
+        """Keys of a section that an option, --set or a variable says; "" for the section itself."""
+        from batchinfer.config.overrides import ENVIRONMENT_PREFIX
+
+        variables = (
+            name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            for name in os.environ
+            if name.startswith(ENVIRONMENT_PREFIX)
+        )
+        pairs = (key.partition(".") for key in (*self._keys(), *variables))
+        return frozenset(inner.partition(".")[0] for outer, _, inner in pairs if outer == section)
+
+    def _keys(self) -> list[str]:
         keys = [option.key for option, _ in self.given]
-        keys += [text.partition("=")[0].strip() for text in self.sets]
-        return any(key.partition(".")[0] == section for key in keys)
+        return keys + [text.partition("=")[0].strip() for text in self.sets]
 
     def load(
         self,

@@ -20,6 +20,7 @@ from batchinfer.cli.source import JobSource
 from batchinfer.cli.tokens import Screen, show_prompt
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job
+from batchinfer.config.prompt import PROMPT_KINDS
 from batchinfer.config.values import shown
 from batchinfer.engine.kinds import engine_kind
 from batchinfer.errors import ConfigError, Stopped
@@ -34,7 +35,9 @@ from batchinfer.tasks import task_of
 logger = logging.getLogger("batchinfer.cli")
 
 #: What a job without a file need not say where a text stands for a row.
-_WITHOUT_INPUT: Mapping[str, Any] = {"input": {"path": "-"}, "prompt": {"column": "-"}}
+_WITHOUT_INPUT: Mapping[str, Any] = {"input": {"path": "-"}}
+#: Keys of `prompt` that only a conversation has.
+_OF_CHATS = frozenset({"chat_template", "chat_template_kwargs", "continue_final_message"})
 _WITHOUT_OUTPUT: Mapping[str, Any] = {"output": {"path": "-"}}
 
 
@@ -123,8 +126,9 @@ def _load(source: JobSource, options: TryOptions) -> Job:
     otherwise = dict(_WITHOUT_OUTPUT)
     if options.prompt is not None:
         otherwise |= _WITHOUT_INPUT
-        if source.says("prompt"):
-            del otherwise["prompt"]
+        said = source.said_of("prompt")
+        if not _is_kind_said(said):
+            otherwise["prompt"] = {"messages_column" if said & _OF_CHATS else "column": "-"}
     job = source.load(otherwise).job
     if options.has_logprobs and job.sampling.logprobs is None:
         source = replace(source, sets=(*source.sets, "sampling.logprobs=0"))
@@ -139,6 +143,11 @@ def _one_row(
     if options.prompt is None:
         return job, None
     is_chat = job.prompt.messages is not None or job.prompt.messages_column is not None
-    if source.path is None and not source.says("prompt"):
-        is_chat = has_chat_template(Path(model.tokenizer_path))
+    if source.path is None and not _is_kind_said(source.said_of("prompt")):
+        is_chat = is_chat or has_chat_template(Path(model.tokenizer_path))
     return with_text(job, options.prompt, is_chat=is_chat)
+
+
+def _is_kind_said(said: frozenset[str]) -> bool:
+    """Whether it is said what a prompt is made of. `said`: keys of `prompt`."""
+    return not said.isdisjoint(("", *PROMPT_KINDS))

@@ -19,7 +19,7 @@ from batchinfer.config.section import (
 from batchinfer.config.template_file import text_of
 from batchinfer.config.values import FrozenMapping, Text, Tuple
 
-_PROMPT_KINDS = ("column", "template", "messages", "messages_column", "token_ids_column")
+PROMPT_KINDS = ("column", "template", "messages", "messages_column", "token_ids_column")
 # Of a chat template's variables, those that cannot come from prompt.chat_template_kwargs.
 _TAKEN_KWARGS = {
     "messages": "the conversation comes from prompt.messages or prompt.messages_column",
@@ -42,7 +42,7 @@ class Message(Section):
 class PromptSettings(Section):
     """Where the prompt of a row comes from."""
 
-    model_config = ConfigDict(json_schema_extra=exactly_one(_PROMPT_KINDS))
+    model_config = ConfigDict(json_schema_extra=exactly_one(PROMPT_KINDS))
 
     column: Text | None = Field(
         default=None,
@@ -101,7 +101,7 @@ class PromptSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PromptSettings:
-        require_exactly_one(self, _PROMPT_KINDS)
+        require_exactly_one(self, PROMPT_KINDS)
         if self.messages is None and self.messages_column is None:
             for key in ("continue_final_message", "chat_template", "chat_template_kwargs"):
                 if getattr(self, key):

@@ -96,6 +96,22 @@ def test_tokens_come_one_by_one_with_their_probabilities(path: Path) -> None:
     assert f"{len(lines)} tokens in " in shown.stdout and 0.0 < float(lines[0].split()[0]) <= 1.0
 
 
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_settings_of_chats_hold_for_a_text_without_a_job_file(is_variable: bool) -> None:
+    """Which says nothing of what a prompt is made of."""
+    text = "{{ messages[-1].role }}: {{ messages[-1].content }}"
+    options, environ = ["--set", f"prompt.chat_template={text}"], {}
+    if is_variable:
+        options, environ = [], {"BATCHINFER__PROMPT__CHAT_TEMPLATE": text}
+    plain = ("--model", str(MODEL), "--prompt", "a", "--set", "sampling.max_tokens=4")
+    shown = run(*plain, *options, environ=environ, **TRY)
+    assert shown.code == 0, shown.stderr
+    assert "fit\nuser: a\n" in shown.stdout
+    cut = run(*plain, "--set", "prompt.on_too_long=truncate_left", **TRY)
+    assert cut.code == 0, cut.stderr
+    assert cut.stdout.partition("answer")[0] == run(*plain, **TRY).stdout.partition("answer")[0]
+
+
 def test_a_signal_ends_the_answer(path: Path) -> None:
     master, slave = pty.openpty()
     process = start(
