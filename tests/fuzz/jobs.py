@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from tests.fuzz import arrow, texts
+from tests.fuzz import arrow, own, texts
 from tests.fuzz.odds import rarely
 from tests.fuzz.settings import BEGIN, FITTING, KEYS, LOCATIONS, ODD, PIECES, SECTIONS, TAKEN
 from tests.fuzz.tables import Input
@@ -29,6 +29,8 @@ def job_texts(draw: st.DrawFn, source: Input) -> str:
     for key in draw(st.lists(st.sampled_from(sorted(FITTING)), max_size=4, unique=True)):
         section, _, name = key.partition(".")
         settings.setdefault(section, {})[name] = draw(st.sampled_from(FITTING[key]))
+    if rarely(draw, 3):
+        settings["sampling"]["per_row"] = draw(own.per_row(source, columns))
     if settings["sampling"].get("temperature", 0) > 0 and draw(st.booleans()):
         settings["sampling"]["n"] = draw(st.sampled_from((2, 3)))
     for _ in range(draw(st.sampled_from((0, 0, 0, 1, 2, 0, 0, 0, 0)))):

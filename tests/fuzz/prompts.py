@@ -5,6 +5,7 @@ prompt's tokens alone, so a row that was given another row's prompt, or another 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -34,14 +35,21 @@ def needed_columns(job: Job) -> list[str] | None:
     return None
 
 
-def expected(job: Job, columns: dict[str, pa.ChunkedArray]) -> list[str | list[int]] | None:
-    """For each row the kind of its error, or its prompt's tokens."""
+def expected(
+    job: Job, columns: dict[str, pa.ChunkedArray], most: Sequence[int | str]
+) -> list[str | list[int]] | None:
+    """For each row the kind of its error, or its prompt's tokens. `most`: see `max_tokens_of`."""
     is_right = _holds_token_ids if job.prompt.token_ids_column else pa.types.is_string
     if not all(is_right(column.type) for column in columns.values()):
         return None
     rows = zip(*(map(_value, column) for column in columns.values()), strict=True)
-    max_tokens = (job.model.max_model_len or _CONTEXT) - job.sampling.max_tokens
-    return [_expected(job, dict(zip(columns, row, strict=True)), max_tokens) for row in rows]
+    context = job.model.max_model_len or _CONTEXT
+    return [
+        own
+        if isinstance(own, str)
+        else _expected(job, dict(zip(columns, row, strict=True)), context - own)
+        for row, own in zip(rows, most, strict=True)
+    ]
 
 
 def _holds_token_ids(data_type: pa.DataType) -> bool:
@@ -78,9 +86,9 @@ def _rendered(job: Job, row: dict[str, Any]) -> str:
     return "".join(row[piece[3:-3]] if piece.startswith("{{") else piece for piece in pieces)
 
 
-def completion_tokens(job: Job, prompt: list[int]) -> list[int] | None:
+def completion_tokens(job: Job, prompt: list[int], most: int) -> list[int] | None:
     """What the fake engine makes of a prompt; None under seeds of rows."""
-    if job.sampling.seed is not None and not job.sampling.is_greedy:
+    if job.sampling.uses_seeds:
         return None
     from batchinfer.engine.demands.completion import (
         Completion,
@@ -91,7 +99,8 @@ def completion_tokens(job: Job, prompt: list[int]) -> list[int] | None:
     from batchinfer.testing.engine import answers_of
 
     request = CompletionRequest(0, np.array(prompt, np.int32))
-    answers = answers_of(CompletionDemand("generate", job.sampling), FakePlan())
+    sampling = job.sampling.model_copy(update={"max_tokens": most})
+    answers = answers_of(CompletionDemand("generate", sampling), FakePlan())
     token_ids: list[int] = Completion.of(
         answers.answer(request, answers.num_steps(request))
     ).token_ids.tolist()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from batchinfer.config import Job
 from batchinfer.errors import ROW_ERROR_KINDS
-from tests.fuzz import prompts
+from tests.fuzz import own, prompts
 from tests.fuzz.server import Ended
 from tests.fuzz.wrong import Broken
 from tests.support.jobs import CHANGING_COLUMNS
@@ -29,6 +29,7 @@ _ROOTS |= {"in/**/*.parquet": "in", "./in": "in", "in/**": "in", "in/a.parquet":
 _WHOLE = ("in", "in/", "in/**/*.parquet", "./in", "in/**")
 
 
+_MAX_TOKENS = 2048
 _OF_PROMPT = ("error_type", "num_prompt_tokens", "token_ids")
 
 
@@ -95,7 +96,8 @@ def _check_results(table: pa.Table, job: Job, ran: Ended) -> None:
         if (is_null := table.column(name).is_null().to_numpy()).tolist() != has_error.tolist():
             raise Broken(f"{name} beside error_type", ran, f"{is_null} {has_error}")
     tokens = table.column("num_completion_tokens").to_pylist()
-    if any(number is not None and not 1 <= number <= job.sampling.max_tokens for number in tokens):
+    most = _MAX_TOKENS if job.sampling.per_row.max_tokens else job.sampling.max_tokens
+    if any(number is not None and not 1 <= number <= most for number in tokens):
         raise Broken("completions are longer than max_tokens", ran, str(tokens))
 
 
@@ -138,17 +140,29 @@ class _Shard:
         names = prompts.needed_columns(self._job)
         if not names:
             return
-        columns = {name: _taken(_plain(self._column(name)), rows) for name in names}
-        wanted = prompts.expected(self._job, columns)
+        columns = {name: self._rows_of(name, rows) for name in names}
+        most = own.max_tokens_of(self._job, lambda name: self._rows_of(name, rows), len(rows))
+        if most is None:
+            return
+        wanted = prompts.expected(self._job, columns, most)
+        may_be_wrong = own.may_be_wrong(
+            self._job, lambda name: self._rows_of(name, rows), len(rows)
+        )
         given = list(zip(*(results.column(n).to_pylist() for n in _OF_PROMPT), strict=True))
-        for prompt, found in zip(wanted or (), given, strict=wanted is not None):
+        expected = zip(wanted or (), most, may_be_wrong, strict=wanted is not None)
+        for (prompt, limit, may_fail), found in zip(expected, given, strict=wanted is not None):
+            if found[0] == own.WRONG and may_fail:
+                continue
             if isinstance(prompt, str):
                 right = (prompt, None, None)
             else:
-                tokens = prompts.completion_tokens(self._job, prompt)
+                tokens = prompts.completion_tokens(self._job, prompt, int(limit))
                 right = (None, len(prompt), found[2] if tokens is None else tokens)
             if found != right:
                 raise Broken("the prompt is another", self._ran, f"{found} instead of {right}")
+
+    def _rows_of(self, name: str, rows: list[int]) -> pa.ChunkedArray:
+        return _taken(_plain(self._column(name)), rows)
 
     def _column(self, name: str) -> pa.ChunkedArray:
         if name in self._folders and name not in self._table.column_names:

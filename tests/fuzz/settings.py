@@ -144,6 +144,7 @@ KEYS = {
         "prompt_logprobs",
         "ignore_eos",
         "structured",
+        "per_row",
     ),
     "packing": ("order", "window_rows", "buffer_tokens", "batch_rows", "deduplicate"),
     "checkpoint": ("every_rows", "every_s"),

@@ -85,6 +85,18 @@ _ROLES = ("system", "user", "assistant", "tool", "developer", "", "bot", "User")
 _UNKNOWN_EXTENSION = {"ARROW:extension:name": "tests.unknown", "ARROW:extension:metadata": "x"}
 
 MESSAGES, TOKEN_IDS, BROKEN_TEXT = "messages", "token ids", "broken text"
+NUMBERS, FORMS = "numbers of settings", "forms of settings"
+_NUMBER_TYPES = (pa.int64(), pa.float64(), pa.uint8(), pa.float32(), pa.decimal128(9, 2))
+_FORMS = (
+    None,
+    "x",
+    "[a-z]+",
+    '{"type": "object"}',
+    '{"type": 1}',
+    'root ::= "a" | "b"',
+    "(",
+    "{",
+)
 
 _any_text = st.text(max_size=6).filter(lambda name: _is_utf8(name))
 names = st.one_of(st.sampled_from(_NAMES), st.sampled_from(_NAMES), _any_text, st.just("text"))
@@ -142,7 +154,10 @@ def _columns(draw: st.DrawFn) -> list[Column]:
     for name in draw(some):  # a name may come twice: files have that
         kind = draw(
             st.sampled_from(
-                ("text", "text", "type", "type", "type", "flat", MESSAGES, TOKEN_IDS, BROKEN_TEXT)
+                (
+                    *("text", "text", "type", "type", "type", "flat", MESSAGES, TOKEN_IDS),
+                    *(BROKEN_TEXT, NUMBERS, NUMBERS, FORMS),
+                )
             )
         )
         if kind == "text":
@@ -196,6 +211,8 @@ def _array(draw: st.DrawFn, kind: pa.DataType | str, num_rows: int) -> pa.Array:
         MESSAGES: _conversations(),
         TOKEN_IDS: st.lists(st.integers(-1, 5000) | st.none(), max_size=5) | st.none(),
         BROKEN_TEXT: st.binary(max_size=4),
+        NUMBERS: st.sampled_from((None, 0, 1, 1, 2, 7, 0.5, 40, -1, 2048)),
+        FORMS: st.sampled_from(_FORMS),
     }
     wanted = arrow.values(kind) if isinstance(kind, pa.DataType) else of_kind[kind]
     some = draw(st.lists(wanted, min_size=1, max_size=4))
@@ -205,6 +222,11 @@ def _array(draw: st.DrawFn, kind: pa.DataType | str, num_rows: int) -> pa.Array:
     if kind == TOKEN_IDS:
         integers = draw(st.sampled_from((pa.int64(), pa.int32(), pa.uint16())))
         return _made(entries, pa.list_(integers)) or pa.array(entries, pa.list_(pa.int64()))
+    if kind == NUMBERS:
+        numbers = draw(st.sampled_from(_NUMBER_TYPES))
+        return _made(entries, numbers) or pa.array(entries, pa.float64())
+    if kind == FORMS:
+        return pa.array(entries, pa.string())
     if kind == BROKEN_TEXT:
         stored = pa.array(entries, pa.binary())
         return pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())
