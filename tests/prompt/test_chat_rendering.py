@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template as theirs
 
 from batchinfer.errors import RowError
+from batchinfer.prompt import sandbox
 from batchinfer.prompt.chat import ChatTemplate
 from batchinfer.prompt.chat_rendering import ChatRenderer
 from batchinfer.prompt.gguf_encoder import GgufEncoder
@@ -118,7 +119,11 @@ def test_a_template_that_raises_does_so_in_its_own_words() -> None:
         "{{ tools | tojson(separators=('x' * 10**8, 'y')) }}",
     ],
 )
-def test_a_text_without_an_end_is_the_rows_error(source: str) -> None:
+def test_a_text_without_an_end_is_the_rows_error(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "_MAX_STEPS", 20_000)  # a million calls are 19 s
+    monkeypatch.setattr(sandbox, "_MAX_LOOPED", 80_000)
     renderer = ChatRenderer(source, is_left_open=False, tools=TOOLS)
     with pytest.raises(OverflowError):
         renderer.render(CONVERSATION)
