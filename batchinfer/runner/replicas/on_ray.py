@@ -37,8 +37,7 @@ from batchinfer.signals import ignore_stops, kept_handlers
 WAIT_S = 300.0
 _ADDRESS = "RAY_ADDRESS"
 _LOOK_S = 2.0
-_POLL_S = 0.5
-_END_S = 2.0
+_POLL_S, _END_S = 0.5, 2.0
 #: Rows never travel through it; this is close to the least that Ray takes.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -336,6 +335,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, ray.exceptions.RayActorError):
         return f"its actor is gone ({_first_line(error)})"
+    error = getattr(error, "cause", None) or error  # what was raised there
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
