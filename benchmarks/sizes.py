@@ -23,7 +23,7 @@ from batchinfer.engine.demands.completion import CompletionDemand, CompletionReq
 from batchinfer.engine.vllm.engine import build_vllm_engine
 from batchinfer.engine.vllm.settings import VllmSettings
 from batchinfer.engine.vllm.setup import prepare_environment
-from batchinfer.runner.loop import backlog_of
+from batchinfer.runner.width.control import backlog_of
 from benchmarks.common import DEMO, heading
 from benchmarks.idle import STOP_TOKEN_IDS
 

@@ -51,6 +51,11 @@ class EngineSettings(Section):
     max_num_batched_tokens: PositiveOrAuto = Field(
         default="auto", description="Most tokens in one engine step; auto: by the device."
     )
+    tune: bool = Field(
+        default=False,
+        description="Search how many sequences, up to max_num_seqs, run fastest at once, while the "
+        "first rows run; the best is remembered for later runs.",
+    )
     gpu_memory_utilization: ShareOrAuto = Field(
         default="auto",
         description="Share of the GPU's memory that the engine may use; auto: 0.9, or what other "

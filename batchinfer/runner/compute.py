@@ -27,6 +27,8 @@ from batchinfer.runner.loop import Loop
 from batchinfer.runner.pipeline import Pipeline, Share
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import InFlight
+from batchinfer.runner.width.control import TunedWidth, WidthReport
+from batchinfer.runner.width.memory import WidthMemory, kind_of_run
 from batchinfer.telemetry import Counters, StartUp, log_event
 from batchinfer.verdict import Setup, Verdict
 
@@ -51,6 +53,8 @@ class Standing(Protocol):
     def engine_ready(self, facts: EngineFacts) -> None: ...
 
     def admitting(self, admitted: InFlight, setup: Setup | None) -> None: ...
+
+    def tuned(self, report: WidthReport) -> None: ...
 
     def verdict(self) -> Verdict | None: ...
 
@@ -172,6 +176,8 @@ class _Computation:
             should_stop=lambda: self._should_stop(pipeline),
             is_cautious=is_cautious,
         )
+        if self._session.job.engine.tune:
+            loop.set_width(self._width(engine, pipeline))
         measure = engine.measure_device if isinstance(engine, MeasurableEngine) else None
         setup = judged_by(self._session.start, engine.facts, measure)
         self._status.engine_ready(engine.facts)
@@ -191,6 +197,19 @@ class _Computation:
         finally:
             _log_computed(host.counters)
             self._log_verdict()
+
+    def _width(self, engine: Engine, pipeline: Pipeline) -> TunedWidth:
+        """How many sequences run at once is to be found."""
+        session = self._session
+        kind = kind_of_run(
+            engine.facts,
+            session.start.identity.model,
+            session.job.engine.options,
+            task=session.job.task,
+            prompt_tokens=pipeline.ready.mean_prompt_tokens(),
+            max_tokens=session.task.max_tokens,
+        )
+        return TunedWidth(engine, WidthMemory(kind), self._host.counters, self._status.tuned)
 
     def _log_verdict(self) -> None:
         self._status.read_meters()

@@ -15,6 +15,7 @@ from batchinfer.errors import RowError
 from batchinfer.plan import WorkItem
 from batchinfer.runner.ready import ReadyWork
 from batchinfer.runner.steps import StepCounts
+from batchinfer.runner.width.control import Width
 from batchinfer.tasks import Ask, Result, RowWork, task_of
 from batchinfer.telemetry import Counters
 
@@ -26,15 +27,6 @@ _NUM_SHOWN = 3  # with --debug
 #: kills is then one of few that are named, and a run that is killed again soon has got a little
 #: further.
 MAX_CAUTIOUS = 8
-
-
-def backlog_of(max_num_seqs: int) -> int:
-    """Requests kept waiting in the engine beyond those it can run, so that no step runs short.
-
-    A quarter, as measured on an H200 (1,280 in flight for 1,024 running equals one call with
-    everything).
-    """
-    return max(16, max_num_seqs // 4)
 
 
 def _described(item: WorkItem, request: Request) -> str:
@@ -103,13 +95,18 @@ class Loop:
         self._clock = counters.clock
         self._should_stop = should_stop
         self._task = task_of(job)
-        self._max_in_flight = engine.facts.max_num_seqs + backlog_of(engine.facts.max_num_seqs)
+        self._width = Width(engine)
         self._is_cautious = is_cautious
         self._max_admitted = job.packing.batch_rows
         self._steps = StepCounts(engine, counters)
         self._next_key = 0
         self._in_flight: dict[int, tuple[_Row, Ask]] = {}
         self._row: _Row | None = None  # whose requests are being admitted
+
+    def set_width(self, width: Width) -> None:
+        """How many sequences run at once. Before the first row is admitted."""
+        self._width = width
+        self._steps.set_width(width.now)
 
     def in_flight(self, max_rows: int = 10_000) -> list[str]:
         """What the engine has at the moment, as "shard:row", oldest first.
@@ -162,7 +159,7 @@ class Loop:
             if self._counters.rows_durable == 0:
                 return max(0, MAX_CAUTIOUS - len(self._in_flight))
             self._is_cautious = False
-        return self._max_in_flight - len(self._in_flight)
+        return self._width.max_in_flight - len(self._in_flight)
 
     def run(self) -> None:
         """Until nothing is left to do. Raises EngineDied."""
@@ -188,7 +185,11 @@ class Loop:
         self._steps.stepping()
         num_given = len(self._in_flight)
         answers = self._engine.step()
-        self._steps.stepped(num_given, is_cautious=self._is_cautious)
+        is_held = self._is_cautious or self._width.is_searching
+        step = self._steps.stepped(num_given, is_held=is_held)
+        if not self._is_cautious:
+            self._width.stepped(step)
+            self._steps.set_width(self._width.now)
         self._route(answers)
         self._steps.count_tokens()
 
@@ -198,6 +199,8 @@ class Loop:
         for answer in answers:
             row, ask = self._in_flight.pop(answer.key)
             self._steps.answered(len(ask.token_ids), answer)
+            if answer.error_type is None:
+                self._width.answered(answer.tokens()[1])
             row.add(ask, answer)
             if row is self._row and row.ask is None:
                 self._row = None

@@ -119,6 +119,13 @@ class ReadyWork:
         has_filled = self._filling and not self._is_planning
         return bool(has_filled or self._planned or self._current)
 
+    def mean_prompt_tokens(self) -> float:
+        """Of the rows that are ready; 0 where none are."""
+        with self._changed:
+            ready = [*self._filling, *(self._planned.chunks if self._planned else ())]
+        num_rows = sum(len(chunk.rows) for chunk in ready)
+        return sum(chunk.num_tokens for chunk in ready) / max(1, num_rows)
+
     def _has_room(self, chunk: Chunk) -> bool:
         """Whether `chunk` fits, or will once the full buffer is put in order."""
         return self._fits(chunk) or (self._planned is None and not self._is_planning)

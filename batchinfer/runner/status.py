@@ -16,10 +16,10 @@ from batchinfer.engine.base import EngineFacts
 from batchinfer.errors import LeaseLost
 from batchinfer.ledger import layout, records
 from batchinfer.runner.host import Host
-from batchinfer.runner.loop import backlog_of
 from batchinfer.runner.record import restore
 from batchinfer.runner.session import Session
 from batchinfer.runner.spent import Spent
+from batchinfer.runner.width.control import WidthReport, at_width, backlog_of, widths_told
 from batchinfer.telemetry import UNKNOWN_TASK, Counters, Outcome, Tallied, status_record
 from batchinfer.verdict import Setup, Verdict, judge
 
@@ -38,6 +38,7 @@ class Status:
         self._admitted: InFlight | None = None
         self._setup: Setup | None = None
         self._spent: Spent | None = None
+        self._widths: dict[str, WidthReport] = {}  # by replica; "": of the one engine
         self._of_replicas: tuple[Setup, Tallied] | None = None
         self.capacity: int | None = None  # results in flight at once; None: no engine is up
         self._is_engine_dead = False
@@ -59,6 +60,10 @@ class Status:
         self._admitted = admitted
         self._setup = setup
 
+    def tuned(self, report: WidthReport, replica: str = "") -> None:
+        """How many sequences run at once from now on, where that is to be found."""
+        self._widths[replica] = report
+
     def replicas_stand(self, setup: Setup, tallied: Tallied) -> None:
         """What the engines of other processes did so far, together."""
         self._of_replicas = setup, tallied
@@ -67,7 +72,9 @@ class Status:
         """On what the run did so far. None: no step yet."""
         if self._of_replicas is not None:
             return verdict_of(self._host.counters, *self._of_replicas)
-        return None if self._setup is None else verdict_of(self._host.counters, self._setup)
+        if self._setup is None:
+            return None
+        return verdict_of(self._host.counters, at_width(self._setup, self._widths.get("")))
 
     def read_meters(self, devices: Sequence[int] | None = None) -> None:
         """Of the devices that engines run on, which the driver answers for: by index, or those of
@@ -121,6 +128,7 @@ class Status:
             exit_code=exit_code,
         )
         record["verdict"] = verdict.as_dict() if (verdict := self.verdict()) else None
+        record["tuning"] = widths_told(self._widths)
         record["spent"] = self.spent()
         with self._lock:  # a late beat must not overwrite the last word
             if not self._is_final:
@@ -151,6 +159,7 @@ class Status:
             share_of_steps_underfilled=snapshot.share_of_steps_underfilled,
             startup_s=self._host.startup.total_s,
             verdict=verdict.as_dict() if (verdict := self.verdict()) else None,
+            tuning=widths_told(self._widths),
             spent=self.spent(),
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchinfer.engine.base import Answer, CountingEngine, Engine
+from batchinfer.runner.width.search import Stepped
 from batchinfer.telemetry import Counters
 
 #: How often tokens of unfinished rows are counted: 0.1 ms for 1,000 of them.
@@ -25,7 +26,6 @@ class StepCounts:
         self._engine = engine
         self._counters = counters
         self._clock = counters.clock
-        self._num_full = _FULL_SHARE * engine.facts.max_num_seqs
         # Not counted yet: whether rows were left, or the reader found none to compute, shows later.
         self._num_steps = self._num_underfilled = 0
         self._stalled_s = 0.0
@@ -35,7 +35,13 @@ class StepCounts:
         # That the engine had computed by the last step; a trial may have come before the first.
         self._num_tokens = self._counting.num_tokens_computed if self._counting else 0
         self._tally = counters.tally
-        self._tally.set_sizes(engine.facts.max_num_seqs, engine.facts.max_num_batched_tokens)
+        self._ended_s = self._clock.monotonic()
+        self.set_width(engine.facts.max_num_seqs)
+
+    def set_width(self, width: int) -> None:
+        """How many sequences run in a full step, from the next on."""
+        self._num_full = _FULL_SHARE * width
+        self._tally.set_sizes(width, self._engine.facts.max_num_batched_tokens)
 
     def admitting(self) -> None:
         """A request is admitted: rows were left while the steps before it ran."""
@@ -50,24 +56,28 @@ class StepCounts:
         self._waited_s, self._stalled_s = self._stalled_s, 0.0
         self._begun_s = self._clock.monotonic()
 
-    def stepped(self, num_given: int, *, is_cautious: bool) -> None:
-        """A step is done, with `num_given` requests in flight; few if it was `is_cautious`."""
+    def stepped(self, num_given: int, *, is_held: bool) -> Stepped:
+        """A step is done, with `num_given` requests in flight; few, on purpose, if it `is_held`."""
         ended_s = self._clock.monotonic()
         # Where some had to wait, the engine had no room for more (sequences, tokens or KV cache).
         num_running = self._engine.num_running
         self._counters.add_step(num_running)
         self._num_steps += 1
-        is_few = num_given <= num_running < self._num_full and not is_cautious
+        is_few = num_given <= num_running < self._num_full and not is_held
         self._num_underfilled += is_few
+        num_tokens = self._tokens_of_step()
         self._tally.add_step(
             num_running,
-            self._tokens_of_step(),
+            num_tokens,
             is_few=is_few,
-            is_held=is_cautious,
+            is_held=is_held,
             begun_s=self._begun_s,
             ended_s=ended_s,
             stalled_s=self._waited_s,
         )
+        seconds = max(0.0, ended_s - self._ended_s - self._waited_s)
+        self._ended_s = ended_s
+        return Stepped(num_given, num_running, num_tokens, seconds)
 
     def answered(self, num_prompt_tokens: int, answer: Answer) -> None:
         """A request is answered; one with an error counts for nothing."""

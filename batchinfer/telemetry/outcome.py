@@ -41,6 +41,7 @@ class Outcome:
     mean_num_running: float = 0.0
     share_of_steps_underfilled: float = 0.0
     verdict: Mapping[str, Any] | None = None  # of `Verdict`; None: no step was run
+    tuning: Mapping[str, Any] | None = None  # of `engine.tune`; None: it is off
     spent: Mapping[str, Any] | None = None  # money and energy; None: neither is known
     startup_s: float | None = None  # from the command to the end of the first engine step
     warnings: list[str] = field(default_factory=list)  # one line each, the first ones
@@ -71,6 +72,7 @@ class Outcome:
             "stalled_s": round(self.stalled_s, 3),
             "startup_s": None if self.startup_s is None else round(self.startup_s, 3),
             "verdict": self.verdict,
+            "tuning": self.tuning,
             "spent": self.spent,
             "output": self.output,
             "warnings": self.warnings,

@@ -63,7 +63,8 @@ def status_record(
 
 
 def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | None) -> str:
-    """A line for people, and one each for the run's `verdict` and what it `spent`, if known.
+    """A line for people, and one each for its `tuning`, its `verdict` and what it `spent`, if
+    known.
 
     `now_s`: seconds since the epoch.
 
@@ -75,7 +76,7 @@ def describe(record: Mapping[str, Any], now_s: float, *, is_dead_here: bool | No
     words += [_liveness(record, now_s, is_dead_here) + ",", _rows(record)]
     if record["state"] == "running" and is_dead_here is not True:
         words += _speed(record)
-    told = (record.get(name) for name in ("verdict", "spent"))
+    told = (record.get(name) for name in ("tuning", "verdict", "spent"))
     texts = [str(found.get("text", "")) for found in told if isinstance(found, Mapping)]
     return "\n  ".join([" ".join(words), *filter(None, texts)])
 

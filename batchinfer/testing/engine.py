@@ -33,6 +33,7 @@ class FakePlan:
     kill_at_step: int | None = None  # SIGKILL our own process
     kill_at_tokens: int | None = None  # SIGKILL at a prompt of so many tokens or more
     hang_at_step: int | None = None  # sleep for an hour in a step
+    can_narrow: bool = True  # as vLLM 0.32 can
     reject_every: int = 0  # refuse every n-th request
     fail_build: str | None = None  # raise ConfigError with this message
     is_held: bool = False  # raise MemoryHeld while "loading"
@@ -72,6 +73,7 @@ class FakeEngine:
         self._running: list[tuple[int, int, Request]] = []  # (last step, key, request)
         self._step = 0
         self._num_running = 0
+        self._width = plan.max_num_seqs
         self.num_added = 0
         self.is_closed = False
         self.facts = EngineFacts(
@@ -115,7 +117,7 @@ class FakeEngine:
             time.sleep(3600)
         if self._plan.step_s:
             time.sleep(self._plan.step_s)
-        while self._waiting and len(self._running) < self._plan.max_num_seqs:
+        while self._waiting and len(self._running) < self._width:
             request = self._waiting.popleft()
             last = self._step + self._answers.num_steps(request) - 1
             heapq.heappush(self._running, (last, request.key, request))
@@ -137,6 +139,11 @@ class FakeEngine:
         self._running = [entry for entry in self._running if entry[1] != key]
         heapq.heapify(self._running)
         self._waiting = deque(request for request in self._waiting if request.key != key)
+
+    def set_width(self, width: int) -> bool:
+        if self._plan.can_narrow:
+            self._width = width
+        return self._plan.can_narrow
 
     def set_demand(self, demand: Demand) -> None:
         self._answers = answers_of(demand, self._plan)

@@ -5,7 +5,7 @@ know: files, rows, how an engine works.
 """
 
 from batchinfer.verdict.judge import judge
-from batchinfer.verdict.measured import Measure, peaks_of
+from batchinfer.verdict.measured import Measure, cpu_name, peaks_of
 from batchinfer.verdict.peaks import Peaks
 from batchinfer.verdict.setup import Setup, setup_of
 from batchinfer.verdict.verdict import Lever, Verdict
@@ -18,6 +18,7 @@ __all__ = [
     "Peaks",
     "Setup",
     "Verdict",
+    "cpu_name",
     "judge",
     "peaks_of",
     "setup_of",

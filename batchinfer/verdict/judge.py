@@ -313,6 +313,8 @@ def _more_memory(run: _Run, work: ModelWork) -> Iterator[tuple[Lever, float]]:
 def _wider(run: _Run) -> Iterator[tuple[Lever, float]]:
     """Twice the sequences, as far as rows and KV cache go, in steps that had as many as may be."""
     setup = run.setup
+    if setup.is_narrowed:
+        return
     width = min(2.0 * setup.width, run.num_requests)
     if setup.kv_tokens:
         width = min(width, run.room(setup.kv_tokens))

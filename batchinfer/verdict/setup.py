@@ -28,6 +28,7 @@ class Setup:
     can_fp8_kv: bool = False
     graph_width: int | None = None  # steps of more sequences run without a CUDA graph
     is_eager: bool = False  # none has a graph, because the job says so
+    is_narrowed: bool = False  # `width` is less than the engine could run, as that was faster
     utilization: float | None = None  # of the device's memory
 
 

@@ -58,6 +58,11 @@ def check_settings(job: Job) -> None:
     ):
         if is_set:
             raise ConfigError(f"{key} is for GPUs, and llama_cpp runs on the CPU: leave it out")
+    if engine.tune:
+        raise ConfigError(
+            "engine.tune needs an engine that tells what its steps compute, and llama_cpp does "
+            "not: leave the key out, and set engine.max_num_seqs by hand"
+        )
     if isinstance(engine.max_num_seqs, int) and engine.max_num_seqs > MAX_SEQS:
         raise ConfigError(
             f"engine.max_num_seqs: llama.cpp runs up to {MAX_SEQS} sequences at a time, got "

@@ -136,6 +136,15 @@ class VllmEngine:
     def num_tokens_computed(self) -> int:
         return self._computed.num_tokens
 
+    def set_width(self, width: int) -> bool:
+        # What vLLM 0.32 has as max_num_active_seqs. In 0.26 the one limit is also what the runner
+        # has slots for, and its scheduler asserts it of those that run already.
+        scheduler = self._scheduler
+        if scheduler is None or not hasattr(scheduler, "max_num_active_reqs"):
+            return False
+        scheduler.max_num_active_reqs = min(width, self.facts.max_num_seqs)
+        return True
+
     def measure_device(self) -> tuple[float, float] | None:
         return measure_device(self.facts.dtype) if _is_in_process(self._core) else None
 

@@ -30,7 +30,7 @@ from batchinfer.engine.vllm.compiler import check_compiler
 from batchinfer.engine.vllm.expected import expected_facts
 from batchinfer.engine.vllm.fit import check_limits, check_offload, device_memory
 from batchinfer.engine.vllm.machine import this_machine
-from batchinfer.engine.vllm.options import check_options, deciding_options
+from batchinfer.engine.vllm.options import check_options, check_width, deciding_options
 from batchinfer.engine.vllm.packing import with_packing
 from batchinfer.engine.vllm.phases import reported_phases
 from batchinfer.engine.vllm.report import describe_memory, examine
@@ -54,6 +54,7 @@ class VllmKind:
 
     def check(self, job: Job, demand: Demand) -> None:
         check_options(job.engine.options, demand)
+        check_width(job.engine)
         check_compiler(job.engine.options, this_machine())
         if job.executor == "local":
             self.placements(job)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from batchinfer.config import TaskName
+from batchinfer.config import EngineSettings, TaskName
 from batchinfer.config.values import shown
 from batchinfer.engine.base import Demand
 from batchinfer.engine.vllm.requests import requests_of
@@ -211,6 +211,15 @@ def check_options(options: Mapping[str, Any], demand: Demand) -> None:
             raise ConfigError(f"engine.options.{name} must be a mapping, got {shown(value)}")
     for problem in requests_of(demand).problems(options):
         raise ConfigError(problem)
+
+
+def check_width(engine: EngineSettings) -> None:
+    """Raise ConfigError where the width is both given and to be searched."""
+    if engine.tune and engine.options.get("max_num_active_seqs") is not None:
+        raise ConfigError(
+            "engine.options.max_num_active_seqs is what engine.tune searches: leave one of them "
+            "out. engine.max_num_seqs is the most that it tries"
+        )
 
 
 @cache

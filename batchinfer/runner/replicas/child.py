@@ -31,7 +31,6 @@ from batchinfer.runner.claims import Claim
 from batchinfer.runner.compute import Computed, compute
 from batchinfer.runner.digest import identity_of
 from batchinfer.runner.host import Host
-from batchinfer.runner.loop import backlog_of
 from batchinfer.runner.pipeline import Share
 from batchinfer.runner.replicas.messages import (
     Beat,
@@ -52,6 +51,7 @@ from batchinfer.runner.replicas.messages import (
     Stands,
     Started,
     StopNow,
+    Tuned,
 )
 from batchinfer.runner.session import Session
 from batchinfer.runner.shortage import shortages
@@ -59,6 +59,7 @@ from batchinfer.runner.start import Start, open_input_folder, open_output
 from batchinfer.runner.status import InFlight, verdict_of
 from batchinfer.runner.take_over import open_ledger
 from batchinfer.runner.tuning import WholeProcess
+from batchinfer.runner.width.control import WidthReport, at_width, backlog_of
 from batchinfer.signals import end_with, ignore_stops
 from batchinfer.source import Fingerprint, RowFilter, Shard
 from batchinfer.tasks import task_of
@@ -132,6 +133,7 @@ class Replica:
         self._given: queue.SimpleQueue[Give | NoMore] = queue.SimpleQueue()
         self._admitted: InFlight | None = None
         self._setup: Setup | None = None
+        self._report: WidthReport | None = None
         self._is_over = threading.Event()
         self.error: BaseException | None = None  # as a heartbeat has one; the parent checks it
 
@@ -139,6 +141,7 @@ class Replica:
         threading.Thread(target=self._receive, name="line", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         order = self._order
+        self._host.counters.set_total(order.num_rows, 0)
         share = Share(self, order.first_sequence)
         session, claims = self._session(), self._claims()
         return compute(session, claims, self._host, self, self, is_cautious=False, share=share)
@@ -151,7 +154,8 @@ class Replica:
 
     def _tell_tally(self) -> None:
         if self._setup is not None:
-            self._line.send(Stands(self._setup, self._host.counters.tally.so_far()))
+            setup = at_width(self._setup, self._report)
+            self._line.send(Stands(setup, self._host.counters.tally.so_far()))
 
     def _session(self) -> Session:
         order, stop = self._order, self._host.stop
@@ -263,8 +267,14 @@ class Replica:
     def admitting(self, admitted: InFlight, setup: Setup | None) -> None:
         self._admitted, self._setup = admitted, setup
 
+    def tuned(self, report: WidthReport) -> None:
+        self._report = report
+        self._line.send(Tuned(report))
+
     def verdict(self) -> Verdict | None:
-        return None if self._setup is None else verdict_of(self._host.counters, self._setup)
+        if self._setup is None:
+            return None
+        return verdict_of(self._host.counters, at_width(self._setup, self._report))
 
     def engine_ready(self, facts: EngineFacts) -> None:
         max_in_flight = facts.max_num_seqs + backlog_of(facts.max_num_seqs)

@@ -27,6 +27,7 @@ from batchinfer.runner.replicas.messages import (
     Said,
     Stands,
     StopNow,
+    Tuned,
 )
 from batchinfer.runner.replicas.order import order_of
 from batchinfer.runner.replicas.pending import PendingShards
@@ -204,7 +205,7 @@ class _Fleet:
 
     def _start(self, seat: Seat) -> None:
         self._num_processes += 1
-        order = order_of(self._session, seat.placement.cores, self._num_processes)
+        order = order_of(self._session, seat.placement.cores, self._num_processes, len(self._seats))
         seat.is_placed = seat.is_asking = seat.is_ready = seat.has_durable = False
         seat.in_flight, seat.last = (), None
         seat.replica = self._places.start(seat.placement, order)
@@ -325,6 +326,8 @@ class _Fleet:
             case Stands():
                 together = self._standings.hear(seat.label, seat.num_starts, message)
                 self._status.replicas_stand(*together)
+            case Tuned():
+                self._status.tuned(message.report, seat.label)
             case Ready():
                 seat.is_ready = self._was_ready = True
                 self._dispatch.ready(seat.number, message.max_in_flight)

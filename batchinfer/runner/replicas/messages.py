@@ -16,6 +16,7 @@ from batchinfer.ledger import Totals
 from batchinfer.ledger.lease import Proof
 from batchinfer.model import ModelFacts
 from batchinfer.runner.options import RunOptions
+from batchinfer.runner.width.control import WidthReport
 from batchinfer.source import Fingerprint
 from batchinfer.telemetry import Sums, Tallied
 from batchinfer.verdict import Setup
@@ -37,6 +38,7 @@ class ReplicaOrder:
     carried: bytes | None  # the schema, in Arrow's IPC format
     lease: Proof
     first_sequence: int
+    num_rows: int  # its fair share of what is to compute, x samples, before the filter
     parent_pid: int
     cores: Sequence[int]
     log_level: int
@@ -115,6 +117,13 @@ class Stands:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """How many sequences its engine runs at once from now on."""
+
+    report: WidthReport
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A log record of ours."""
 
@@ -180,4 +189,4 @@ class Ended:
 
 
 OfPiece = Started | Read | Durable | PieceEnded | ShardFinished | PieceFailed
-FromReplica = HasRoom | Ready | Beat | Stands | Said | Ended | OfPiece
+FromReplica = HasRoom | Ready | Beat | Stands | Tuned | Said | Ended | OfPiece

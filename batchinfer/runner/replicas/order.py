@@ -14,8 +14,9 @@ from batchinfer.telemetry.logs import LOGGER_NAME
 _SEQUENCES = 1_000_000_000
 
 
-def order_of(session: Session, cores: Sequence[int], number: int) -> ReplicaOrder:
-    """For the process of that number in this run, counted from 1."""
+def order_of(session: Session, cores: Sequence[int], number: int, num_seats: int) -> ReplicaOrder:
+    """For the process of that number in this run, counted from 1. `num_seats`: of all replicas."""
+    num_rows = session.num_rows_of(session.pending) * session.task.num_samples
     carried = session.carried
     return ReplicaOrder(
         job=session.job,
@@ -27,6 +28,7 @@ def order_of(session: Session, cores: Sequence[int], number: int) -> ReplicaOrde
         carried=None if carried is None else carried.serialize().to_pybytes(),
         lease=session.lease.proof(),
         first_sequence=number * _SEQUENCES,
+        num_rows=num_rows // num_seats,
         parent_pid=os.getpid(),
         cores=cores,
         log_level=logging.getLogger(LOGGER_NAME).getEffectiveLevel(),
