@@ -159,13 +159,15 @@ def _rows(
             taken.append((line, line.refusal))
             continue
         try:
-            taken.append((line, asked_of(line, source.sampling, source.models, source.adapters)))
+            asked = asked_of(line, source.sampling, source.models, source.adapters)
+            _check_tokens(asked, model.vocab_size)
+            taken.append((line, asked))
         except LineError as error:
             taken.append((line, error.refusal))
-    tokens = prompts.tokens([asked for _, asked in taken if isinstance(asked, Asked)])
-    for line, asked in taken:
-        if isinstance(asked, Refusal):
-            yield _refused(line, asked)
+    tokens = prompts.tokens([found for _, found in taken if isinstance(found, Asked)])
+    for line, found in taken:
+        if isinstance(found, Refusal):
+            yield _refused(line, found)
             continue
         of_line = next(tokens)
         wrong = next((one for one in of_line if isinstance(one, Refusal)), None)
@@ -173,7 +175,18 @@ def _rows(
             yield _refused(line, wrong)
             continue
         for number, ids in enumerate(of_line):
-            yield from _choices(line, asked, source, model, (number, ids))
+            yield from _choices(line, found, source, model, (number, ids))
+
+
+def _check_tokens(asked: Asked, vocab_size: int) -> None:
+    """Raise LineError for a token that would never come."""
+    if beyond := [i for i in asked.own.get("stop_token_ids", ()) if i >= vocab_size]:
+        raise LineError(
+            f"stop_token_ids: {beyond[0]} is not a token of the model, whose vocabulary has "
+            f"{vocab_size:,}",
+            "invalid_value",
+            "stop_token_ids",
+        )
 
 
 def _storable(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

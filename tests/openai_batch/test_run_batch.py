@@ -432,6 +432,7 @@ def test_no_value_of_a_line_ends_the_batch_however_deep_or_large(tmp_path: Path)
         chat("wide", top_k=10**30),
         chat("huge", temperature=10**400),
         chat("ids", stop_token_ids=[10**30]),
+        chat("no token", stop_token_ids=[5, 4096]),
         chat("nan", temperature=float("nan")),
     ]
     path = write(tmp_path / "in.jsonl", chat("a"), *bad, chat("b"))
