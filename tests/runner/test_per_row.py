@@ -229,8 +229,8 @@ def test_explain_says_which_settings_rows_have_of_their_own(folder: Place, tmp_p
 
 
 def adapters(folder: Path) -> dict[str, str]:
-    """One that changes nothing, and one that changes a lot."""
-    scales = {"nothing": 0.0, "much": 0.3}
+    """One that changes nothing, and one that changes a lot. vLLM has them in the order of names."""
+    scales = {"blank": 0.0, "much": 0.3}
     return {n: str(write_adapter(folder / n, scale=scale)) for n, scale in scales.items()}
 
 
@@ -239,7 +239,7 @@ def test_adapters_of_rows_stand_together_and_count_in_what_an_output_is(
 ) -> None:
     """The fake computes the same with any: only rows of one adapter share a result."""
     frame = rows(6).with_columns(text=pl.lit("the same"))
-    with_columns(folder, frame, lora=["much", None, "nope", "nothing", "much", None])
+    with_columns(folder, frame, lora=["much", None, "nope", "blank", "much", None])
     model = {"adapters": adapters(tmp_path)}
     settings = job(
         folder,
@@ -254,7 +254,7 @@ def test_adapters_of_rows_stand_together_and_count_in_what_an_output_is(
     assert found["duplicate_of"].to_list() == [None, None, None, None, 0, 1]
     assert errors(found) == {
         2: "column 'lora' (sampling.per_row.lora): there is no adapter 'nope'; model.adapters has "
-        "much, nothing"
+        "blank, much"
     }
     shutil.rmtree(tmp_path / "much")
     write_adapter(tmp_path / "much", scale=0.1)
@@ -281,8 +281,10 @@ def test_rows_of_one_adapter_are_admitted_together() -> None:
 @pytest.mark.real_engine
 @pytest.mark.slow
 def test_a_row_is_computed_with_the_adapter_that_it_names(folder: Place, tmp_path: Path) -> None:
-    """As by a job with that adapter for all rows; side by side in one engine."""
-    names = [None, "nothing", "much"] * 4
+    """As by a job with that adapter for all rows; side by side in one engine. A row that names none
+    is not computed with the one that happens to be last.
+    """
+    names = [None, "blank", "much"] * 4
     with_columns(folder, rows(12).with_columns(text=pl.lit("A tool to edit")), lora=names)
     paths = adapters(tmp_path)
     model = {"dtype": "float32", "max_model_len": 256}
@@ -304,7 +306,7 @@ def test_a_row_is_computed_with_the_adapter_that_it_names(folder: Place, tmp_pat
         name: found.filter(pl.col("row") % 3 == index) for index, name in enumerate(names[:3])
     }
     assert by_name["much"].select(told).equals(much.filter(pl.col("row") % 3 == 2).select(told))
-    assert by_name["nothing"]["token_ids"].equals(by_name[None]["token_ids"])
+    assert by_name["blank"]["token_ids"].equals(by_name[None]["token_ids"])
     assert not by_name["much"]["token_ids"].equals(by_name[None]["token_ids"])
 
 

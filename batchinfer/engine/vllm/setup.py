@@ -46,6 +46,8 @@ OWNER_PID_VARIABLE = "BATCHINFER_ENGINE_OWNER_PID"
 #: Modules that it has to import too, with commas: those of the methods that the job runs, as their
 #: imports reach far into vLLM, and what breaks there must not break the other engines.
 PLUGINS_VARIABLE = "BATCHINFER_ENGINE_PLUGINS"
+#: One of them: for rows without an adapter beside others.
+_LORA_ROWS = "batchinfer.engine.vllm.lora_rows"
 
 
 def prepare_environment(*, weights_bytes: int, is_local_model: bool) -> None:
@@ -118,6 +120,8 @@ def prepare_platform(settings: VllmSettings) -> None:
     if settings.packing_note:
         log.log(logging.INFO if settings.keeps_packed else logging.WARNING, settings.packing_note)
     modules = [plugin.module for plugin in plugins(settings.quantization)]
+    if settings.loras and usable_platform().is_cpu():
+        modules.append(_LORA_ROWS)
     os.environ[PLUGINS_VARIABLE] = ",".join(modules)
     # vLLM's workers find them by the entry point; we may run from a source tree that has none.
     for module in modules:
