@@ -23,6 +23,7 @@ from batchinfer.errors import ConfigError, InputError
 from batchinfer.source.casts import cast_table
 from batchinfer.source.for_polars import type_for_polars
 from batchinfer.source.plain import has_uuids
+from batchinfer.source.products import Products
 from batchinfer.source.text import with_valid_text
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class RowFilter:
             )
         try:
             pl.sql_expr(sql)  # what it says is said of the text as it was given
-            self._expression = pl.sql_expr(_with_wide_results(sql))
+            self._expression = pl.sql_expr(_with_wide_results(sql, "hugeint"))
+            in_doubles = pl.sql_expr(_with_wide_results(sql, "double"))
+            self._products = Products(self._expression, in_doubles, words)
             is_row_wise = _is_row_wise(self._expression)
         except pl.exceptions.PolarsError as error:
             raise ConfigError(f"input.filter {sql!r} is not a SQL expression: {error}") from None
@@ -94,6 +97,12 @@ class RowFilter:
             raise ConfigError(
                 f"input.filter {sql!r} is not understood by polars: {error}"
             ) from None
+        if _ends_with_a_name(sql):
+            name = self._expression.meta.output_name()
+            raise ConfigError(
+                f"input.filter {sql!r}: SQL reads {name!r} at its end as a name for the condition, "
+                "which has no use here. Join conditions by AND or OR, and write numbers without _"
+            )
         if not is_row_wise:
             hint = f"; {_OF_DAYS}" if _GUESSES.search(sql) else ""
             raise ConfigError(f"input.filter {sql!r} is not row-wise: {_ROW_WISE}{hint}")
@@ -155,9 +164,16 @@ class RowFilter:
             types = {name: self._type_for_polars(name, columns[name].type) for name in columns}
             frame = _frame(cast_table(pa.table(columns), pa.schema(list(types.items()))))
             passes = frame.select(self._expression.alias("passes")).to_series()
+            wrong = self._products.wrong_row(frame, passes)
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"input.filter {self._sql!r} failed: {reason}") from None
+        if wrong is not None:
+            values = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+            raise InputError(
+                f"input.filter {self._sql!r}: where {values}, a product needs more than 128 bits. "
+                "Write CAST(column AS DOUBLE) for its factors"
+            )
         if len(passes) != table.num_rows:
             raise ConfigError(f"input.filter {self._sql!r} is not row-wise: {_ROW_WISE}")
         return passes.fill_null(False).to_numpy()
@@ -215,9 +231,11 @@ def _wide(dtype: Any) -> Any:
     return dtype
 
 
-def _with_wide_results(sql: str) -> str:
+def _with_wide_results(sql: str, wide: str) -> str:
     """The same where functions and casts give integers: `length` gives unsigned ones, the 8 bits of
     `EXTRACT(MONTH ...)` do not hold a hundred of them, nor the 32 of `CAST(price AS INT)` twice it.
+
+    `wide`: the type that they get, hugeint or double.
     """
     tokens = list(_SQL_TOKEN.finditer(sql))
     words = [token[0].strip('"`').lower() for token in tokens]
@@ -232,19 +250,30 @@ def _with_wide_results(sql: str) -> str:
             if before in _NARROW_RESULTS:
                 marks.append((tokens[number - 1].start(), "("))
                 # Not a cast: EXTRACT(EPOCH ...) and others give floats, which stay floats.
-                ends[-1] = " + CAST(0 AS HUGEINT))"
+                ends[-1] = f" + CAST(0 AS {wide}))"
         elif word == ")" and opened:
             opened.pop()
             marks.append((token.end(), ends.pop()))
         elif before == "as" and opened and opened[-1] in _CASTS and _WHOLE.fullmatch(word):
-            ends[-1] = "::hugeint"
+            ends[-1] = f"::{wide}"
         elif words[max(0, number - 2) : number] == [":", ":"] and (
             found := _WHOLE_AHEAD.match(sql, token.start())
         ):
-            marks.append((found.end(), "::hugeint"))
+            marks.append((found.end(), f"::{wide}"))
     for position, text in sorted(marks, reverse=True):
         sql = sql[:position] + text + sql[position:]
     return sql
+
+
+def _ends_with_a_name(sql: str) -> bool:
+    """`n > 1 x` is `n > 1 AS x`, as in the columns of a SELECT; in parentheses it is none."""
+    import polars as pl
+
+    try:
+        pl.sql_expr(f"(\n{sql}\n)")  # a comment may end it
+    except pl.exceptions.PolarsError:
+        return True
+    return False
 
 
 def _num_chained(sql: str) -> int:

@@ -651,6 +651,49 @@ def test_a_filter_that_looks_at_other_rows_is_refused(sql: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sql", "name"),
+    [
+        ("n = 1_000", "_000"),
+        ("n > 0 and_b", "and_b"),
+        ("n > 0 OR b AS x", "x"),
+        ('n BETWEEN 1 AND 2 "and b" -- or so', "and b"),
+    ],
+)
+def test_a_name_that_a_filter_ends_with_is_refused(sql: str, name: str) -> None:
+    """SQL reads it as a column's name, and what it was meant for would be dropped."""
+    with pytest.raises(ConfigError, match=f"{name!r} at its end as a name"):
+        RowFilter(sql)
+
+
+HASHES = pa.table({"u": pa.array([3, None, 2**64 - 1], pa.uint64()), "n": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+    "sql", ["u * u > 1", "n > 2 AND u * u < 0", "POW(u, 2) > 4", "CAST(u AS HUGEINT) * u * n > 1"]
+)
+def test_a_product_beyond_128_bits_is_an_error_where_it_changes_the_answer(sql: str) -> None:
+    """polars goes on with what is left of it."""
+    row_filter = RowFilter(sql)
+    with pytest.raises(InputError, match=f"u = {2**64 - 1}.* a product needs more than 128 bits"):
+        row_filter.mask(HASHES)
+    assert row_filter.mask(HASHES.slice(0, 2)).tolist()[1] is False
+
+
+@pytest.mark.parametrize(
+    ("sql", "passing"),
+    [
+        ("u * 31 % 10 = 5", [False, False, True]),  # as doubles it would be 2
+        ("u * 2 = 36893488147419103230", [False, False, True]),
+        ("CAST(u AS DOUBLE) * u > 10", [False, False, True]),
+        ("n * n IN (1, 4) AND NOT u * u > 1e300", [True, False, False]),
+        ("POW(n, 2) > 1", [False, True, True]),
+    ],
+)
+def test_products_of_large_integers_are_exact(sql: str, passing: list[bool]) -> None:
+    assert RowFilter(sql).mask(HASHES).tolist() == passing
+
+
+@pytest.mark.parametrize(
     ("sql", "passing"),
     [
         ("n > 1", [False, True, False, True]),
