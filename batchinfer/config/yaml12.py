@@ -58,6 +58,8 @@ class _TooLarge(yaml.MarkedYAMLError):
         super().__init__(problem=f"too large: {what}", problem_mark=mark)
 
 
+_CORE: Final = "tag:yaml.org,2002:"  # what the tags of the core schema begin with
+
 _CoreLoader.yaml_implicit_resolvers = {}  # its own, else the 1.1 resolvers are inherited
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -69,9 +71,7 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _CoreLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first
-    )
+    _CoreLoader.add_implicit_resolver(f"{_CORE}{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 def _integer(text: str) -> int:
@@ -92,11 +92,11 @@ def _joined(text: str) -> str:
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "tag:yaml.org,2002:null": lambda _: None,
-    "tag:yaml.org,2002:bool": lambda text: {"true": True, "false": False}[text.lower()],
-    "tag:yaml.org,2002:int": _integer,
-    "tag:yaml.org,2002:float": lambda text: _real(text.lower()),
-    "tag:yaml.org,2002:str": lambda text: text if text.isascii() else _joined(text),
+    f"{_CORE}null": lambda _: None,
+    f"{_CORE}bool": lambda text: {"true": True, "false": False}[text.lower()],
+    f"{_CORE}int": _integer,
+    f"{_CORE}float": lambda text: _real(text.lower()),
+    f"{_CORE}str": lambda text: text if text.isascii() else _joined(text),
 }
 
 
@@ -148,6 +148,9 @@ class _Builder:
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
+        kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
+        if node.tag not in (f"{_CORE}{kind}", "!"):
+            return self._unsupported(node)
         if id(node) in self._open:
             return self._problem(node, "an alias refers to the value it is in")
         self._open.add(id(node))
@@ -182,11 +185,14 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         convert = _SCALARS.get(node.tag)
         if convert is None:
-            return self._problem(node, f"the tag {node.tag.rpartition(':')[2]} is not supported")
+            return self._unsupported(node)
         try:
             return convert(node.value)
         except (ValueError, KeyError):
             return self._problem(node, f"{node.value!r:.40} is not a value of its tag")
+
+    def _unsupported(self, node: yaml.Node) -> None:
+        self._problem(node, f"the tag {node.tag.rpartition(':')[2]} is not supported")
 
     def _problem(self, node: yaml.Node, sentence: str) -> None:
         self.problems.append(f"{self.name}:{node.start_mark.line + 1}: {sentence}")
