@@ -1,11 +1,12 @@
-"""Runs on several devices whose processes are killed at random: every row once, none of the durable
-ones again.
+"""Runs on several devices, or joined ones, whose processes are killed at random: every row once,
+none of the durable ones again.
 
     python -m tests.kills --kills 200 --devices 3 [--s3] [--seed 1] [--pause-s 2]
+    python -m tests.kills --kills 200 --join 10 [--s3] [--seed 1] [--pause-s 2]
 
 On the fake engine, to a local folder or to an S3 server that it starts. Each kill is SIGKILL to a
 replica, or, one in four, to the process that gives out the work, which is then started again with
-another number of devices.
+another number of devices; or to one of so many joined runs, in whose place another joins.
 """
 
 from __future__ import annotations
@@ -18,13 +19,25 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 import yaml
 
-from tests.support.jobs import Place, job, results, rows, run, stable, start, write_job
+from tests.support.jobs import (
+    Place,
+    Process,
+    job,
+    kill,
+    results,
+    rows,
+    run,
+    stable,
+    start,
+    wait,
+    write_job,
+)
 from tests.support.processes import await_end, children_of, kill_one
 from tests.support.s3_server import s3_server
 
@@ -106,6 +119,98 @@ def kill_at_random(
         assert code in (-9, 1, 75), f"exit code {code}\n{errors}"
 
 
+class JoinedKills:
+    """Of joined runs: what was durable at each kill, and is not to be asked for after it."""
+
+    def __init__(self, place: Place, asked: Path, crc_of: Mapping[tuple[str, int], str]) -> None:
+        """`crc_of` each row, as the fake logs its prompt."""
+        self._place = place
+        self._asked = asked
+        self._crc_of = crc_of
+        self._moments: list[tuple[set[str], int]] = []
+        self.num_kills = self.num_runs = 0
+
+    def look(self) -> None:
+        """Nothing computes meanwhile."""
+        keys: set[tuple[str, int]] = set()
+        for name in self._place.names("out"):
+            if name.endswith((".part", ".parquet")):
+                keys.update(self._place.read_parquet(f"out/{name}").select("shard", "row").rows())
+        self._moments.append(({self._crc_of[key] for key in keys}, len(self.requests())))
+
+    def requests(self) -> list[str]:
+        return self._asked.read_text().splitlines() if self._asked.exists() else []
+
+    def must_stand(self) -> int:
+        """How many rows were durable at the last kill; none of them was asked for again."""
+        requests = self.requests()
+        for durable, num_asked in self._moments:
+            again = durable.intersection(requests[num_asked:])
+            assert not again, f"{len(again)} durable rows were computed again"
+        return len(self._moments[-1][0]) if self._moments else 0
+
+
+def kill_joined_at_random(
+    path: Path,
+    place: Place,
+    *,
+    num_kills: int,
+    num_runs: int,
+    moments: random.Random,
+    crc_of: Mapping[tuple[str, int], str],
+    pause_s: float = 2.0,
+) -> JoinedKills:
+    """Keep so many joined runs at work, killing one after another, until the job is complete."""
+    asked = path.with_suffix(".asked")
+    kills = JoinedKills(place, asked, crc_of)
+
+    def join() -> Process:
+        kills.num_runs += 1
+        return start(path, "--join", place=place, fake={**SLOW, "log_file": str(asked)})
+
+    running = [join() for _ in range(num_runs)]
+    while kills.num_kills < num_kills:
+        time.sleep(moments.uniform(pause_s / 4, pause_s))
+        if any(process.poll() is not None for process in running):
+            break  # it is complete, as is asserted below
+        for process in running:
+            kill(process, signal.SIGSTOP)
+        kills.look()
+        victim = running.pop(moments.randrange(len(running)))
+        kill(victim)
+        for process in running:
+            kill(process, signal.SIGCONT)
+        victim.communicate()
+        kills.num_kills += 1
+        running.append(join())
+    for process in running:
+        ended = wait(process)
+        assert ended.code == 0, f"exit code {ended.code}\n{ended.stderr}"
+        assert ended.result["status"] == "complete"
+    return kills
+
+
+def write_input(place: Place, sizes: Sequence[int]) -> None:
+    first = 0
+    for index, number in enumerate(sizes):
+        place.write_parquet(f"in/s{index}.parquet", rows(number, start=first))
+        first += number
+
+
+def requests_of(folder: Path, sizes: Sequence[int]) -> tuple[dict[tuple[str, int], str], Place]:
+    """What the fake logs for each row of shards of these sizes; and an output of one run alone."""
+    place = Place(str(folder / "reference"))
+    write_input(place, sizes)
+    log = folder / "reference.asked"
+    path = write_job(folder, job(place, engine={"name": "fake"}), "reference.yaml")
+    ended = run(path, fake={"log_file": str(log)})
+    assert ended.code == 0, ended.stderr
+    keys = [
+        (f"s{index}.parquet", row) for index, number in enumerate(sizes) for row in range(number)
+    ]
+    return dict(zip(keys, log.read_text().splitlines(), strict=True)), place
+
+
 @contextlib.contextmanager
 def _place(*, is_s3: bool, folder: Path) -> Iterator[Place]:
     if not is_s3:
@@ -119,6 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--devices", type=int, default=3)
+    parser.add_argument("--join", type=int, metavar="N", help="kill N joined runs instead")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--s3", action="store_true")
     parser.add_argument("--pause-s", type=float, default=2.0, help="between kills, at most")
@@ -132,13 +238,32 @@ def main() -> None:
             _place(is_s3=arguments.s3, folder=Path(name)) as place,
         ):
             sizes = [moments.choice((0, 1, 30, 64, 300, 1500)) for _ in range(5)] + [2000]
-            first = 0
-            for index, number in enumerate(sizes):
-                place.write_parquet(f"in/s{index}.parquet", rows(number, start=first))
-                first += number
+            write_input(place, sizes)
             settings = job(place, engine={"name": "fake", "devices": 1})
             path = write_job(Path(name), settings)
             left = arguments.kills - total["kills"]
+            if arguments.join:
+                crc_of, reference = requests_of(Path(name), sizes)
+                joined = kill_joined_at_random(
+                    path,
+                    place,
+                    num_kills=left,
+                    num_runs=arguments.join,
+                    moments=moments,
+                    crc_of=crc_of,
+                    pause_s=arguments.pause_s,
+                )
+                have = stable(results(place))
+                assert have.equals(stable(results(reference))), "other rows than those of one run"
+                assert not place.parts(), "parts are left"
+                total["kills"] += joined.num_kills
+                total["jobs"] += 1
+                total["rows_kept"] += joined.must_stand()
+                line = {"seconds": round(time.monotonic() - begun_s), **total}
+                line |= {"runs": joined.num_runs, "rows": sum(sizes)}
+                sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+                continue
             kills = kill_at_random(
                 path,
                 place,
@@ -158,7 +283,7 @@ def main() -> None:
             total["kills"] += kills.num_replicas + kills.num_parents
             total["rows_kept"] += kills.must_stand()
             line = {"seconds": round(time.monotonic() - begun_s), **total, "runs": kills.num_runs}
-            line |= {"parents": kills.num_parents, "refused": kills.num_refused, "rows": first}
+            line |= {"parents": kills.num_parents, "refused": kills.num_refused, "rows": sum(sizes)}
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
 

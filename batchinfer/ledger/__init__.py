@@ -6,8 +6,8 @@ from batchinfer.ledger.layout import PartId
 from batchinfer.ledger.lease import Lease, acquire_lease
 from batchinfer.ledger.ledger import Ledger
 from batchinfer.ledger.listing import Survey, survey
-from batchinfer.ledger.members import acquire_joint
-from batchinfer.ledger.piece_leases import clear_joined
+from batchinfer.ledger.members import acquire_joint, clear_members
+from batchinfer.ledger.piece_leases import clear_pieces
 from batchinfer.ledger.records import Totals
 from batchinfer.ledger.results import (
     Results,
@@ -30,7 +30,8 @@ __all__ = [
     "Totals",
     "acquire_joint",
     "acquire_lease",
-    "clear_joined",
+    "clear_members",
+    "clear_pieces",
     "list_parts",
     "named_if_damaged",
     "read_facts",

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -266,10 +266,15 @@ def refuse_if_alive(
         first = now
 
 
+def joined_versions(store: Store) -> Iterator[tuple[int, str]]:
+    """Numbers of joined runs, the dead ones too, with the versions of their objects."""
+    for info in store.list(LEASES_PREFIX + JOINT):
+        if match := _MEMBER_NAME.fullmatch(info.key.rsplit("/", 1)[-1]):
+            yield int(match[1]), info.version
+
+
 def joined_numbers(store: Store) -> list[int]:
-    """Those of joined runs, the dead ones too."""
-    names = (info.key.rsplit("/", 1)[-1] for info in store.list(LEASES_PREFIX + JOINT))
-    return [int(match[1]) for match in map(_MEMBER_NAME.fullmatch, names) if match]
+    return [number for number, _ in joined_versions(store)]
 
 
 def _refuse_joined(store: Store, watch_s: float, sleep: Callable[[float], None]) -> None:

@@ -23,6 +23,7 @@ from batchinfer.ledger.lease import (
     WATCH_S,
     WHOLE,
     joined_numbers,
+    joined_versions,
     newest_leases,
     read_lease,
     refuse_if_alive,
@@ -223,34 +224,56 @@ class SeenMember:
 class _Sight:
     """A member's object as it was last seen to have changed, and when."""
 
-    version: str
+    version: str  # of the file
+    content: tuple[str, int]  # token, counter
     holder: Holder | None
     changed_s: float
+    is_gone: bool = False
 
 
 class Members:
-    """Who is gone, as one observer sees it. Used by one thread at a time."""
+    """Who is gone, as one observer sees it. One thread looks and asks; any may read `num_alive`."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = boot_time) -> None:
         self._store = store
         self._clock = clock
         self._seen: dict[int, _Sight] = {}
+        self.num_alive = 1  # as of the last look, we among them
 
     def look(self) -> None:
         """See who there is, and whose object has changed."""
-        present: set[int] = set()
-        for number in joined_numbers(self._store):
-            found = read_lease(self._store, JOINT, number)
-            if found is None:
-                continue
-            present.add(number)
-            holder, counter, _ = found
-            version = f"{holder.token if holder else ''}:{counter}"
-            before = self._seen.get(number)
-            if before is None or before.version != version:
-                self._seen[number] = _Sight(version, holder, self._clock())
-        for number in self._seen.keys() - present:
+        listed = dict(joined_versions(self._store))
+        for number in self._seen.keys() - listed.keys():
             del self._seen[number]
+        for number, version in listed.items():
+            sight = self._seen.get(number)
+            if sight is None or sight.version != version or self._is_doubtful(sight):
+                self._read(number, version)
+        for sight in self._seen.values():
+            sight.is_gone = self._is_silent(sight)
+        self.num_alive = max(1, sum(not sight.is_gone for sight in self._seen.values()))
+
+    def _is_doubtful(self, sight: _Sight) -> bool:
+        """What a file system of the network lists of a file may be old; what is read is not."""
+        return not sight.is_gone and self._clock() - sight.changed_s >= STALE_S / 2
+
+    def _read(self, number: int, version: str) -> None:
+        found = read_lease(self._store, JOINT, number)
+        if found is None:
+            self._seen.pop(number, None)
+            return
+        holder, counter, _ = found
+        content = (holder.token if holder else "", counter)
+        before = self._seen.get(number)
+        if before is not None and before.content == content:
+            before.version = version
+        else:
+            self._seen[number] = _Sight(version, content, holder, self._clock())
+
+    def _is_silent(self, sight: _Sight) -> bool:
+        if sight.holder is None or sight.holder.is_dead_here():
+            return True
+        return self._clock() - sight.changed_s >= STALE_S
 
     def is_gone(self, member: Member) -> bool:
         """As of the last look, or one made now: it may have come since."""
@@ -258,23 +281,19 @@ class Members:
         if sight is None:
             self.look()
             sight = self._sight_of(member)
-        if sight is None or sight.holder is None:
-            return True
-        if sight.holder.is_dead_here():
-            return True
-        return self._clock() - sight.changed_s >= STALE_S
+        return sight is None or self._is_silent(sight)
 
     def _sight_of(self, member: Member) -> _Sight | None:
         sight = self._seen.get(member.number)
-        is_it = sight is not None and sight.holder and sight.holder.token == member.token
-        return sight if is_it else None
+        return sight if sight is not None and sight.content[0] == member.token else None
 
-    @property
-    def num_alive(self) -> int:
-        """As of the last look."""
-        now_s = self._clock()
-        return sum(
-            now_s - sight.changed_s < STALE_S
-            and not (sight.holder is not None and sight.holder.is_dead_here())
-            for sight in self._seen.values()
-        )
+
+def clear_members(store: Store, *, is_excluded: bool) -> None:
+    """Delete what members left that are gone: all, under a lease that excludes them; else those
+    whose process this machine knows to have ended.
+    """
+    for number in joined_numbers(store):
+        found = None if is_excluded else read_lease(store, JOINT, number)
+        is_dead = found is not None and found[0] is not None and found[0].is_dead_here()
+        if is_excluded or is_dead:
+            store.delete([member_key(number)])

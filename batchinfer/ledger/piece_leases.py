@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from batchinfer.ledger.layout import PIECES_PREFIX, member_key, pieces_prefix, split_pieces_key
-from batchinfer.ledger.lease import joined_numbers
+from batchinfer.ledger.layout import PIECES_PREFIX, pieces_prefix, split_pieces_key
 from batchinfer.ledger.members import Member
 from batchinfer.storage import Store
 
@@ -101,10 +100,9 @@ class PieceLeases:
             self._store.delete([info.key for info in listed])
 
 
-def clear_joined(store: Store) -> None:
-    """Delete what joined runs left. Only under a lease that excludes them: all of them are gone."""
+def clear_pieces(store: Store) -> None:
+    """Delete all leases on pieces: no joined run is at work, or every shard is finished."""
     store.delete([info.key for info in store.list(PIECES_PREFIX)])
-    store.delete([member_key(number) for number in joined_numbers(store)])
 
 
 def _lease_key(shard: str, name: str, number: int) -> str:

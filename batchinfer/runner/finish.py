@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from batchinfer.errors import TooManyFailedRows, TransientError
-from batchinfer.ledger import Totals, layout, records, survey
+from batchinfer.ledger import Totals, clear_members, clear_pieces, layout, records, survey
 from batchinfer.runner.digest import complete_digest
 from batchinfer.runner.record import warn_of_damage
 from batchinfer.runner.session import Session
@@ -71,6 +71,8 @@ def finalise(
     }
     if session.options.join:
         session.store.create(layout.SUCCESS_KEY, records.to_json(success))
+        clear_pieces(session.store)
+        clear_members(session.store, is_excluded=False)
     else:
         session.store.put(layout.SUCCESS_KEY, records.to_json(success))
     outcome.status = "complete"

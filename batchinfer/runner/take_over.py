@@ -36,7 +36,8 @@ from batchinfer.ledger import (
     Totals,
     acquire_joint,
     acquire_lease,
-    clear_joined,
+    clear_members,
+    clear_pieces,
     layout,
     records,
     survey,
@@ -216,7 +217,8 @@ def _clear(start: Start, listed: Survey) -> None:
     if start.options.join:
         return  # others are publishing
     if start.options.is_whole and listed.has_joined:
-        clear_joined(start.store)
+        clear_pieces(start.store)
+        clear_members(start.store, is_excluded=True)
     start.store.sweep(_swept_by(start))
 
 

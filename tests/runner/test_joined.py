@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import signal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from tests.kills import kill_joined_at_random, requests_of
+from tests.kills import write_input as write_sizes
 from tests.support.jobs import (
     Place,
     job,
@@ -31,11 +34,8 @@ ENDLESS = {"step_s": 0.2, "max_num_seqs": 32}
 _KEY = ["shard", "row", "sample"]
 
 
-def write_input(place: Place, num_rows: Sequence[int] = NUM_ROWS) -> None:
-    first = 0
-    for index, number in enumerate(num_rows):
-        place.write_parquet(f"in/s{index}.parquet", rows(number, start=first))
-        first += number
+def write_input(place: Place) -> None:
+    write_sizes(place, NUM_ROWS)
 
 
 def job_of(place: Place, **sections: Any) -> dict[str, Any]:
@@ -158,3 +158,147 @@ def test_joining_is_refused_beside_a_run_that_owns_rows(
     kill(owner)
     owner.communicate()
     assert run(path, "--join", place=place).code == 0
+
+
+#: A member that nobody has seen change for so long is gone, and beats that often.
+IMPATIENT = {"FAKE_STALE_S": "4", "FAKE_BEAT_S": "0.5"}
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        {"key": r"parts/s0.*\.part$", "nth": 3},
+        {"key": r"parts/s1.*\.part$"},
+        {"key": r"s1\.parquet$"},
+        {"key": r"s0\.parquet$"},
+    ],
+    ids=["a part of many", "a part of the one piece", "a file of one piece", "a fold"],
+)
+def test_what_one_wrote_that_was_frozen_past_its_lease_adds_no_row(
+    frozen: dict[str, Any], folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    """The worst moment: written, and not visible yet, when the others go on and finish."""
+    write_input(folder)
+    path = write_job(tmp_path, job_of(folder))
+    crash = {"op": "publish", "when": "written", "signal_name": "SIGSTOP", **frozen}
+    first = start(path, "--join", fake=SLOW, crash=crash, environ=IMPATIENT)
+    wait_until(lambda: is_stopped(first.pid), what="the stop")
+    other = run(path, "--join", environ=IMPATIENT)
+    assert (other.code, other.result["status"]) == (0, "complete"), other.stderr
+    kill(first, signal.SIGCONT)
+    ended = wait(first)
+    assert (ended.code, ended.result["status"]) == (0, "complete"), ended.stderr
+    must_be_whole(folder, reference)
+
+
+def test_one_that_wakes_up_beside_who_took_over_drops_what_it_had(
+    place: Place, path: Path, reference: pl.DataFrame
+) -> None:
+    first = start(path, "--join", place=place, fake=SLOW, environ=IMPATIENT)
+    wait_until(lambda: len(place.parts()) >= 2, what="parts")
+    kill(first, signal.SIGSTOP)
+    other = start(path, "--join", place=place, fake=SLOW, environ=IMPATIENT)
+    wait_until(lambda: any("-000002.lease" in name for name in place.names("out")), what="a lease")
+    kill(first, signal.SIGCONT)
+    for process in (first, other):
+        ended = wait(process)
+        assert (ended.code, ended.result["status"]) == (0, "complete"), ended.stderr
+    must_be_whole(place, reference)
+
+
+def test_ten_that_join_and_are_killed_at_random_end_with_each_row_once(
+    place: Place, tmp_path: Path
+) -> None:
+    """And no row that was durable at a kill is asked of an engine after it."""
+    crc_of, alone = requests_of(tmp_path, NUM_ROWS)
+    write_input(place)
+    kills = kill_joined_at_random(
+        write_job(tmp_path, job_of(place)),
+        place,
+        num_kills=8,
+        num_runs=10,
+        moments=random.Random(place.is_s3),
+        crc_of=crc_of,
+        pause_s=0.8,
+    )
+    assert kills.num_kills >= 2
+    kills.must_stand()
+    must_be_whole(place, stable(results(alone)))
+
+
+def test_limit_computes_so_many_rows_and_gives_the_rest_back(
+    folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    write_input(folder)
+    path = write_job(tmp_path, job_of(folder))
+    ended = run(path, "--join", "--limit", "40")
+    assert (ended.code, ended.result["status"]) == (0, "partial"), ended.stderr
+    assert ended.result["rows_computed"] == 40
+    ended = run(path, "--join")
+    assert (ended.code, ended.result["rows_computed"]) == (0, sum(NUM_ROWS) - 40), ended.stderr
+    must_be_whole(folder, reference)
+
+
+def test_a_job_that_differs_is_refused(folder: Place, tmp_path: Path) -> None:
+    write_input(folder)
+    assert run(write_job(tmp_path, job_of(folder)), "--join", "--limit", "5").code == 0
+    other = write_job(tmp_path, job_of(folder, sampling={"max_tokens": 8}), "other.yaml")
+    refused = run(other, "--join")
+    assert refused.code == 2
+    assert "sampling.max_tokens" in refused.result["message"]
+
+
+def test_an_input_file_that_changes_meanwhile_is_an_error_and_the_others_finish(
+    folder: Place, tmp_path: Path
+) -> None:
+    write_input(folder)
+    path = write_job(tmp_path, job_of(folder))
+    joined = start(path, "--join", fake=SLOW)
+    wait_until(lambda: len(folder.parts()) >= 2, what="parts")
+    folder.write_parquet("in/s0.parquet", rows(400, start=7000))
+    ended = wait(joined)
+    assert ended.code == 2, ended.stderr
+    assert "s0.parquet" in ended.result["message"]
+    names = folder.names("out")
+    assert "s0.parquet" not in names and "_SUCCESS" not in names
+    assert {"s1.parquet", "s2.parquet", "s3.parquet", "s4.parquet"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "options", [("--slice", "1/2"), ("--restart",), ("--retry-failed",)], ids=lambda o: o[0]
+)
+def test_options_that_joined_runs_do_not_have_are_refused(
+    options: tuple[str, ...], folder: Place, tmp_path: Path
+) -> None:
+    path = write_job(tmp_path, job_of(folder))
+    ended = run(path, "--join", *options)
+    assert ended.code == 2
+    assert options[0] in ended.result["message"] and "--join" in ended.result["message"]
+
+
+def test_a_promise_of_a_single_writer_is_refused(folder: Place, tmp_path: Path) -> None:
+    write_input(folder)
+    settings = job_of(folder)
+    settings["output"]["single_writer"] = True
+    ended = run(write_job(tmp_path, settings), "--join")
+    assert ended.code == 2
+    assert "output.single_writer" in ended.result["message"]
+    assert folder.names("out") == []
+
+
+def test_leases_that_promise_rows_that_were_deleted_heal(
+    folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    write_input(folder)
+    path = write_job(tmp_path, job_of(folder))
+    crash = {"op": "create", "key": r"fold-", "when": "after"}
+    assert run(path, "--join", crash=crash).code == -9
+    Path(folder.url("out", folder.parts()[0])).unlink()
+    ended = run(path, "--join")
+    assert ended.code == 75, ended.stderr
+    assert run(path, "--join").code == 0
+    must_be_whole(folder, reference)

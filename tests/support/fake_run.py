@@ -4,8 +4,9 @@ FAKE_ENGINE (JSON): the fields of FakePlan. A job may name the engine `fake`; on
 vLLM, or none, is checked as for vLLM and run on the fake.
 
 CRASH (JSON): {"op": "publish" | "put" | "create" | "delete", "key": regex, "when": "before" |
-"written" | "after", "nth": n}: SIGKILL ourselves at the n-th such step. "written": a publish whose
-content is written, but which is not visible yet. A delete of several keys counts one by one.
+"written" | "after", "nth": n, "signal_name": "SIGKILL"}: signal ourselves at the n-th such step.
+"written": a publish whose content is written, but which is not visible yet. A delete of several
+keys counts one by one.
 """
 
 from __future__ import annotations
@@ -85,16 +86,19 @@ class NoLease:
 
 
 class Crash:
-    """Counts matching steps and kills at the n-th."""
+    """Counts matching steps and kills, or stops, at the n-th."""
 
-    def __init__(self, op: str, key: str, when: str, nth: int = 1) -> None:
+    def __init__(
+        self, op: str, key: str, when: str, nth: int = 1, signal_name: str = "SIGKILL"
+    ) -> None:
         self.op, self.pattern, self.when, self.left = op, re.compile(key), when, nth
+        self.signal = signal.Signals[signal_name]
 
     def reached(self, op: str, key: str, when: str) -> None:
         if (op, when) == (self.op, self.when) and self.pattern.search(key):
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signal)
 
 
 def install(crash: Crash, store: type) -> None:

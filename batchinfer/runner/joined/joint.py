@@ -102,7 +102,7 @@ class Joint:
 
     def num_rows_fair(self, num_open: int, at_most: int) -> float:
         """Our share of what nobody has, and of our own `num_open` rows; at most that is of use."""
-        num_members = max(1, self._members.num_alive)
+        num_members = self._members.num_alive
         with self._lock:
             num_free = self._board.num_rows_free(at_most * num_members)
         return (num_free + num_open) / num_members
