@@ -38,7 +38,7 @@ from tests.support.jobs import (
     wait,
     write_job,
 )
-from tests.support.processes import await_end, children_of, kill_one
+from tests.support.processes import await_end, children_of, is_stopped, kill_one
 from tests.support.s3_server import s3_server
 
 SLOW = {"step_s": 0.02, "max_num_seqs": 8}
@@ -174,7 +174,7 @@ def kill_joined_at_random(
         if any(process.poll() is not None for process in running):
             break  # it is complete, as is asserted below
         for process in running:
-            kill(process, signal.SIGSTOP)
+            stop(process)
         kills.look()
         victim = running.pop(moments.randrange(len(running)))
         kill(victim)
@@ -188,6 +188,15 @@ def kill_joined_at_random(
         assert ended.code == 0, f"exit code {ended.code}\n{ended.stderr}"
         assert ended.result["status"] == "complete"
     return kills
+
+
+def stop(process: Process) -> None:
+    """All of it, and wait for that: it may be in the middle of being started, or of a write."""
+    deadline_s = time.monotonic() + 30
+    while process.poll() is None and not is_stopped(process.pid):
+        assert time.monotonic() < deadline_s, f"{process.pid} does not stop"
+        kill(process, signal.SIGSTOP)
+        time.sleep(0.02)
 
 
 def write_input(place: Place, sizes: Sequence[int]) -> None:
@@ -220,6 +229,37 @@ def _place(*, is_s3: bool, folder: Path) -> Iterator[Place]:
         yield Place(f"s3://{server.create_bucket()}", server.environment())
 
 
+def _kill_joined(
+    folder: Path,
+    place: Place,
+    sizes: Sequence[int],
+    num_kills: int,
+    moments: random.Random,
+    arguments: argparse.Namespace,
+) -> dict[str, int]:
+    """A job by joined runs, beside the same by one alone."""
+    crc_of, alone = requests_of(folder, sizes)
+    kills = kill_joined_at_random(
+        write_job(folder, job(place, engine={"name": "fake"})),
+        place,
+        num_kills=num_kills,
+        num_runs=arguments.join,
+        moments=moments,
+        crc_of=crc_of,
+        pause_s=arguments.pause_s,
+    )
+    assert stable(results(place)).equals(stable(results(alone))), "other rows than those of one run"
+    assert not place.parts(), "parts are left"
+    kept = kills.must_stand()
+    counts = {"kills": kills.num_kills, "jobs": 1, "rows_kept": kept}
+    return counts | {"runs": kills.num_runs, "rows": sum(sizes)}
+
+
+def _say(line: Mapping[str, int]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=200)
@@ -243,26 +283,10 @@ def main() -> None:
             path = write_job(Path(name), settings)
             left = arguments.kills - total["kills"]
             if arguments.join:
-                crc_of, reference = requests_of(Path(name), sizes)
-                joined = kill_joined_at_random(
-                    path,
-                    place,
-                    num_kills=left,
-                    num_runs=arguments.join,
-                    moments=moments,
-                    crc_of=crc_of,
-                    pause_s=arguments.pause_s,
-                )
-                have = stable(results(place))
-                assert have.equals(stable(results(reference))), "other rows than those of one run"
-                assert not place.parts(), "parts are left"
-                total["kills"] += joined.num_kills
-                total["jobs"] += 1
-                total["rows_kept"] += joined.must_stand()
-                line = {"seconds": round(time.monotonic() - begun_s), **total}
-                line |= {"runs": joined.num_runs, "rows": sum(sizes)}
-                sys.stdout.write(json.dumps(line) + "\n")
-                sys.stdout.flush()
+                line = _kill_joined(Path(name), place, sizes, left, moments, arguments)
+                for key in total:
+                    total[key] += line[key]
+                _say({"seconds": round(time.monotonic() - begun_s), **line, **total})
                 continue
             kills = kill_at_random(
                 path,
@@ -284,8 +308,7 @@ def main() -> None:
             total["rows_kept"] += kills.must_stand()
             line = {"seconds": round(time.monotonic() - begun_s), **total, "runs": kills.num_runs}
             line |= {"parents": kills.num_parents, "refused": kills.num_refused, "rows": sum(sizes)}
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+            _say(line)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from tests.support.jobs import (
     wait_until,
     write_job,
 )
+from tests.support.processes import await_children, is_stopped, kill_one
 
 #: One large shard, many pieces; small ones of one piece; one without rows.
 NUM_ROWS = (500, 50, 0, 1, 30)
@@ -164,10 +165,6 @@ def test_joining_is_refused_beside_a_run_that_owns_rows(
 IMPATIENT = {"FAKE_STALE_S": "4", "FAKE_BEAT_S": "0.5"}
 
 
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
 @pytest.mark.parametrize(
     "frozen",
     [
@@ -301,4 +298,38 @@ def test_leases_that_promise_rows_that_were_deleted_heal(
     ended = run(path, "--join")
     assert ended.code == 75, ended.stderr
     assert run(path, "--join").code == 0
+    must_be_whole(folder, reference)
+
+
+def test_several_devices_of_each_of_two_joined_runs_share_the_rows(
+    folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    """And a replica that is killed is started again by its own."""
+    write_input(folder)
+    settings = job(folder, engine={"name": "fake", "devices": 2})
+    path = write_job(tmp_path, settings)
+    processes = [start(path, "--join", fake=SLOW) for _ in range(2)]
+    replica, _ = await_children(processes[0].pid, 2)
+    wait_until(lambda: folder.parts(), what="a part")
+    kill_one(replica, signal.SIGKILL)
+    ended = [wait(process) for process in processes]
+    assert [e.code for e in ended] == [0, 0], [e.stderr for e in ended]
+    assert all(e.result["status"] == "complete" for e in ended)
+    assert all(e.result["rows_computed"] for e in ended), "each had its share"
+    must_be_whole(folder, reference)
+
+
+def test_what_a_killed_run_of_several_devices_had_goes_to_one_of_a_single_device(
+    folder: Place, tmp_path: Path, reference: pl.DataFrame
+) -> None:
+    write_input(folder)
+    two = write_job(tmp_path, job(folder, engine={"name": "fake", "devices": 2}), "two.yaml")
+    first = start(two, "--join", fake=SLOW)
+    await_children(first.pid, 2)
+    wait_until(lambda: len(folder.parts()) >= 3, what="parts")
+    kill_one(first.pid, signal.SIGKILL)
+    first.communicate()
+    ended = run(write_job(tmp_path, job_of(folder)), "--join")
+    assert (ended.code, ended.result["status"]) == (0, "complete"), ended.stderr
+    assert ended.result["rows_computed"] < sum(NUM_ROWS)
     must_be_whole(folder, reference)

@@ -43,6 +43,15 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether each of its threads is."""
+    states = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            states.append((thread / "stat").read_text().rpartition(")")[2].split()[0])
+    return bool(states) and set(states) == {"T"}
+
+
 def await_end(*pids: int, timeout_s: float) -> None:
     deadline_s = time.monotonic() + timeout_s
     while alive := [pid for pid in pids if is_alive(pid)]:

@@ -5,13 +5,16 @@ Must not know: leases, how rows are computed.
 
 from __future__ import annotations
 
-from batchinfer.errors import ConfigError
+from functools import partial
+
 from batchinfer.runner.compute import Computed, Pulse, compute
 from batchinfer.runner.ending import bad_input
 from batchinfer.runner.host import Host
 from batchinfer.runner.joined.alone import JointClaims
 from batchinfer.runner.joined.joint import Joint
+from batchinfer.runner.joined.shards import JoinedShards
 from batchinfer.runner.pipeline import Share
+from batchinfer.runner.replicas.fleet import compute_on_replicas
 from batchinfer.runner.replicas.places import Places
 from batchinfer.runner.session import Session
 from batchinfer.runner.status import Status
@@ -24,22 +27,24 @@ def compute_joined(
 
     Raises as `compute` does.
     """
-    if places is not None:
-        places.close()
-        raise ConfigError(
-            "a joined run computes on one device: start one with --join for each, with "
-            "CUDA_VISIBLE_DEVICES set to its index and engine.devices: 1"
-        )
     joint = Joint(session, host)
-    claims = JointClaims(joint, session, host, lambda: status.capacity)
     joint.start()
     try:
-        share = Share(claims, first_sequence=0)
-        computed = compute(
-            session, iter(claims), host, status, heartbeat, is_cautious=False, share=share
-        )
+        if places is None:
+            computed = _compute_here(session, host, status, heartbeat, joint)
+        else:
+            shards_of = partial(JoinedShards, joint=joint)
+            computed = compute_on_replicas(session, host, status, heartbeat, places, shards_of)
     finally:
         joint.close()
     if (error := bad_input(joint.input_errors)) is not None:
         raise error
     return Computed({**computed.finished, **joint.totals}, computed.is_limited)
+
+
+def _compute_here(
+    session: Session, host: Host, status: Status, heartbeat: Pulse, joint: Joint
+) -> Computed:
+    claims = JointClaims(joint, session, host, lambda: status.capacity)
+    share = Share(claims, first_sequence=0)
+    return compute(session, iter(claims), host, status, heartbeat, is_cautious=False, share=share)

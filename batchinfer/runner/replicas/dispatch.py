@@ -66,15 +66,24 @@ class Holding:
 class Dispatch:
     """One for a run, used by one thread."""
 
-    def __init__(self, num_rows: Sequence[int], window_rows: int, num_samples: int) -> None:
-        """`num_rows` of each shard, before the filter."""
+    def __init__(
+        self,
+        num_rows: Sequence[int],
+        window_rows: int,
+        num_samples: int,
+        *,
+        is_fed: bool = False,
+    ) -> None:
+        """`num_rows` of each shard, before the filter. `is_fed`: what is added alone is given."""
         self._num_rows = num_rows
         self._window_rows = window_rows
         self._num_samples = num_samples
         order = sorted(range(len(num_rows)), key=lambda index: -num_rows[index])
-        self._fresh = self._windows(order)
+        self._fresh = self._windows(() if is_fed else order)
+        self._added: deque[tuple[int, int, int]] = deque()
         self._next: tuple[int, int, int] | None = next(self._fresh, None)  # shard, start, stop
-        self._num_fresh = sum(num_rows)
+        self._num_fresh = 0 if is_fed else sum(num_rows)
+        self.num_rows_outside = 0.0  # that may be added: a fair share is of those, too
         self._again: deque[ShardPiece] = deque()
         self._holdings: dict[int, Holding] = {}
         self._num_named = 0
@@ -86,6 +95,21 @@ class Dispatch:
             num_rows = self._num_rows[shard]
             for start in range(0, max(1, num_rows), self._window_rows):
                 yield shard, start, min(start + self._window_rows, num_rows)
+
+    def add(self, shard: int, start: int, stop: int) -> None:
+        """Rows of one window of a shard, after all others."""
+        self._added.append((shard, start, stop))
+        self._num_fresh += stop - start
+        if self._next is None:
+            self._next = self._following()
+
+    def _following(self) -> tuple[int, int, int] | None:
+        found = next(self._fresh, None)
+        return self._added.popleft() if found is None and self._added else found
+
+    def has_room(self, replica: int) -> bool:
+        """Whether a replica may have more, as far as there is more."""
+        return self._allowed(self._holdings[replica]) > 0
 
     def begin(self, replica: int) -> None:
         """A replica starts, with nothing."""
@@ -143,7 +167,8 @@ class Dispatch:
 
     def _allowed(self, holding: Holding) -> int:
         """How many rows it may have more; 0: it has to wait until more is done."""
-        num_left = self._num_fresh * self._num_samples + sum(map(self._left_of, self._again))
+        num_fresh = self._num_fresh + self.num_rows_outside
+        num_left = num_fresh * self._num_samples + sum(map(self._left_of, self._again))
         num_left += sum(h.num_open for h in self._holdings.values())
         fair = num_left / len(self._holdings)
         capacity = (
@@ -163,11 +188,11 @@ class Dispatch:
         shard, start, stop = self._next
         end = min(stop, start + num_rows)
         is_whole = (start, end) == (0, self._num_rows[shard])
-        self._next = (shard, end, stop) if end < stop else next(self._fresh, None)
+        self._next = (shard, end, stop) if end < stop else self._following()
         self._num_fresh -= end - start
         while self._next is not None and self._next[0] in self._given_up:
             self._num_fresh -= self._next[2] - self._next[1]
-            self._next = next(self._fresh, None)
+            self._next = self._following()
         self._num_named += 1
         return ShardPiece(
             name=f"{self._num_named}",
@@ -213,7 +238,7 @@ class Dispatch:
         self._again = deque(piece for piece in self._again if piece.shard != shard)
         while self._next is not None and self._next[0] in self._given_up:
             self._num_fresh -= self._next[2] - self._next[1]
-            self._next = next(self._fresh, None)
+            self._next = self._following()
 
     def lost(self, replica: int) -> list[ShardPiece]:
         """A replica died: what it had goes back to the head of the queue. The pieces among them

@@ -30,7 +30,7 @@ from batchinfer.runner.replicas.messages import (
     Tuned,
 )
 from batchinfer.runner.replicas.order import order_of
-from batchinfer.runner.replicas.pending import PendingShards
+from batchinfer.runner.replicas.pending import PendingOf, PendingShards
 from batchinfer.runner.replicas.places import Places, WaitForPlace
 from batchinfer.runner.replicas.seat import Seat, error_of, say_again
 from batchinfer.runner.replicas.standings import Standings
@@ -50,13 +50,18 @@ _END_S = 30.0
 
 
 def compute_on_replicas(
-    session: Session, host: Host, status: Status, heartbeat: Pulse, places: Places
+    session: Session,
+    host: Host,
+    status: Status,
+    heartbeat: Pulse,
+    places: Places,
+    pending_of: PendingOf = PendingShards,
 ) -> Computed:
-    """Work off the pending shards with a replica at each place, and end those.
+    """Work off what is pending (`pending_of`) with a replica at each place, and end those.
 
     Raises Stopped, EngineDied, RepeatedDeath, InputError and what else ended it, see `Causes`.
     """
-    return _Fleet(session, host, status, heartbeat, places).run()
+    return _Fleet(session, host, status, heartbeat, places).run(pending_of)
 
 
 class _Fleet:
@@ -70,8 +75,6 @@ class _Fleet:
         self._counters = host.counters
         self._places = places
         self._seats: list[Seat] = []
-        self._pending = PendingShards(session, host, self._should_stop)
-        self._dispatch = self._pending.dispatch
         self._num_processes = 0
         self._looked_s = time.monotonic()
         self._wait = WaitForPlace(places)
@@ -81,7 +84,9 @@ class _Fleet:
         self._was_ready = False  # whether any replica was
         self._standings = Standings()
 
-    def run(self) -> Computed:
+    def run(self, pending_of: PendingOf) -> Computed:
+        self._pending = pending_of(self._session, self._host, self._should_stop)
+        self._dispatch = self._pending.dispatch
         try:
             return self._run()
         finally:
@@ -117,8 +122,6 @@ class _Fleet:
         """What the replicas' engines had a moment ago, as "shard:row". From any thread."""
         return [name for seat in self._seats for name in seat.in_flight]
 
-    # The loop.
-
     def _give_out(self) -> None:
         while not (self._is_over() or self._should_stop()):
             self._add_seats()
@@ -134,7 +137,7 @@ class _Fleet:
         self._pending.await_folds()
 
     def _is_over(self) -> bool:
-        return self._is_limited or self._dispatch.is_over
+        return self._is_limited or self._pending.is_over
 
     def _should_stop(self) -> bool:
         return (
@@ -248,6 +251,7 @@ class _Fleet:
             what,
         )
         for piece in deadly:
+            self._pending.leave_out(piece)
             logger.error(
                 "left out: %s was in the engine at the deaths of replicas",
                 self._pending.where(piece),
@@ -300,8 +304,6 @@ class _Fleet:
             engine=error,
             input=bad_input(self._pending.input_errors.values()),
         )
-
-    # What is pending.
 
     def _give(self) -> None:
         for seat in self._running():

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -54,6 +55,14 @@ class _FoldAbandonedError(Exception):
     """A fold that gave way to a stop. Nothing appeared; its parts stand."""
 
 
+class PendingOf(Protocol):
+    """What gives out a session's work."""
+
+    def __call__(
+        self, session: Session, host: Host, should_stop: Callable[[], bool]
+    ) -> PendingShards: ...
+
+
 class PendingShards:
     """All that is pending in a session."""
 
@@ -63,7 +72,7 @@ class PendingShards:
         self._counters = host.counters
         self._should_stop = should_stop
         num_rows = [session.num_rows_of([shard]) for shard in session.pending]
-        self.dispatch = Dispatch(num_rows, session.window_rows, session.task.num_samples)
+        self.dispatch = self.make_dispatch(num_rows)
         self._assemblies = {index: _Assembly(rows) for index, rows in enumerate(num_rows) if rows}
         num_threads = _NUM_FOLDERS if session.store.is_local else _NUM_REMOTE_FOLDERS
         self._folds = ThreadPoolExecutor(num_threads, thread_name_prefix="fold")
@@ -72,6 +81,15 @@ class PendingShards:
         self.finished: dict[str, Totals] = {}
         self.input_errors: dict[str, InputError] = {}
         self.error: BaseException | None = None  # ends the run
+
+    def make_dispatch(self, num_rows: Sequence[int]) -> Dispatch:
+        session = self._session
+        return Dispatch(num_rows, session.window_rows, session.task.num_samples)
+
+    @property
+    def is_over(self) -> bool:
+        """Everything is done, or given up."""
+        return self.dispatch.is_over
 
     def give(self, replica: int) -> Give | None:
         """Something for a replica that asks; None: nothing now."""
@@ -98,9 +116,16 @@ class PendingShards:
             windows=range(piece.window, piece.window + 1 if piece.num_rows else piece.window),
             rows=(piece.start, piece.stop),
             is_whole=piece.is_whole,
-            has_parts=piece.was_lost or shard.name in listed.with_parts,
+            has_parts=self.may_have_parts(piece),
             is_finished=is_finished,
         )
+
+    def may_have_parts(self, piece: ShardPiece) -> bool:
+        shard = self._session.pending[piece.shard]
+        return piece.was_lost or shard.name in self._session.survey.with_parts
+
+    def leave_out(self, piece: ShardPiece) -> None:
+        """It is taken for what kills, and not given out any more."""
 
     def hear(self, replica: int, message: OfPiece) -> None:
         """What a replica says of a piece; of a shard that was given up it means nothing."""
