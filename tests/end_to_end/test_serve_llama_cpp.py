@@ -111,6 +111,10 @@ def test_a_schema_is_kept_to_and_one_that_cannot_be_is_refused(server: Served) -
 
     answer = chat(server, response_format=form(SCHEMA), max_tokens=200)
     assert json.loads(answer.choices[0].message.content)["kind"] in ("tool", "library")
+    one_of = {"structured_outputs": {"choice": ["yes", "no"]}}
+    assert text(server, extra_body=one_of) in ("yes", "no")
+    with pytest.raises(openai.BadRequestError, match="echo: llama"):
+        text(server, extra_body={"echo": True})
     behind = {"type": "string", "pattern": "(?<=a)b"}
     with pytest.raises(openai.BadRequestError, match="cannot read the JSON schema"):
         chat(server, response_format=form(behind))

@@ -19,6 +19,23 @@ SAID_BY: Mapping[str, Sequence[str]] = {
     name: (name, "grammar", "json_schema", "response_format", "tools")
     for name in ("grammar", "json_schema")
 }
+#: Keys of OpenAI's and vLLM's requests that the server passes over: with these values they ask for
+#: nothing.
+_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "echo": (False,),
+    "include_stop_str_in_output": (False,),
+    "min_tokens": (0,),
+    "prompt_logprobs": (),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+_FORMS = ("json", "regex", "choice", "grammar")
 #: Endpoints whose requests have these keys.
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 PATHS = (*CHAT_PATHS, "/v1/completions", "/completions", "/completion")
@@ -64,6 +81,41 @@ def request_values(sampling: SamplingSettings) -> dict[str, Any]:
         else:
             values["grammar"] = _grammar(kind, value)
     return values
+
+
+def translated(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's body with vLLM's keys as llama.cpp's server has them.
+
+    Raises ValueError for a key of OpenAI's or vLLM's that it would pass over.
+    """
+    for key, nothing in _NOTHING.items():
+        value = body.get(key)
+        if value is not None and value not in nothing:
+            raise ValueError(f"{key}: llama.cpp's server cannot do that: leave it out")
+    found = dict(body)
+    if (penalty := found.pop("repetition_penalty", None)) is not None:
+        found.setdefault("repeat_penalty", penalty)
+    if (form := found.pop("structured_outputs", None)) is not None:
+        found |= _form(form)
+    return found
+
+
+def _form(form: Any) -> dict[str, Any]:
+    pairs = form.items() if isinstance(form, Mapping) else ()
+    said = [(key, value) for key, value in pairs if value is not None]
+    if len(said) != 1 or said[0][0] not in _FORMS:
+        raise ValueError(f"structured_outputs must have one of {', '.join(_FORMS)}")
+    ((key, value),) = said
+    if key == "json":
+        schema = json.loads(value) if isinstance(value, str) else value
+        if isinstance(schema, Mapping):
+            return {"json_schema": schema}
+    elif key == "choice":
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            return {"grammar": _grammar(key, value)}
+    elif isinstance(value, str):
+        return {"grammar": _grammar(key, value)}
+    raise ValueError(f"structured_outputs.{key} is none: {str(value)[:80]}")
 
 
 def _grammar(kind: str, value: Any) -> str:

@@ -26,6 +26,7 @@ from batchinfer.engine.llama_cpp.request_defaults import (
     request_values,
     schema_of,
     server_sampling,
+    translated,
 )
 from batchinfer.engine.llama_cpp.sampling import GUIDANCE, unreadable
 from batchinfer.engine.llama_cpp.sizes import MAX_UBATCH, num_threads, sizes_of
@@ -119,6 +120,7 @@ class Changes:
                 "the model brings no chat template, and the job has none (prompt.chat_template): "
                 "ask for a completion"
             )
+        body = translated(body)
         if (schema := schema_of(body)) is not None and (why := self._why(schema)):
             raise ValueError(f"llama.cpp cannot read the JSON schema: {why}")
         return completed(body, self._values, SAID_BY)

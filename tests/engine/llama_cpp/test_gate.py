@@ -24,6 +24,7 @@ from batchinfer.engine.llama_cpp.request_defaults import (
     check_served,
     request_values,
     server_sampling,
+    translated,
 )
 from batchinfer.errors import ConfigError
 
@@ -157,3 +158,39 @@ def test_every_sampling_value_is_a_default_somewhere() -> None:
 def test_a_slash_in_a_pattern_does_not_end_it(regex: str) -> None:
     values = request_values(SamplingSettings(structured={"regex": regex}))
     assert values == {"grammar": "%llguidance {}\nstart: /a\\/b/\n"}
+
+
+def test_forms_and_penalties_of_vllms_requests_are_said_in_llama_cpps_words() -> None:
+    choice = translated({"structured_outputs": {"choice": ["yes", "no"], "regex": None}})
+    assert choice == {"grammar": 'root ::= "yes" | "no"'}
+    assert translated({"structured_outputs": {"json": '{"type": "object"}'}}) == {
+        "json_schema": {"type": "object"}
+    }
+    assert translated({"structured_outputs": {"regex": "a/b"}})["grammar"].endswith("/a\\/b/\n")
+    assert translated({"repetition_penalty": 1.5, "prompt": "x"}) == {
+        "repeat_penalty": 1.5,
+        "prompt": "x",
+    }
+    plain = {"prompt": "x", "echo": False, "stop_token_ids": [], "min_tokens": None, "top_k": 5}
+    assert translated(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"echo": True}, "echo: llama.cpp's server cannot do that"),
+        ({"stop_token_ids": [5]}, "stop_token_ids: llama.cpp's server cannot"),
+        ({"min_tokens": 3}, "min_tokens: "),
+        ({"prompt_logprobs": 0}, "prompt_logprobs: "),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "must have one of json, regex"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "must have one of json, regex"),
+        ({"structured_outputs": "x"}, "must have one of json, regex"),
+        ({"structured_outputs": {"choice": "yes"}}, "structured_outputs.choice is none: yes"),
+        ({"structured_outputs": {"json": "["}}, "Expecting value"),
+    ],
+)
+def test_what_llama_cpps_server_would_pass_over_is_refused(
+    body: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        translated(body)
