@@ -23,9 +23,10 @@ from batchinfer.cli.source import JOB_OPTIONS, JobSource
 from batchinfer.cli.tokens import Screen
 from batchinfer.cli.warned import held_warnings
 from batchinfer.config import Job, SamplingSettings
+from batchinfer.config.prompt import PROMPT_KINDS
 from batchinfer.engine.hardware import gib, gpus
 from batchinfer.engine.host import own_memory_bytes
-from batchinfer.errors import BatchInferError, EngineDied, printable
+from batchinfer.errors import BatchInferError, ConfigError, EngineDied, printable
 from batchinfer.runner.talk import Talk
 
 _OTHERWISE: Mapping[str, Any] = {
@@ -33,6 +34,8 @@ _OTHERWISE: Mapping[str, Any] = {
     "output": {"path": "-"},
     "prompt": {"messages_column": "-"},
 }
+#: Sections, and settings of `sampling`.
+_OF_ROWS = ("input", "output", "packing", "checkpoint", "limits", "task", "score", "n", "per_row")
 _HELP = """\
 /set KEY=VALUE        a setting: temperature=0.8, max_tokens=64, model.dtype=float32, …
 /set                  what is set so far
@@ -180,6 +183,8 @@ class Repl:
             return
         key, _, value = assignment.partition("=")
         key = key.strip()
+        if _has_no_effect(key):
+            raise ConfigError(f"/set {key}: it has no effect on a chat, which has no rows")
         self._change(f"sampling.{key}" if key in SamplingSettings.model_fields else key, value)
 
     def _change(self, key: str, value: str) -> None:
@@ -205,6 +210,12 @@ class Repl:
 
     def _clear(self, _: str) -> None:
         self._talk.clear()
+
+
+def _has_no_effect(key: str) -> bool:
+    """Whether a setting is of rows: where they are, and how they are read and kept."""
+    section, _, name = key.removeprefix("sampling.").partition(".")
+    return section in _OF_ROWS or (section == "prompt" and name in PROMPT_KINDS)
 
 
 def _memory() -> str:

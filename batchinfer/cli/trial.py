@@ -117,6 +117,8 @@ def _show_row(
             value = row.table.column(column)[0].as_py()
             said = "null: the job's own" if value is None else shown(value)
             screen.line(f"         {name} from column {column}: {said}")
+    if job.sampling.n > 1:
+        screen.line(f"sample   1 of {job.sampling.n}", bold=True)
     screen.line(f"prompt   {len(prepared.token_ids):,} tokens of {most:,} that fit", bold=True)
     show_prompt(screen, prompter.encoder, prepared.token_ids)
 

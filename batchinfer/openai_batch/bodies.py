@@ -190,6 +190,8 @@ def _own(body: dict[str, Any], max_tokens: Any) -> dict[str, Any]:
     if "seed" in body:
         seed = _typed(body, "seed", int, "a whole number")
         assert seed is not None
+        if not -(2**63) <= seed < 2**63:
+            raise LineError(f"seed must have 64 bits, got {shown(seed)}", "invalid_value", "seed")
         own["seed"] = seed & (2**63 - 1)  # OpenAI's may be negative
         del body["seed"]
     if (constraint := _constraint(body)) is not None:

@@ -129,6 +129,8 @@ def _named(tokenizer: Any, name: str) -> str:
     if name not in FORMATS:
         close = difflib.get_close_matches(name, [*known, *FORMATS], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
+        if Path(name).is_file():
+            hint = f" (the file of that name is ./{name})"
         of_tokenizer = f"the tokenizer has {', '.join(sorted(known)) or 'no named one'}"
         raise ConfigError(
             f"{_KEY}: there is no chat template {name!r}{hint}: {of_tokenizer}, and there are "

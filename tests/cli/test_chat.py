@@ -66,6 +66,8 @@ def test_a_conversation_is_answered_changed_and_interrupted(chat: subprocess.Pop
     refusal = "/set temperatur: unknown key; did you mean sampling.temperature?"
     assert refusal in say("/set temperatur=1")
     assert "/set KEY=VALUE" in say("/what")
+    for key in ("input.path", "per_row", "prompt.column", "sampling.n"):
+        assert f"/set {key}: it has no effect on a chat" in say(f"/set {key}=x")
     assert "prompt_too_long" in say("/set max_tokens=2000\nlong")
     chat.stdin.write("/clear\nlong\n")
     chat.stdout.read(30)  # of the answer

@@ -430,6 +430,7 @@ def test_no_value_of_a_line_ends_the_batch_however_deep_or_large(tmp_path: Path)
         chat_of_depth("schema", "structured_outputs", 600),
         chat("as text", structured_outputs={"json": "[" * 300 + "]" * 300}),
         chat("wide", top_k=10**30),
+        chat("wide seed", seed=2**63),
         chat("huge", temperature=10**400),
         chat("ids", stop_token_ids=[10**30]),
         chat("no token", stop_token_ids=[5, 4096]),
