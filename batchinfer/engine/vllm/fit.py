@@ -220,6 +220,9 @@ def _ways(
     if needed <= budget:
         return
     left = budget - found.step - of_sequence
+    num_seqs = _most_seqs(needs, sizes, budget - found.weights - of_sequence)
+    if num_seqs is not None:
+        yield f"engine.max_num_seqs {num_seqs}"
     if needs.packed is not None and needs.packed < needs.weights and needs.packed <= left:
         yield f"model.keep_packed auto ({gib(needs.packed)} of weights)"
     for name, num_bytes in needs.smaller.items():
@@ -238,6 +241,13 @@ def _ways(
         if needed - budget < found.weights:
             num_gib = math.ceil(settings.cpu_offload_gib + (needed - budget) / GIB)
             yield f"model.cpu_offload_gib {num_gib} (slower)"
+
+
+def _most_seqs(needs: Needs, sizes: tuple[int, int], num_bytes: int) -> int | None:
+    """The most sequences whose logits leave the rest of a step its room; None: they are not it."""
+    of_tokens = needs.dequantized + sizes[1] * needs.step_per_token
+    most = (num_bytes - needs.dequantized) // max(1, needs.logits_per_row)
+    return most if 0 < most < sizes[0] and of_tokens <= num_bytes else None
 
 
 def budget_of(settings: VllmSettings, memory: Memory) -> int:

@@ -23,6 +23,10 @@ logger = logging.getLogger("batchinfer.runner")
 
 #: A job with fewer rows than so many times the widest ends before a search could.
 _LEAST_ROUNDS = 3
+#: What an earlier run found is of other rows if these have twice as many tokens, or half.
+_OTHER_LENGTH = 2.0
+#: ... known once so many times the widest, at least so many, are answered: short ones come first.
+_LENGTH_ROUNDS, _LEAST_LENGTHS = 4, 64
 #: An engine that has computed nothing by then does not say what its steps compute.
 _NUM_STEPS_UNCOUNTED = 8
 
@@ -115,6 +119,7 @@ class TunedWidth(Width):
         self._tell = tell
         self._budget_s = budget_s
         self._search: WidthSearch | None = None
+        self._remembered: Remembered | None = None  # until it is known whether it is of such rows
         self._num_visits = self._num_steps = 0
         self._num_answers = self._num_completion_tokens = 0
         self._has_tokens = False
@@ -148,12 +153,32 @@ class TunedWidth(Width):
     def answered(self, num_completion_tokens: int) -> None:
         self._num_answers += 1
         self._num_completion_tokens += num_completion_tokens
+        if self._remembered is None:
+            return
+        if self._num_answers >= max(_LEAST_LENGTHS, _LENGTH_ROUNDS * self.widest):
+            expected, mean = self._remembered.completion_tokens, self._mean_completion_tokens()
+            self._remembered = None
+            if not 1 / _OTHER_LENGTH <= (1 + mean) / (1 + expected) <= _OTHER_LENGTH:
+                logger.info(
+                    "engine.tune: rows have %.0f tokens, those of the earlier run had %.0f: the "
+                    "width is searched again",
+                    mean,
+                    expected,
+                )
+                self._begin_search()
+
+    def _mean_completion_tokens(self) -> float:
+        return self._num_completion_tokens / max(1, self._num_answers)
 
     def _begin(self) -> None:
         if (remembered := self._memory.read()) is not None:
             self._set(remembered.width)
+            self._remembered = remembered
             self._report(_of_memory(remembered, self.widest))
             return
+        self._begin_search()
+
+    def _begin_search(self) -> None:
         num_left = self._rows_left()
         if num_left is not None and num_left < _LEAST_ROUNDS * self.widest:
             self._skip(
@@ -205,7 +230,7 @@ class TunedWidth(Width):
             speeds=tuple(found.speeds.items()),
         )
         if found.is_decided:
-            mean = self._num_completion_tokens / max(1, self._num_answers)
+            mean = self._mean_completion_tokens()
             is_kept = self._memory.write(Remembered(found.width, found.gain, mean))
             report = replace(report, is_remembered=is_kept)
             if is_kept:

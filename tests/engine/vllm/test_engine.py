@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchinfer.config import PerRowSettings, SamplingSettings, StructuredSettings
+from batchinfer.config import Job, PerRowSettings, SamplingSettings, StructuredSettings
 from batchinfer.engine.demands.completion import (
     Completion,
     CompletionDemand,
@@ -41,7 +41,16 @@ from batchinfer.engine.vllm.setup import (
 )
 from batchinfer.engine.vllm.sizes import default_sizes, graph_sizes
 from batchinfer.errors import ConfigError, EngineDied, RowError
-from tests.support.jobs import run_python
+from batchinfer.plan import Chunk
+from batchinfer.runner.loop import Loop
+from batchinfer.runner.ready import ReadyWork
+from batchinfer.runner.width.control import TunedWidth, WidthReport
+from batchinfer.runner.width.memory import WidthMemory
+from batchinfer.tasks import Result
+from batchinfer.telemetry import Counters
+from tests.support.jobs import Place, run_python
+from tests.support.jobs import job as job_settings
+from tests.support.knee import SteppedClock
 from tests.support.models import read_model
 
 pytestmark = [
@@ -704,6 +713,97 @@ OWN: list[dict[str, Any]] = [
     {"max_tokens": 8, "ignore_eos": True, "logprobs": 0},
 ]
 PER_ROW = {name: name for name in ("max_tokens", "temperature", "stop", "choice", "seed")}
+
+
+GREEDY = {"max_tokens": 16, "temperature": 0.0, "logprobs": 1}
+
+
+def test_a_width_holds_and_changes_no_result(core: Any) -> None:
+    engine = engine_on(core, with_sampling(**GREEDY))
+    requests = [CompletionRequest(i, PROMPTS[i % 3][i // 3 :]) for i in range(15)]
+    expected = run(engine, *requests)
+    assert engine.set_width(3)
+    try:
+        done: dict[int, Completion] = {}
+        for request in requests:
+            engine.add(request)
+        while len(done) < 6:
+            done |= {c.key: c for c in engine.step()}
+            assert 1 <= engine.num_running <= 3
+        assert engine.set_width(8)
+        num_running = []
+        while len(done) < len(requests):
+            done |= {c.key: c for c in engine.step()}
+            num_running.append(engine.num_running)
+        assert 3 < max(num_running) <= 8
+    finally:
+        engine.set_width(engine.facts.max_num_seqs)
+    for key, completion in expected.items():
+        assert np.array_equal(done[key].token_ids, completion.token_ids)
+        assert np.array_equal(done[key].token_logprobs, completion.token_logprobs)
+
+
+def test_an_engine_core_in_another_process_is_not_narrowed(core: Any) -> None:
+    engine = engine_on(core, with_sampling(**GREEDY))
+    engine._scheduler = None
+    assert not engine.set_width(3)
+
+
+def test_a_scheduler_of_vllm_0_26_is_not_narrowed(core: Any) -> None:
+    class Scheduler:
+        max_num_running_reqs = 256
+
+    engine = engine_on(core, with_sampling(**GREEDY))
+    engine._scheduler = Scheduler()
+    assert not engine.set_width(3)
+    assert Scheduler.max_num_running_reqs == 256
+
+
+def test_a_tuned_run_has_the_tokens_of_one_that_is_not(
+    core: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock says that steps of 16 take four times as long as those of 8, so 8 is found."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prompts = [PROMPTS[i % 3][: 20 + i % 11] for i in range(240)]
+    plain, _ = tuned_tokens(core, prompts, is_tuned=False)
+    tuned, reports = tuned_tokens(core, prompts, is_tuned=True)
+    assert [report.by for report in reports] == ["searching", "search"]
+    assert reports[-1].width == 8, reports
+    assert "8 sequences at once are" in reports[-1].text
+    assert tuned == plain
+
+
+def tuned_tokens(
+    core: Any, prompts: list[np.ndarray], *, is_tuned: bool
+) -> tuple[dict[int, list[int]], list[WidthReport]]:
+    """Token ids by row, and what was told of the width."""
+    engine = engine_on(core, with_sampling(**GREEDY))
+    engine.facts = dataclasses.replace(engine.facts, max_num_seqs=16)
+    clock, step = SteppedClock(), engine.step
+
+    def timed_step() -> Any:
+        answers = step()
+        clock.now_ns += int(2e6 * engine.num_running**2)
+        return answers
+
+    engine.step = timed_step
+    ready = ReadyWork(order="input", max_tokens=1 << 20)
+    ready.put(Chunk.of_prompts(prompts, num_samples=1))
+    ready.close()
+    results: list[Result] = []
+    counters, reports = Counters(clock), list[WidthReport]()
+    counters.set_total(len(prompts), 1)
+    job = Job.model_validate(job_settings(Place("nowhere"), sampling=GREEDY))
+    loop = Loop(engine, ready, results.extend, counters, job=job, should_stop=lambda: False)
+    if is_tuned:
+        memory = WidthMemory({"max_num_seqs": 16})
+        loop.set_width(TunedWidth(engine, memory, counters, reports.append, budget_s=30.0))
+    try:
+        loop.run()
+    finally:
+        engine.set_width(256)
+    tokens = {int(r.chunk.rows[r.index]): r.answer.token_ids.tolist() for r in results}  # type: ignore[attr-defined]
+    return tokens, reports
 
 
 def test_requests_that_are_sampled_in_their_own_ways_share_steps(core: Any) -> None:

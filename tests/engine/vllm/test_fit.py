@@ -257,6 +257,20 @@ def test_what_is_named_as_fitting_fits() -> None:
     assert 0 <= budget - found.weights - found.step - found.cache_bytes(length) < 128 * 131_072
 
 
+def test_a_width_that_does_not_fit_is_told_the_largest_that_does() -> None:
+    memory = Memory(24 * GIB, int(23.6 * GIB))
+    text = advice(SETTINGS, (8192, 8192), memory).partition(". ")[2]
+    most = int(text.partition("engine.max_num_seqs ")[2].partition(",")[0])
+    budget = int(0.9 * memory.total_bytes) - GIB
+
+    def left(num_seqs: int) -> int:
+        found = estimate(LLAMA_8B, max_num_seqs=num_seqs, max_num_batched_tokens=8192)
+        return budget - found.weights - found.step - found.cache_bytes(8192)
+
+    assert left(most) >= 0 > left(most + 1)
+    assert "max_num_seqs" not in said(memory, max_model_len=131_072), "it is not what is too large"
+
+
 def test_of_unknown_weights_the_settings_that_matter_are_named() -> None:
     text = advice(replace(SETTINGS, needs=None), (256, 8192), Memory(GIB, GIB))
     assert "model.max_model_len (now 8192) or engine.max_num_seqs (now 256)" in text

@@ -65,6 +65,20 @@ def test_the_next_run_begins_with_what_an_earlier_one_found(folder: Place, tmp_p
     assert engine.most_running == told["width"], "no step was wider"
 
 
+def test_rows_that_turn_out_longer_than_those_of_the_earlier_run_are_searched(
+    folder: Place, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_with_knee(written(folder, tmp_path))
+    (memory,) = cache.glob("*.json")
+    earlier = json.loads(memory.read_text()) | {"completion_tokens": 2.0}
+    memory.write_text(json.dumps(earlier))
+    with caplog.at_level("INFO", "batchinfer.runner"):
+        again, _ = run_with_knee(written(folder, tmp_path, output="again"))
+    assert tuning(again)["by"] == "search"
+    assert "those of the earlier run had 2" in caplog.text
+    assert json.loads(memory.read_text())["completion_tokens"] == pytest.approx(8.5, abs=1)
+
+
 def test_rows_of_another_length_are_searched_for_themselves(folder: Place, tmp_path: Path) -> None:
     run_with_knee(written(folder, tmp_path))
     path = written(folder, tmp_path, 100, output="longer")
